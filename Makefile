@@ -1,0 +1,78 @@
+# Two commands run the whole kit from a fresh clone: `make figures` and `make test`.
+
+PROFILE      ?= laptop
+PYTHON       ?= python3
+REQUIREMENTS ?= -r requirements.lock
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# The stamp says what the environment was made for: this folder (an environment does not survive
+# being moved) and these requirements. While it says the same, nothing is installed or looked up.
+WANTED := $(CURDIR) $(REQUIREMENTS) $(strip $(shell cat requirements.lock pyproject.toml | cksum))
+FOUND  := $(shell $(PY) -c "" 2>/dev/null && cat $(STAMP) 2>/dev/null)
+ifneq ($(FOUND),$(WANTED))
+.PHONY: $(STAMP)
+endif
+
+unexport PYTHONPATH PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help figures test lab lock
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+figures: $(STAMP) ## run every notebook and remake its figures (PROFILE=ci, laptop, study, paper)
+	$(PY) -m qalib figures --profile $(PROFILE)
+
+test: export HF_HUB_OFFLINE = 1
+test: export TOKENIZERS_PARALLELISM = false
+test: export QALIB_PROFILE = ci
+test: $(STAMP) ## check everything: style, imports, unit tests, every notebook twice
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(PY) -m pytest
+	$(PY) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    -p no:cacheprovider
+	$(PY) -m qalib figures --profile ci
+	$(PY) -m qalib figures --check
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab notebooks
+
+# An install that was killed leaves "unfinished" in the stamp, and the next one starts from nothing;
+# one that merely failed (no network, say) leaves no stamp, and the next one goes on from there.
+$(STAMP):
+	@$(PY) -c "" 2>/dev/null || rm -rf $(VENV)
+	@if [ -f $(STAMP) ] && ! grep -qF "$(CURDIR) " $(STAMP); then rm -rf $(VENV); fi
+	@[ -e $(VENV) ] || $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
+	    { echo "qalib needs Python 3.11 or newer, and $(PYTHON) is not; name another: make PYTHON=python3.12"; exit 1; }
+	@echo "Installing the pinned packages into $(VENV): 1 to 3 minutes, once."
+	@mkdir -p $(VENV) && echo unfinished > $(STAMP)
+	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(PY) -m pip install $(REQUIREMENTS) && \
+	    $(PY) -m pip install --no-deps --no-build-isolation --editable . || \
+	    { rm -f $(STAMP); echo "Installing failed, see above. It needs the package index; run the same command again."; exit 1; }
+	@echo "$(WANTED)" > $(STAMP)
+
+LOCKING := build/locking
+define LOCK_HEADER
+# Every package of the kit at one exact version, for Linux and macOS, Python 3.11 or newer.
+# Made by `make lock` from pyproject.toml in an empty environment; not edited by hand.
+# On Linux the package index gives torch with CUDA; for the smaller CPU build set
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before installing.
+endef
+export LOCK_HEADER
+
+# Left out: local build tags (+cpu), and what only torch with CUDA asks for, at versions of its own.
+lock: ## write requirements.lock anew from what pyproject.toml allows
+	rm -rf $(LOCKING) && $(PYTHON) -m venv $(LOCKING)
+	$(LOCKING)/bin/python -m pip install "torch==2.13.0" ".[dev]" appnope
+	$(LOCKING)/bin/python -m pip freeze --all --exclude pip --exclude qalib > $(LOCKING)/frozen
+	@{ echo "$$LOCK_HEADER"; grep -viE '^(nvidia|cuda|triton)' $(LOCKING)/frozen | \
+	    sed -e 's/+.*//' -e 's/^appnope.*/& ; sys_platform == "darwin"/'; } > requirements.lock
+	@rm -rf $(LOCKING)

@@ -1,0 +1,170 @@
+"""Answering questions: n-best spans with probabilities, long passages, null answers, files.
+
+transformers 5 dropped its question-answering pipeline; this is the replacement.
+
+    answerer = Answerer.load()
+    answerer.answer("Who built the bridge?", passage)[0].text
+
+A long passage is read through overlapping windows. A span's probability is its share among all
+spans of all windows of the passage, ``exp(score) / sum exp(score')``, so windows compete.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qalib.data.batches import collate, inference_batches
+from qalib.data.features import Window, WindowConfig, make_windows
+from qalib.data.squad import Example, check_example
+from qalib.errors import QalibError
+from qalib.readers.encoder_reader import EncoderReader
+from qalib.spans import best_spans
+from qalib.train import choose_precision
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """How spans are decoded and how inputs are batched."""
+
+    windows: WindowConfig = WindowConfig()
+    n_best: int = 1
+    max_answer_tokens: int = 30  # longest answer, in tokens
+    null_threshold: float = 0.0  # SQuAD 2.0: no answer if its score passes the best span's by more
+    tokens_per_batch: int = 8192  # padded tokens
+    precision: str = "auto"  # auto, fp32 or bf16
+
+    def __post_init__(self):
+        for name in ("n_best", "max_answer_tokens", "tokens_per_batch"):
+            if getattr(self, name) < 1:
+                raise QalibError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer: characters [start, end) of the passage; "no answer" is "" at [0, 0)."""
+
+    text: str
+    start: int
+    end: int
+    probability: float
+    score: float  # start logit + end logit
+
+
+class Answerer:
+    """Answers questions with a reader. Predictions do not depend on what else is in the batch."""
+
+    def __init__(self, reader: EncoderReader, config: AnswerConfig = AnswerConfig()):
+        self.reader = reader.eval()
+        self.config = config
+        self.device = next(reader.parameters()).device
+        self.precision, _ = choose_precision(config.precision, self.device.type)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path = "", config: AnswerConfig = AnswerConfig()) -> "Answerer":
+        """The shipped reader, or one from a checkpoint folder. Raises QalibError if damaged."""
+        from qalib.readers.shipped import load_reader
+
+        reader = load_reader(checkpoint)
+        return cls(reader.to("cuda" if torch.cuda.is_available() else "cpu"), config)
+
+    def answer(self, question: str, passage: str) -> list[Candidate]:
+        """The n best answers to one question, best first. Raises QalibError on empty text."""
+        return self.answer_many([Example("question", question, passage)])[0]
+
+    def answer_many(
+        self, examples: Sequence[Example], progress: bool = False
+    ) -> list[list[Candidate]]:
+        """The n best answers to every question, best first, in the order of ``examples``."""
+        for example in examples:
+            check_example(replace(example, answers=()), f"question {example.id!r}")
+        windows = make_windows(examples, self.reader.tokenizer, self.config.windows)
+        spans = self._score(windows, progress)
+        by_example: list[list[int]] = [[] for _ in examples]
+        for index, window in enumerate(windows):
+            by_example[window.example].append(index)
+        return [
+            self._merge(example, [(windows[i], spans[i]) for i in indices])
+            for example, indices in zip(examples, by_example, strict=True)
+        ]
+
+    def predictions(self, examples: Sequence[Example], progress: bool = False) -> dict[str, str]:
+        """Question id to best answer text: the official prediction format."""
+        found = self.answer_many(examples, progress)
+        return {e.id: best[0].text for e, best in zip(examples, found, strict=True)}
+
+    @torch.inference_mode()
+    def _score(self, windows: Sequence[Window], progress: bool) -> list["_Scored"]:
+        """Best spans of every window, computed in batches of like length."""
+        scored: list[_Scored | None] = [None] * len(windows)
+        plan = inference_batches([len(w) for w in windows], self.config.tokens_per_batch)
+        with _progress_bar(len(windows), progress) as bar:
+            for indices in plan:
+                rows = self._score_batch([windows[i] for i in indices])
+                for index, row in zip(indices, rows, strict=True):
+                    scored[index] = row
+                bar.update(len(indices))
+        return [row for row in scored if row is not None]
+
+    def _score_batch(self, windows: list[Window]) -> list["_Scored"]:
+        batch = collate(windows, self.reader.tokenizer.pad_token_id or 0).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self.reader(batch)
+        wanted = max(20, 4 * self.config.n_best)  # room for spans that turn out to be repeats
+        best = best_spans(*output[:3], k=wanted, max_length=self.config.max_answer_tokens)
+        null = output.start_logits[:, 0].float() + output.end_logits[:, 0].float()
+        columns = (best.starts, best.ends, best.scores, best.log_total, null)
+        return [_Scored(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+    def _merge(self, example: Example, parts: list[tuple[Window, "_Scored"]]) -> list[Candidate]:
+        """The n best distinct answers over all windows of one question."""
+        logs = [scored.log_total for _, scored in parts]
+        null = min(scored.null for _, scored in parts)
+        if self.config.windows.null:
+            logs.append(null)
+        total = torch.tensor(logs).logsumexp(dim=0).item()
+        found: dict[str, Candidate] = {}
+        for window, scored in parts:
+            for start, end, score in zip(scored.starts, scored.ends, scored.scores, strict=True):
+                if score == -torch.inf:
+                    break
+                a, b = window.characters(start, end)
+                text = example.context[a:b]
+                if text not in found or score > found[text].score:
+                    found[text] = Candidate(text, a, b, _share(score, total), score)
+        ranked = sorted(found.values(), key=lambda c: -c.score)
+        if self.config.windows.null or not ranked:
+            nothing = Candidate("", 0, 0, _share(null, total), null)
+            sure = not ranked or null > ranked[0].score + self.config.null_threshold
+            later = sorted([*ranked, nothing], key=lambda c: -c.score)
+            ranked = (
+                [nothing, *ranked] if sure else [ranked[0], *(c for c in later if c != ranked[0])]
+            )
+        return ranked[: self.config.n_best]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The best spans of one window, as plain numbers."""
+
+    starts: list[int]
+    ends: list[int]
+    scores: list[float]
+    log_total: float
+    null: float
+
+
+def _share(score: float, total: float) -> float:
+    return float(torch.tensor(score - total).exp()) if total > -torch.inf else 0.0
+
+
+def _progress_bar(total: int, show: bool):
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="answer", unit="window", disable=None if show else True)
+
+
+def as_rows(candidates: Sequence[Candidate]) -> list[dict]:
+    """Candidates as plain dictionaries, for JSON."""
+    return [asdict(candidate) for candidate in candidates]

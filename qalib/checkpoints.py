@@ -1,0 +1,135 @@
+"""Checkpoints of a training run, and weights on disk: safetensors and JSON, written atomically.
+
+``folder/checkpoint-000200/`` holds model.safetensors, optimizer.safetensors, random-<rank>.safetensors
+and state.json. It is complete or not there: it is written under another name and renamed.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qalib.errors import QalibError
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that training can move: parameters with gradients, and buffers."""
+    moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return moved | dict(model.named_buffers())
+
+
+def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict | None = None) -> None:
+    """Write tensors to a safetensors file, complete or not at all."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".partial")
+    ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
+    save_file(ready, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises QalibError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise QalibError(f"{path}: no such weights file.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise QalibError(f"{path}: damaged weights ({error}); fetch or train them again.") from None
+
+
+def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str = "weights") -> None:
+    """Copy tensors into the parameters and buffers of the same names, in place.
+
+    Raises QalibError if a name or a shape does not fit.
+    """
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            here = tuple(own[name].shape) if name in own else "nothing"
+            raise QalibError(
+                f"{source}: {name!r} of shape {tuple(tensor.shape)} does not fit this model, "
+                f"which has {here} there; use the model that the weights were made for."
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, accelerator) -> None:
+    """Write ``checkpoint-<step>`` and remove the older ones. Every process calls it."""
+    target = folder / f"checkpoint-{step:06d}"
+    partial = folder / f"{target.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    save_weights(_random_state(), partial / f"random-{accelerator.process_index}.safetensors")
+    if accelerator.is_main_process:
+        save_weights(trained_tensors(model), partial / "model.safetensors")
+        save_weights(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps(state))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+        for old in folder.glob("checkpoint-*"):
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in ``folder``, or None."""
+    found = [p for p in sorted(folder.glob("checkpoint-*")) if p.suffix != ".partial"]
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path, model, optimizer, accelerator) -> dict:
+    """Put model, optimiser and random state back; returns the rest of what was saved.
+
+    Raises QalibError if the checkpoint does not fit the model or the number of processes.
+    """
+    put_weights(model, load_weights(path / "model.safetensors"), str(path))
+    _restore_optimizer(optimizer, load_weights(path / "optimizer.safetensors"))
+    random = path / f"random-{accelerator.process_index}.safetensors"
+    if not random.exists():
+        raise QalibError(f"{path}: saved by fewer processes; resume with as many as before.")
+    _restore_random(load_weights(random))
+    return json.loads((path / "state.json").read_text())
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _optimizer_tensors(optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and step counts, named by the parameter's number."""
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def _restore_optimizer(optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

@@ -1,0 +1,1 @@
+"""Data: the example schema, where examples come from, and how they become batches."""

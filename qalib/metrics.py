@@ -1,0 +1,300 @@
+"""How good are the predicted answers? Exact match, F1 and what is built on them.
+
+:func:`question_scores` scores question by question, and everything else averages what it returns.
+A prediction is a text for a question id, as in the files that SQuAD's own scripts read.
+
+There are two official rules. They differ where no word of a text is left after normalising:
+"1.1" gives two empty texts EM 1 but F1 0, and cannot score a question without gold answers;
+"2.0" gives them EM 1 and F1 1, drops empty gold answers, and where none is left expects "".
+
+Sources: Rajpurkar et al. 2016 (rule 1.1), 2018 (rule 2.0); Jia and Liang 2017 (AddSent).
+"""
+
+import logging
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from qalib.data.squad import Dataset, load_squad, parse_json, read_bytes
+from qalib.errors import QalibError
+
+Rule = Literal["1.1", "2.0"]
+AdversarialRule = Literal["replace", "worst"]
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case, drop ASCII punctuation, drop a, an and the, squeeze white space; in this order.
+
+    The order matters: "a-b" becomes "ab", because the hyphen goes before articles are looked for.
+    """
+    bare = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLE.sub(" ", bare).split())
+
+
+def exact_match(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float:
+    """1.0 if the prediction equals a gold answer after normalising, else 0.0."""
+    return _score(prediction, golds, rule, _Words())[0]
+
+
+def f1(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float:
+    """Harmonic mean of word precision and recall, the best over the gold answers; 0 to 1."""
+    return _score(prediction, golds, rule, _Words())[1]
+
+
+class _Words(dict[str, list[str]]):
+    """Text to its normalised words. Lives for one call, in which no text is split twice."""
+
+    def __missing__(self, text: str) -> list[str]:
+        words = self[text] = normalize_answer(text).split()
+        return words
+
+
+def _gold_words(golds: Sequence[str], rule: Rule, words: _Words) -> list[list[str]]:
+    """The words of each gold answer that counts under the rule; never an empty list."""
+    if rule not in ("1.1", "2.0"):
+        raise QalibError(f"Unknown scoring rule {rule!r}; choose '1.1' or '2.0'.")
+    found = [words[gold] for gold in ([golds] if isinstance(golds, str) else golds)]
+    if rule == "2.0":
+        return [gold for gold in found if gold] or [[]]
+    if not found:
+        raise QalibError("A question without gold answers needs the 2.0 rule: use score_squad2.")
+    return found
+
+
+def _score(text: str, golds: Sequence[str], rule: Rule, words: _Words) -> tuple[float, float]:
+    """(EM, F1) of a predicted text, each for the gold answer that suits it best."""
+    said, expected = words[text], _gold_words(golds, rule, words)
+    return float(said in expected), max(_overlap(said, gold, rule) for gold in expected)
+
+
+def _overlap(prediction: list[str], gold: list[str], rule: Rule) -> float:
+    """F1 of two bags of words, with the arithmetic in the order of the official scripts."""
+    if not prediction or not gold:
+        return float(rule == "2.0" and prediction == gold)
+    common = sum((Counter(prediction) & Counter(gold)).values())
+    if not common:
+        return 0.0
+    precision, recall = common / len(prediction), common / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def question_scores(
+    dataset: Dataset, predictions: Mapping[str, str], rule: Rule | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """EM and F1 of every question: two float64 arrays (questions,), 0 to 1, in dataset order.
+
+    Without a ``rule``, a dataset with an unanswerable question is scored by "2.0", any other by
+    "1.1". A question without a prediction scores 0 in both, and one warning line is logged;
+    predictions for ids that the dataset does not have are ignored. Raises QalibError for an empty
+    dataset, predictions none of which is for it, or a question that the rule cannot score.
+    """
+    rule = rule or _rule_of(dataset)
+    _check_ids(dataset, predictions)
+    words = _Words()
+    scores = np.zeros((2, len(dataset)))
+    for i, example in enumerate(dataset):
+        if example.id in predictions:
+            scores[:, i] = _score(predictions[example.id], example.answer_texts, rule, words)
+    return scores[0], scores[1]
+
+
+def _rule_of(dataset: Dataset) -> Rule:
+    return "2.0" if dataset.has_unanswerable else "1.1"
+
+
+def _check_ids(dataset: Dataset, predictions: Mapping) -> None:
+    """Raise QalibError if nothing can be scored; log a warning if something cannot."""
+    place = dataset.path or dataset.name
+    missing = [example.id for example in dataset if example.id not in predictions]
+    if not len(dataset):
+        raise QalibError(f"{place}: there is no question in it to score.")
+    if len(missing) == len(dataset):
+        raise QalibError(f"the predictions belong to another dataset; none is for {place}.")
+    if missing:
+        text = "%d of %d questions have no prediction, the first of them %r."
+        logging.getLogger(__name__).warning(text, len(missing), len(dataset), missing[0])
+
+
+def _percent(scores: np.ndarray) -> float:
+    """100 x mean, added up one by one as the official scripts do; np.mean rounds differently."""
+    return 100.0 * float(np.cumsum(scores)[-1]) / len(scores)
+
+
+def score(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:
+    """:func:`score_squad2` if any question is unanswerable, else :func:`score_squad1`.
+
+    The questions decide, not the version that a file claims: where all can be answered, the two
+    rules differ only on texts of nothing but articles and punctuation.
+    """
+    return (score_squad2 if dataset.has_unanswerable else score_squad1)(dataset, predictions)
+
+
+def score_squad1(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:
+    """``exact_match`` and ``f1`` in percent, to the last digit as the official v1.1 script.
+
+    A missing prediction scores 0. Raises QalibError as :func:`question_scores` does.
+    """
+    em, overlap = question_scores(dataset, predictions, "1.1")
+    return {"exact_match": _percent(em), "f1": _percent(overlap)}
+
+
+def score_squad2(
+    dataset: Dataset,
+    predictions: Mapping[str, str],
+    na_prob: Mapping[str, float] | None = None,
+    threshold: float = 1.0,
+) -> dict[str, float]:
+    """``exact``, ``f1``, ``total`` and their ``HasAns_`` and ``NoAns_`` parts, as the v2.0 script.
+
+    Scores are in percent; a part without questions is left out. A missing prediction scores 0 and
+    counts, with or without an answer to find (the official script stops with a KeyError). Given
+    ``na_prob``, the probability that a question has no answer, questions above ``threshold`` count
+    as left unanswered. Raises QalibError as :func:`question_scores`, or if one has no ``na_prob``.
+    """
+    em, overlap = question_scores(dataset, predictions, "2.0")
+    answerable = np.array([example.answerable for example in dataset])
+    if na_prob is not None:
+        for example in dataset:
+            if example.id not in na_prob:
+                raise QalibError(f"na_prob: no probability for question {example.id!r}; add it.")
+        silent = np.array([na_prob[example.id] > threshold for example in dataset])
+        em, overlap = np.where(silent, ~answerable, [em, overlap])
+    result = {}
+    everything = np.ones_like(answerable)
+    for prefix, part in (("", everything), ("HasAns_", answerable), ("NoAns_", ~answerable)):
+        if part.any():
+            result[f"{prefix}exact"] = _percent(em[part])
+            result[f"{prefix}f1"] = _percent(overlap[part])
+            result[f"{prefix}total"] = int(part.sum())
+    return result
+
+
+def precision_at_n(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
+    """Share of questions whose first correct (EM 1) answer stands exactly at rank 1, 2, ... n.
+
+    Returns a float64 array (n,). The shares are not cumulative: their sum is the share answered
+    within n. A question without candidates is never correct. Raises as :func:`question_scores`.
+    """
+    _check_ids(dataset, ranked)
+    rule, words, hits = _rule_of(dataset), _Words(), np.zeros(n)
+    for example in dataset:
+        golds = _gold_words(example.answer_texts, rule, words)
+        correct = [words[text] in golds for text in ranked.get(example.id, ())[:n]]
+        if any(correct):
+            hits[correct.index(True)] += 1
+    return hits / len(dataset)
+
+
+def adversarial_question_scores(
+    dataset: Dataset, predictions: Mapping[str, str], rule: AdversarialRule = "replace"
+) -> tuple[np.ndarray, np.ndarray]:
+    """EM and F1 of the base questions of an AddSent or AddOneSent file, in order of appearance.
+
+    The id of an adversarial variant is the base question's, a "-" and more. Under "replace", the
+    rule of the published script, the variant with the lowest F1 counts, with its EM, even where
+    it beats the original, which counts only if there is no variant. Under "worst", the rule its
+    author states, the original is a candidate too. Rows without a prediction are passed over; a
+    base question with none scores 0. Raises as :func:`question_scores`, or for an unknown rule.
+    """
+    if rule not in ("replace", "worst"):
+        raise QalibError(f"Unknown adversarial rule {rule!r}; choose 'replace' or 'worst'.")
+    scores = np.stack(question_scores(dataset, predictions, "1.1"))
+    rows: dict[str, list[int]] = {}
+    for i, example in enumerate(dataset):
+        predicted = [i] if example.id in predictions else []
+        rows.setdefault(example.id.split("-")[0], []).extend(predicted)
+    result = np.zeros((2, len(rows)))
+    for k, (base, candidates) in enumerate(rows.items()):
+        variants = [i for i in candidates if dataset.examples[i].id != base]
+        pool = variants if variants and rule == "replace" else candidates
+        if pool:
+            result[:, k] = scores[:, min(pool, key=lambda i: scores[1, i])]
+    return result[0], result[1]
+
+
+def adversarial_score(
+    dataset: Dataset, predictions: Mapping[str, str], rule: AdversarialRule = "replace"
+) -> dict[str, float]:
+    """``exact_match`` and ``f1`` in percent over :func:`adversarial_question_scores`."""
+    em, overlap = adversarial_question_scores(dataset, predictions, rule)
+    return {"exact_match": _percent(em), "f1": _percent(overlap)}
+
+
+@dataclass(frozen=True)
+class PairedBootstrap:
+    """How far a is above b, in the unit of the scores: the mean of a - b, its 95 % interval
+    (percentiles), the share of resamples above 0 and the two-sided p."""
+
+    difference: float
+    low: float
+    high: float
+    share_above: float
+    p_value: float
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, samples: int = 10_000, seed: int = 0
+) -> PairedBootstrap:
+    """Compare two systems on the same questions by resampling questions, and seeds if several.
+
+    ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
+    Tibshirani 1993). Two or three seeds say little about others: the interval is then too narrow.
+    p is twice the smaller tail, resamples at 0 in both, and never 0. Raises QalibError for scores
+    that cannot be paired or are not finite.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape or a.ndim not in (1, 2) or not a.size or not np.isfinite([a, b]).all():
+        raise QalibError(
+            f"Scores of shapes {a.shape} and {b.shape} cannot be paired: both must be (questions,) "
+            "or (seeds, questions) and finite."
+        )
+    delta = np.atleast_2d(a - b)
+    seeds, questions = delta.shape
+    rng, means = np.random.default_rng(seed), np.empty(samples)
+    rows = max(1, 500_000 // questions)  # resamples at a time: a few MB, whatever the data
+    for start in range(0, samples, rows):
+        part = means[start : start + rows]
+        weights = np.eye(seeds)[rng.integers(seeds, size=(len(part), seeds))].mean(axis=1)
+        drawn = rng.integers(questions, size=(len(part), questions))
+        part[:] = np.take_along_axis(weights @ delta, drawn, axis=1).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    tail = 1 + min((means <= 0).sum(), (means >= 0).sum())
+    p_value = min(1.0, 2 * int(tail) / (samples + 1))
+    return PairedBootstrap(delta.mean().item(), low, high, (means > 0).mean().item(), p_value)
+
+
+def load_predictions(path: str | Path) -> dict[str, str]:
+    """Read a predictions file: one JSON object, question id to answer text ("" for no answer).
+
+    Raises QalibError that names the file, and the question id whose value is not a text.
+    """
+    tree = parse_json(read_bytes(Path(path)), path)
+    if not isinstance(tree, dict):
+        raise QalibError(f"{path}: expected one JSON object, question id to answer text.")
+    for key, text in tree.items():
+        if not isinstance(text, str):
+            raise QalibError(
+                f"{path}: question {key!r}: expected an answer text, found {text!r:.40}."
+            )
+    return tree
+
+
+def score_files(dataset_path: str | Path, predictions_path: str | Path) -> dict[str, float]:
+    """Score a predictions file against a SQuAD v1.1 or v2.0 file, as :func:`score` does.
+
+    Raises QalibError for a file that is missing or malformed or belongs to another dataset.
+    """
+    dataset, predictions = load_squad(dataset_path), load_predictions(predictions_path)
+    try:
+        return score(dataset, predictions)
+    except QalibError as error:
+        raise QalibError(f"{predictions_path}: {error}") from None

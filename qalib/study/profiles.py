@@ -1,0 +1,172 @@
+"""Profiles: how big everything is, in one file, so that no notebook needs a branch.
+
+``profiles.toml`` beside this module has a table for each profile (ci, laptop, study, paper), with
+a table for each section in it. A profile may extend another one, whose keys it then overrides:
+
+    [ci.train]
+    steps = 20
+    [laptop]
+    extends = "ci"
+    [laptop.train]
+    steps = 600
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qalib.errors import QalibError
+from qalib.paths import ROOT
+from qalib.study.files import note
+
+PROFILES = Path(__file__).with_name("profiles.toml")
+T = typing.TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named set of sections, each a mapping of settings; read them with ``section``."""
+
+    name: str
+    sections: Mapping[str, Mapping[str, object]]
+    path: Path = PROFILES
+
+    def section(self, name: str, kind: type[T]) -> T:
+        """The section as an instance of the dataclass ``kind``; what it leaves out is default.
+
+        Raises QalibError naming file, section and key, with the nearest key that there is, for
+        a section or key that is unknown, a value of the wrong type and a missing one.
+        """
+        place = f"{_shown(self.path)}: [{self.name}.{name}]"
+        if name not in self.sections:
+            known = _nearest(name, self.sections)
+            raise QalibError(f"{place} is not there; {known}.")
+        note("section", name)
+        return _build(self.sections[name], kind, place)
+
+    def budget(self, notebook: str) -> int:
+        """Seconds that a notebook ("00") may take here: section ``budget``, else its default."""
+        budget = self.sections.get("budget", {})
+        seconds = budget.get(notebook, budget.get("default"))
+        if not isinstance(seconds, int) or seconds <= 0:
+            raise QalibError(
+                f"{_shown(self.path)}: [{self.name}.budget] must give seconds, as a whole "
+                f'number, for "{notebook}" or as "default".'
+            )
+        return seconds
+
+
+def profile_names(path: Path = PROFILES) -> list[str]:
+    """The profiles of the file, in its order."""
+    return list(_read(path))
+
+
+def load_profile(name: str, path: Path = PROFILES) -> Profile:
+    """The profile of that name, with what it takes over from those that it extends.
+
+    Raises QalibError for an unknown name, a circle of extensions and a file that is not TOML.
+    """
+    tables = _read(path)
+    line: list[str] = []  # the profile and its ancestors, the nearest first
+    following: object = name
+    while following is not None:
+        if not isinstance(following, str) or following not in tables:
+            said = f"[{line[-1]}] extends" if line else "there is no profile"
+            raise QalibError(f"{_shown(path)}: {said} {following!r}; {_nearest(name, tables)}.")
+        if following in line:
+            circle = " -> ".join([*line, following])
+            raise QalibError(
+                f"{_shown(path)}: the profiles {circle} extend each other in a circle."
+            )
+        line.append(following)
+        following = tables[following].get("extends")
+    merged: dict = {}
+    for ancestor in reversed(line):
+        merged = _over(merged, tables[ancestor])
+    merged.pop("extends", None)
+    for key, value in merged.items():
+        if not isinstance(value, dict):
+            raise QalibError(
+                f"{_shown(path)}: {key!r} stands in [{name}] itself; put it into a section."
+            )
+    return Profile(name, merged, path)
+
+
+def _read(path: Path) -> dict[str, dict]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QalibError(f"{_shown(path)}: cannot be read as TOML: {error}.") from None
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise QalibError(f"{_shown(path)}: {name!r} stands outside of every profile.")
+    return tables
+
+
+def _over(base: dict, top: Mapping) -> dict:
+    """``base`` with the keys of ``top`` laid over it, table by table."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _over(base[key], value) if both else value
+    return merged
+
+
+def _build(table: Mapping, kind: type[T], place: str) -> T:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in fields:
+            raise QalibError(f"{place} has no key {key!r}; {_nearest(key, fields)}.")
+    for name, field in fields.items():
+        if name not in table and field.default is field.default_factory is dataclasses.MISSING:
+            raise QalibError(f"{place} must set {name!r}.")
+    return kind(**{key: _value(table[key], hints[key], f"{place} {key}") for key in table})
+
+
+def _value(value: object, hint: object, place: str) -> object:
+    """``value`` if it is of the type ``hint``; lists become tuples, tables dataclasses."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(value, hint, place)
+    if origin in (typing.Union, types.UnionType):
+        for option in inner:
+            try:
+                return _value(value, option, place)
+            except QalibError:
+                continue
+    elif origin is typing.Literal:
+        if value in inner:
+            return value
+        raise QalibError(f"{place}: {value!r} is not among {', '.join(map(repr, inner))}.")
+    elif origin is tuple and isinstance(value, list):
+        if inner[-1] is not Ellipsis and len(inner) != len(value):
+            raise QalibError(f"{place}: needs {len(inner)} values, has {len(value)}.")
+        hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(
+            _value(v, h, f"{place}[{i}]") for i, (v, h) in enumerate(zip(value, hints, strict=True))
+        )
+    elif origin in (dict, Mapping) and isinstance(value, dict):
+        return {key: _value(item, inner[1], f"{place}.{key}") for key, item in value.items()}
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is hint or hint in (object, typing.Any):
+        return value
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise QalibError(f"{place}: must be {wanted}, but is {value!r}.")
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    """ "did you mean 'steps'" if something is near, else the list of what there is."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]!r}" if near else f"there are {', '.join(known) or 'none'}"
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -1,0 +1,309 @@
+"""One training loop for every reader, on a CPU, one GPU or many processes (accelerate).
+
+A run can be killed at any moment: called again with the same arguments it goes on from its last
+checkpoint and, on a CPU, ends in the same bits as a run that was never disturbed. That holds
+because an epoch's batches depend on (seed, epoch) alone and a checkpoint holds weights, optimiser
+and random state. Checkpoints are safetensors and JSON.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from qalib.data.batches import Batch, training_batches
+from qalib.errors import QalibError
+from qalib.spans import ReaderOutput
+
+SCRATCH = "scratch"  # the folder of what is needed only until a run is finished
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. A token is a word piece, a word or a byte, as the reader counts."""
+
+    epochs: int = 2
+    max_steps: int = 0  # stop here even if epochs are left; 0 = no limit
+    tokens_per_batch: int = 4096  # padded tokens of a step, over all processes
+    learning_rate: float = 1.5e-4  # reached after the warm-up, then linear to 0
+    warmup: float = 0.06  # share of all steps
+    weight_decay: float = 0.01  # not on biases and norms
+    max_grad_norm: float = 1.0
+    precision: str = "auto"  # auto, fp32 or bf16
+    checkpoint_every: int = 200  # steps
+    log_every: int = 20  # steps
+
+    def __post_init__(self):
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise QalibError(f"precision must be auto, fp32 or bf16, not {self.precision!r}.")
+        for name in ("epochs", "tokens_per_batch", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise QalibError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt: items of known length, how some of them become a batch, and the loss.
+
+    ``loss`` gives one value per row of the batch, shape (B,).
+    """
+
+    lengths: Sequence[int]
+    collate: Callable[[Sequence[int]], Batch]
+    loss: Callable[[ReaderOutput, Batch], Tensor]
+
+
+def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
+    """("bf16" or "fp32", why): bf16 where the processor has matrix units for it."""
+    if wanted != "auto":
+        return wanted, "as asked"
+    if device == "cuda":
+        good = torch.cuda.is_bf16_supported()
+        return ("bf16", "the GPU supports it") if good else ("fp32", "the GPU has no bf16")
+    if device == "cpu" and torch.cpu._is_amx_tile_supported():
+        return "bf16", "the processor has AMX"
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "the processor has AVX512-BF16"
+    return "fp32", f"no bf16 units on this {device}"
+
+
+def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up over a share of the steps, then linear decay to 0.  step counts from 0."""
+    warm = max(1, math.ceil(config.warmup * steps))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * (steps - step) / max(1, steps - warm)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over what is trained, without decay on vectors (biases and norms)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise QalibError("nothing to train: every parameter of the model is frozen.")
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.learning_rate, fused=True
+    )
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    folder: str | Path,
+    seed: int = 0,
+    progress: bool = True,
+    after_epoch: Callable[[int], dict] | None = None,
+) -> dict:
+    """Train ``model`` in place; returns steps, tokens, the last losses and the seconds taken.
+
+    ``folder`` takes ``log.jsonl`` and, under ``scratch``, the checkpoints. The log has one line every ``log_every`` steps:
+    step, epoch, loss (mean since the last line), learning rate, tokens per second; and one line
+    after every epoch with what ``after_epoch(epoch)`` returns. Raises QalibError if the loss
+    stops being a number.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        mixed_precision="no"
+    )  # autocast is ours: its own is set once for good
+    set_seed(seed + accelerator.process_index)
+    bare = model.to(accelerator.device)
+    model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
+    loop = _Loop(accelerator, bare, model, optimizer, task, config, folder, seed)
+    loop.resume()
+    bar = _progress_bar(loop, progress and accelerator.is_main_process)
+    for epoch in range(loop.epochs):
+        if epoch < loop.epoch or loop.step >= loop.steps:
+            continue
+        loop.run_epoch(epoch, bar)
+        if after_epoch is not None and loop.finished_epoch:
+            loop.log({"epoch": epoch + 1, **after_epoch(epoch)})
+            loop.checkpoint()
+    bar.close()
+    accelerator.wait_for_everyone()
+    return loop.summary()
+
+
+class _Loop:
+    """The state of one run: where it is, what it has seen, and how it writes that down."""
+
+    def __init__(self, accelerator, bare, model, optimizer, task, config, folder, seed):
+        self.accelerator, self.bare, self.model = accelerator, bare, model
+        self.device = accelerator.device.type
+        self.precision, _ = choose_precision(config.precision, self.device)
+        self.optimizer, self.task, self.config = optimizer, task, config
+        self.folder, self.seed = folder, seed
+        per_epoch = len(self.batches(0))
+        if not per_epoch:
+            raise QalibError("nothing to train on: no input holds a gold answer.")
+        self.epochs = config.epochs
+        # epochs differ by a few batches; the schedule takes the exact number
+        self.sizes = [len(self.batches(epoch)) for epoch in range(self.epochs)]
+        self.steps = sum(self.sizes)
+        if config.max_steps:
+            self.steps = min(self.steps, config.max_steps)
+        self.step = self.epoch = self.tokens = self.lines = 0
+        self.seconds = 0.0
+        self.pending = {"loss": 0.0, "rows": 0, "tokens": 0, "seconds": 0.0}
+        self.last_loss: float | None = None
+        self.finished_epoch = False
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        return training_batches(self.task.lengths, self.config.tokens_per_batch, self.seed, epoch)
+
+    def run_epoch(self, epoch: int, bar) -> None:
+        self.epoch = epoch
+        done = self.step - sum(self.sizes[:epoch])
+        self.finished_epoch = False
+        for indices in self.batches(epoch)[done:]:
+            if self.step >= self.steps:
+                return
+            self.model.train()
+            begin = time.perf_counter()
+            loss, tokens = self.train_step(indices)
+            self.count(loss, len(indices), tokens, time.perf_counter() - begin)
+            bar.update(1)
+            if self.step % self.config.log_every == 0 or self.step == self.steps:
+                self.write_line(bar)
+            if self.step % self.config.checkpoint_every == 0:
+                self.checkpoint()
+        self.epoch, self.finished_epoch = epoch + 1, True
+
+    def train_step(self, indices: list[int]) -> tuple[float, int]:
+        """One update from the rows ``indices``, shared out among the processes."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = indices[rank::world]
+        batch = self.task.collate(mine or indices[:1]).to(self.accelerator.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self.model(batch)
+        losses = self.task.loss(output, batch)  # (B,)
+        total = losses.sum() if mine else losses.sum() * 0.0  # a rank without rows adds nothing
+        # the processes' gradients are averaged, so each carries its sum over the whole batch's mean
+        self.accelerator.backward(total * (world / len(indices)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.step, self.steps, self.config)
+        self.accelerator.clip_grad_norm_(self.bare.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seen = torch.tensor(
+            [total.item(), batch.tokens if mine else 0], device=self.accelerator.device
+        )
+        loss, tokens = self.accelerator.reduce(seen, reduction="sum").tolist()
+        if not math.isfinite(loss):
+            raise QalibError(
+                f"the loss became {loss} at step {self.step + 1}; lower the learning rate "
+                f"({self.config.learning_rate:g}) or train in fp32."
+            )
+        return loss, int(tokens)
+
+    def count(self, loss: float, rows: int, tokens: int, seconds: float) -> None:
+        self.step += 1
+        self.tokens += tokens
+        self.seconds += seconds
+        for name, value in zip(self.pending, (loss, rows, tokens, seconds), strict=True):
+            self.pending[name] += value
+
+    def write_line(self, bar) -> None:
+        seen = self.pending
+        self.last_loss = seen["loss"] / max(1, seen["rows"])
+        speed = seen["tokens"] / max(seen["seconds"], 1e-9)
+        rate = learning_rate_at(self.step - 1, self.steps, self.config)
+        self.log(
+            {
+                "step": self.step,
+                "epoch": round(self.epoch + self._within_epoch(), 4),
+                "loss": self.last_loss,
+                "learning_rate": rate,
+                "tokens_per_second": round(speed),
+            }
+        )
+        bar.set_postfix_str(f"loss {self.last_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        self.pending = dict.fromkeys(seen, 0)
+
+    def _within_epoch(self) -> float:
+        return (self.step - sum(self.sizes[: self.epoch])) / self.sizes[self.epoch]
+
+    def log(self, line: dict) -> None:
+        self.lines += 1
+        if self.accelerator.is_main_process:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def state(self) -> dict:
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "pending": self.pending,
+            "last_loss": self.last_loss,
+            "lines": self.lines,
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+
+    def checkpoint(self) -> None:
+        save_checkpoint(
+            self.folder / SCRATCH,
+            self.step,
+            self.bare,
+            self.optimizer,
+            self.state(),
+            self.accelerator,
+        )
+
+    def resume(self) -> None:
+        found = latest_checkpoint(self.folder / SCRATCH)
+        log = self.folder / "log.jsonl"
+        if found is None:
+            log.unlink(missing_ok=True)
+            return
+        state = load_checkpoint(found, self.bare, self.optimizer, self.accelerator)
+        if self.accelerator.is_main_process:
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            log.write_text("".join(lines[: state["lines"]]), encoding="utf-8")
+        if (state["steps"], state["seed"]) != (self.steps, self.seed):
+            raise QalibError(
+                f"{found}: the checkpoint is of a run of {state['steps']} steps and seed "
+                f"{state['seed']}, not {self.steps} and {self.seed}; remove it to start anew."
+            )
+        for name in ("step", "epoch", "tokens", "seconds", "pending", "last_loss", "lines"):
+            setattr(self, name, state[name])
+
+    def summary(self) -> dict:
+        return {
+            "steps": self.step,
+            "tokens": self.tokens,
+            "loss": self.last_loss,
+            "precision": self.precision,
+            "train_seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9)),
+        }
+
+
+def _progress_bar(loop: _Loop, show: bool):
+    from tqdm import tqdm
+
+    return tqdm(
+        total=loop.steps,
+        initial=loop.step,
+        desc="train",
+        unit="step",
+        mininterval=2.0,
+        disable=None if show else True,  # None: no bar where nobody watches a terminal
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,586 @@
+"""Metrics against slow literal references, torchmetrics, enumerated resamples and real data."""
+
+import itertools
+import math
+import string
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qalib import metrics
+from qalib.data.squad import Answer, Dataset, Example, load_squad, make_dataset
+from qalib.errors import QalibError
+
+WORDS = ["a", "The", "an", "dog", "Dog", "dog's", "théâtre", "the-sea", "1,914", "--", "", "_a_"]
+TEXTS = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join) | st.text(max_size=12)
+GOLDS = st.lists(TEXTS, min_size=1, max_size=4)
+RULES = st.sampled_from(["1.1", "2.0"])
+
+
+def dataset_of(golds: dict[str, list[str]]) -> Dataset:
+    """One question per id; the passage is its gold texts in a row."""
+    examples = []
+    for key, texts in golds.items():
+        starts = itertools.accumulate([0, *(len(text) + 1 for text in texts)])
+        answers = tuple(Answer(text, at) for text, at in zip(texts, starts, strict=False))
+        examples.append(Example(key, "Which?", " ".join(texts) + " .", answers))
+    return make_dataset("tiny", examples)
+
+
+# --- A slow literal reference: the published rules, one character and one word at a time.
+
+
+def plain_words(text: str) -> list[str]:
+    kept = "".join(c for c in text.lower() if c not in string.punctuation)
+    runs = ["".join(run) for _, run in itertools.groupby(kept, lambda c: c.isalnum() or c == "_")]
+    return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
+
+
+def plain_pair(prediction: str, gold: str, rule: str) -> tuple[float, float]:
+    said, left = plain_words(prediction), plain_words(gold)
+    em, n_said, n_gold = float(said == left), len(said), len(left)
+    if rule == "2.0" and (not n_said or not n_gold):
+        return em, em
+    same = 0
+    for word in said:
+        if word in left:
+            left.remove(word)
+            same += 1
+    if not same:
+        return em, 0.0
+    precision, recall = 1.0 * same / n_said, 1.0 * same / n_gold
+    return em, (2 * precision * recall) / (precision + recall)
+
+
+def plain_best(prediction: str, golds: list[str], rule: str) -> tuple[float, float]:
+    if rule == "2.0":
+        golds = [gold for gold in golds if plain_words(gold)] or [""]
+    pairs = [plain_pair(prediction, gold, rule) for gold in golds]
+    return max(em for em, _ in pairs), max(f1 for _, f1 in pairs)
+
+
+def plain_percent(scores: list[float]) -> float:
+    total = 0.0
+    for score in scores:
+        total += score
+    return 100.0 * total / len(scores)
+
+
+def plain_scores(dataset, predictions, rule) -> list[tuple[float, float]]:
+    return [
+        plain_best(predictions[e.id], e.answer_texts, rule) if e.id in predictions else (0.0, 0.0)
+        for e in dataset
+    ]
+
+
+def plain_squad1(dataset, predictions) -> dict:
+    em, f1 = zip(*plain_scores(dataset, predictions, "1.1"), strict=True)
+    return {"exact_match": plain_percent(em), "f1": plain_percent(f1)}
+
+
+def plain_squad2(dataset, predictions) -> dict:
+    scores = plain_scores(dataset, predictions, "2.0")
+    result = {}
+    for prefix, wanted in (("", (True, False)), ("HasAns_", (True,)), ("NoAns_", (False,))):
+        part = [s for s, e in zip(scores, dataset, strict=True) if bool(e.answers) in wanted]
+        if part:
+            result[prefix + "exact"] = plain_percent([em for em, _ in part])
+            result[prefix + "f1"] = plain_percent([f1 for _, f1 in part])
+            result[prefix + "total"] = len(part)
+    return result
+
+
+# --- Normalising and single pairs.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The  Cat,\tan\u00a0owl & a dog!", "cat owl dog"),
+        ("a-b", "ab"),  # the hyphen goes first, so there is no article left to drop
+        ("the-sea", "thesea"),
+        ("U.S.A.", "usa"),
+        ("A.", ""),
+        (
+            "Théâtre\u2019s \u2013 end",
+            "théâtre\u2019s \u2013 end",
+        ),  # punctuation beyond ASCII stays
+        ("an apple a day", "apple day"),
+        ("theory another", "theory another"),
+        ("the\u2019a", "\u2019"),  # a word boundary, though not a space
+        ("", ""),
+    ],
+)
+def test_normalising_by_example(text, expected):
+    assert metrics.normalize_answer(text) == expected
+
+
+@given(TEXTS)
+def test_normalising_equals_the_reference(text):
+    assert metrics.normalize_answer(text) == " ".join(plain_words(text))
+
+
+@given(TEXTS, GOLDS, RULES)
+def test_pairs_equal_the_reference(prediction, golds, rule):
+    em, f1 = plain_best(prediction, golds, rule)
+    assert metrics.exact_match(prediction, golds, rule) == em
+    assert metrics.f1(prediction, golds, rule) == f1
+
+
+@given(TEXTS, TEXTS, RULES)
+def test_f1_is_symmetric(one, other, rule):
+    assert metrics.f1(one, [other], rule) == metrics.f1(other, [one], rule)
+
+
+@given(TEXTS, GOLDS, RULES, st.randoms(use_true_random=False))
+def test_the_order_of_golds_does_not_matter(prediction, golds, rule, random):
+    shuffled = random.sample(golds, len(golds))
+    for metric in (metrics.exact_match, metrics.f1):
+        assert metric(prediction, golds, rule) == metric(prediction, shuffled, rule)
+
+
+@given(TEXTS, GOLDS, RULES)
+def test_em_is_at_most_f1_except_for_two_empty_texts_in_v1(prediction, golds, rule):
+    em, f1 = metrics.exact_match(prediction, golds, rule), metrics.f1(prediction, golds, rule)
+    assert 0 <= f1 <= 1
+    if rule == "1.1" and not metrics.normalize_answer(prediction):
+        assert f1 == 0
+    else:
+        assert em <= f1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "golds", "rule", "em", "f1"),
+    [
+        ("the", ["A!"], "1.1", 1, 0),
+        ("the", ["A!"], "2.0", 1, 1),
+        ("", ["dog"], "1.1", 0, 0),
+        ("", [], "2.0", 1, 1),
+        ("dog", [], "2.0", 0, 0),
+        ("the", ["a", "dog"], "1.1", 1, 0),
+        ("the", ["a", "dog"], "2.0", 0, 0),  # the empty gold is dropped, and dog remains
+        ("dog dog cat", ["dog"], "1.1", 0, 0.5),
+        ("red dog", "red dog", "1.1", 1, 1),  # a bare text is one gold answer
+    ],
+)
+def test_the_two_rules_by_example(prediction, golds, rule, em, f1):
+    assert metrics.exact_match(prediction, golds, rule) == em
+    assert metrics.f1(prediction, golds, rule) == f1
+
+
+def test_em_and_f1_take_their_best_gold_separately():
+    golds = ["the", "blue dog"]
+    assert metrics.exact_match("a", golds) == 1
+    assert metrics.f1("blue cat", golds) == 0.5
+
+
+def test_what_no_rule_can_score_is_named():
+    with pytest.raises(QalibError, match=r"2\.0"):
+        metrics.f1("dog", [])
+    with pytest.raises(QalibError, match=r"'v2'; choose '1\.1' or '2\.0'"):
+        metrics.f1("dog", ["dog"], "v2")
+
+
+# --- Whole datasets.
+
+ANSWERABLE = {"q1": ["red dog", "dog"], "q2": ["1,914", "the year 1914"], "q3": ["A."]}
+SAID = {"q1": "a red dog", "q2": "1914 or so", "q3": "the", "other": "ignored"}
+
+
+@st.composite
+def tasks(draw, min_golds: int):
+    golds = draw(st.lists(st.lists(TEXTS.filter(bool), min_size=min_golds, max_size=3), min_size=1))
+    dataset = dataset_of({f"q{i}": texts for i, texts in enumerate(golds)})
+    said = draw(st.lists(st.none() | TEXTS, min_size=len(golds), max_size=len(golds)))
+    predictions = {f"q{i}": text for i, text in enumerate(said) if text is not None}
+    return dataset, predictions or {"q0": "dog"}
+
+
+@given(tasks(min_golds=1))
+def test_squad1_equals_the_reference(task):
+    assert metrics.score_squad1(*task) == plain_squad1(*task)
+
+
+@given(tasks(min_golds=0))
+def test_squad2_equals_the_reference(task):
+    result = metrics.score_squad2(*task)
+    assert list(result.items()) == list(plain_squad2(*task).items())
+    assert all(0 <= value <= 100 for key, value in result.items() if not key.endswith("total"))
+
+
+@given(tasks(min_golds=0))
+def test_question_scores_are_what_the_totals_average(task):
+    dataset, predictions = task
+    em, f1 = metrics.question_scores(dataset, predictions)
+    assert em.shape == f1.shape == (len(dataset),)
+    rule = "2.0" if dataset.has_unanswerable else "1.1"
+    expected = plain_scores(dataset, predictions, rule)
+    assert list(zip(em.tolist(), f1.tolist(), strict=True)) == expected
+    result = metrics.score(dataset, predictions)
+    exact = result["exact"] if rule == "2.0" else result["exact_match"]
+    assert exact == pytest.approx(100 * em.mean())
+    assert result["f1"] == pytest.approx(100 * f1.mean())
+
+
+def test_score_picks_the_rule_by_the_questions():
+    dataset = dataset_of(ANSWERABLE)
+    expected_f1 = 100 * (1 + 0.5 + 0) / 3  # "1914 or so" shares one word with each gold
+    assert metrics.score(dataset, SAID) == {
+        "exact_match": pytest.approx(200 / 3),
+        "f1": pytest.approx(expected_f1),
+    }
+    result = metrics.score(dataset_of({**ANSWERABLE, "q4": []}), {**SAID, "q4": ""})
+    assert result == {
+        "exact": 75.0,
+        "f1": pytest.approx(100 * (1 + 0.5 + 1 + 1) / 4),
+        "total": 4,
+        "HasAns_exact": pytest.approx(200 / 3),
+        "HasAns_f1": pytest.approx(100 * (1 + 0.5 + 1) / 3),
+        "HasAns_total": 3,
+        "NoAns_exact": 100.0,
+        "NoAns_f1": 100.0,
+        "NoAns_total": 1,
+    }
+    assert [type(result[key]) for key in ("exact", "total", "NoAns_total")] == [float, int, int]
+
+
+def test_the_2_0_rule_leaves_out_a_part_without_questions():
+    result = metrics.score_squad2(dataset_of(ANSWERABLE), SAID)
+    assert list(result) == ["exact", "f1", "total", "HasAns_exact", "HasAns_f1", "HasAns_total"]
+    assert result["total"] == result["HasAns_total"] == 3
+
+
+def test_a_missing_prediction_scores_zero_and_is_warned_of(caplog):
+    dataset = dataset_of({"q1": ["dog"], "q2": [], "q3": ["cat"]})
+    result = metrics.score_squad2(dataset, {"q1": "dog"})
+    assert (result["exact"], result["total"]) == (pytest.approx(100 / 3), 3)
+    assert (result["HasAns_exact"], result["NoAns_f1"]) == (50.0, 0.0)
+    assert caplog.messages == ["2 of 3 questions have no prediction, the first of them 'q2'."]
+    caplog.clear()
+    assert metrics.score_squad1(dataset_of(ANSWERABLE), SAID)["f1"] > 0
+    assert not caplog.messages
+
+
+def test_na_prob_leaves_questions_unanswered_above_the_threshold():
+    dataset = dataset_of({"q1": ["dog"], "q2": [], "q3": ["cat"]})
+    said = {"q1": "dog", "q2": "dog", "q3": "cat"}
+    na_prob = {"q1": 0.1, "q2": 0.9, "q3": 0.5}
+
+    def exact(threshold):
+        return metrics.score_squad2(dataset, said, na_prob, threshold)["exact"]
+
+    assert [exact(t) for t in (1.0, 0.5, 0.4, 0.0)] == pytest.approx(
+        [200 / 3, 100, 200 / 3, 100 / 3]
+    )
+    with pytest.raises(QalibError, match="'q3'"):
+        metrics.score_squad2(dataset, said, {"q1": 0.1, "q2": 0.2})
+
+
+def test_nothing_to_score_is_an_error():
+    dataset = dataset_of(ANSWERABLE)
+    for predictions in ({}, {"elsewhere": "dog"}):
+        with pytest.raises(QalibError, match="belong to another dataset; none is for tiny"):
+            metrics.score(dataset, predictions)
+    with pytest.raises(QalibError, match="no question"):
+        metrics.score(make_dataset("tiny", []), {"q1": "dog"})
+    with pytest.raises(QalibError, match="score_squad2"):
+        metrics.score_squad1(dataset_of({"q1": []}), {"q1": ""})
+
+
+def test_no_text_is_normalised_twice(monkeypatch):
+    seen = []
+    plain = metrics.normalize_answer
+    monkeypatch.setattr(metrics, "normalize_answer", lambda text: seen.append(text) or plain(text))
+    golds = {f"q{i}": ["dog", "red dog", "dog"] for i in range(50)}
+    metrics.score(dataset_of(golds), dict.fromkeys(golds, "dog"))
+    assert sorted(seen) == ["dog", "red dog"]
+
+
+# --- Ranked answers.
+
+
+def test_precision_at_n_counts_the_first_correct_rank_only():
+    dataset = dataset_of({"q1": ["dog"], "q2": ["cat", "owl"], "q3": ["ant"], "q4": ["bee"]})
+    ranked = {
+        "q1": ["the dog", "Dog", "dog"],  # first rank; later copies do not count again
+        "q2": ["dog", "dog", "an owl", "cat"],  # third
+        "q3": ["dog", "cat", "owl", "bee", "gnu", "ant"],  # sixth: beyond n
+    }
+    assert metrics.precision_at_n(dataset, ranked).tolist() == [0.25, 0, 0.25, 0, 0]
+    assert metrics.precision_at_n(dataset, ranked, n=6).tolist() == [0.25, 0, 0.25, 0, 0, 0.25]
+    with pytest.raises(QalibError, match="another dataset"):
+        metrics.precision_at_n(dataset, {"elsewhere": ["dog"]})
+
+
+@given(tasks(min_golds=0), st.data())
+def test_precision_at_n_fits_em(task, data):
+    dataset, predictions = task
+    rest = {key: data.draw(st.lists(TEXTS, max_size=4)) for key in predictions}
+    ranked = {key: [text, *rest[key]] for key, text in predictions.items()}
+    shares = metrics.precision_at_n(dataset, ranked, n=5)
+    assert shares[0] == pytest.approx(metrics.question_scores(dataset, predictions)[0].mean())
+    assert shares.min() >= 0
+    assert shares.sum() <= 1 + 1e-12
+
+
+# --- Adversarial sentences.
+
+ADVERSARIAL = {
+    "q1": ["red dog"],
+    "q1-high-0": ["red dog"],
+    "q1-high-1": ["red dog"],
+    "q2": ["cat"],
+    "q3-x": ["owl"],
+    "q3": ["owl"],
+    "q4": ["bee"],
+}
+FOOLED = {
+    "q1": "red dog",
+    "q1-high-0": "dog",  # F1 2/3
+    "q1-high-1": "blue dog",  # F1 1/2, the lowest
+    "q2": "cat",  # no variant: the original counts
+    "q3-x": "owl",
+    "q3": "ant",  # the variant beats the original: the two rules disagree
+}
+
+
+def plain_adversarial(dataset, predictions, rule) -> list[tuple[float, float]]:
+    scores = []
+    for base in dict.fromkeys(e.id.split("-")[0] for e in dataset):
+        original, variants = [], []
+        for e in dataset:
+            if e.id in predictions and (e.id == base or e.id.startswith(base + "-")):
+                score = plain_best(predictions[e.id], e.answer_texts, "1.1")
+                (original if e.id == base else variants).append(score)
+        pool = variants or original if rule == "replace" else original + variants
+        scores.append(min(pool, key=lambda score: score[1], default=(0.0, 0.0)))
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("rule", "em", "f1"),
+    [("replace", [0, 1, 1, 0], [0.5, 1, 1, 0]), ("worst", [0, 1, 0, 0], [0.5, 1, 0, 0])],
+)
+def test_adversarial_rules_by_example(rule, em, f1):
+    dataset = dataset_of(ADVERSARIAL)
+    scores = metrics.adversarial_question_scores(dataset, FOOLED, rule)
+    assert [part.tolist() for part in scores] == [em, f1]
+    assert metrics.adversarial_score(dataset, FOOLED, rule) == {
+        "exact_match": 25.0 * sum(em),
+        "f1": 25.0 * sum(f1),
+    }
+
+
+def test_the_default_adversarial_rule_is_that_of_the_published_script():
+    dataset = dataset_of(ADVERSARIAL)
+    assert metrics.adversarial_score(dataset, FOOLED)["f1"] == 62.5
+    with pytest.raises(QalibError, match="'replace' or 'worst'"):
+        metrics.adversarial_score(dataset, FOOLED, "mean")
+
+
+@given(st.data(), st.sampled_from(["replace", "worst"]))
+def test_adversarial_scores_equal_the_reference(data, rule):
+    suffixes = st.sampled_from(["", "-a", "-b-turk", "-c"])
+    ids = st.tuples(st.sampled_from("pqr"), suffixes).map("".join)
+    keys = data.draw(st.lists(ids, min_size=1, unique=True))
+    dataset = dataset_of({key: ["red dog", "old red dog"] for key in keys})
+    said = st.none() | st.sampled_from(["red dog", "red", "old cat", "cat", "old red dog"])
+    predictions = {key: data.draw(said) for key in keys}
+    predictions = {key: text for key, text in predictions.items() if text is not None}
+    predictions = predictions or {keys[0]: "red"}
+    em, f1 = metrics.adversarial_question_scores(dataset, predictions, rule)
+    expected = plain_adversarial(dataset, predictions, rule)
+    assert list(zip(em, f1, strict=True)) == expected
+
+
+# --- The bootstrap.
+
+
+def test_the_bootstrap_of_identical_scores_is_no_difference():
+    scores = np.random.default_rng(1).random(50)
+    result = metrics.paired_bootstrap(scores, scores.copy(), samples=500)
+    assert result == metrics.PairedBootstrap(0.0, 0.0, 0.0, share_above=0.0, p_value=1.0)
+
+
+def test_the_bootstrap_finds_a_shift_that_unpaired_noise_would_hide():
+    rng = np.random.default_rng(2)
+    a = rng.random(400)
+    b = a - 0.02 + rng.normal(0, 0.02, 400)
+    result = metrics.paired_bootstrap(a, b, samples=2000)
+    assert result.difference == pytest.approx((a - b).mean())
+    spread = 1.96 * (a - b).std() / math.sqrt(400)
+    assert result.low == pytest.approx(result.difference - spread, abs=spread / 5)
+    assert result.high == pytest.approx(result.difference + spread, abs=spread / 5)
+    assert (result.share_above, result.p_value) == (1.0, pytest.approx(2 / 2001))
+    reverse = metrics.paired_bootstrap(b, a, samples=2000)
+    assert (reverse.low, reverse.high) == pytest.approx((-result.high, -result.low))
+
+
+def every_resample(delta: np.ndarray) -> np.ndarray:
+    """The mean of each equally likely resample of seeds and questions, by enumeration."""
+    seeds, questions = delta.shape
+    return np.array(
+        [
+            np.mean([[delta[s, q] for q in drawn] for s in which])
+            for which in itertools.product(range(seeds), repeat=seeds)
+            for drawn in itertools.product(range(questions), repeat=questions)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        [[1.0, 0.0, -0.4]],
+        [[1.0, -0.25], [0.5, -0.75]],
+        [[0.3, 0.9, -1.0, 0.1], [-0.5, 0.7, 0.2, 0.4]],
+    ],
+)
+def test_the_bootstrap_has_the_distribution_of_all_resamples(delta):
+    delta = np.array(delta)
+    means = every_resample(delta)
+    a = delta + 0.5
+    result = metrics.paired_bootstrap(a, np.full_like(a, 0.5), samples=40_000)
+    assert result.difference == pytest.approx(delta.mean())
+    assert result.share_above == pytest.approx((means > 1e-12).mean(), abs=0.01)
+    tail = min((means < 1e-12).mean(), (means > -1e-12).mean())
+    assert result.p_value == pytest.approx(min(1, 2 * tail), abs=0.02)
+    for bound, share in ((result.low, 0.025), (result.high, 0.975)):
+        assert (means < bound - 1e-9).mean() <= share + 0.005
+        assert (means <= bound + 1e-9).mean() >= share - 0.005
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(3)
+    questions = rng.normal(0, 0.1, 300)
+    agree = np.stack([questions] * 4)
+    disagree = agree + np.array([[-0.2], [-0.1], [0.1], [0.2]])
+    zeros = np.zeros_like(agree)
+    narrow = metrics.paired_bootstrap(agree, zeros, samples=1000)
+    wide = metrics.paired_bootstrap(disagree, zeros, samples=1000)
+    assert wide.difference == pytest.approx(narrow.difference)
+    assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
+    # What a seed does to both systems alike is paired away.
+    shift = disagree - agree
+    paired = metrics.paired_bootstrap(disagree, shift, samples=1000)
+    assert (paired.low, paired.high) == pytest.approx((narrow.low, narrow.high))
+
+
+def test_the_bootstrap_is_deterministic_and_depends_on_its_seed():
+    a, b = np.random.default_rng(4).random((2, 200))
+    first = metrics.paired_bootstrap(a, b, samples=300)
+    assert first == metrics.paired_bootstrap(a.tolist(), b.tolist(), samples=300)
+    assert first == metrics.paired_bootstrap(a[None], b[None], samples=300)
+    assert first.low != metrics.paired_bootstrap(a, b, samples=300, seed=1).low
+
+
+def test_the_bootstrap_needs_little_memory():
+    a, b = np.random.default_rng(5).random((2, 3, 10_570))
+    tracemalloc.start()
+    metrics.paired_bootstrap(a, b, samples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6  # all draws at once would take 85 MB and their values as much again
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [([1.0, 2.0], [1.0]), ([], []), (1.0, 1.0), ([[[1.0]]], [[[1.0]]]), ([np.nan], [0.0])],
+)
+def test_scores_that_do_not_pair_are_an_error(a, b):
+    with pytest.raises(QalibError, match="cannot be paired"):
+        metrics.paired_bootstrap(a, b)
+
+
+# --- Other people's code and real data.
+
+
+def from_torchmetrics(dataset: Dataset, predictions: dict[str, str]) -> dict[str, float]:
+    from torchmetrics.functional.text import squad
+
+    said = [{"id": e.id, "prediction_text": predictions[e.id]} for e in dataset]
+    gold = [
+        {
+            "id": e.id,
+            "answers": {"text": e.answer_texts, "answer_start": [a.start for a in e.answers]},
+        }
+        for e in dataset
+    ]
+    return {name: float(value) for name, value in squad(said, gold).items()}
+
+
+def test_torchmetrics_agrees_where_no_text_is_empty():
+    rng = np.random.default_rng(6)
+    words = ["red", "The", "dog", "cat's", "of", "1914", "Old-Town", "sea"]
+    texts = [" ".join(rng.choice(words, size=n)) + " x" for n in rng.integers(1, 5, size=400)]
+    dataset = dataset_of({f"q{i}": texts[4 * i : 4 * i + 3] for i in range(100)})
+    predictions = {f"q{i}": texts[4 * i + 3] for i in range(100)}
+    expected = from_torchmetrics(dataset, predictions)
+    assert metrics.score(dataset, predictions) == pytest.approx(expected, rel=1e-5)
+    assert 0 < expected["exact_match"] < expected["f1"] < 100
+
+
+def some_predictions(dataset: Dataset) -> dict[str, str]:
+    """For every question the gold text, a stretch of the passage around it, or nothing."""
+    predictions = {}
+    for i, e in enumerate(dataset):
+        start, end = (e.answers[-1].start, e.answers[-1].end) if e.answers else (0, 9)
+        predictions[e.id] = (e.context[start:end], e.context[max(0, start - 7) : end + 5], "")[
+            i % 3
+        ]
+    return predictions
+
+
+def test_gold_answers_score_100_on_real_data(real_data):
+    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    gold = {e.id: e.answers[0].text for e in dataset}
+    assert metrics.score(dataset, gold) == {"exact_match": 100.0, "f1": 100.0}
+    dataset = load_squad(real_data / "squad-dev-v2.0.json")
+    gold = {e.id: e.answers[0].text if e.answers else "" for e in dataset}
+    result = metrics.score(dataset, gold)
+    totals = {key: result.pop(key) for key in ("total", "HasAns_total", "NoAns_total")}
+    assert totals == {"total": 11_873, "HasAns_total": 5_928, "NoAns_total": 5_945}
+    assert set(result.values()) == {100.0}
+
+
+def test_the_rules_part_on_the_gold_answers_of_real_data_that_are_a_full_stop(real_data):
+    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    odd = make_dataset("odd", [e for e in dataset if "." in e.answer_texts])
+    predictions = dict.fromkeys((e.id for e in odd), ".")
+    assert len(odd) == 3
+    assert metrics.score_squad1(odd, predictions) == {"exact_match": 100.0, "f1": 0.0}
+    assert metrics.score_squad2(odd, predictions)["exact"] == 0.0
+
+
+def test_squad1_equals_the_reference_on_real_data(real_data):
+    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    predictions = some_predictions(dataset)
+    result = metrics.score(dataset, predictions)
+    assert result == plain_squad1(dataset, predictions)
+    assert 0 < result["exact_match"] < result["f1"] < 100
+    part = make_dataset("part", dataset.examples[:900])
+    assert metrics.score(part, predictions) == pytest.approx(
+        from_torchmetrics(part, predictions), rel=1e-5
+    )
+
+
+def test_squad2_equals_the_reference_on_real_data(real_data):
+    dataset = load_squad(real_data / "squad-dev-v2.0.json")
+    predictions = some_predictions(dataset)
+    assert metrics.score(dataset, predictions) == plain_squad2(dataset, predictions)
+
+
+def test_one_annotator_against_the_others_on_real_data(real_data):
+    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    several = [e for e in dataset if len(e.answers) > 1]
+    others = make_dataset(
+        "others", [Example(e.id, e.question, e.context, e.answers[1:]) for e in several]
+    )
+    result = metrics.score(others, {e.id: e.answers[0].text for e in several})
+    assert result == {
+        "exact_match": pytest.approx(82.24, abs=0.01),
+        "f1": pytest.approx(92.51, abs=0.01),
+    }
