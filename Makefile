@@ -59,20 +59,7 @@ $(STAMP):
 	    { rm -f $(STAMP); echo "Installing failed, see above. It needs the package index; run the same command again."; exit 1; }
 	@echo "$(WANTED)" > $(STAMP)
 
-LOCKING := build/locking
-define LOCK_HEADER
-# Every package of the kit at one exact version, for Linux and macOS, Python 3.11 or newer.
-# Made by `make lock` from pyproject.toml in an empty environment; not edited by hand.
-# On Linux the package index gives torch with CUDA; for the smaller CPU build set
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before installing.
-endef
-export LOCK_HEADER
-
-# Left out: local build tags (+cpu), and what only torch with CUDA asks for, at versions of its own.
 lock: ## write requirements.lock anew from what pyproject.toml allows
-	rm -rf $(LOCKING) && $(PYTHON) -m venv $(LOCKING)
-	$(LOCKING)/bin/python -m pip install "torch==2.13.0" ".[dev]" appnope
-	$(LOCKING)/bin/python -m pip freeze --all --exclude pip --exclude qalib > $(LOCKING)/frozen
-	@{ echo "$$LOCK_HEADER"; grep -viE '^(nvidia|cuda|triton)' $(LOCKING)/frozen | \
-	    sed -e 's/+.*//' -e 's/^appnope.*/& ; sys_platform == "darwin"/'; } > requirements.lock
-	@rm -rf $(LOCKING)
+	rm -rf build/locking && $(PYTHON) -m venv build/locking
+	build/locking/bin/python .ci/lock.py
+	rm -rf build/locking

@@ -4,35 +4,24 @@ Every passage describes a few subjects of one kind (expeditions, ships, painters
 their relations, so that each asked fact stands among ``distractors`` other facts of the same answer
 type: the other ships' captains, the other painters' teachers. What a fact says and whom it is about
 are kept apart by pronouns, descriptions, relative clauses and by sentences that tell the same thing
-of several subjects at once. The words are in ``almanac_text.py``.
+of several subjects at once.
 
-How a passage is made: draw a kind, its subjects and facts (``_Draw``), put the facts into sentences
-(``_Teller``), then add sentences that say nothing in particular until the length is right. Answers
-are marked while they are written, never searched for, so an answer's offset is right even where
-its text occurs several times.
+``almanac_text.py`` holds the words, ``almanac_facts.py`` draws what is true in a passage,
+``almanac_prose.py`` tells it, and this module makes examples of it. Answers are marked while they
+are written, never searched for, so an offset is right even where a text occurs several times.
 """
 
 import random
-import re
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
-from functools import cache
-from itertools import chain
+from dataclasses import dataclass
 
-from qalib.data import almanac_text as stock
-from qalib.data.almanac_text import Kind, Relation
-from qalib.data.squad import Answer, Dataset, Example, make_dataset
+from qalib.data.almanac_facts import SPLITS, Fact, draw_facts
+from qalib.data.almanac_prose import ask, resolve, tell, visible
+from qalib.data.squad import Dataset, Example, make_dataset
 from qalib.errors import QalibError
 
-# Shares of the name space, in tenths by checksum: no name of one split occurs in another.
-SPLITS = {"train": range(0, 6), "dev": range(6, 8), "test": range(8, 10)}
-ROOM_FOR_A_FACT = 75  # characters; what a short passage needs for each fact
-
-# Marks in unfinished text, all from the private use area: fact i opens a gold answer with
-# chr(OPEN + 2i), its main one with chr(OPEN + 2i + 1), and CLOSE ends the innermost.
-OPEN, CLOSE = 0xE000, "\uf8ff"
-MARK = re.compile("[\ue000-\uf8ff]")
+ROOM_FOR_A_FACT = 75  # characters that a short passage needs for each fact
+DRAFTS = 12  # attempts at a passage of the right length
+TOLERANCE = 0.1  # of the length, that ends the attempts
 
 
 @dataclass(frozen=True)
@@ -62,21 +51,21 @@ class AlmanacConfig:
                     f"almanac: {name} must be a whole number from {low} to {high}, not {value!r}."
                 )
         if self.split not in SPLITS:
+            known = ", ".join(SPLITS)
+            raise QalibError(f"almanac: split must be one of {known}, not {self.split!r}.")
+        need = ROOM_FOR_A_FACT * (self.distractors + 1)
+        if self.length < need:
             raise QalibError(
-                f"almanac: split must be one of {', '.join(SPLITS)}, not {self.split!r}."
-            )
-        if self.length < ROOM_FOR_A_FACT * (self.distractors + 1):
-            raise QalibError(
-                f"almanac: {self.length} characters have no room for {self.distractors} "
-                f"distractors; take length >= {ROOM_FOR_A_FACT * (self.distractors + 1)}."
+                f"almanac: a passage of {self.length} characters has no room for "
+                f"{self.distractors} distractors; set length to {need} or more."
             )
 
 
 def build_almanac(config: AlmanacConfig) -> Dataset:
     """The first ``config.questions`` questions of the almanac that the other settings define.
 
-    The same settings give the same bytes on every machine; more questions only add to the end.
-    The title of an example names its passage's subject, and its id the settings and its place.
+    The same settings give the same bytes on every machine, and more questions only add to the end.
+    An example's title names what its passage is about, its id the settings and its place.
     """
     examples: list[Example] = []
     index = 0
@@ -87,14 +76,32 @@ def build_almanac(config: AlmanacConfig) -> Dataset:
 
 
 def _passage(config: AlmanacConfig, index: int) -> list[Example]:
-    """The examples of passage ``index``; nothing but these two arguments has a say in them."""
-    name = f"{config.split}-s{config.seed}-l{config.length}-d{config.distractors}-{index}"
-    rng = random.Random(f"almanac-{name}")
-    title, facts, marked = _draft(rng, config)
-    context, golds = _resolve(marked)
+    """The examples of passage ``index``: a function of the settings and the index, no more."""
+    name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{config.distractors}-{index}"
+    rng = random.Random(name)  # a string seeds through SHA-512, whatever PYTHONHASHSEED says
+    title, facts, draft = _draft(rng, config)
+    context, golds = resolve(draft)
     rng.shuffle(facts)
-    asked = [(fact, _ask(rng, config.split, fact)) for fact in facts]
+    questions = [ask(rng, config.split, fact) for fact in facts]
+    count = min(config.questions_per_passage, len(facts))
     return [
-        Example(f"almanac-{name}-{q}", question, context, golds[fact.number], title)
-        for q, (fact, question) in enumerate(asked[: config.questions_per_passage])
+        Example(f"{name}-{q}", questions[q], context, golds[facts[q].number], title)
+        for q in range(count)
     ]
+
+
+def _draft(rng: random.Random, config: AlmanacConfig) -> tuple[str, list[Fact], str]:
+    """Title, facts and marked text of the first draft near the wanted length, or of the nearest."""
+    size = config.distractors + 1
+    groups = max(1, round(config.length / (ROOM_FOR_A_FACT * size)))
+    best, least = None, float("inf")
+    for _ in range(DRAFTS):
+        title, region, subjects, facts = draw_facts(rng, config.split, groups, size)
+        text = tell(rng, config.split, config.length, region, subjects, facts)
+        excess = visible(text) / config.length - 1
+        if abs(excess) < least:
+            best, least = (title, facts, text), abs(excess)
+        if least <= TOLERANCE:
+            break
+        groups = max(1, groups - 1)
+    return best

@@ -7,7 +7,7 @@ Pure data, read by ``almanac.py``. A phrasing is a clause with slots and two mar
 - ``[in {V}]`` a longer answer that counts as right, too;
 - ``|`` where a second subject may take over: "A was led |by X" can go on "and B by Y".
 
-Clauses that begin with ``{S}`` can become relative clauses, share their subject with another
+Clauses that begin with ``{S}`` and have no comma can become relative clauses, share their subject with another
 clause or take an aside; the rest stand alone. Phrasings under ``says_test`` and ``asks_test`` are
 used by the test split and by no other.
 """
@@ -122,7 +122,7 @@ KINDS = (
 
 # Reasons: (subjects, predicates); every subject goes with every predicate of its pair.
 _ROADS = (
-    ("the northern pass", "the last stretch of road", "the way across the marsh", "the ice field")
+    ("the northern pass", "the last stretch of road", "the way across the marsh", "the passage through the ice")
     + ("the river at the frontier", "the trail along the cliffs", "the frozen channel")
     + ("the only known ford", "the path over the glacier", "the track through the gorge")
     + ("the rope bridge below the camp", "the valley behind the ridge", "the old salt road"),
@@ -130,14 +130,14 @@ _ROADS = (
     + ("had been swept away in the night", "was watched by armed riders", "had vanished under mud")
     + ("proved far longer than the maps had shown", "was closed by order of the governor")
     + ("had claimed most of the pack animals", "had flooded after a week of rain")
-    + ("turned out to lead nowhere", "had been set on fire by rebels"),
+    + ("turned out to lead nowhere", "was held by rebels"),
 )
 _LEAKS = (
     ("the main pump", "the rudder", "the seam below the waterline", "the cargo hatch")
     + ("the forward mast", "the anchor chain", "the steering gear", "the plank beside the keel")
-    + ("the ballast in the hold", "the signal lamp", "the caulking at the stern", "the boiler"),
+    + ("the ballast in the hold", "the signal lamp", "the caulking at the stern", "the bilge valve"),
     ("had worked loose in heavy seas", "gave way during a storm", "had not been repaired in time")
-    + ("failed near the reef", "had been damaged in a collision", "broke off Cape Sorrow")
+    + ("failed near the reef", "had been damaged in a collision", "failed off Cape Sorrow")
     + ("had been neglected for years", "was struck by lightning", "had frozen solid")
     + ("could not be reached in the dark", "had been fitted the wrong way round")
     + ("was crushed by drifting ice",),
@@ -146,7 +146,7 @@ _MONEY = (
     ("the yearly grant", "the income from the mill", "the family fortune", "the reserve fund")
     + ("the loan from the bank", "the city subsidy", "the money from ticket sales")
     + ("the trade with the islands", "the rent from the harbour land", "the promised legacy")
-    + ("the support of the duchess", "the war chest"),
+    + ("the pension from the duchess", "the export premium"),
     ("had dried up", "could no longer cover the costs", "had been spent on lawsuits")
     + ("was lost in a bank failure", "had been stolen by a clerk", "was cut off without warning")
     + ("had gone to a rival", "came to an end after the war", "had shrunk to almost nothing")
@@ -202,7 +202,7 @@ RELATIONS = (
         To whom did command of {N} fall?
         """,
         asks_test="""
-        Who commanded {N}?
+        Who held command of {N}?
         By whom was {N} led?
         What was the name of the person who took charge of {N}?
         """,
@@ -461,29 +461,29 @@ RELATIONS = (
         says="""
         {S} quarrelled for years |with {V}
         {S} had a bitter rival |in {V}
-        {S} was attacked in print |by {V}
-        {V} was no friend of {N}
+        {S} was at odds |with {V}
+        {V} was the rival of {N}
         {V} opposed {O} at every turn
-        the great rival of {N} was {V}
-        {S's} fiercest critic was {V}
+        the great adversary of {N} was {V}
+        {S's} fiercest opponent was {V}
         """,
         says_test="""
         {S} never made peace |with {V}
-        {V} remained a lifelong opponent of {N}
-        {V} criticised {O} in bitter words
+        {V} remained the lifelong opponent of {N}
+        a long feud divided {N} from {V}
         """,
         asks="""
         With whom did {N} quarrel for years?
         Who was the great rival of {N}?
-        Who attacked {N} in print?
+        With whom was {N} at odds?
         Who opposed {N} at every turn?
-        Who was the fiercest critic of {N}?
-        In whom did {N} have a bitter rival?
+        Who was the fiercest opponent of {N}?
+        Who was the adversary of {N}?
         """,
         asks_test="""
         With whom did {N} never make peace?
-        Who was a lifelong opponent of {N}?
-        Who criticised {N} bitterly?
+        Who remained a lifelong opponent of {N}?
+        From whom was {N} divided by a long feud?
         """,
     ),
     # ---- years and days -----------------------------------------------------------------------
@@ -591,10 +591,10 @@ RELATIONS = (
         [in {V}], {S} opened to the public
         the year {V} saw the opening of {N}
         the opening of {N} took place [in {V}]
-        it was [in {V}] that {N} was completed
+        it was [in {V}] that {N} went into service
         """,
         says_test="""
-        {S} entered service |[in {V}]
+        {S} was first used |[in {V}]
         {S's} inauguration was held [in {V}]
         the public was first admitted to {N} [in {V}]
         """,
@@ -602,12 +602,12 @@ RELATIONS = (
         When was {N} opened?
         In what year was {N} inaugurated?
         In which year did {N} come into use?
-        When was {N} completed?
+        When did {N} go into service?
         When did {N} open to the public?
         What was the year of the opening of {N}?
         """,
         asks_test="""
-        When did {N} enter service?
+        When was {N} first used?
         In which year was the inauguration of {N} held?
         In what year was the public first admitted to {N}?
         """,
@@ -719,7 +719,7 @@ RELATIONS = (
         it was [in {V}] that {N} was born
         """,
         says_test="""
-        {S's} birth fell [in {V}]
+        {S's} birth fell |[in {V}]
         the year {V} saw the birth of {N}
         the life of {N} began [in {V}]
         """,
@@ -747,7 +747,7 @@ RELATIONS = (
         [on {V}], {S} was opened with a procession
         {V} was the day of {N}
         the date of {N} was {V}
-        the bells rang for {N} [on {V}]
+        the calendar placed {N} [on {V}]
         """,
         says_test="""
         {S} took place every year |[on {V}]
@@ -759,7 +759,7 @@ RELATIONS = (
         On which day did {N} always begin?
         What was the date of {N}?
         When was {N} celebrated?
-        On what day did the bells ring for {N}?
+        On what day did the calendar place {N}?
         Which day of the year was the day of {N}?
         """,
         asks_test="""
@@ -775,29 +775,29 @@ RELATIONS = (
         says="""
         {S} set out |from {V}
         {S} left |from {V}
-        {S} was fitted out |in {V}
-        {S} loaded its supplies |in {V}
+        {S} began its journey |in {V}
+        {S} started |from {V}
         [from {V}], {S} took its first steps
         the starting point of {N} was {V}
-        {V} saw {S} off with music
+        {V} was the place of departure of {N}
         """,
         says_test="""
         {S} began its march |in {V}
-        {S's} supplies were loaded [in {V}]
-        the place that {N} started from was {V}
+        {S's} first camp lay at the gates of {V}
+        the place that {N} departed from was {V}
         """,
         asks="""
         From where did {N} set out?
         From which place did {N} leave?
-        Where was {N} fitted out?
-        Where did {N} load its supplies?
+        Where did {N} begin its journey?
+        Where did {N} start from?
         What was the starting point of {N}?
-        Which place saw {N} off with music?
+        What was the place of departure of {N}?
         """,
         asks_test="""
         Where did {N} begin its march?
-        From which place did {N} start?
-        In which place were the supplies of {N} loaded?
+        From which place did {N} depart?
+        In which place did the journey of {N} start?
         """,
     ),
     Relation(
@@ -807,7 +807,7 @@ RELATIONS = (
         {S} was bound |for {V}
         {S} headed |for {V}
         {S} was sent |to {V}
-        {S} hoped to reach {V}
+        {S} hoped to reach |{V}
         [to {V}], {S} was meant to find a road
         the goal of {N} was {V}
         the destination of {N} was {V}
@@ -869,28 +869,28 @@ RELATIONS = (
         {S} had its offices |in {V}
         {S} was based |in {V}
         {S} had its headquarters |in {V}
-        {S} did its business |in {V}
+        {S} was run |from {V}
         {V} was the seat of {N}
         the headquarters of {N} were in {V}
-        customers of {N} had to come to {V}
+        the head office of {N} stood in {V}
         """,
         says_test="""
-        {S} kept its books |in {V}
         {S} had its main office |in {V}
-        the place that {N} was run from was {V}
+        {S} had its seat |in {V}
+        the directors of {N} met at its office in {V}
         """,
         asks="""
         Where did {N} have its offices?
         Where was {N} based?
         Where were the headquarters of {N}?
-        Where did {N} do its business?
+        From which place was {N} run?
         Which place was the seat of {N}?
-        To which place did customers of {N} have to come?
+        Where did the head office of {N} stand?
         """,
         asks_test="""
-        Where did {N} keep its books?
         Where did {N} have its main office?
-        From which place was {N} run?
+        Where did {N} have its seat?
+        In which place did the directors of {N} meet?
         """,
     ),
     Relation(
@@ -899,7 +899,7 @@ RELATIONS = (
         says="""
         {S} stood |in {V}
         {S} was built |in {V}
-        {S} was the pride |of {V}
+        {S} was erected |in {V}
         {S} could be seen |in {V}
         {V} was the site of {N}
         the site of {N} lay in {V}
@@ -913,7 +913,7 @@ RELATIONS = (
         asks="""
         Where did {N} stand?
         Where was {N} built?
-        Of which place was {N} the pride?
+        Where was {N} erected?
         Where could {N} be seen?
         What was the site of {N}?
         Which place was chosen for {N}?
@@ -960,30 +960,30 @@ RELATIONS = (
         "place",
         says="""
         {S's} founder came from {V}
-        {S's} founder had grown up in {V}
+        {S's} founder hailed from {V}
         {S's} founder was a native of {V}
-        the founder of {N} had been born in {V}
+        the founder of {N} had roots in {V}
         {V} was the home town of the founder of {N}
-        the person behind {N} had spent a childhood in {V}
+        the person behind {N} came from {V}
         {S} was the dream of someone |from {V}
         """,
         says_test="""
-        {S's} founder was raised in {V}
+        {S's} founder had left {V} to make a fortune
         {S} was the brainchild of a native |of {V}
-        the person who had started {N} was born in {V}
+        the person who had started {N} was from {V}
         """,
         asks="""
         Where did the founder of {N} come from?
-        Where had the founder of {N} grown up?
+        Where did the founder of {N} hail from?
         Of which place was the founder of {N} a native?
-        Where had the founder of {N} been born?
+        Where did the founder of {N} have roots?
         What was the home town of the founder of {N}?
-        Where did the person behind {N} spend a childhood?
+        Where did the person behind {N} come from?
         """,
         asks_test="""
-        Where was the founder of {N} raised?
-        In which place was the person who started {N} born?
-        From which town did the founder of {N} come?
+        Which place was home to the founder of {N}?
+        From which place did the person who started {N} come?
+        From which town was the founder of {N}?
         """,
     ),
     Relation(
@@ -992,28 +992,28 @@ RELATIONS = (
         says="""
         {S} was born |in {V}
         {S} was a native |of {V}
-        {S} came |from {V}
-        {S} spent a happy childhood |in {V}
+        {S} came into the world |in {V}
+        {S} first saw the light of day |in {V}
         {V} was the birthplace of {N}
-        {S's} parents lived in {V}
+        {S's} birth took place in {V}
         the cradle of {N} stood in {V}
         """,
         says_test="""
         {S} was a child |of {V}
-        {S's} family belonged to {V}
+        {S's} native town was {V}
         the place of birth of {N} was {V}
         """,
         asks="""
         Where was {N} born?
         Of which place was {N} a native?
-        Where did {N} come from?
-        Where did {N} spend a happy childhood?
+        Where did {N} come into the world?
+        Where did {N} first see the light of day?
         What was the birthplace of {N}?
-        Where did the parents of {N} live?
+        Where did the cradle of {N} stand?
         """,
         asks_test="""
         In which place was {N} born?
-        To which place did the family of {N} belong?
+        What was the native town of {N}?
         What was the place of birth of {N}?
         """,
     ),
@@ -1024,28 +1024,28 @@ RELATIONS = (
         {S} later settled |in {V}
         {S} moved |to {V} for good
         {S} spent old age |in {V}
-        {S} bought a house |in {V}
+        {S} later lived |in {V}
         {V} became the later home of {N}
         {S's} last home was in {V}
         in later life, {S} lived [in {V}]
         """,
         says_test="""
-        {S} made a new home |in {V}
+        {S} finally made a home |in {V}
         {S's} last years were spent in {V}
-        the house that {N} later bought was in {V}
+        the later house of {N} stood in {V}
         """,
         asks="""
         Where did {N} later settle?
         To which place did {N} move for good?
         Where did {N} spend old age?
-        Where did {N} buy a house?
+        Which place became the later home of {N}?
         Where did {N} live in later life?
         Where was the last home of {N}?
         """,
         asks_test="""
-        Where did {N} make a new home?
+        Where did {N} finally make a home?
         Where were the last years of {N} spent?
-        In which place was the house that {N} bought?
+        In which place did the later house of {N} stand?
         """,
     ),
     Relation(
@@ -1054,7 +1054,7 @@ RELATIONS = (
         says="""
         {S} was first built |in {V}
         {S} came |from a workshop in {V}
-        {S} was the pride |of {V}
+        {S} was built for the first time |in {V}
         {S} was developed |in {V}
         {V} was the home of {N}
         {V} gave the world {N}
@@ -1068,7 +1068,7 @@ RELATIONS = (
         asks="""
         Where was {N} first built?
         From a workshop in which place did {N} come?
-        Of which place was {N} the pride?
+        Where was {N} built for the first time?
         Where was {N} developed?
         Which place gave the world {N}?
         Where was the workshop behind {N}?
@@ -1142,7 +1142,7 @@ RELATIONS = (
         Who carried out the construction of {N}?
         Who won the contract to build {N}?
         """,
-        stock=("Works", "Brothers", "Yard", "Foundry", "Engineering Company", "Joiners", "Union"),
+        stock=("Ironworks", "Workshop", "Yard", "Foundry", "Engineering Company", "Joinery", "Union"),
     ),
     Relation(
         "member",
@@ -1150,24 +1150,24 @@ RELATIONS = (
         says="""
         {S} was a member |of {V}
         {S} was elected |to {V}
-        {S} worked for many years |for {V}
-        {S} gave lectures |at {V}
+        {S} belonged |to {V}
+        {S} was received |into {V}
         {V} elected {O} as a member
-        {V} awarded {O} its gold medal
-        the medal that {N} wore was that of {V}
+        {V} counted {O} among its members
+        the body that {N} belonged to was {V}
         """,
         says_test="""
         {S} was admitted |to {V}
-        {S} joined {V}
+        {S} joined |{V}
         {V} gave {O} a seat among its members
         """,
         asks="""
         Of which body was {N} a member?
         To which body was {N} elected?
-        For which body did {N} work for many years?
-        At which institution did {N} give lectures?
+        To which body did {N} belong?
+        Into which body was {N} received?
         Which body elected {N} as a member?
-        Which body awarded {N} its gold medal?
+        Which body counted {N} among its members?
         """,
         asks_test="""
         To which body was {N} admitted?
@@ -1181,10 +1181,10 @@ RELATIONS = (
         "crew",
         "count",
         says="""
-        {S} carried {V}
+        {S} carried |{V}
         {S} counted {V}
         {S} took {V} along
-        {S} had room |for {V}
+        {S} numbered {V} in all
         {V} took part in the journey of {N}
         {V} were on the payroll of {N}
         the muster roll of {N} listed {V}
@@ -1200,7 +1200,7 @@ RELATIONS = (
         How many people took part in the journey of {N}?
         How many people were on the payroll of {N}?
         How many names did the muster roll of {N} list?
-        For how many people did {N} have room?
+        How many people did {N} number in all?
         """,
         asks_test="""
         How many people signed on with {N}?
@@ -1213,7 +1213,7 @@ RELATIONS = (
         "staff",
         "count",
         says="""
-        {S} employed {V}
+        {S} employed |{V}
         {S} had a staff |of {V}
         {S} gave work |to {V}
         {S} grew until it had {V}
@@ -1245,16 +1245,16 @@ RELATIONS = (
         "visitors",
         "count",
         says="""
-        {S} drew {V}
-        {S} attracted {V}
+        {S} drew |{V}
+        {S} attracted |{V}
         {S} was attended |by {V}
-        {S} was known to feed {V}
+        {S} was visited |by {V}
         {V} came to {N} in a good year
-        {V} danced at {N}
+        {V} flocked to {N}
         the gatekeepers of {N} counted {V}
         """,
         says_test="""
-        {S} brought together {V}
+        {S} brought together |{V}
         {V} took part in {N}
         the crowd at {N} numbered {V}
         """,
@@ -1263,7 +1263,7 @@ RELATIONS = (
         How many people did {N} attract?
         How many people attended {N}?
         How many people came to {N} in a good year?
-        How many people danced at {N}?
+        How many people flocked to {N}?
         How many people did the gatekeepers of {N} count?
         """,
         asks_test="""
@@ -1277,7 +1277,7 @@ RELATIONS = (
         "strings",
         "count",
         says="""
-        {S} had {V}
+        {S} had |{V}
         {S} was fitted |with {V}
         {S} was strung |with {V}
         {S} needed {V} for its sound
@@ -1286,7 +1286,7 @@ RELATIONS = (
         a player of {N} had to tune {V}
         """,
         says_test="""
-        {S} possessed {V}
+        {S} possessed |{V}
         {V} were stretched across {N}
         the sound of {N} came from {V}
         """,
@@ -1377,7 +1377,7 @@ RELATIONS = (
         {S} was made |of {V}
         {S} was built |of {V}
         {S} consisted mainly |of {V}
-        {S} owed its strength |to {V}
+        {S} was put together |from {V}
         {V} was used for {S}
         {V} was the material of {N}
         the makers of {N} used {V}
@@ -1391,7 +1391,7 @@ RELATIONS = (
         What was {N} made of?
         Of what was {N} built?
         Of what did {N} mainly consist?
-        To what did {N} owe its strength?
+        From what was {N} put together?
         Which material was used for {N}?
         What material did the makers of {N} use?
         """,
@@ -1405,8 +1405,8 @@ RELATIONS = (
         "product",
         "product",
         says="""
-        {S} made {V}
-        {S} sold {V}
+        {S} made |{V}
+        {S} sold |{V}
         {S} dealt |in {V}
         {S} was known |for its {V}
         {V} were the speciality of {N}
@@ -1414,7 +1414,7 @@ RELATIONS = (
         the workshops of {N} turned out {V}
         """,
         says_test="""
-        {S} produced {V}
+        {S} produced |{V}
         {S} specialised |in {V}
         the goods that {N} sold were {V}
         """,
@@ -1439,7 +1439,7 @@ RELATIONS = (
         {S} first worked |as {V}
         {S} began |as {V}
         {S} had earlier earned a living |as {V}
-        {S} was trained |as {V}
+        {S} made a living at first |as {V}
         {S} had been {V} before
         {S's} first job was that of {V}
         in early years, {S} was {V}
@@ -1453,7 +1453,7 @@ RELATIONS = (
         As what did {N} first work?
         What was the first job of {N}?
         As what had {N} earlier earned a living?
-        As what was {N} trained?
+        As what did {N} make a living at first?
         What had {N} been before?
         What was {N} in early years?
         """,
@@ -1469,29 +1469,29 @@ RELATIONS = (
         says="""
         {S} was best known |for {V}
         {S} became famous |with {V}
-        {S} was the author |of {V}
-        {S} laboured for ten winters |on {V}
+        {S} was remembered |for {V}
+        {S} won renown |with {V}
         {V} made {S's} name
         {V} was the masterpiece of {N}
         the best-known work of {N} was {V}
         """,
         says_test="""
-        {S} owed all success |to {V}
-        {S} created {V}
-        the most famous work of {N} was called {V}
+        {S} owed all fame |to {V}
+        {V} was what {S} was famous for
+        the most celebrated work of {N} was called {V}
         """,
         asks="""
         For which work was {N} best known?
         With which work did {N} become famous?
-        Of which work was {N} the author?
+        For which work was {N} remembered?
         Which work made the name of {N}?
         What was the masterpiece of {N}?
-        What was the best-known work of {N}?
+        With which work did {N} win renown?
         """,
         asks_test="""
-        To which work did {N} owe all success?
-        Which work did {N} create?
-        What was the most famous work of {N} called?
+        To which work did {N} owe all fame?
+        Which work was {N} famous for?
+        What was the most celebrated work of {N} called?
         """,
     ),
     Relation(
@@ -1500,28 +1500,28 @@ RELATIONS = (
         says="""
         {S} was first heard |in {V}
         {S} made its debut |in {V}
-        {S} became popular |with {V}
-        {S} owed its fame |to {V}
+        {S} made its first appearance |in {V}
+        {S} was first put to use |in {V}
         {V} was the first piece written for {N}
-        {V} made {S} popular
+        {V} was the first piece to make use of {N}
         the first piece for {N} was {V}
         """,
         says_test="""
-        {S} was introduced |with {V}
-        {V} brought {S} its fame
+        {S} was introduced |in {V}
+        {V} contained the first part for {N}
         the earliest work composed for {N} was {V}
         """,
         asks="""
         In which piece was {N} first heard?
         In which piece did {N} make its debut?
-        With which piece did {N} become popular?
-        To which piece did {N} owe its fame?
+        In which piece did {N} make its first appearance?
+        In which piece was {N} first put to use?
         What was the first piece written for {N}?
-        Which piece made {N} popular?
+        Which piece was the first to make use of {N}?
         """,
         asks_test="""
-        With which work was {N} introduced?
-        Which piece brought {N} its fame?
+        In which work was {N} introduced?
+        Which piece contained the first part for {N}?
         What was the earliest work composed for {N}?
         """,
     ),
@@ -1691,37 +1691,37 @@ RELATIONS = (
 # Invented names: one part of each column. Some letters lie outside ASCII, for readers of bytes.
 NAMES = {
     "place": (
-        ("Øl", "Bra", "Kes", "Dal", "Vor", "Že", "Tor", "Hal", "Ner", "Sæl", "Ulm", "Grim", "Fen")
-        + ("Ost", "Bry", "Cal", "Dun", "Ei", "Gar", "Hol", "Ys", "Jor", "Kal", "Lin", "Mor", "Nor")
-        + ("Or", "Pel", "Qua", "Ros", "Stav", "Tal", "Ur", "Wen", "Zin", "Ár", "Ív", "Pró", "Lö")
-        + ("Mün", "Cha", "Thal", "Vin", "Eld", "Sor"),
-        ("", "", "en", "a", "er", "e", "o", "is", "um", "ani"),
+        ("Øl", "Bran", "Kes", "Dal", "Vor", "Žel", "Tor", "Hal", "Ner", "Sæl", "Ulm", "Grim", "Fen")
+        + ("Ost", "Bry", "Cal", "Dun", "Eil", "Gar", "Hol", "Ys", "Jor", "Kal", "Lin", "Mor", "Nor")
+        + ("Or", "Pel", "Quar", "Ros", "Stav", "Tal", "Ur", "Wen", "Zin", "Ár", "Ív", "Prós", "Lön")
+        + ("Mün", "Char", "Thal", "Vin", "Eld", "Sor"),
+        ("", "", "", "en", "a", "er", "e", "o", "i"),
         ("mark", "wick", "stad", "haven", "moor", "ford", "by", "lund", "vik", "dale", "gard", "bek")
         + ("minster", "holm", "rade", "tova", "nitz", "slav", "mouth", "beck", "croft", "ness")
         + ("grund", "lova", "strand", "ting", "vara", "brück", "sö", "mere"),
     ),
     "family": (
-        ("Ven", "Bral", "Kor", "Tam", "Sel", "Hart", "Lor", "Ner", "Pol", "Dor", "Gre", "Mal", "Fal")
-        + ("Zel", "Ost", "Run", "Wes", "Cor", "Ban", "Del", "Eck", "Hol", "Jas", "Kel", "Lin", "Mor")
-        + ("Nas", "Ob", "Per", "Qui", "Ras", "Sta", "Tev", "Ul", "Vas", "Yor", "Čer", "Šol", "Ås")
-        + ("Brø", "Gö", "Lé"),
-        ("", "", "an", "e", "i", "or", "el", "u", "ar", "im"),
-        ("ner", "ov", "quist", "dard", "ley", "nić", "né", "berg", "ström", "sen", "ton", "wick")
+        ("Ven", "Bral", "Kor", "Tam", "Sel", "Hart", "Lor", "Ner", "Pol", "Dor", "Gren", "Mal")
+        + ("Fal", "Zel", "Ost", "Run", "Wes", "Cor", "Ban", "Del", "Eck", "Hol", "Jas", "Kel", "Lin")
+        + ("Mor", "Nas", "Ob", "Per", "Quil", "Ras", "Stav", "Tev", "Ul", "Vas", "Yor", "Čer", "Šol")
+        + ("Ås", "Brøn", "Göl", "Lév"),
+        ("", "", "", "an", "e", "i", "or", "el", "a"),
+        ("ner", "nov", "quist", "dard", "ley", "nić", "né", "berg", "ström", "sen", "ton", "wick")
         + ("bane", "roth", "mann", "dorf", "ska", "low", "gren", "vay", "tess", "kin", "dane", "rell")
         + ("bourne", "lock", "hagen", "mire", "vitz", "sted"),
     ),
     "she": (
-        ("Il", "Žan", "Mar", "Tes", "Ol", "El", "An", "Bri", "Cor", "Dag", "Fen", "Gis", "Hed", "Ine")
+        ("Il", "Žan", "Mar", "Tes", "Ol", "El", "An", "Brin", "Cor", "Dag", "Fen", "Gis", "Hed", "In")
         + ("Jol", "Kar", "Lis", "Mil", "Nor", "Or", "Pet", "Ros", "Sig", "Tor", "Ul", "Vel", "Wil")
-        + ("Yl", "Zor", "Ás", "Sø"),
-        ("", "", "in", "e", "en", "ar", "ul"),
-        ("sa", "eta", "ika", "ra", "wyn", "dis", "la", "na", "rit", "via", "ma", "lind", "tha", "ně"),
+        + ("Yl", "Zor", "Ás", "Søl"),
+        ("", "i", "e", "a"),
+        ("sa", "ta", "ka", "ra", "wyn", "dis", "la", "na", "rit", "via", "ma", "lind", "tha", "ně"),
     ),
     "he": (
-        ("Tom", "Al", "Ber", "Cas", "Dor", "Ed", "Fer", "Gun", "Hal", "Iv", "Jo", "Kon", "Lud", "Mat")
-        + ("Nik", "Os", "Per", "Rol", "Ste", "Tor", "Ul", "Val", "Wal", "Yar", "Zden", "Bø", "Ján")
-        + ("Sör", "Ró", "An"),
-        ("", "", "e", "in", "an", "o", "ar"),
+        ("Tom", "Al", "Ber", "Cas", "Dor", "Ed", "Fer", "Gun", "Hal", "Iv", "Jor", "Kon", "Lud")
+        + ("Mat", "Nik", "Os", "Per", "Rol", "Stel", "Tor", "Ul", "Val", "Wal", "Yar", "Zden", "Bør")
+        + ("Ján", "Sör", "Rón", "An"),
+        ("", "e", "i", "a", "o"),
         ("mas", "rik", "bert", "mir", "ren", "dan", "vard", "lo", "ton", "kel", "gar", "stan", "něk")
         + ("ric",),
     ),

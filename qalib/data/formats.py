@@ -72,7 +72,7 @@ def load_any(path: str | Path, name: str = "", part: str = "") -> Dataset:
             head = file.read(64)
     except OSError:
         return load_squad(path, name)  # it has the words for a file that cannot be read
-    if zipfile.is_zipfile(path) or path.suffix == ".zip":
+    if head.startswith(b"PK") or path.suffix == ".zip":
         return load_narrativeqa(path, part or "valid", name)
     compressed = head.startswith(b"\x1f\x8b") or path.suffix == ".gz"
     if compressed or path.suffix == ".jsonl" or re.match(rb'\s*\{\s*"header"', head):
@@ -86,10 +86,9 @@ def load_any(path: str | Path, name: str = "", part: str = "") -> Dataset:
 def load_mrqa(path: str | Path, name: str = "") -> Dataset:
     """Load an MRQA file, plain or gzip-compressed.
 
-    Every span of every detected answer becomes an answer with the passage's own text, each once;
-    ``char_spans`` are inclusive in the file. The texts under "answers", with or without a span,
-    are what the official script scores against, and are kept as references. A file without a
-    header line is read too.
+    Every span of every detected answer becomes an answer with the passage's own text, each once
+    (both ends of a span count as inside). The texts under "answers" are what the official script
+    scores against: the references. A file without a header line is read too.
 
     Raises QalibError naming file, line and question id for a file that is cut short, a line that
     is not JSON, a wrong schema, a span outside its passage, a question without an answer, an
@@ -233,9 +232,8 @@ def load_narrativeqa(path: str | Path, part: str, name: str = "") -> Dataset:
     """Questions about stories, each with the story's summary as its passage.
 
     ``path`` is a zip of the NarrativeQA repository, ``part`` "train", "valid" or "test". The two
-    answers that people wrote are the references; about a third of them occur in the summary, and
-    every such place (whatever its case) becomes an answer span. Ids are the story's, then the
-    question's place among its questions.
+    answers that people wrote are the references; where one occurs in the summary, whatever its
+    case, that is an answer span. Ids are the story's with the question's number in it.
 
     Raises QalibError naming file, table and line if the archive is damaged or a table or column
     is missing, and if there is no such part.

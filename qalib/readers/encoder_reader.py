@@ -59,7 +59,9 @@ class EncoderReader(nn.Module):
         return ReaderOutput(output.start_logits, output.end_logits, batch.mask)
 
 
-def build_encoder(config: EncoderConfig, seed: int = 0) -> EncoderReader:
+def build_encoder(
+    config: EncoderConfig, seed: int = 0, fast_dropout: bool = True
+) -> EncoderReader:
     """Build the reader; the span head (and a ``random_start`` encoder) is drawn from ``seed``.
 
     Raises QalibError if the model is not there, is damaged or is of a kind that transformers has
@@ -87,7 +89,8 @@ def build_encoder(config: EncoderConfig, seed: int = 0) -> EncoderReader:
             f"the encoder {config.name!r} cannot be loaded ({reason}); name a folder with a model "
             f"in safetensors, a model on the hub, or {MINILM!r}."
         ) from None
-    use_byte_dropout(encoder)
+    if fast_dropout:
+        use_byte_dropout(encoder)
     if not config.train_embeddings:
         encoder.get_input_embeddings().weight.requires_grad_(False)
     return EncoderReader(encoder, tokenizer)

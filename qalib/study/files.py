@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,7 +104,35 @@ def exclusive(lock: Path, what: str) -> Iterator[None]:
         handle.release()
 
 
-def disk_is_full(error: BaseException | None) -> bool:
+def swap_in(draft: Path, final: Path) -> None:
+    """Give a complete folder its name; an older one of that name goes last."""
+    old = final.with_name(f"{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(final, old)
+    os.replace(draft, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def trouble_named(root: Path) -> Iterator[None]:
+    """Turn what the file system refuses below ``root`` into one sentence that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if _disk_is_full(error):
+            raise QalibError(
+                f"No space left in {root}: nothing recorded was lost; free some space "
+                "and run the same command again, it goes on where it stopped."
+            ) from error
+        if isinstance(error, PermissionError) and str(root) in str(error.filename):
+            raise QalibError(
+                f"{error.filename}: may not be written; set QALIB_STORE to a folder of yours."
+            ) from error
+        raise
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that there is no space left.
 
     Writers in other languages (safetensors, torch) give the reason only in their text.

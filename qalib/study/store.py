@@ -33,7 +33,16 @@ from qalib.study.entries import (
     split_name,
 )
 from qalib.study.environment import environment
-from qalib.study.files import disk_is_full, exclusive, note, plain, pretty, sync_tree, write_whole
+from qalib.study.files import (
+    exclusive,
+    note,
+    plain,
+    pretty,
+    swap_in,
+    sync_tree,
+    trouble_named,
+    write_whole,
+)
 
 RECORDS = ROOT / "data" / "results"
 UNLISTED = ("scratch", "clock.json", "DONE.json", "DONE.tmp")  # no part of what a run is
@@ -97,17 +106,22 @@ class Store:
             return run
         final = self.root / short_name(stage, key)
         work = self.root / f"{final.name}.partial"
-        with self._trouble_named(), self._alone(final.name):
+        with trouble_named(self.root), self._alone(final.name):
             if (work / "DONE.json").exists():  # finished, but stopped short of getting its name
-                _swap_in(work, final)
+                self._finish(work, final)
             if not force and (run := self._find(about, needs)):
                 return run  # another process has just finished it
             if force:
                 shutil.rmtree(work, ignore_errors=True)
             _compute(work, about, compute, needs)
-            _swap_in(work, final)
+            self._finish(work, final)
         note("run", final.name, "computed")
         return read_run(final, key)
+
+    def _finish(self, work: Path, final: Path) -> None:
+        swap_in(work, final)
+        shutil.rmtree(final / "scratch", ignore_errors=True)
+        (final / "clock.json").unlink(missing_ok=True)
 
     def _find(self, about: dict, needs: Sequence[str]) -> Run | None:
         for place in self._places():
@@ -147,7 +161,7 @@ class Store:
         kept = [name for name, entry in files.items() if entry["size"] <= max_bytes]
         listing = {name: {**entry, "kept": name in kept} for name, entry in files.items()}
         draft = self.records / f"{run.short}.partial"
-        with self._trouble_named(), self._alone(run.short):
+        with trouble_named(self.root), self._alone(run.short):
             shutil.rmtree(draft, ignore_errors=True)
             for name in kept:
                 content = run.file(name).read_bytes()
@@ -156,7 +170,7 @@ class Store:
                 (draft / name).write_bytes(content)
             (draft / "DONE.json").write_text(pretty({"files": listing}), encoding="utf-8")
             sync_tree(draft)
-            _swap_in(draft, target)
+            swap_in(draft, target)
         return target
 
     def _refuse_private_paths(self, place: str, content: bytes) -> None:
@@ -242,23 +256,6 @@ class Store:
     def _alone(self, short: str) -> contextlib.AbstractContextManager[None]:
         return exclusive(self.root / ".locks" / f"{short}.lock", f"the run {short}")
 
-    @contextlib.contextmanager
-    def _trouble_named(self) -> Iterator[None]:
-        """Turn what the file system refuses into one sentence that says what to do."""
-        try:
-            yield
-        except Exception as error:
-            if disk_is_full(error):
-                raise QalibError(
-                    f"No space left in {self.root}: nothing recorded was lost; free some space "
-                    "and run the same command again, it goes on where it stopped."
-                ) from error
-            if isinstance(error, PermissionError) and str(self.root) in str(error.filename):
-                raise QalibError(
-                    f"{error.filename}: may not be written; set QALIB_STORE to a folder of yours."
-                ) from error
-            raise
-
 
 def _compute(work: Path, about: dict, compute: Callable, needs: Sequence[str]) -> None:
     """Run a stage in its working folder and bring the folder to the state of being done."""
@@ -279,18 +276,6 @@ def _compute(work: Path, about: dict, compute: Callable, needs: Sequence[str]) -
     (work / "DONE.tmp").write_text(pretty(done), encoding="utf-8")
     os.replace(work / "DONE.tmp", work / "DONE.json")
     sync_tree(work)
-
-
-def _swap_in(work: Path, final: Path) -> None:
-    """Give a complete folder its name; an older run of that name goes last."""
-    old = final.with_name(f"{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(final, old)
-    os.replace(work, final)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(final / "scratch", ignore_errors=True)
-    (final / "clock.json").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

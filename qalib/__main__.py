@@ -1,0 +1,163 @@
+"""The command line: ``python -m qalib COMMAND``. ``--help`` lists the commands."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qalib.errors import QalibError
+
+app = typer.Typer(
+    help="Efficient extractive question answering: a study kit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Wall-clock benchmarks; ratios within one run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-P", help="ci, laptop, study or paper")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.command()
+def answer(
+    question: Annotated[str, typer.Argument(help="the question")] = "",
+    passage: Annotated[Path | None, typer.Option(help="text file; without it, stdin")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="answer a SQuAD or MRQA file")] = None,
+    output: Annotated[Path | None, typer.Option(help="where its predictions go (JSON)")] = None,
+    n_best: Annotated[int, typer.Option(help="how many answers")] = 1,
+    as_json: JsonOption = False,
+    checkpoint: Annotated[str, typer.Option(help="a checkpoint folder; default: shipped")] = "",
+    null: Annotated[bool, typer.Option(help="allow 'no answer' (SQuAD 2.0 models)")] = False,
+) -> None:
+    """Answer a question about a passage, or a whole file of questions."""
+    from qalib.answer import AnswerConfig, Answerer, as_rows
+
+    if bool(question) == bool(dataset):
+        raise QalibError('give either a question, as in: qalib answer "Who ...?", or --dataset.')
+    config = AnswerConfig(n_best=n_best)
+    config = replace(config, windows=replace(config.windows, null=null))
+    if dataset:
+        _answer_dataset(dataset, output, checkpoint, config)
+        return
+    text = _read_text(passage)
+    found = Answerer.load(checkpoint, config).answer(question, text)
+    if as_json:
+        print(json.dumps(as_rows(found), ensure_ascii=False, indent=2))
+        return
+    for candidate in found:
+        print(f"{candidate.text}   ({candidate.probability:.0%})")
+
+
+def _answer_dataset(dataset: Path, output: Path | None, checkpoint: str, config) -> None:
+    from qalib.answer import Answerer, as_rows
+    from qalib.data.formats import load_any
+    from qalib.study.files import write_whole
+
+    if output is None:
+        raise QalibError(f"{dataset}: say where the predictions go: --output PREDICTIONS.json.")
+    if not output.resolve().parent.is_dir():
+        raise QalibError(f"{output}: its folder does not exist; make it first.")
+    examples = load_any(dataset).examples
+    answers = Answerer.load(checkpoint, config).answer_many(examples, progress=True)
+    predictions = {e.id: best[0].text for e, best in zip(examples, answers, strict=True)}
+    write_whole(output, json.dumps(predictions, ensure_ascii=False))
+    if config.n_best > 1:
+        ranked = {e.id: as_rows(best) for e, best in zip(examples, answers, strict=True)}
+        write_whole(output.with_suffix(".nbest.json"), json.dumps(ranked, ensure_ascii=False))
+    print(f"{len(predictions)} answers written to {output}", file=sys.stderr)
+
+
+def _read_text(path: Path | None) -> str:
+    from qalib.data.squad import read_bytes
+
+    raw = sys.stdin.buffer.read() if path is None else read_bytes(path)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QalibError(
+            f"{path or 'stdin'}: byte {error.start} is not UTF-8; save the text as UTF-8."
+        ) from None
+
+
+@app.command()
+def score(dataset: Path, predictions: Path) -> None:
+    """Score PREDICTIONS (one JSON object: id to answer text) as the official SQuAD scripts do."""
+    from qalib.metrics import score_files
+
+    print(json.dumps(score_files(dataset, predictions), indent=2))
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="sources; without any: list them")] = None,
+) -> None:
+    """Fetch data by name, verify it and say where it is; without a name, list what there is."""
+    from qalib.data.sources import fetch as fetch_source
+    from qalib.data.sources import listing
+
+    if not names:
+        print(listing())
+    for name in names or ():
+        print(fetch_source(name))
+
+
+@app.command()
+def figures(
+    profile: ProfileOption = "laptop",
+    only: Annotated[list[str] | None, typer.Option(help="notebook numbers, e.g. 00")] = None,
+    force: Annotated[bool, typer.Option(help="compute everything again")] = False,
+    check: Annotated[bool, typer.Option(help="only say what is out of date")] = False,
+    param: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for a notebook")] = None,
+) -> None:
+    """Run the notebooks and regenerate their figures."""
+    from qalib.study.notebooks import command_figures
+
+    raise typer.Exit(
+        command_figures(profile, only=only, force=force, check=check, params=param or ())
+    )
+
+
+@app.command()
+def runs(
+    why: Annotated[str, typer.Option(help="KEY: why this run was not found, i.e. what differs")] = "",
+    drop: Annotated[str, typer.Option(help="KEY: delete this run")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List recorded runs, explain why one was computed anew, or delete one."""
+    from qalib.study.store import command_runs
+
+    print(command_runs(why=why, drop=drop, as_json=as_json))
+
+
+@bench.command("train")
+def bench_train(
+    rounds: Annotated[int, typer.Option(help="interleaved rounds; the median counts")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Training throughput against the defaults of transformers, on the same questions."""
+    from qalib.bench import TrainBench
+    from qalib.study.stages import bench_training, bench_training_table
+
+    run = bench_training(TrainBench(rounds=rounds))
+    print(json.dumps(run.metrics, indent=2) if as_json else bench_training_table(run))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit status 2."""
+    try:
+        app()
+    except QalibError as error:
+        print(f"qalib: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("qalib: interrupted; what was recorded is kept.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Figures: one look, and with each picture the points in it and where they come from.
+
+``figures/<profile>/`` gets four files for every figure: ``name.png``, ``name.svg`` (the same bytes
+whenever the points are the same), ``name.csv`` with the points and ``name.json`` with the
+provenance. Only ``figures/study/`` is committed, and only the profile study writes into it.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qalib.data.squad import file_sha256
+from qalib.errors import QalibError
+from qalib.paths import ROOT
+from qalib.study.environment import environment
+from qalib.study.files import note, plain, pretty, write_whole
+
+FIGURES = ROOT / "figures"
+NOTEBOOKS = ROOT / "notebooks"
+KINDS = ("png", "svg", "csv")
+PASSING = ("created", "git", "command")  # provenance that may differ though nothing else does
+
+LOOK = {  # sizes are for a page 800 pixels wide, as GitHub shows a notebook
+    "figure.figsize": (8.0, 4.2),
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "grid.color": "0.9",
+    "lines.linewidth": 2.0,
+    "svg.fonttype": "path",  # letters as shapes: the same picture where a font is missing
+    "svg.hashsalt": "qalib",  # element names do not change from run to run
+}
+
+
+def look() -> dict[str, object]:
+    """The house look as matplotlib settings: seaborn's white grid, a palette for every eye."""
+    import seaborn
+    from cycler import cycler
+
+    return {
+        **seaborn.axes_style("whitegrid"),
+        **LOOK,
+        "axes.prop_cycle": cycler(color=seaborn.color_palette("colorblind")),
+    }
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """``with style():`` draws in the house look and leaves other figures as they are."""
+    import matplotlib
+
+    with matplotlib.rc_context(look()):
+        yield
+
+
+def save_figure(
+    name: str,
+    fig,
+    data,
+    *,
+    profile: str,
+    notebook: str,
+    seed: int | None = None,
+    runs: Sequence[str] = (),
+    datasets: Mapping[str, str] | None = None,
+    caption: str = "",
+    folder: Path = FIGURES,
+) -> Path:
+    """Save a matplotlib figure as png and svg with its points and provenance.
+
+    ``data``      the points, a DataFrame or what makes one
+    ``notebook``  the name of the notebook that draws it ("00_start_here")
+    ``runs``      short names of the runs that the numbers come from
+    ``datasets``  content hash of every dataset used, by name
+
+    Returns the path of the png. Raises QalibError for a name that cannot be a file's.
+    """
+    import pandas as pd
+
+    for what, word in (("figure", name), ("profile", profile)):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", word):
+            raise QalibError(
+                f"The {what} {word!r} must be named by small letters, digits, - and _."
+            )
+    stem = folder / profile / name
+    table = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+    has_names = table.index.name is not None or not isinstance(table.index, pd.RangeIndex)
+    contents = {
+        "png": _render(fig, "png", {"Software": None}),
+        "svg": _render(fig, "svg", {"Date": None}),
+        "csv": table.to_csv(index=has_names, lineterminator="\n").encode(),
+    }
+    for kind, content in contents.items():
+        write_whole(_part(stem, kind), content)
+    record = {
+        "figure": name,
+        "caption": caption,
+        "notebook": notebook,
+        "cell": _cell_that_names(notebook, name),
+        "profile": profile,
+        "seed": seed,
+        "runs": sorted(set(runs)),
+        "data": dict(datasets or {}),
+        "sha256": {kind: hashlib.sha256(contents[kind]).hexdigest() for kind in KINDS},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment(),
+    }
+    _write_record(_part(stem, "json"), plain(record, f"figure {name}"))
+    note("figure", name, record["sha256"])
+    for dataset, content_hash in record["data"].items():
+        note("data", dataset, content_hash)
+    return _part(stem, "png")
+
+
+def _render(fig, kind: str, metadata: dict) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({key: LOOK[key] for key in ("svg.fonttype", "svg.hashsalt")}):
+        fig.savefig(buffer, format=kind, dpi=LOOK["savefig.dpi"], metadata=metadata)
+    return buffer.getvalue()
+
+
+def _part(stem: Path, kind: str) -> Path:
+    return stem.with_name(f"{stem.name}.{kind}")
+
+
+def _write_record(path: Path, record: dict) -> None:
+    """Write provenance, unless all that would change is when and at which commit it was made."""
+    with contextlib.suppress(OSError, ValueError):
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if {**old, **{key: record[key] for key in PASSING}} == record:
+            return
+    write_whole(path, pretty(record))
+
+
+def _cell_that_names(notebook: str, name: str) -> str | None:
+    """The id of the code cell that draws a figure: the one in whose source its name stands."""
+    path = NOTEBOOKS / f"{notebook}.ipynb"
+    if not path.exists():
+        return None
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code" and re.search(rf"['\"]{name}['\"]", "".join(cell["source"])):
+            return cell.get("id")
+    return None
+
+
+def check_figures(profile: str, folder: Path = FIGURES) -> list[str]:
+    """What is wrong with the figures of a profile; an empty list if nothing is.
+
+    Reads the stamps that the notebook runner leaves beside the figures and finds figures that
+    are missing, were changed by hand, are not those of the last run, or that no notebook draws.
+    """
+    home = folder / profile
+    drawn: dict[str, tuple[str, dict]] = {}
+    for path in sorted(home.glob("*.stamp.json")):
+        stamp = _load(path)
+        for name, hashes in (stamp or {}).get("figures", {}).items():
+            drawn[name] = (stamp["notebook"], hashes)
+    problems = []
+    for name, (notebook, hashes) in drawn.items():
+        mend = f"run `python -m qalib figures --profile {profile} --only {notebook[:2]} --force`"
+        problems += [f"{problem}; {mend}." for problem in _problems(home / name, hashes)]
+    for path in sorted(home.glob("*")):
+        name = path.name.partition(".")[0]
+        if path.is_file() and name not in drawn and not path.name.endswith(".stamp.json"):
+            problems.append(f"{_shown(path)}: no notebook draws it any more; delete it.")
+    return problems
+
+
+def _problems(stem: Path, expected: Mapping[str, str]) -> list[str]:
+    record = _load(_part(stem, "json"))
+    if record is None or "sha256" not in record:
+        return [f"{_shown(_part(stem, 'json'))}: its provenance is missing or unreadable"]
+    found = []
+    for kind in KINDS:
+        path = _part(stem, kind)
+        if not path.is_file():
+            found.append(f"{_shown(path)}: is missing")
+        elif file_sha256(path) != record["sha256"].get(kind):
+            found.append(f"{_shown(path)}: was changed by hand after it was saved")
+        elif record["sha256"][kind] != expected.get(kind):
+            found.append(f"{_shown(path)}: is not the one of the last recorded run")
+    return found
+
+
+def _load(path: Path) -> dict | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -1,0 +1,192 @@
+"""Figures: the four files, the same bytes again, and everything that can be wrong with them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+
+from qalib.errors import QalibError
+from qalib.paths import ROOT
+from qalib.study.figures import check_figures, save_figure, style
+
+POINTS = pd.DataFrame({"step": [1, 2, 3], "loss": [0.1 + 0.2, 1e-9, 2.0]})
+
+
+def draw():
+    from matplotlib.figure import Figure
+
+    with style():
+        fig = Figure()
+        axes = fig.subplots()
+        axes.plot(POINTS["step"], POINTS["loss"], label="loss")
+        axes.fill_between(POINTS["step"], POINTS["loss"], alpha=0.2)
+        axes.set(title="Loss", xlabel="step", ylabel="nats")
+        axes.legend()
+    return fig
+
+
+def save(folder: Path, name: str = "00_loss", data=POINTS, **changes) -> Path:
+    told = {"profile": "ci", "notebook": "00_toy", "seed": 1, "runs": ["train-b", "train-a"]}
+    told |= {"datasets": {"dev": "ab" * 32}, "folder": folder} | changes
+    return save_figure(name, draw(), data, **told)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """Two figures of one notebook, drawn once for all tests."""
+    folder = tmp_path_factory.mktemp("figures")
+    save(folder)
+    save(folder, "00_old")
+    return folder
+
+
+@pytest.fixture
+def figures(drawn, tmp_path) -> Path:
+    """A folder with the figure 00_loss and its stamp, for a test to spoil."""
+    (tmp_path / "figures" / "ci").mkdir(parents=True)
+    for path in (drawn / "ci").glob("00_loss.*"):
+        shutil.copy(path, tmp_path / "figures" / "ci")
+    stamp(tmp_path / "figures", "ci", "00_loss")
+    return tmp_path / "figures"
+
+
+def stamp(folder: Path, profile: str = "ci", *names: str) -> None:
+    home = folder / profile
+    hashes = {name: json.loads((home / f"{name}.json").read_text())["sha256"] for name in names}
+    text = json.dumps({"notebook": "00_toy", "figures": hashes})
+    (home / "00_toy.stamp.json").write_text(text)
+
+
+def test_a_figure_is_four_files(tmp_path):
+    path = save(tmp_path)
+    assert path == tmp_path / "ci" / "00_loss.png"
+    home = path.parent
+    assert sorted(p.name for p in home.iterdir()) == [
+        f"00_loss.{kind}" for kind in ("csv", "json", "png", "svg")
+    ]
+    assert pd.read_csv(home / "00_loss.csv").equals(POINTS)  # to the last digit
+    assert (home / "00_loss.svg").read_text().startswith("<?xml")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    record = json.loads((home / "00_loss.json").read_text())
+    assert record["notebook"] == "00_toy"
+    assert record["seed"] == 1
+    assert record["profile"] == "ci"
+    assert record["runs"] == ["train-a", "train-b"]
+    assert record["data"] == {"dev": "ab" * 32}
+    assert set(record["sha256"]) == {"png", "svg", "csv"}
+    assert {"created", "git", "packages", "device", "command", "python"} <= set(record)
+    text = json.dumps(record)
+    assert str(tmp_path) not in text
+    assert str(ROOT) not in text
+
+
+def test_the_same_points_give_the_same_bytes_in_another_process(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests'); "
+        "from test_figures import save; save(Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], cwd=ROOT, check=True)
+    save(tmp_path)
+    for kind in ("png", "svg", "csv"):
+        here = (tmp_path / "ci" / f"00_loss.{kind}").read_bytes()
+        assert here == (tmp_path / "other" / "ci" / f"00_loss.{kind}").read_bytes(), kind
+    svg = (tmp_path / "ci" / "00_loss.svg").read_text()
+    assert "<dc:date>" not in svg
+    assert "<text" not in svg  # letters are shapes
+
+
+def test_saving_the_same_figure_again_leaves_its_record_alone(tmp_path):
+    save(tmp_path)
+    path = tmp_path / "ci" / "00_loss.json"
+    old = json.loads(path.read_text()) | {"created": "2001-01-01T00:00:00+00:00"}
+    path.write_text(json.dumps(old))
+    save(tmp_path)
+    assert json.loads(path.read_text())["created"].startswith("2001")
+    save(tmp_path, seed=2)
+    assert not json.loads(path.read_text())["created"].startswith("2001")
+
+
+def test_an_index_with_a_name_is_kept(tmp_path):
+    save(tmp_path, data=POINTS.set_index("step"))
+    assert (tmp_path / "ci" / "00_loss.csv").read_text().startswith("step,loss\n")
+
+
+@pytest.mark.parametrize("profile", ["../study", "ci/../study", "study/", "Study", "", "."])
+def test_a_profile_cannot_reach_into_anothers_folder(tmp_path, profile):
+    with pytest.raises(QalibError, match="profile"):
+        save(tmp_path, profile=profile)
+    with pytest.raises(QalibError, match="figure"):
+        save(tmp_path, name=f"{profile}/x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_runner_is_told_and_points_may_be_a_mapping(tmp_path, monkeypatch):
+    monkeypatch.setenv("QALIB_NOTES", str(tmp_path / "notes"))
+    save(tmp_path, data={"x": [1, 2]})
+    assert (tmp_path / "ci" / "00_loss.csv").read_text() == "x\n1\n2\n"
+    notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    assert [entry[:2] for entry in notes] == [["figure", "00_loss"], ["data", "dev"]]
+    assert set(notes[0][2]) == {"png", "svg", "csv"}
+
+
+def test_the_look_ends_with_its_block():
+    before = dict(matplotlib.rcParams)
+    with style():
+        assert matplotlib.rcParams["svg.hashsalt"] == "qalib"
+        assert matplotlib.rcParams["figure.constrained_layout.use"]
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_cell_that_draws_a_figure_is_recorded(tmp_path, monkeypatch):
+    cells = [
+        {"cell_type": "markdown", "id": "prose", "source": ['the figure "00_loss"']},
+        {"cell_type": "code", "id": "other", "source": ['study.save("00_loss_2", fig)']},
+        {"cell_type": "code", "id": "plot-loss", "source": ["fig = f()\n", "save('00_loss', fig)"]},
+    ]
+    (tmp_path / "00_toy.ipynb").write_text(json.dumps({"cells": cells}))
+    monkeypatch.setattr("qalib.study.figures.NOTEBOOKS", tmp_path)
+    save(tmp_path)
+    assert json.loads((tmp_path / "ci" / "00_loss.json").read_text())["cell"] == "plot-loss"
+
+
+def test_figures_in_order_have_no_problems(figures, tmp_path):
+    assert check_figures("ci", figures) == []
+    assert check_figures("ci", tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "csv"])
+def test_a_figure_changed_by_hand_is_found(figures, kind):
+    path = figures / "ci" / f"00_loss.{kind}"
+    path.write_bytes(path.read_bytes() + b" ")
+    [problem] = check_figures("ci", figures)
+    assert f"00_loss.{kind}: was changed by hand" in problem
+    assert "`python -m qalib figures --profile ci --only 00 --force`" in problem
+    path.unlink()
+    [problem] = check_figures("ci", figures)
+    assert f"00_loss.{kind}: is missing" in problem
+
+
+def test_a_figure_of_another_run_is_found(figures):
+    save(figures, data=POINTS * 2)
+    [problem] = check_figures("ci", figures)
+    assert "00_loss.csv: is not the one of the last recorded run" in problem
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_lost_record_is_found(figures, text):
+    (figures / "ci" / "00_loss.json").write_text(text)
+    [problem] = check_figures("ci", figures)
+    assert "00_loss.json: its provenance is missing or unreadable" in problem
+
+
+def test_an_orphan_is_found(figures, drawn):
+    for path in (drawn / "ci").glob("00_old.*"):
+        shutil.copy(path, figures / "ci")
+    problems = check_figures("ci", figures)
+    assert len(problems) == 4
+    assert all("00_old" in p and "no notebook draws it any more" in p for p in problems)
