@@ -20,7 +20,7 @@ from qalib.data.features import Window, WindowConfig, make_windows
 from qalib.data.squad import Example, check_example
 from qalib.errors import QalibError
 from qalib.readers.encoder_reader import EncoderReader
-from qalib.spans import best_spans
+from qalib.spans import best_spans, mask_logits
 from qalib.train import choose_precision
 
 
@@ -93,6 +93,22 @@ class Answerer:
         """Question id to best answer text: the official prediction format."""
         found = self.answer_many(examples, progress)
         return {e.id: best[0].text for e, best in zip(examples, found, strict=True)}
+
+    @torch.inference_mode()
+    def token_probabilities(self, question: str, passage: str) -> list[tuple[str, float, float]]:
+        """Each passage token of the first window: (text, p(starts here), p(ends here))."""
+        windows = make_windows(
+            [Example("question", question, passage)], self.reader.tokenizer, self.config.windows
+        )
+        batch = collate(windows[:1], self.reader.tokenizer.pad_token_id or 0).to(self.device)
+        output = self.reader(batch)
+        start, end = (
+            mask_logits(logits, output.mask).softmax(dim=1)[0].tolist() for logits in output[:2]
+        )
+        first, offsets = windows[0].first, windows[0].offsets.tolist()
+        return [
+            (passage[a:b], start[first + i], end[first + i]) for i, (a, b) in enumerate(offsets)
+        ]
 
     @torch.inference_mode()
     def _score(self, windows: Sequence[Window], progress: bool) -> list["_Scored"]:

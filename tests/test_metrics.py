@@ -110,6 +110,7 @@ def plain_squad2(dataset, predictions) -> dict:
         ),  # punctuation beyond ASCII stays
         ("an apple a day", "apple day"),
         ("theory another", "theory another"),
+        ("sea\u2013the\u2013dog", "sea\u2013 \u2013dog"),  # an article leaves a gap
         ("the\u2019a", "\u2019"),  # a word boundary, though not a space
         ("", ""),
     ],

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.data import squad
-from qalib.data.squad import Answer, Example, content_hash, load_squad, make_dataset, write_squad
+from qalib.data.squad import (
+    Answer,
+    Example,
+    content_hash,
+    hold_out,
+    load_squad,
+    make_dataset,
+    merge,
+    write_squad,
+)
 from qalib.errors import QalibError
 
 TREE = {
@@ -321,6 +330,35 @@ def test_a_dataset_made_by_hand_needs_different_ids():
     assert make_dataset("two", [ONE, TWO]).content_sha256 == content_hash([ONE, TWO])
     with pytest.raises(QalibError, match="two: question id 'a' appears twice"):
         make_dataset("two", [ONE, TWO, ONE])
+
+
+# ------------------------------------------------------------------------- joining and splitting
+
+
+def many(prefix, contexts):
+    rows = [Example(f"{prefix}{i}{q}", "?", c) for i, c in enumerate(contexts) for q in "ab"]
+    return make_dataset(prefix, rows)
+
+
+def test_merged_datasets_keep_their_order_and_may_share_no_id():
+    left, right = many("l", ["one", "two"]), many("r", ["two"])
+    assert merge("both", [left, right]).examples == left.examples + right.examples
+    with pytest.raises(QalibError, match="both: question id 'l0a' appears twice"):
+        merge("both", [left, left])
+
+
+def test_a_passage_is_held_out_whole_and_by_its_text_alone():
+    left = many("l", [f"passage {i} \ud800" for i in range(400)])
+    rest, held = hold_out(left, 0.25)
+    assert sorted(e.id for e in [*rest, *held]) == sorted(e.id for e in left)
+    inside = {e.context for e in held}
+    assert inside.isdisjoint(e.context for e in rest)
+    assert 60 < len(inside) < 140  # 100 expected, 4.6 standard deviations to either side
+    other = many("r", [f"passage {i} \ud800" for i in range(399, -1, -2)])
+    assert {e.context for e in hold_out(other, 0.25)[1]} == inside & {e.context for e in other}
+    assert inside <= {e.context for e in hold_out(left, 0.5)[1]}
+    assert len(hold_out(left, 0.0)[1]) == 0
+    assert len(hold_out(left, 1.0)[0]) == 0
 
 
 # ------------------------------------------------------------------------------------- real data

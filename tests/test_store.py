@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.errors import QalibError
@@ -61,6 +61,7 @@ def never(work: Path) -> dict:
 # --- keys -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(TREES)
 def test_canonical_json_holds_the_value_and_nothing_but_the_value(tree):
     text = canonical(tree)
@@ -70,11 +71,13 @@ def test_canonical_json_holds_the_value_and_nothing_but_the_value(tree):
     assert text.isascii()
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), TREES, min_size=2, max_size=5))
 def test_the_order_of_keys_does_not_matter(tree):
     assert canonical(dict(reversed(tree.items()))) == canonical(tree)
 
 
+@settings(deadline=None)
 @given(TREES, TREES)
 def test_different_values_have_different_texts(one, other):
     same = canonical(one) == canonical(other)

@@ -58,19 +58,13 @@ def draw_facts(
     by_type: dict[str, list[Relation]] = {}
     for relation in relations:
         by_type.setdefault(relation.type, []).append(relation)
-    groups = min(groups, len(by_type))
-    counts = [
-        count
-        for count in range(1, size + 1)
-        if sum(len(group) * count >= size for group in by_type.values()) >= groups
-    ]
-    subjects = draw.subjects(kind, rng.choice(counts))
-    types = [t for t, group in by_type.items() if len(group) * len(subjects) >= size]
-    cells = [
-        (subject, relation)
-        for t in types[:groups]
-        for subject, relation in [(s, r) for r in by_type[t] for s in draw.shuffled(subjects)][:size]
-    ]
+    types = list(by_type)[:groups]
+    # Few subjects with many facts each are easier to confuse, but each type needs its size.
+    fewest = max(-(-size // len(by_type[t])) for t in types)
+    subjects = draw.subjects(kind, min(rng.randint(fewest, size), rng.randint(fewest, size)))
+    cells = []
+    for t in types:
+        cells += [(s, r) for r in by_type[t] for s in draw.shuffled(subjects)][:size]
     facts = [Fact(n, s, r, draw.value(s, r)) for n, (s, r) in enumerate(cells)]
     region = draw.word("place")
     told = {fact.subject for fact in facts}

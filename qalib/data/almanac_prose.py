@@ -25,6 +25,8 @@ PRONOUNS = {
 # After a value of these types a pronoun might be taken to mean the value.
 UNCLEAR = ("organisation", "title", "reason")
 
+SLACK = 15  # characters that a passage may be too long by for the sake of one more sentence
+
 Sentence = tuple[str, bool]  # marked text; whether it can be understood without the one before
 
 
@@ -89,9 +91,10 @@ def _moves(rng: random.Random, facts: list[Fact]) -> list[list]:
     moves: list[list] = []
     for key in dict.fromkeys(fact.relation.key for fact in facts):
         same = [fact for fact in left if fact.relation.key == key]
-        if len(same) > 1 and same[0].relation.type != "reason" and rng.random() < 0.45:
+        while len(same) > 1 and same[0].relation.type != "reason" and rng.random() < 0.5:
             shared = rng.sample(same, rng.randint(2, min(4, len(same))))
             moves.append(shared)
+            same = [fact for fact in same if fact not in shared]
             left = [fact for fact in left if fact not in shared]
     for subject in dict.fromkeys(fact.subject for fact in left):
         own = [fact for fact in left if fact.subject is subject]
@@ -120,7 +123,7 @@ def _fill(rng: random.Random, sentences: list[Sentence], length: int) -> list[Se
     rng.shuffle(colour)
     gap = length - sum(visible(text) + 1 for text, _ in sentences)
     for line in colour:
-        if len(line) < gap + length * 0.03:
+        if len(line) < gap + SLACK:
             places = [i for i in range(1, len(sentences)) if sentences[i][1]]
             sentences.insert(rng.choice([*places, len(sentences)]), (line, True))
             gap -= len(line) + 1
@@ -251,17 +254,18 @@ class _Teller:
                 return PRONOUNS[subject.gender][slot]
             if chance < 0.85:
                 self.free = False
-                return self.case(self.rng.choice(subject.kind.described), slot)
+                return _in_case(self.rng.choice(subject.kind.described), slot)
         elif subject in self.pair and chance < 0.5:
             self.free = False
-            return self.case(("the former", "the latter")[self.pair.index(subject)], slot)
+            return _in_case(("the former", "the latter")[self.pair.index(subject)], slot)
         if subject not in self.named:
             self.named.add(subject)
-            return self.case(subject.names[0], slot)
-        return self.case(self.rng.choice(subject.names), slot)
+            return _in_case(subject.names[0], slot)
+        return _in_case(self.rng.choice(subject.names), slot)
 
-    def case(self, name: str, slot: str) -> str:
-        return f"{name}'s" if slot == "S's" else name
+
+def _in_case(name: str, slot: str) -> str:
+    return f"{name}'s" if slot == "S's" else name
 
 
 def _listed(things: list[str]) -> str:

@@ -7,9 +7,9 @@ Pure data, read by ``almanac.py``. A phrasing is a clause with slots and two mar
 - ``[in {V}]`` a longer answer that counts as right, too;
 - ``|`` where a second subject may take over: "A was led |by X" can go on "and B by Y".
 
-Clauses that begin with ``{S}`` and have no comma can become relative clauses, share their subject with another
-clause or take an aside; the rest stand alone. Phrasings under ``says_test`` and ``asks_test`` are
-used by the test split and by no other.
+Clauses that begin with ``{S}`` and have no comma can become relative clauses, share their subject
+with another clause or take an aside; the rest stand alone. Phrasings under ``says_test`` and
+``asks_test`` are used by the test split and by no other.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,12 @@ class Kind:
     twins: tuple[tuple[str, str], ...] = ()
 
 
-_LIFE = ("born", "birthplace", "settled", "teacher", "rival", "trade", "work", "member", "left")
+def _parts(text: str) -> tuple[str, ...]:
+    """What stands between commas, white space squeezed."""
+    return tuple(" ".join(part.split()) for part in text.split(","))
+
+
+_LIFE = _parts("born, birthplace, settled, teacher, rival, trade, work, member, left")
 
 KINDS = (
     Kind(
@@ -53,7 +58,7 @@ KINDS = (
         "place",
         ("the X Expedition", "the X party"),
         ("the expedition", "the venture"),
-        ("leader", "surveyor", "departed", "start", "destination", "patron", "crew", "retreat"),
+        _parts("leader, surveyor, departed, start, destination, patron, crew, retreat"),
         (("First", "Second"), ("Northern", "Southern")),
     ),
     Kind(
@@ -61,16 +66,14 @@ KINDS = (
         "ship",
         ("the sailing ship X", "the X"),
         ("the ship", "the vessel"),
-        ("captain", "designer", "launched", "lost", "port", "builder", "crew", "length")
-        + ("material", "sinking"),
+        _parts("captain, designer, launched, lost, port, builder, crew, length, material, sinking"),
     ),
     Kind(
         "observatories",
         "family",
         ("the X Observatory",),
         ("the observatory", "the institute"),
-        ("designer", "director", "opened", "closed", "site", "patron", "staff", "altitude")
-        + ("closure",),
+        _parts("designer, director, opened, closed, site, patron, staff, altitude, closure"),
         (("Upper", "Lower"), ("Old", "New")),
     ),
     Kind(
@@ -78,7 +81,7 @@ KINDS = (
         "place",
         ("the X Festival",),
         ("the festival", "the celebration"),
-        ("founder", "director", "founded", "venue", "home", "visitors", "day", "occasion"),
+        _parts("founder, director, founded, venue, home, visitors, day, occasion"),
         (("Spring", "Autumn"), ("Greater", "Lesser")),
     ),
     Kind(
@@ -86,7 +89,7 @@ KINDS = (
         "family",
         ("the X Company", "X"),
         ("the company", "the firm"),
-        ("founder", "director", "founded", "closed", "seat", "home", "staff", "product", "closure"),
+        _parts("founder, director, founded, closed, seat, home, staff, product, closure"),
         (("Northern", "Southern"), ("Old", "New")),
     ),
     Kind(
@@ -94,8 +97,7 @@ KINDS = (
         "family",
         ("the X Museum",),
         ("the museum", "the collection"),
-        ("founder", "designer", "director", "opened", "closed", "site", "home", "patron", "staff")
-        + ("closure",),
+        _parts("founder, designer, director, opened, closed, site, home, patron, staff, closure"),
         (("Old", "New"),),
     ),
     Kind(
@@ -103,7 +105,7 @@ KINDS = (
         "place",
         ("the X Bridge",),
         ("the bridge", "the crossing"),
-        ("designer", "opened", "site", "patron", "builder", "length", "material"),
+        _parts("designer, opened, site, patron, builder, length, material"),
         (("Old", "New"), ("Upper", "Lower")),
     ),
     Kind(
@@ -111,7 +113,7 @@ KINDS = (
         "instrument",
         ("the X",),
         ("the instrument", "the new instrument"),
-        ("inventor", "performer", "invented", "workshop", "strings", "material", "piece"),
+        _parts("inventor, performer, invented, workshop, strings, material, piece"),
         (("bass", "treble"), ("concert", "travelling")),
     ),
     Kind("botanists", "person", (), ("the botanist", "the naturalist"), _LIFE),
@@ -122,56 +124,95 @@ KINDS = (
 
 # Reasons: (subjects, predicates); every subject goes with every predicate of its pair.
 _ROADS = (
-    ("the northern pass", "the last stretch of road", "the way across the marsh", "the passage through the ice")
-    + ("the river at the frontier", "the trail along the cliffs", "the frozen channel")
-    + ("the only known ford", "the path over the glacier", "the track through the gorge")
-    + ("the rope bridge below the camp", "the valley behind the ridge", "the old salt road"),
-    ("had become too dangerous", "could no longer be crossed", "was blocked by fresh snow")
-    + ("had been swept away in the night", "was watched by armed riders", "had vanished under mud")
-    + ("proved far longer than the maps had shown", "was closed by order of the governor")
-    + ("had claimed most of the pack animals", "had flooded after a week of rain")
-    + ("turned out to lead nowhere", "was held by rebels"),
+    _parts(
+        """
+        the northern pass, the last stretch of road, the way across the marsh, the passage
+        through the ice, the river at the frontier, the trail along the cliffs, the frozen
+        channel, the only known ford, the path over the glacier, the track through the gorge,
+        the rope bridge below the camp, the valley behind the ridge, the old salt road
+        """
+    ),
+    _parts(
+        """
+        had become too dangerous, could no longer be crossed, was blocked by fresh snow, had
+        been swept away in the night, was watched by armed riders, had vanished under mud,
+        proved far longer than the maps had shown, was closed by order of the governor, had
+        claimed most of the pack animals, had flooded after a week of rain, turned out to lead
+        nowhere, was held by rebels
+        """
+    ),
 )
 _LEAKS = (
-    ("the main pump", "the rudder", "the seam below the waterline", "the cargo hatch")
-    + ("the forward mast", "the anchor chain", "the steering gear", "the plank beside the keel")
-    + ("the ballast in the hold", "the signal lamp", "the caulking at the stern", "the bilge valve"),
-    ("had worked loose in heavy seas", "gave way during a storm", "had not been repaired in time")
-    + ("failed near the reef", "had been damaged in a collision", "failed off Cape Sorrow")
-    + ("had been neglected for years", "was struck by lightning", "had frozen solid")
-    + ("could not be reached in the dark", "had been fitted the wrong way round")
-    + ("was crushed by drifting ice",),
+    _parts(
+        """
+        the main pump, the rudder, the seam below the waterline, the cargo hatch, the forward
+        mast, the anchor chain, the steering gear, the plank beside the keel, the ballast in the
+        hold, the signal lamp, the caulking at the stern, the bilge valve
+        """
+    ),
+    _parts(
+        """
+        had worked loose in heavy seas, gave way during a storm, had not been repaired in time,
+        failed near the reef, had been damaged in a collision, failed off Cape Sorrow, had been
+        neglected for years, was struck by lightning, had frozen solid, could not be reached in
+        the dark, had been fitted the wrong way round, was crushed by drifting ice
+        """
+    ),
 )
 _MONEY = (
-    ("the yearly grant", "the income from the mill", "the family fortune", "the reserve fund")
-    + ("the loan from the bank", "the city subsidy", "the money from ticket sales")
-    + ("the trade with the islands", "the rent from the harbour land", "the promised legacy")
-    + ("the pension from the duchess", "the export premium"),
-    ("had dried up", "could no longer cover the costs", "had been spent on lawsuits")
-    + ("was lost in a bank failure", "had been stolen by a clerk", "was cut off without warning")
-    + ("had gone to a rival", "came to an end after the war", "had shrunk to almost nothing")
-    + ("was seized by the crown", "had been wagered and lost", "was needed to rebuild the town"),
+    _parts(
+        """
+        the yearly grant, the income from the mill, the family fortune, the reserve fund, the
+        loan from the bank, the city subsidy, the money from ticket sales, the trade with the
+        islands, the rent from the harbour land, the promised legacy, the pension from the
+        duchess, the export premium
+        """
+    ),
+    _parts(
+        """
+        had dried up, could no longer cover the costs, had been spent on lawsuits, was lost in a
+        bank failure, had been stolen by a clerk, was cut off without warning, had gone to a
+        rival, came to an end after the war, had shrunk to almost nothing, was seized by the
+        crown, had been wagered and lost, was needed to rebuild the town
+        """
+    ),
 )
 _QUARRELS = (
-    ("the old guild", "the town council", "the village school", "the local bishop", "the landlord")
-    + ("the city academy", "the district judge", "the garrison commander", "the harbour board")
-    + ("the family firm", "the parish priest", "the regional governor"),
-    ("had banned all experiments", "refused to pay for new work", "had burned a set of notebooks")
-    + ("would not allow lessons at night", "had doubled the tax on paper", "had raised the rent")
-    + ("demanded an oath of loyalty", "had broken a promise of support", "had closed the library")
-    + ("wanted to send every young person to the mines", "had ruled against newcomers")
-    + ("objected to work on holidays",),
+    _parts(
+        """
+        the old guild, the town council, the village school, the local bishop, the landlord, the
+        city academy, the district judge, the garrison commander, the harbour board, the family
+        firm, the parish priest, the regional governor
+        """
+    ),
+    _parts(
+        """
+        had banned all experiments, refused to pay for new work, had burned a set of notebooks,
+        would not allow lessons at night, had doubled the tax on paper, had raised the rent,
+        demanded an oath of loyalty, had broken a promise of support, had closed the library,
+        wanted to send every young person to the mines, had ruled against newcomers, objected to
+        work on holidays
+        """
+    ),
 )
 _PERILS = (
-    ("the great flood", "the long drought", "the fire in the granary", "the plague of locusts")
-    + ("the siege of the upper town", "the winter famine", "the cattle fever", "the earthquake")
-    + ("the dispute over the wells", "the landslide above the mill", "the war with the coast")
-    + ("the year of the hailstorms",),
-    ("had spared the old quarter", "had ended without a single death", "was over at last")
-    + ("had left the church unharmed", "had brought two hostile villages together")
-    + ("had been foretold by a shepherd", "had made the town poor but proud")
-    + ("had carried off the former mayor", "had been met with great courage", "had ruined every barn")
-    + ("had come to a sudden end", "was not to be forgotten"),
+    _parts(
+        """
+        the great flood, the long drought, the fire in the granary, the plague of locusts, the
+        siege of the upper town, the winter famine, the cattle fever, the earthquake, the
+        dispute over the wells, the landslide above the mill, the war with the coast, the year
+        of the hailstorms
+        """
+    ),
+    _parts(
+        """
+        had spared the old quarter, had ended without a single death, was over at last, had left
+        the church unharmed, had brought two hostile villages together, had been foretold by a
+        shepherd, had made the town poor but proud, had carried off the former mayor, had been
+        met with great courage, had ruined every barn, had come to a sudden end, was not to be
+        forgotten
+        """
+    ),
 )
 
 RELATIONS = (
@@ -1110,7 +1151,7 @@ RELATIONS = (
         Who met the expenses of {N}?
         Which body paid the bills of {N}?
         """,
-        stock=("Society", "Academy", "Foundation", "Institute", "Association", "Trust", "League"),
+        stock=_parts("Society, Academy, Foundation, Institute, Association, Trust, League"),
     ),
     Relation(
         "builder",
@@ -1142,7 +1183,7 @@ RELATIONS = (
         Who carried out the construction of {N}?
         Who won the contract to build {N}?
         """,
-        stock=("Ironworks", "Workshop", "Yard", "Foundry", "Engineering Company", "Joinery", "Union"),
+        stock=_parts("Ironworks, Workshop, Yard, Foundry, Engineering Company, Joinery, Union"),
     ),
     Relation(
         "member",
@@ -1174,7 +1215,7 @@ RELATIONS = (
         Which body did {N} join?
         Which body gave {N} a seat among its members?
         """,
-        stock=("Society", "Academy", "College", "Institute", "Circle", "Guild", "Lyceum"),
+        stock=_parts("Society, Academy, College, Institute, Circle, Guild, Lyceum"),
     ),
     # ---- counts and measures ------------------------------------------------------------------
     Relation(
@@ -1691,93 +1732,150 @@ RELATIONS = (
 # Invented names: one part of each column. Some letters lie outside ASCII, for readers of bytes.
 NAMES = {
     "place": (
-        ("Øl", "Bran", "Kes", "Dal", "Vor", "Žel", "Tor", "Hal", "Ner", "Sæl", "Ulm", "Grim", "Fen")
-        + ("Ost", "Bry", "Cal", "Dun", "Eil", "Gar", "Hol", "Ys", "Jor", "Kal", "Lin", "Mor", "Nor")
-        + ("Or", "Pel", "Quar", "Ros", "Stav", "Tal", "Ur", "Wen", "Zin", "Ár", "Ív", "Prós", "Lön")
-        + ("Mün", "Char", "Thal", "Vin", "Eld", "Sor"),
+        _parts(
+            """
+            Øl, Bran, Kes, Dal, Vor, Žel, Tor, Hal, Ner, Sæl, Ulm, Grim, Fen, Ost, Bry, Cal,
+            Dun, Eil, Gar, Hol, Ys, Jor, Kal, Lin, Mor, Nor, Or, Pel, Quar, Ros, Stav, Tal, Ur,
+            Wen, Zin, Ár, Ív, Prós, Lön, Mün, Char, Thal, Vin, Eld, Sor
+            """
+        ),
         ("", "", "", "en", "a", "er", "e", "o", "i"),
-        ("mark", "wick", "stad", "haven", "moor", "ford", "by", "lund", "vik", "dale", "gard", "bek")
-        + ("minster", "holm", "rade", "tova", "nitz", "slav", "mouth", "beck", "croft", "ness")
-        + ("grund", "lova", "strand", "ting", "vara", "brück", "sö", "mere"),
+        _parts(
+            """
+            mark, wick, stad, haven, moor, ford, by, lund, vik, dale, gard, bek, minster, holm,
+            rade, tova, nitz, slav, mouth, beck, croft, ness, grund, lova, strand, ting, vara,
+            brück, sö, mere
+            """
+        ),
     ),
     "family": (
-        ("Ven", "Bral", "Kor", "Tam", "Sel", "Hart", "Lor", "Ner", "Pol", "Dor", "Gren", "Mal")
-        + ("Fal", "Zel", "Ost", "Run", "Wes", "Cor", "Ban", "Del", "Eck", "Hol", "Jas", "Kel", "Lin")
-        + ("Mor", "Nas", "Ob", "Per", "Quil", "Ras", "Stav", "Tev", "Ul", "Vas", "Yor", "Čer", "Šol")
-        + ("Ås", "Brøn", "Göl", "Lév"),
+        _parts(
+            """
+            Ven, Bral, Kor, Tam, Sel, Hart, Lor, Ner, Pol, Dor, Gren, Mal, Fal, Zel, Ost, Run,
+            Wes, Cor, Ban, Del, Eck, Hol, Jas, Kel, Lin, Mor, Nas, Ob, Per, Quil, Ras, Stav,
+            Tev, Ul, Vas, Yor, Čer, Šol, Ås, Brøn, Göl, Lév
+            """
+        ),
         ("", "", "", "an", "e", "i", "or", "el", "a"),
-        ("ner", "nov", "quist", "dard", "ley", "nić", "né", "berg", "ström", "sen", "ton", "wick")
-        + ("bane", "roth", "mann", "dorf", "ska", "low", "gren", "vay", "tess", "kin", "dane", "rell")
-        + ("bourne", "lock", "hagen", "mire", "vitz", "sted"),
+        _parts(
+            """
+            ner, nov, quist, dard, ley, nić, né, berg, ström, sen, ton, wick, bane, roth, mann,
+            dorf, ska, low, gren, vay, tess, kin, dane, rell, bourne, lock, hagen, mire, vitz,
+            sted
+            """
+        ),
     ),
     "she": (
-        ("Il", "Žan", "Mar", "Tes", "Ol", "El", "An", "Brin", "Cor", "Dag", "Fen", "Gis", "Hed", "In")
-        + ("Jol", "Kar", "Lis", "Mil", "Nor", "Or", "Pet", "Ros", "Sig", "Tor", "Ul", "Vel", "Wil")
-        + ("Yl", "Zor", "Ás", "Søl"),
+        _parts(
+            """
+            Il, Žan, Mar, Tes, Ol, El, An, Brin, Cor, Dag, Fen, Gis, Hed, In, Jol, Kar, Lis,
+            Mil, Nor, Or, Pet, Ros, Sig, Tor, Ul, Vel, Wil, Yl, Zor, Ás, Søl
+            """
+        ),
         ("", "i", "e", "a"),
-        ("sa", "ta", "ka", "ra", "wyn", "dis", "la", "na", "rit", "via", "ma", "lind", "tha", "ně"),
+        _parts("sa, ta, ka, ra, wyn, dis, la, na, rit, via, ma, lind, tha, ně"),
     ),
     "he": (
-        ("Tom", "Al", "Ber", "Cas", "Dor", "Ed", "Fer", "Gun", "Hal", "Iv", "Jor", "Kon", "Lud")
-        + ("Mat", "Nik", "Os", "Per", "Rol", "Stel", "Tor", "Ul", "Val", "Wal", "Yar", "Zden", "Bør")
-        + ("Ján", "Sör", "Rón", "An"),
+        _parts(
+            """
+            Tom, Al, Ber, Cas, Dor, Ed, Fer, Gun, Hal, Iv, Jor, Kon, Lud, Mat, Nik, Os, Per,
+            Rol, Stel, Tor, Ul, Val, Wal, Yar, Zden, Bør, Ján, Sör, Rón, An
+            """
+        ),
         ("", "e", "i", "a", "o"),
-        ("mas", "rik", "bert", "mir", "ren", "dan", "vard", "lo", "ton", "kel", "gar", "stan", "něk")
-        + ("ric",),
+        _parts("mas, rik, bert, mir, ren, dan, vard, lo, ton, kel, gar, stan, něk, ric"),
     ),
     "ship": (
-        ("Grey", "Silver", "Bold", "Patient", "Northern", "Copper", "Quiet", "Early", "Wandering")
-        + ("Pale", "Merry", "Crimson", "Faithful", "Lonely", "Proud", "Gentle", "Winter", "Green")
-        + ("Second", "Swift", "Honest", "Blue", "Restless", "Golden"),
+        _parts(
+            """
+            Grey, Silver, Bold, Patient, Northern, Copper, Quiet, Early, Wandering, Pale, Merry,
+            Crimson, Faithful, Lonely, Proud, Gentle, Winter, Green, Second, Swift, Honest,
+            Blue, Restless, Golden
+            """
+        ),
         (" ",),
-        ("Petrel", "Heron", "Otter", "Lantern", "Daughter", "Mistral", "Plover", "Thistle", "Comet")
-        + ("Marten", "Harvest", "Promise", "Gannet", "Sparrow", "Tide", "Widow", "Kestrel", "Narwhal")
-        + ("Pilgrim", "Curlew", "Fortune", "Dolphin", "Ember", "Falcon"),
+        _parts(
+            """
+            Petrel, Heron, Otter, Lantern, Daughter, Mistral, Plover, Thistle, Comet, Marten,
+            Harvest, Promise, Gannet, Sparrow, Tide, Widow, Kestrel, Narwhal, Pilgrim, Curlew,
+            Fortune, Dolphin, Ember, Falcon
+            """
+        ),
     ),
     "instrument": (
-        ("vela", "oro", "tibi", "cala", "nevi", "sona", "luro", "mira", "fabu", "zithe", "gale")
-        + ("harmi", "pello", "drona", "vibra", "cympa", "lyri", "echo", "turba", "quilla"),
+        _parts(
+            """
+            vela, oro, tibi, cala, nevi, sona, luro, mira, fabu, zithe, gale, harmi, pello,
+            drona, vibra, cympa, lyri, echo, turba, quilla
+            """
+        ),
         ("", "", "n", "l", "r", "do", "mo", "sta"),
-        ("phone", "harp", "bella", "tina", "chord", "lute", "viol", "cello", "gamba", "drum", "fiddle")
-        + ("thyra",),
+        _parts("phone, harp, bella, tina, chord, lute, viol, cello, gamba, drum, fiddle, thyra"),
     ),
     "title": (
-        ("The Salt", "The Glass", "The Last", "A Map of the", "The Hollow", "Songs for a", "The Blue")
-        + ("Letters from the", "The Paper", "A Winter in the", "The Drowned", "The Seventh", "Under the")
-        + ("The Patient", "Farewell to the", "The Broken", "On the Nature of the", "The Iron")
-        + ("A Short History of the", "The Sleeping", "The Borrowed", "Dance of the", "The Empty"),
+        _parts(
+            """
+            The Salt, The Glass, The Last, A Map of the, The Hollow, Songs for a, The Blue,
+            Letters from the, The Paper, A Winter in the, The Drowned, The Seventh, Under the,
+            The Patient, Farewell to the, The Broken, On the Nature of the, The Iron, A Short
+            History of the, The Sleeping, The Borrowed, Dance of the, The Empty
+            """
+        ),
         (" ",),
-        ("Ladder", "Orchard", "Harbour", "Lantern", "Mountain", "Tower", "Garden", "Clock", "River")
-        + ("Winter", "Crown", "Mirror", "Swallow", "Island", "Bell", "Forest", "Stairs", "Comet", "Wolf")
-        + ("Bridge", "Moth", "Staircase", "Meadow", "Candle", "Library", "Shore", "Heron", "Well"),
+        _parts(
+            """
+            Ladder, Orchard, Harbour, Lantern, Mountain, Tower, Garden, Clock, River, Winter,
+            Crown, Mirror, Swallow, Island, Bell, Forest, Stairs, Comet, Wolf, Bridge, Moth,
+            Staircase, Meadow, Candle, Library, Shore, Heron, Well
+            """
+        ),
     ),
     "wood": (
-        ("seasoned", "tarred", "pale", "dark", "salt-cured", "split", "laminated", "varnished", "old")
-        + ("smoked", "oiled", "mountain", "bleached", "river"),
+        _parts(
+            """
+            seasoned, tarred, pale, dark, salt-cured, split, laminated, varnished, old, smoked,
+            oiled, mountain, bleached, river
+            """
+        ),
         (" ",),
-        ("oak", "larch", "ash", "elm", "cedar", "pear wood", "walnut", "beech", "juniper", "alder")
-        + ("yew", "spruce", "lime wood", "chestnut"),
+        _parts(
+            """
+            oak, larch, ash, elm, cedar, pear wood, walnut, beech, juniper, alder, yew, spruce,
+            lime wood, chestnut
+            """
+        ),
     ),
     "metal": (
-        ("hammered", "riveted", "cast", "polished", "blackened", "tinned", "wrought", "rolled"),
+        _parts("hammered, riveted, cast, polished, blackened, tinned, wrought, rolled"),
         (" ",),
-        ("iron", "brass", "copper", "bronze", "steel", "pewter", "zinc", "silver"),
+        _parts("iron, brass, copper, bronze, steel, pewter, zinc, silver"),
     ),
     "trade": (
-        ("lens", "clock", "rope", "sail", "barrel", "glass", "button", "mirror", "lamp", "paper")
-        + ("saddle", "wheel", "kite", "whistle", "needle", "candle", "comb", "basket", "organ", "globe")
-        + ("umbrella", "ink", "anchor", "brick", "cheese", "toy", "lock", "harness"),
+        _parts(
+            """
+            lens, clock, rope, sail, barrel, glass, button, mirror, lamp, paper, saddle, wheel,
+            kite, whistle, needle, candle, comb, basket, organ, globe, umbrella, ink, anchor,
+            brick, cheese, toy, lock, harness
+            """
+        ),
         (" ",),
-        ("maker", "seller", "mender", "polisher", "painter", "inspector"),
+        _parts("maker, seller, mender, polisher, painter, inspector"),
     ),
     "product": (
-        ("folding", "copper", "enamelled", "painted", "waterproof", "collapsible", "double-walled")
-        + ("pocket", "self-winding", "portable", "nickel-plated", "wicker", "miniature", "engraved")
-        + ("heated", "military"),
+        _parts(
+            """
+            folding, copper, enamelled, painted, waterproof, collapsible, double-walled, pocket,
+            self-winding, portable, nickel-plated, wicker, miniature, engraved, heated, military
+            """
+        ),
         (" ",),
-        ("lamps", "barometers", "trunks", "umbrellas", "stoves", "kettles", "compasses", "ladders")
-        + ("chairs", "tents", "flutes", "typewriters", "bathtubs", "bicycles", "telescopes", "mirrors")
-        + ("music boxes", "sledges"),
+        _parts(
+            """
+            lamps, barometers, trunks, umbrellas, stoves, kettles, compasses, ladders, chairs,
+            tents, flutes, typewriters, bathtubs, bicycles, telescopes, mirrors, music boxes,
+            sledges
+            """
+        ),
     ),
 }
 
@@ -1785,12 +1883,28 @@ HONORIFICS = {
     "he": ("Dr", "Professor", "Captain", "Brother", "Sir"),
     "she": ("Dr", "Professor", "Captain", "Sister", "Lady"),
 }
-DESCRIBED_PLACES = ("the harbour town of", "the hill village of", "the market town of")
-DESCRIBED_PLACES += ("the old fortress of", "the river port of", "the spa town of")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August")
-MONTHS += ("September", "October", "November", "December")
-DAYS = ("the first Sunday in", "the last Sunday in", "the second Monday in", "the third Friday in")
-DAYS += ("the first full moon of", "the longest market day in")
+DESCRIBED_PLACES = (
+    "the harbour town of",
+    "the hill village of",
+    "the market town of",
+    "the old fortress of",
+    "the river port of",
+    "the spa town of",
+)
+MONTHS = _parts(
+    """
+    January, February, March, April, May, June, July, August, September, October, November,
+    December
+    """
+)
+DAYS = (
+    "the first Sunday in",
+    "the last Sunday in",
+    "the second Monday in",
+    "the third Friday in",
+    "the first full moon of",
+    "the longest market day in",
+)
 
 # Openings: {L} lists the names of the passage's subjects, {P} is their plural, {R} a region.
 OPENINGS = (
@@ -1810,33 +1924,33 @@ OPENINGS_OF_ONE = (
     "nobody who writes about the {P} of {R} can pass over {L}",
 )
 
-PREFIXES = ("by most accounts, ", "as the town registers show, ", "according to the chronicles, ")
-PREFIXES += ("as far as is known, ", "oddly enough, ", "if the letters can be trusted, ")
-PREFIXES += ("according to one report, ", "as it turned out, ", "as everyone agreed, ")
-
+PREFIXES = (
+    "by most accounts, ",
+    "as the town registers show, ",
+    "according to the chronicles, ",
+    "as far as is known, ",
+    "oddly enough, ",
+    "if the letters can be trusted, ",
+    "according to one report, ",
+    "as it turned out, ",
+    "as everyone agreed, ",
+)
 JOINTS = (", while ", ", whereas ", "; ", ", but ", ", and ")
 
-ASIDES = (
-    "much discussed in its day",
-    "though seldom mentioned abroad",
-    "long a subject of local pride",
-    "by no means an ordinary case",
-    "often confused with its rivals",
-    "to the surprise of its neighbours",
-    "admired by some and mocked by others",
-    "for all its later fame",
-    "more modest than legend would have it",
-    "in spite of every difficulty",
+ASIDES = _parts(
+    """
+    much discussed in its day, though seldom mentioned abroad, long a subject of local pride, by
+    no means an ordinary case, often confused with its rivals, to the surprise of its
+    neighbours, admired by some and mocked by others, for all its later fame, more modest than
+    legend would have it, in spite of every difficulty
+    """
 )
-ASIDES_PERSON = (
-    "never one to boast",
-    "stubborn by all accounts",
-    "whom neighbours called difficult",
-    "in spite of every difficulty",
-    "unknown to most at the time",
-    "restless from the beginning",
-    "according to a later memoir",
-    "as friends liked to recall",
+ASIDES_PERSON = _parts(
+    """
+    never one to boast, stubborn by all accounts, whom neighbours called difficult, in spite of
+    every difficulty, unknown to most at the time, restless from the beginning, according to a
+    later memoir, as friends liked to recall
+    """
 )
 
 # Sentences that say nothing any question asks for. They fill a passage to its length.

@@ -167,20 +167,28 @@ def check_figures(profile: str, folder: Path = FIGURES) -> list[str]:
     are missing, were changed by hand, are not those of the last run, or that no notebook draws.
     """
     home = folder / profile
-    drawn: dict[str, tuple[str, dict]] = {}
+    problems, drawn = [], set()
     for path in sorted(home.glob("*.stamp.json")):
-        stamp = _load(path)
-        for name, hashes in (stamp or {}).get("figures", {}).items():
-            drawn[name] = (stamp["notebook"], hashes)
-    problems = []
-    for name, (notebook, hashes) in drawn.items():
-        mend = f"run `python -m qalib figures --profile {profile} --only {notebook[:2]} --force`"
-        problems += [f"{problem}; {mend}." for problem in _problems(home / name, hashes)]
+        notebook = path.name.removesuffix(".stamp.json")
+        mend = f"run `python -m qalib figures --profile {profile} --only {notebook[:2]}`"
+        problems += [f"{p}; {mend}." for p in figure_problems(profile, notebook, folder)]
+        drawn |= set(_drawn(home, notebook))
     for path in sorted(home.glob("*")):
         name = path.name.partition(".")[0]
         if path.is_file() and name not in drawn and not path.name.endswith(".stamp.json"):
             problems.append(f"{_shown(path)}: no notebook draws it any more; delete it.")
     return problems
+
+
+def figure_problems(profile: str, notebook: str, folder: Path = FIGURES) -> list[str]:
+    """What is wrong with the figures of one notebook."""
+    home = folder / profile
+    drawn = _drawn(home, notebook).items()
+    return [problem for name, hashes in drawn for problem in _problems(home / name, hashes)]
+
+
+def _drawn(home: Path, notebook: str) -> dict[str, dict]:
+    return (_load(home / f"{notebook}.stamp.json") or {}).get("figures", {})
 
 
 def _problems(stem: Path, expected: Mapping[str, str]) -> list[str]:

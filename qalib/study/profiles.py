@@ -47,7 +47,7 @@ class Profile:
             known = _nearest(name, self.sections)
             raise QalibError(f"{place} is not there; {known}.")
         note("section", name)
-        return _build(self.sections[name], kind, place)
+        return build(self.sections[name], kind, place)
 
     def budget(self, notebook: str) -> int:
         """Seconds that a notebook ("00") may take here: section ``budget``, else its default."""
@@ -117,7 +117,7 @@ def _over(base: dict, top: Mapping) -> dict:
     return merged
 
 
-def _build(table: Mapping, kind: type[T], place: str) -> T:
+def build(table: Mapping, kind: type[T], place: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for key in table:
@@ -133,7 +133,7 @@ def _value(value: object, hint: object, place: str) -> object:
     """``value`` if it is of the type ``hint``; lists become tuples, tables dataclasses."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(value, hint, place)
+        return build(value, hint, place)
     if origin in (typing.Union, types.UnionType):
         for option in inner:
             try:

@@ -1,12 +1,16 @@
 """The named steps that notebooks ask for: each is computed once and kept in the run store."""
 
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qalib.data.features import WindowConfig
 from qalib.data.squad import Dataset, hold_out
 from qalib.readers.encoder_reader import EncoderConfig
 from qalib.study.entries import Run
+from qalib.study.session import Study
 from qalib.study.store import Store
 from qalib.train import TrainConfig
 
@@ -23,44 +27,199 @@ class EncoderTraining:
     seed: int = 0
 
 
-def train_encoder(store: Store, data: Dataset, config: EncoderTraining, force: bool = False) -> Run:
+def train_encoder(
+    store: Store,
+    data: Dataset,
+    config: EncoderTraining,
+    watch: Dataset | None = None,
+    force: bool = False,
+) -> Run:
     """Train an encoder reader on ``data``.
 
-    Keeps log.jsonl (loss, speed and, with ``held_out``, EM and F1 on the passages kept back) and
-    weights.safetensors (what training moved).
+    Keeps log.jsonl (loss, speed and, after every epoch, EM and F1 on the passages held out and
+    on ``watch``, which is looked at and never chosen by) and weights.safetensors (what training
+    moved).
     """
 
     def compute(work: Path) -> dict:
         from qalib.checkpoints import save_weights, trained_tensors
-        from qalib.data.batches import collate
-        from qalib.data.features import make_windows, training_windows
-        from qalib.losses import span_loss
         from qalib.readers.encoder_reader import build_encoder
-        from qalib.train import Task, train
+        from qalib.train import train
 
         reader = build_encoder(config.encoder, config.seed)
         rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
-        windows = training_windows(make_windows(rest.examples, reader.tokenizer, config.windows))
-        pad = reader.tokenizer.pad_token_id or 0
-        task = Task(
-            lengths=[len(window) for window in windows],
-            collate=lambda rows: collate([windows[i] for i in rows], pad, config.windows.null),
-            loss=lambda output, batch: span_loss(output, batch.spans, batch.weights, config.loss),
-        )
-        after = (lambda epoch: _held_out_scores(reader, held, config)) if held else None
-        summary = train(reader, task, config.train, work, config.seed, after_epoch=after)
+        task = _encoder_task(reader, rest, config)
+        looked_at = {"held_out": held, "watch": watch}
+
+        def after_epoch(epoch: int) -> dict:
+            return {
+                f"{name}_{metric}": value
+                for name, dataset in looked_at.items()
+                if dataset
+                for metric, value in _scores(reader, dataset, config).items()
+            }
+
+        summary = train(reader, task, config.train, work, config.seed, after_epoch=after_epoch)
         save_weights(trained_tensors(reader), work / "weights.safetensors")
-        last = after(config.train.epochs) if after else {}
-        return {"questions": len(rest), "windows": len(windows), **summary, **last}
+        windows = len(task.lengths)
+        last = _last_scores(work / "log.jsonl")
+        return {"questions": len(rest), "windows": windows, **summary, **last}
 
     inputs = {"data": data.content_sha256}
+    if watch:
+        inputs["watch"] = watch.content_sha256
     return store.get_or_run("train-encoder", config, compute, inputs=inputs, force=force)
 
 
-def _held_out_scores(reader, held: Dataset, config: EncoderTraining) -> dict:
+def _encoder_task(reader, data: Dataset, config: EncoderTraining):
+    from qalib.data.batches import collate
+    from qalib.data.features import make_windows, training_windows
+    from qalib.losses import span_loss
+    from qalib.train import Task
+
+    windows = training_windows(make_windows(data.examples, reader.tokenizer, config.windows))
+    pad = reader.tokenizer.pad_token_id or 0
+    return Task(
+        lengths=[len(window) for window in windows],
+        collate=lambda rows: collate([windows[i] for i in rows], pad, config.windows.null),
+        loss=lambda output, batch: span_loss(output, batch.spans, batch.weights, config.loss),
+    )
+
+
+def _scores(reader, dataset: Dataset, config: EncoderTraining) -> dict:
     from qalib.answer import AnswerConfig, Answerer
     from qalib.metrics import score
 
     answerer = Answerer(reader, AnswerConfig(windows=config.windows))
-    scores = score(held, answerer.predictions(held.examples))
-    return {f"held_out_{name}": value for name, value in scores.items()}
+    return score(dataset, answerer.predictions(dataset.examples))
+
+
+def read_log(run: Run) -> list[dict]:
+    """The lines of a run's log: every so many steps and after every epoch."""
+    text = run.file("log.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _last_scores(log: Path) -> dict:
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    scored = [line for line in lines if "step" not in line]
+    return {name: value for name, value in scored[-1].items() if name != "epoch"} if scored else {}
+
+
+def encoder(study: Study) -> Run:
+    """Notebook 00: the profile's encoder reader, trained on all of its training data."""
+    config = study.section("encoder", EncoderTraining)
+    config = replace(config, seed=study.seed)
+    test = study.data("test")
+    watch = sample(test, study.section("watch", Watch).every)
+    run = train_encoder(study.store, study.data("train"), config, watch, study.force)
+    return study.keep(run)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Every so many-th test question is scored after each epoch, for the curve."""
+
+    every: int = 5
+
+
+def sample(dataset: Dataset, every: int) -> Dataset:
+    """Every ``every``-th question of a data set."""
+    from qalib.data.squad import make_dataset
+
+    return make_dataset(f"{dataset.name}-{every}", dataset.examples[::every], dataset.path)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The choices tried on held-out training passages before the final training."""
+
+    learning_rates: tuple[float, ...] = (1.5e-4,)
+    epochs: int = 1
+    held_out: float = 0.1
+
+
+def tuning(study: Study) -> list[Run]:
+    """One short training for each learning rate, scored on passages held out of the training."""
+    asked = study.section("tuning", Tuning)
+    config = study.section("encoder", EncoderTraining)
+    runs = []
+    for rate in asked.learning_rates:
+        short = replace(config.train, learning_rate=rate, epochs=asked.epochs)
+        held = replace(config, train=short, held_out=asked.held_out, seed=study.seed)
+        run = train_encoder(study.store, study.data("train"), held, force=study.force)
+        runs.append(study.keep(run))
+    return runs
+
+
+def evaluate(
+    study: Study, name: str, inputs: dict[str, str], answer: Callable[[Dataset], dict[str, str]]
+) -> Run:
+    """Score a reader on the profile's test data; keeps predictions.json.
+
+    ``inputs`` says what the reader is made of; ``answer`` gives id to answer text.
+    """
+    from qalib.metrics import score
+
+    test = study.data("test")
+
+    def compute(work: Path) -> dict:
+        begin = time.perf_counter()
+        predictions = answer(test)
+        seconds = time.perf_counter() - begin
+        (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
+        rate = {"seconds": round(seconds, 2), "questions_per_second": len(test) / seconds}
+        return {**score(test, predictions), "questions": len(test), **rate}
+
+    inputs = {**inputs, "test": test.content_sha256}
+    run = study.store.get_or_run(
+        "evaluate", {"reader": name}, compute, inputs=inputs, force=study.force
+    )
+    return study.keep(run)
+
+
+def predictions(run: Run) -> dict[str, str]:
+    """The answers that an ``evaluate`` run gave, by question id."""
+    return json.loads(run.file("predictions.json").read_text(encoding="utf-8"))
+
+
+def evaluate_encoder(study: Study, trained: Run) -> Run:
+    """The trained encoder reader on the test data."""
+
+    def answer(test: Dataset) -> dict[str, str]:
+        return trained_answerer(trained).predictions(test.examples)
+
+    return evaluate(study, "encoder", {"weights": trained.key}, answer)
+
+
+def trained_answerer(trained: Run):
+    """An Answerer with the weights of a ``train-encoder`` run."""
+    from qalib.answer import AnswerConfig, Answerer
+    from qalib.checkpoints import load_weights, put_weights
+    from qalib.readers.encoder_reader import build_encoder
+    from qalib.study.profiles import build
+
+    config = build(trained.config, EncoderTraining, f"{trained.short}: config")
+    reader = build_encoder(config.encoder, config.seed)
+    weights = trained.file("weights.safetensors")
+    put_weights(reader, load_weights(weights), str(weights))
+    return Answerer(reader, AnswerConfig(windows=config.windows))
+
+
+def evaluate_shipped(study: Study) -> Run:
+    """The reader whose weights ship with the kit, on the test data."""
+    from qalib.readers.shipped import SHIPPED, checkpoint_hash
+
+    def answer(test: Dataset) -> dict[str, str]:
+        from qalib.answer import Answerer
+
+        return Answerer.load().predictions(test.examples)
+
+    return evaluate(study, "shipped", {"checkpoint": checkpoint_hash(SHIPPED)}, answer)
+
+
+def evaluate_lexical(study: Study) -> Run:
+    """The lexical-overlap baseline on the test data."""
+    from qalib.readers.lexical import lexical_answers
+
+    return evaluate(study, "lexical", {"version": "1"}, lexical_answers)

@@ -1,0 +1,118 @@
+"""What a notebook holds in its hand: a profile, its data, the runs it used, its figures."""
+
+import os
+from dataclasses import dataclass, field
+
+from qalib.data.squad import Dataset
+from qalib.study.entries import Run
+from qalib.study.profiles import Profile, load_profile
+from qalib.study.store import Store
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data a profile trains and tests on: names of sources, or "almanac" (embedded)."""
+
+    train: tuple[str, ...] = ("almanac",)
+    test: tuple[str, ...] = ("almanac",)
+    train_questions: int = 0  # of the almanac, or the first so many of the sources; 0 = all
+    test_questions: int = 0
+    passage_length: int = 800  # characters, almanac only
+    distractors: int = 3  # almanac only
+
+
+@dataclass
+class Study:
+    """One notebook in one profile. Notes every run and data set it hands out."""
+
+    name: str
+    profile: Profile
+    seed: int
+    store: Store
+    force: bool = False
+    runs: dict[str, Run] = field(default_factory=dict)
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def section(self, name: str, kind):
+        """A section of the profile as a dataclass. Raises QalibError for unknown keys."""
+        return self.profile.section(name, kind)
+
+    def data(self, split: str, section: str = "data") -> Dataset:
+        """The profile's "train" or "test" data, or the embedded almanac's, as ``section`` says."""
+        config = self.section(section, DataConfig)
+        names = config.train if split == "train" else config.test
+        count = config.train_questions if split == "train" else config.test_questions
+        dataset = _load(split, names, count, config)
+        self.datasets[dataset.name] = dataset
+        return dataset
+
+    def keep(self, run: Run) -> Run:
+        """Note a run; in profile ``study`` its small files go to the committed records."""
+        self.runs[run.short] = run
+        if self.profile.name == "study":
+            self.store.publish(run)
+        return run
+
+    def save(self, name: str, fig, data, caption: str = "") -> None:
+        """Save a figure with its points and where they come from, and close it."""
+        import matplotlib.pyplot as plt
+
+        from qalib.study.figures import save_figure
+
+        save_figure(
+            name,
+            fig,
+            data,
+            profile=self.profile.name,
+            notebook=self.name,
+            seed=self.seed,
+            runs=sorted(self.runs),
+            datasets={d.name: d.content_sha256 for d in self.datasets.values()},
+            caption=caption,
+        )
+        plt.close(fig)
+
+    def compare(self, measured, scale=""):
+        """What the papers say beside what came out here: a table with verdicts."""
+        from qalib.study.paper import compare
+
+        return compare(measured, self.profile.name, scale)
+
+
+def start(name: str, profile: str, seed: int = 0) -> Study:
+    """Open a study for a notebook and print one line: profile, device and why, threads, commit.
+
+    Raises QalibError for an unknown profile.
+    """
+    import torch
+
+    from qalib.study.environment import git_state
+    from qalib.train import choose_precision
+
+    study = Study(name, load_profile(profile), seed, Store(), bool(os.environ.get("QALIB_FORCE")))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision, why = choose_precision("auto", device)
+    commit = (git_state()["commit"] or "no commit")[:8]
+    print(f"qalib {profile}: {device}, {precision} ({why}); seed {seed}; {commit}")
+    if profile in ("ci", "laptop"):
+        print(f"Profile {profile}: see what happens here, not the numbers of the paper.")
+    return study
+
+
+def _load(split: str, names: tuple[str, ...], count: int, config: DataConfig) -> Dataset:
+    from qalib.data import sources
+    from qalib.data.almanac import AlmanacConfig, build_almanac
+    from qalib.data.squad import make_dataset, merge
+
+    if names == ("almanac",):
+        return build_almanac(
+            AlmanacConfig(
+                questions=count,
+                split=split,
+                length=config.passage_length,
+                distractors=config.distractors,
+            )
+        )
+    parts = [sources.load(name) for name in names]
+    whole = parts[0] if len(parts) == 1 else merge("+".join(names), parts)
+    return make_dataset(whole.name, whole.examples[:count], whole.path) if count else whole

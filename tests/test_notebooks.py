@@ -1,0 +1,314 @@
+"""The conventions of the committed notebooks, and proof that each rule can be broken."""
+
+import ast
+import json
+import re
+import statistics
+from collections.abc import Callable
+
+import pytest
+
+from qalib.paths import ROOT
+from qalib.study.outputs import LARGEST
+from qalib.study.stamps import Notebook, Places, list_notebooks, outputs_hash
+
+PARAMETERS = """profile = os.environ.get("QALIB_PROFILE", "laptop")  # ci, laptop, study or paper
+seed = 0  # first seed; the profile sets how many"""
+TAGS = {"parameters", "nbval-check-output"}
+ABSOLUTE = re.compile(r"(?<![\w.:/~<])(/(home|root|Users|tmp|usr|var|opt|mnt|work|data)/|[A-Z]:\\)")
+
+RULES: dict[str, Callable[[dict], list[str]]] = {}
+
+
+def rule(check: Callable[[dict], list[str]]):
+    RULES[check.__name__] = check
+    return check
+
+
+def code(tree: dict) -> list[dict]:
+    return [cell for cell in tree["cells"] if cell["cell_type"] == "code"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def prose(tree: dict) -> list[str]:
+    return [source(cell) for cell in tree["cells"] if cell["cell_type"] == "markdown"]
+
+
+def lines(cell: dict) -> list[str]:
+    return [line for line in source(cell).splitlines() if line.strip()]
+
+
+def parsed(cell: dict) -> ast.Module:
+    try:
+        return ast.parse(source(cell))
+    except SyntaxError:
+        return ast.Module(body=[], type_ignores=[])
+
+
+def outputs(tree: dict) -> list[tuple[str, dict]]:
+    return [(cell["id"], output) for cell in code(tree) for output in cell["outputs"]]
+
+
+@rule
+def cells_are_short(tree):
+    sizes = [len(lines(cell)) for cell in code(tree)]
+    found = [cell["id"] for cell, size in zip(code(tree), sizes, strict=True) if size > 15]
+    return found + (["median over 6 lines"] if statistics.median(sizes) > 6 else [])
+
+
+@rule
+def lines_fit_the_page(tree):
+    return [c["id"] for c in code(tree) if any(len(line) > 79 for line in lines(c))]
+
+
+@rule
+def notebooks_are_short_and_tell_a_story(tree):
+    count = len(code(tree))
+    found = [f"{count} code cells"] if count > 35 else []
+    return found + (["more code than prose"] if len(prose(tree)) < count else [])
+
+
+@rule
+def definitions_live_in_the_package(tree):
+    found = []
+    for cell in code(tree):
+        for node in ast.walk(parsed(cell)):
+            is_long = isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 8
+            if is_long or isinstance(node, ast.ClassDef):
+                found.append(f"{cell['id']}: {node.name}")
+    return found
+
+
+@rule
+def code_is_plain_python(tree):
+    found = []
+    for cell in code(tree):
+        try:
+            ast.parse(source(cell))
+        except SyntaxError:
+            found.append(cell["id"])  # magics, shell commands
+    return found
+
+
+@rule
+def there_is_one_parameters_cell_the_same_everywhere(tree):
+    tagged = [cell for cell in code(tree) if "parameters" in cell["metadata"].get("tags", [])]
+    return [] if [source(cell) for cell in tagged] == [PARAMETERS] else [f"{len(tagged)} tagged"]
+
+
+@rule
+def nothing_is_skipped_or_expected_to_fail(tree):
+    return [
+        f"{cell['id']}: {tag}"
+        for cell in tree["cells"]
+        for tag in cell["metadata"].get("tags", [])
+        if tag not in TAGS
+    ]
+
+
+@rule
+def cells_have_names(tree):
+    ids = [cell.get("id", "") for cell in tree["cells"]]
+    bad = [name for name in ids if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name)]
+    bad += [name for name in ids if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4,12})*", name)]
+    return bad + [name for name in set(ids) if ids.count(name) > 1]
+
+
+@rule
+def the_kernel_is_python3(tree):
+    name = tree["metadata"].get("kernelspec", {}).get("name")
+    return [] if name == "python3" else [str(name)]
+
+
+@rule
+def nothing_is_left_over_from_a_run(tree):
+    left = [key for key in ("papermill", "widgets") if key in tree["metadata"]]
+    allowed = {"tags"}
+    return left + [c["id"] for c in tree["cells"] if set(c["metadata"]) - allowed]
+
+
+@rule
+def no_folder_of_a_machine_is_named(tree):
+    texts = [(cell["id"], source(cell)) for cell in tree["cells"]]
+    texts += [(name, _text(output)) for name, output in outputs(tree)]
+    machine = f"{ROOT}/"
+    return [name for name, text in texts if ABSOLUTE.search(text) or machine in text]
+
+
+def _text(output: dict) -> str:
+    data = {key: "".join(value) for key, value in output.get("data", {}).items() if "text" in key}
+    return "".join(output.get("text", [])) + " ".join(data.values())
+
+
+@rule
+def outputs_are_those_of_one_clean_run(tree):
+    counts = [cell["execution_count"] for cell in code(tree)]
+    found = [] if counts == list(range(1, len(counts) + 1)) else [f"counts {counts}"]
+    for name, output in outputs(tree):
+        if output["output_type"] == "error" or output.get("name") == "stderr":
+            found.append(name)
+        if re.search(r" at 0x[0-9a-f]{6,}", _text(output)):
+            found.append(f"{name}: a memory address")
+    return found
+
+
+@rule
+def the_title_is_a_question_with_an_answer(tree):
+    first = prose(tree)[0].strip().splitlines() if prose(tree) else [""]
+    has_question = first[0].startswith("# ") and first[0].rstrip().endswith("?")
+    has_answer = any(
+        line.startswith("> ") for text in prose(tree)[:2] for line in text.splitlines()
+    )
+    return ([] if has_question else ["title"]) + ([] if has_answer else ["answer"])
+
+
+@rule
+def paper_and_here_stand_side_by_side(tree):
+    has_heading = any(re.search(r"^#+ Paper and here", text, re.M) for text in prose(tree))
+    has_table = any(".compare(" in source(cell) for cell in code(tree))
+    return [] if has_heading and has_table else ["no section 'Paper and here' with a table"]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_notebooks_keep_the_conventions(name):
+    broken = {
+        notebook.name: found
+        for notebook in list_notebooks()
+        if (found := RULES[name](json.loads(notebook.path.read_text(encoding="utf-8"))))
+    }
+    assert broken == {}
+
+
+def test_notebooks_are_numbered_without_a_gap_and_small():
+    notebooks = list_notebooks()
+    assert [notebook.name[:2] for notebook in notebooks] == [
+        f"{number:02d}" for number in range(len(notebooks))
+    ]
+    assert notebooks
+    every = sorted(path.name for path in Places().notebooks.glob("*.ipynb"))
+    assert every == [notebook.path.name for notebook in notebooks]
+    sizes = {notebook.name: notebook.path.stat().st_size for notebook in notebooks}
+    assert {name: size for name, size in sizes.items() if size > LARGEST} == {}
+
+
+def test_outputs_are_those_of_the_recorded_run():
+    for notebook in list_notebooks():
+        stamp = Places().stamp(notebook.name, "study")
+        recorded = json.loads(stamp.read_text(encoding="utf-8"))["outputs"]
+        assert outputs_hash(notebook) == recorded, notebook.name
+
+
+# --- every rule can be broken ------------------------------------------------------------------
+
+
+def good() -> dict:
+    """A small notebook that keeps every rule."""
+
+    def cell(kind: str, name: str, text: str, count: int = 0, **metadata) -> dict:
+        made = {"cell_type": kind, "id": name, "source": [text], "metadata": metadata}
+        return made | ({"execution_count": count, "outputs": []} if kind == "code" else {})
+
+    return {
+        "cells": [
+            cell("markdown", "title", "# Does it work?\n\n> Yes, see https://example.org/tmp/x."),
+            cell("code", "imports", "import os\n\nimport qalib", 1),
+            cell("code", "parameters", PARAMETERS, 2, tags=["parameters"]),
+            cell("markdown", "paper-and-here", "## Paper and here"),
+            cell("code", "compare", "study.compare({})", 3),
+            cell("markdown", "next", "Next: nothing."),
+        ],
+        "metadata": {"kernelspec": {"name": "python3"}},
+    }
+
+
+def edit(name: str, **changes) -> Callable[[dict], None]:
+    def change(tree: dict) -> None:
+        next(cell for cell in tree["cells"] if cell["id"] == name).update(changes)
+
+    return change
+
+
+def says(text: str) -> Callable[[dict], None]:
+    output = {"output_type": "execute_result", "data": {"text/plain": [text]}}
+    return edit("compare", outputs=[output])
+
+
+BREAKS = {
+    "cells_are_short": [
+        edit("compare", source=["x = 1\n"] * 16),
+        lambda tree: [c.update(source=["x = 1\n"] * 7) for c in code(tree)],
+    ],
+    "lines_fit_the_page": [edit("compare", source=["x = 1  # " + "y" * 71])],
+    "notebooks_are_short_and_tell_a_story": [
+        lambda tree: tree["cells"].append(code(tree)[0]),
+        lambda tree: tree["cells"].extend(tree["cells"] * 12),
+    ],
+    "definitions_live_in_the_package": [
+        edit("compare", source=["class A:\n    x = 1"]),
+        edit("compare", source=["def f():\n" + "    x = 1\n" * 8]),
+    ],
+    "code_is_plain_python": [edit("compare", source=["%pip install x"])],
+    "there_is_one_parameters_cell_the_same_everywhere": [
+        edit("parameters", metadata={}),
+        edit("imports", metadata={"tags": ["parameters"]}),
+        edit("parameters", source=[PARAMETERS.replace("laptop", "ci")]),
+    ],
+    "nothing_is_skipped_or_expected_to_fail": [
+        edit("compare", metadata={"tags": [tag]})
+        for tag in ("raises-exception", "nbval-skip", "skip-execution")
+    ],
+    "cells_have_names": [
+        edit("next", id="0a1b2c3d"),
+        edit("next", id="Next_1"),
+        edit("next", id="title"),
+    ],
+    "the_kernel_is_python3": [lambda tree: tree.update(metadata={})],
+    "nothing_is_left_over_from_a_run": [
+        lambda tree: tree["metadata"].update(widgets={}),
+        lambda tree: tree["metadata"].update(papermill={}),
+        edit("compare", metadata={"papermill": {}}),
+    ],
+    "no_folder_of_a_machine_is_named": [
+        edit("compare", source=['open("/home/me/x")']),
+        edit("next", source=[r"see C:\Users\me"]),
+        says("saved to /tmp/x"),
+        says(f"saved to {ROOT}/figures"),
+    ],
+    "outputs_are_those_of_one_clean_run": [
+        edit("compare", execution_count=None),
+        edit("compare", execution_count=7),
+        edit("compare", outputs=[{"output_type": "stream", "name": "stderr", "text": ["x"]}]),
+        edit("compare", outputs=[{"output_type": "error"}]),
+        says("<Reader at 0x7f00deadbeef>"),
+    ],
+    "the_title_is_a_question_with_an_answer": [
+        edit("title", source=["# It works\n\n> Yes."]),
+        edit("title", source=["# Does it?\n\nYes."]),
+    ],
+    "paper_and_here_stand_side_by_side": [
+        edit("compare", source=["x"]),
+        edit("paper-and-here", source=["## Results"]),
+    ],
+}
+
+
+def test_a_good_notebook_breaks_no_rule():
+    assert {name: check(good()) for name, check in RULES.items()} == {name: [] for name in RULES}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [(name, change) for name in RULES for change in BREAKS[name]]
+)
+def test_every_rule_can_be_broken(name, change):
+    tree = good()
+    change(tree)
+    assert RULES[name](tree) != []
+
+
+def test_a_rule_is_about_notebooks_as_they_are_read(tmp_path):
+    path = tmp_path / "00_toy.ipynb"
+    path.write_text(json.dumps(good()))
+    assert [cell["source"] for cell in Notebook(path).code] == [source(c) for c in code(good())]
