@@ -49,17 +49,17 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 $(STAMP):
 	@$(PY) -c "" 2>/dev/null || rm -rf $(VENV)
 	@if [ -f $(STAMP) ] && ! grep -qF "$(CURDIR) " $(STAMP); then rm -rf $(VENV); fi
-	@[ -e $(VENV) ] || $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
+	@[ -e $(VENV) ] || "$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
 	    { echo "qalib needs Python 3.11 or newer, and $(PYTHON) is not; name another: make PYTHON=python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV): 1 to 3 minutes, once."
 	@mkdir -p $(VENV) && echo unfinished > $(STAMP)
-	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@[ -x $(PY) ] || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@$(PY) -m pip install $(REQUIREMENTS) && \
 	    $(PY) -m pip install --no-deps --no-build-isolation --editable . || \
 	    { rm -f $(STAMP); echo "Installing failed, see above. It needs the package index; run the same command again."; exit 1; }
 	@echo "$(WANTED)" > $(STAMP)
 
 lock: ## write requirements.lock anew from what pyproject.toml allows
-	rm -rf build/locking && $(PYTHON) -m venv build/locking
+	rm -rf build/locking && "$(PYTHON)" -m venv build/locking
 	build/locking/bin/python .ci/lock.py
 	rm -rf build/locking

@@ -98,12 +98,24 @@ def fetch(
 ) -> None:
     """Fetch data by name, verify it and say where it is; without a name, list what there is."""
     from qalib.data.sources import fetch as fetch_source
-    from qalib.data.sources import listing
 
     if not names:
-        print(listing())
+        print(_sources())
     for name in names or ():
         print(fetch_source(name))
+
+
+def _sources() -> str:
+    from tabulate import tabulate
+
+    from qalib.data.registry import SOURCES
+    from qalib.data.sources import find
+
+    rows = [
+        [source.name, "here" if find(source.name) else "", source.questions, source.file]
+        for source in SOURCES.values()
+    ]
+    return tabulate(rows, headers=["name", "", "questions", "file"], intfmt=",")
 
 
 @app.command()

@@ -92,10 +92,10 @@ def question_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of every question: two float64 arrays (questions,), 0 to 1, in dataset order.
 
-    Without a ``rule``, a dataset with an unanswerable question is scored by "2.0", any other by
-    "1.1". A question without a prediction scores 0 in both, and one warning line is logged;
-    predictions for ids that the dataset does not have are ignored. Raises QalibError for an empty
-    dataset, predictions none of which is for it, or a question that the rule cannot score.
+    Without a ``rule``, the dataset's version decides. A question without a prediction scores 0 in
+    both, and one warning line is logged; predictions for ids that the dataset does not have are
+    ignored. Raises QalibError for an empty dataset, predictions none of which is for it, or a
+    question that the rule cannot score.
     """
     rule = rule or _rule_of(dataset)
     _check_ids(dataset, predictions)
@@ -108,7 +108,7 @@ def question_scores(
 
 
 def _rule_of(dataset: Dataset) -> Rule:
-    return "2.0" if dataset.has_unanswerable else "1.1"
+    return "2.0" if dataset.version == "2.0" else "1.1"
 
 
 def _check_ids(dataset: Dataset, predictions: Mapping) -> None:
@@ -130,12 +130,8 @@ def _percent(scores: np.ndarray) -> float:
 
 
 def score(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:
-    """:func:`score_squad2` if any question is unanswerable, else :func:`score_squad1`.
-
-    The questions decide, not the version that a file claims: where all can be answered, the two
-    rules differ only on texts of nothing but articles and punctuation.
-    """
-    return (score_squad2 if dataset.has_unanswerable else score_squad1)(dataset, predictions)
+    """:func:`score_squad2` for a dataset of version 2.0, else :func:`score_squad1`."""
+    return (score_squad2 if _rule_of(dataset) == "2.0" else score_squad1)(dataset, predictions)
 
 
 def score_squad1(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:

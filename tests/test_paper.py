@@ -1,5 +1,6 @@
 """Paper and here: the verdicts, the table, and the README's results."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,21 +224,25 @@ def test_a_damaged_record_or_table_is_named(records):
 
 
 def test_the_readme_is_brought_up_to_date_and_stays_so(records, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("# Kit\n<!-- results:begin --> old <!-- results:end -->\nEnd é\n")
-    table = readme_table(records)
-    [problem] = check_readme(table, readme)
-    assert "README.md: its results table" in problem
-    assert update_readme(table, readme)
-    assert check_readme(table, readme) == []
-    assert not update_readme(table, readme)
-    text = readme.read_text()
+    path = tmp_path / "README.md"
+    path.write_text("# Kit\n<!-- results:begin --> old <!-- results:end -->\nEnd é\n")
+    [problem] = check_readme(records, path)
+    assert "README.md: its results are not those recorded" in problem
+    assert update_readme(records, path)
+    assert check_readme(records, path) == []
+    assert not update_readme(records, path)
+    text = path.read_text()
     assert text.startswith("# Kit\n<!-- results:begin -->\n\n| ")
+    assert readme_table(records) in text
     assert text.endswith("|\n\n<!-- results:end -->\nEnd é\n")
+    shutil.rmtree(next(records.glob("score-*")))
+    assert len(check_readme(records, path)) == 1
 
 
-def test_a_readme_without_markers_is_named(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("# Kit\n<!-- results:end -->\n<!-- results:begin -->\n")
+def test_a_readme_without_markers_is_named(records, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("# Kit\n<!-- results:end -->\n<!-- results:begin -->\n")
     with pytest.raises(QalibError, match=r"README\.md: has no lines"):
-        check_readme("table", readme)
+        check_readme(records, path)
+    (records / "table.toml").unlink()
+    assert check_readme(records, path) == []  # a kit without a table

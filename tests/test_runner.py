@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import errno
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -18,7 +20,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.files import exclusive
-from qalib.study.notebooks import check_parameters, run_notebooks, summary
+from qalib.study.notebooks import (
+    Result,
+    check_parameters,
+    command_figures,
+    parse_params,
+    run_notebooks,
+    summary,
+)
 from qalib.study.outputs import LARGEST, bring_back
 from qalib.study.stamps import Notebook, Places, check, list_notebooks, stale, stamp
 
@@ -87,6 +96,7 @@ def toy_places(home: Path) -> Places:
         records=home / "records",
         build=home / "build",
         profiles=home / "profiles.toml",
+        root=home,
     )
 
 
@@ -94,6 +104,7 @@ def toy_places(home: Path) -> Places:
 def ran(tmp_path_factory):
     """Four notebooks run in profile study: a good one and three that fail in different ways."""
     home = tmp_path_factory.mktemp("kit {braces}")
+    shutil.copytree(ROOT / "qalib", home / "qalib", ignore=shutil.ignore_patterns("__pycache__"))
     (home / "profiles.toml").write_text(PROFILES)
     write(home / "notebooks", "00_good", GOOD)
     write(home / "notebooks", "01_bad", {"fine": "1 + 1", "fail": "1 / 0\n# why", "after": "x"})
@@ -193,12 +204,20 @@ def test_what_is_up_to_date_is_not_run_again(kit, monkeypatch):
 
 
 def test_force_or_a_spoilt_figure_runs_it_again(kit, monkeypatch):
-    monkeypatch.setattr("qalib.study.notebooks._execute", lambda *args: "00 was run")
+    forced = []
+
+    def execute(*args) -> str:
+        forced.append(os.environ["QALIB_FORCE"])
+        return "00 was run"
+
+    monkeypatch.setattr("qalib.study.notebooks._execute", execute)
     told = []
     run_notebooks("study", force=True, places=kit, say=told.append)
     (kit.figures / "study" / "00_toy.csv").write_text("y\n3\n")
     run_notebooks("study", places=kit, say=told.append)
     assert told == ["00 was run"] * 2
+    assert forced[0].startswith("20")  # the moment from which on runs count
+    assert forced[1] == ""
     assert kit.stamp("00_good", "study").exists()  # a failure takes nothing away
 
 
@@ -237,7 +256,7 @@ def test_other_parameters_are_another_run(kit):
 def test_a_record_that_is_gone_is_missed(kit):
     shutil.rmtree(kit.records)
     [problem] = check("study", kit)
-    assert "since it was run, the record of toy-" in problem
+    assert re.match(r"00_good: its run toy-\w+ is not in the records; run `", problem)
 
 
 def test_a_figure_that_is_gone_is_missed(kit):
@@ -340,7 +359,8 @@ def test_choosing_notebooks(ran):
     places = toy_places(ran[0])
     names = [notebook.name for notebook in list_notebooks("03, 00", places)]
     assert names == ["00_good", "03_slow"]
-    assert len(list_notebooks(None, places)) == 4
+    assert list_notebooks(["03", "00"], places) == list_notebooks("03, 00", places)
+    assert len(list_notebooks(None, places)) == len(list_notebooks([], places)) == 4
     with pytest.raises(QalibError, match="No notebook begins with '09'; there are 00_good, 01"):
         list_notebooks("00,09", places)
 
@@ -352,6 +372,25 @@ def test_two_runners_at_once_are_refused(kit):
         run_notebooks("study", places=kit, say=print)
 
 
+def test_a_full_disk_is_one_sentence(kit, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qalib.study.notebooks.write_stamp", full)
+    monkeypatch.setattr("qalib.study.notebooks._execute", lambda *args: "")
+    with pytest.raises(QalibError, match="No space left"):
+        run_notebooks("ci", places=kit, say=print)
+
+
+def test_a_notebook_without_cell_ids_is_refused(kit):
+    path = kit.notebooks / "00_good.ipynb"
+    tree = json.loads(path.read_text())
+    del tree["cells"][0]["id"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(QalibError, match="cells without ids"):
+        run_notebooks("ci", places=kit)
+
+
 def test_unknown_profiles_and_outputs_that_are_not_kept_are_refused(kit):
     with pytest.raises(QalibError, match="no profile 'lab'"):
         run_notebooks("lab", places=kit)
@@ -359,6 +398,31 @@ def test_unknown_profiles_and_outputs_that_are_not_kept_are_refused(kit):
         check("lab", kit)
     with pytest.raises(QalibError, match="Outputs of profile ci are not kept"):
         run_notebooks("ci", sync=True, places=kit)
+
+
+def test_parameters_from_the_command_line():
+    texts = ["seed=3", "rate=1e-4", "name=base", "layers=[1, 2]", "text=a=b"]
+    told = {"seed": 3, "rate": 1e-4, "name": "base", "layers": [1, 2], "text": "a=b"}
+    assert parse_params(texts) == told
+    for text in ("seed", "=3", "a b=3"):
+        with pytest.raises(QalibError, match="NAME=VALUE"):
+            parse_params([text])
+
+
+def test_the_command_checks_or_runs(monkeypatch, capsys):
+    results = [Result("00_toy", "done"), Result("01_toy", "up to date")]
+    monkeypatch.setattr("qalib.study.notebooks.run_notebooks", lambda *args: results)
+    monkeypatch.setattr("qalib.study.stamps.check", lambda: [])
+    monkeypatch.setattr("qalib.study.readme.check_readme", lambda: [])
+    assert command_figures("ci", params=["seed=1"]) == 0
+    assert "| 01_toy" in capsys.readouterr().out
+    results.append(Result("02_toy", "failed"))
+    assert command_figures("ci") == 1
+    assert command_figures("laptop", check=True) == 0
+    assert "Everything is up to date." in capsys.readouterr().out
+    monkeypatch.setattr("qalib.study.stamps.check", lambda: ["00_toy: stale"])
+    assert command_figures("laptop", check=True) == 1
+    assert "00_toy: stale" in capsys.readouterr().out
 
 
 # --- large outputs -----------------------------------------------------------------------------

@@ -130,3 +130,11 @@ def test_real_files_score_as_their_questions_do(real_data, tmp_path):
     said = {e.id: e.context[: 10 + i % 90] for i, e in enumerate(dataset)}
     predictions.write_text(json.dumps(said))
     assert metrics.score_files(path, predictions) == metrics.score(dataset, said)
+
+
+def test_a_version_2_file_is_scored_by_its_rule_even_if_all_can_be_answered(tmp_path):
+    example = Example("q", "Who?", "Ada met Bo.", (Answer("Ada", 0),))
+    write_squad([example], tmp_path / "data.json", version="v2.0")
+    (tmp_path / "said.json").write_text('{"q": "Ada"}')
+    scores = score_files(tmp_path / "data.json", tmp_path / "said.json")
+    assert {"exact", "f1", "total", "HasAns_f1"} <= set(scores)

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import re
 
 import pytest
 from hypothesis import given, settings
@@ -225,19 +224,15 @@ ODD = [
     "\U0001d538",
     "\ufeff",
     "\x00",
-    "\ud800",
-    "\udfff",
     "ß",
     "ﷺ",
 ]
 words = st.one_of(
     st.sampled_from(ODD),
-    st.text(st.characters(codec=None), max_size=4),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
     st.text("अआइकखग日本語العربيةабвгдабв", min_size=1, max_size=5),
 )
-# JSON has one spelling for a high surrogate before a low one: the character that the two encode.
-pair = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-texts = st.lists(words, max_size=8).map("".join).filter(lambda text: not pair.search(text))
+texts = st.lists(words, max_size=8).map("".join)
 not_blank = texts.filter(str.strip)
 
 
@@ -266,6 +261,15 @@ def test_what_is_written_is_read_again(examples, tmp_path_factory):
     dataset = load_squad(path)
     assert sorted(dataset, key=lambda e: e.id) == sorted(examples, key=lambda e: e.id)
     assert dataset.content_sha256 == content_hash(examples)
+
+
+def test_lone_surrogates_are_kept_as_they_are(tmp_path):
+    """JSON can spell them, Python can hold them; writing and hashing must not stop at them."""
+    example = Example("\udfff", "\ud800?", "a \ud800 b", (Answer("\ud800 b", 2),))
+    write_squad([example], tmp_path / "set.json")
+    dataset = load_squad(tmp_path / "set.json")
+    assert dataset.examples == (example,)
+    assert dataset.content_sha256 == content_hash([example])
 
 
 def test_order_is_kept_within_a_passage_and_line_ends_are_kept(tmp_path):
@@ -320,10 +324,6 @@ def test_content_hash_sees_content_and_nothing_else():
     hashes = {content_hash([example, TWO]) for example in other}
     assert len(hashes) == len(other)
     assert expected not in hashes
-
-
-def test_lone_surrogates_do_not_stop_the_hash():
-    assert len(content_hash([Example("\ud800", "\udfff", "\ud800")])) == 64
 
 
 def test_a_dataset_made_by_hand_needs_different_ids():

@@ -50,7 +50,7 @@ class AlmanacConfig:
                 raise QalibError(
                     f"almanac: {name} must be a whole number from {low} to {high}, not {value!r}."
                 )
-        if self.split not in SPLITS:
+        if self.split not in list(SPLITS):  # a list also takes what cannot be hashed
             known = ", ".join(SPLITS)
             raise QalibError(f"almanac: split must be one of {known}, not {self.split!r}.")
         need = ROOM_FOR_A_FACT * (self.distractors + 1)

@@ -224,15 +224,15 @@ RELATIONS = (
         {S} was led |by {V}
         {S} set out |under {V}
         {S} had {V} at its head
-        {V} took charge of {S}
-        {V} was chosen to lead {S}
+        {V} took charge of {N}
+        {V} was chosen to lead {N}
         command of {N} fell to {V}
         the leader of {N} was {V}
         """,
         says_test="""
         {S} travelled |under the command of {V}
         the person in charge of {N} was {V}
-        {V} stood at the head of {S}
+        {V} stood at the head of {N}
         """,
         asks="""
         Who led {N}?
@@ -256,7 +256,7 @@ RELATIONS = (
         {S} owed its maps |to {V}
         {V} mapped {S's} route
         {V} travelled with {S} as surveyor
-        {V} made the charts for {S}
+        {V} made the charts for {N}
         the maps of {N} were drawn by {V}
         the surveyor of {N} was {V}
         """,
@@ -286,14 +286,14 @@ RELATIONS = (
         {S} sailed |under {V}
         {S} was commanded |by {V}
         {S} had {V} as its captain
-        {V} was given command of {S}
-        {V} took the helm of {S}
+        {V} was given command of {N}
+        {V} took the helm of {N}
         the captain of {N} was {V}
         the crew of {N} obeyed the orders of {V}
         """,
         says_test="""
         {S} put to sea |under the command of {V}
-        {V} served as master of {S}
+        {V} served as master of {N}
         the helm of {N} was in the hands of {V}
         """,
         asks="""
@@ -317,14 +317,14 @@ RELATIONS = (
         {S} was designed |by {V}
         {S} followed a design |by {V}
         {S} owed its shape |to {V}
-        {V} drew up the plans for {S}
+        {V} drew up the plans for {N}
         {V} designed {S}
         the plans of {N} came from {V}
         the designer of {N} was {V}
         """,
         says_test="""
         {S} was built |to the plans of {V}
-        {V} produced the drawings for {S}
+        {V} produced the drawings for {N}
         the design of {N} was the work of {V}
         """,
         asks="""
@@ -379,14 +379,14 @@ RELATIONS = (
         {S} was first directed |by {V}
         {S} had {V} as its first director
         {S} chose {V} as its first director
-        {V} became the first director of {S}
+        {V} became the first director of {N}
         {V} ran {S} in its early days
         the daily running of {N} was left to {V}
         the first director of {N} was {V}
         """,
         says_test="""
         {S} was managed at the beginning |by {V}
-        {V} was appointed to run {S}
+        {V} was appointed to run {N}
         the post of first director of {N} went to {V}
         """,
         asks="""
@@ -412,12 +412,12 @@ RELATIONS = (
         {S} was first imagined |by {V}
         {S} sprang |from the mind of {V}
         {V} invented {S}
-        {V} had the idea for {S}
+        {V} had the idea for {N}
         the inventor of {N} was {V}
         """,
         says_test="""
-        {S} was the invention |of {V}
-        {V} came up with {S}
+        {S} was an invention |of {V}
+        {V} came up with {N}
         the idea for {N} was that of {V}
         """,
         asks="""
@@ -442,7 +442,7 @@ RELATIONS = (
         {S} was first heard |in the hands of {V}
         {S} made its public debut |with {V}
         {V} was the first to play {S} before an audience
-        {V} gave the first concert on {S}
+        {V} gave the first concert on {N}
         the first public performance on {N} was given by {V}
         the first player of {N} was {V}
         """,
@@ -1129,7 +1129,7 @@ RELATIONS = (
         {S} was financed |by {V}
         {S} was supported |by {V}
         {V} bore the cost of {N}
-        {V} provided the money for {S}
+        {V} provided the money for {N}
         the funds for {N} came from {V}
         {S} lived on the generosity |of {V}
         """,
@@ -1162,7 +1162,7 @@ RELATIONS = (
         {S} came |from {V}
         {S} was put together |by {V}
         {V} built {S}
-        {V} was hired to build {S}
+        {V} was hired to build {N}
         the order for {N} went to {V}
         """,
         says_test="""
@@ -1419,13 +1419,13 @@ RELATIONS = (
         {S} was built |of {V}
         {S} consisted mainly |of {V}
         {S} was put together |from {V}
-        {V} was used for {S}
+        {V} was used for {N}
         {V} was the material of {N}
         the makers of {N} used {V}
         """,
         says_test="""
         {S} was fashioned |from {V}
-        {V} was chosen as the material for {S}
+        {V} was chosen as the material for {N}
         the body of {N} was of {V}
         """,
         asks="""
@@ -1940,9 +1940,9 @@ JOINTS = (", while ", ", whereas ", "; ", ", but ", ", and ")
 ASIDES = _parts(
     """
     much discussed in its day, though seldom mentioned abroad, long a subject of local pride, by
-    no means an ordinary case, often confused with its rivals, to the surprise of its
-    neighbours, admired by some and mocked by others, for all its later fame, more modest than
-    legend would have it, in spite of every difficulty
+    no means an ordinary case, often confused with its rivals, to general surprise, admired by
+    some and mocked by others, for all its later fame, more modest than legend would have it, in
+    spite of every difficulty
     """
 )
 ASIDES_PERSON = _parts(

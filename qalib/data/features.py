@@ -5,6 +5,7 @@ longer than the input is read through several windows that overlap by ``stride``
 offsets of the passage's word pieces are kept, so that a span of tokens is a span of characters.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,8 +81,10 @@ def training_windows(windows: Sequence[Window]) -> list[Window]:
 
 def _encode(examples: Sequence[Example], begin: int, tokenizer, config: WindowConfig):
     encoded = tokenizer(
-        _cut_questions([e.question.strip() for e in examples], tokenizer, config.max_question),
-        [e.context for e in examples],
+        _cut_questions(
+            [_speakable(e.question.strip()) for e in examples], tokenizer, config.max_question
+        ),
+        [_speakable(e.context) for e in examples],
         truncation="only_second",
         max_length=config.max_length,
         stride=config.stride,
@@ -104,6 +107,11 @@ def _encode(examples: Sequence[Example], begin: int, tokenizer, config: WindowCo
             spans=spans,
             weights=weights,
         )
+
+
+def _speakable(text: str) -> str:
+    """Lone surrogates, which no tokenizer takes, become U+FFFD; every offset stays what it was."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _cut_questions(questions: list[str], tokenizer, longest: int) -> list[str]:

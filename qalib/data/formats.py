@@ -1,7 +1,6 @@
 """Readers of the other forms that extractive question answering is published in.
 
-Each ends in the one example schema of :mod:`qalib.data.squad`: text exactly as it was written,
-offsets in code points, everything checked.
+Each ends in the schema of :mod:`qalib.data.squad`: text as it was written, everything checked.
 
 * MRQA (Fisch et al. 2019): a header line, then a passage a line, ``.jsonl`` or ``.jsonl.gz``.
   Passages carry the markers ``[TLE]``, ``[PAR]`` and ``[DOC]``; they are part of the text.
@@ -285,7 +284,7 @@ def _table(path: Path, table: str, columns: tuple[str, ...]) -> Iterator[tuple[i
         with zipfile.ZipFile(path) as archive:
             inside = [entry for entry in archive.namelist() if f"/{entry}".endswith(f"/{table}")]
             if not inside:
-                raise QalibError(f"{path}: no {table} in the archive; is it NarrativeQA's?")
+                raise QalibError(f"{path}: no {table} in it, so it is not NarrativeQA's archive.")
             with archive.open(inside[0]) as raw:
                 rows = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
                 for row in rows:

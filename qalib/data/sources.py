@@ -274,9 +274,7 @@ def _by_hand(source: Source) -> str:
 
 def _unreachable(source: Source, error: Exception) -> QalibError:
     response = getattr(error, "response", None)
-    why = (
-        f"answers {response.status_code} {response.reason}"
-        if response is not None
-        else ("cannot be reached")
-    )
+    why = f"cannot be reached ({type(error).__name__})"
+    if response is not None:
+        why = f"answers {response.status_code} {response.reason}"
     return QalibError(f"{source.name}: {source.url} {why}: {_by_hand(source)}.")

@@ -62,6 +62,7 @@ class Dataset:
     path: str
     raw_sha256: str
     content_sha256: str
+    version: str = "1.1"  # "2.0": questions may have no answer, and are scored by that rule
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -85,10 +86,18 @@ class Dataset:
 
 
 def make_dataset(
-    name: str, examples: Iterable[Example], path: str = "", raw_sha256: str = ""
+    name: str,
+    examples: Iterable[Example],
+    path: str = "",
+    raw_sha256: str = "",
+    version: str = "",
 ) -> Dataset:
-    """Bundle examples under a name; ids must be unique. Raises QalibError if they are not."""
+    """Bundle examples under a name; ids must be unique. Raises QalibError if they are not.
+
+    Without a ``version`` it is "2.0" if some question has no answer, else "1.1".
+    """
     examples = tuple(examples)
+    version = version or ("1.1" if all(e.answerable for e in examples) else "2.0")
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
@@ -96,7 +105,7 @@ def make_dataset(
                 f"{path or name}: question id {example.id!r} appears twice; ids must be unique."
             )
         seen.add(example.id)
-    return Dataset(name, examples, path, raw_sha256, content_hash(examples))
+    return Dataset(name, examples, path, raw_sha256, content_hash(examples), version)
 
 
 def merge(name: str, datasets: Iterable[Dataset]) -> Dataset:
@@ -172,6 +181,8 @@ def parse_json(raw: bytes, path: Path | str) -> object:
             f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); "
             "the file may be cut short: fetch or export it again."
         ) from None
+    except ValueError as error:  # a number with thousands of digits
+        raise QalibError(f"{path}: not a dataset ({error}).") from None
     except RecursionError:
         raise QalibError(f"{path}: JSON nested too deeply to be a dataset.") from None
 
@@ -194,7 +205,10 @@ def load_squad(path: str | Path, name: str = "") -> Dataset:
         for example in _read_article(article, f"{path}: article {a}")
     ]
     sha256 = hashlib.sha256(raw).hexdigest()
-    return make_dataset(name or path.name.removesuffix(".json"), examples, str(path), sha256)
+    version = "2.0" if "2." in str(tree.get("version", "")) else ""
+    return make_dataset(
+        name or path.name.removesuffix(".json"), examples, str(path), sha256, version
+    )
 
 
 def _read_article(article: object, place: str) -> list[Example]:

@@ -26,6 +26,7 @@ def attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    options.setdefault("is_causal", False)  # encoders look both ways
     plain = module.training and query.device.type == "cpu" and not options.get("dropout")
     if not plain or key.shape[1] != query.shape[1]:
         return sdpa_attention_forward(module, query, key, value, mask, **options)

@@ -1,9 +1,9 @@
 """The lexical baseline: answers by word overlap, with nothing learned.
 
-What a reader must beat. Like the sliding-window baseline of the SQuAD paper it looks for the place
-in the passage that shares most with the question: words count by how rare they are among the
-passage's sentences (idf), and more the nearer they stand. The question word says what may be an
-answer there: a name, a number, a date, what follows "because", or any run of content words.
+What a reader must beat. Like the sliding window of the SQuAD paper it looks for the place that
+shares most with the question: words count by how rare they are among the passage's sentences
+(idf), and more the nearer they stand. The question word says what may be an answer there: a name,
+a number, a date, what follows "because", or any run of content words.
 
 Sources: Richardson et al. 2013 (MCTest, sliding window); Rajpurkar et al. 2016 (section 5).
 """
@@ -11,8 +11,8 @@ Sources: Richardson et al. 2013 (MCTest, sliding window); Rajpurkar et al. 2016 
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from qalib.data.squad import Dataset
 
@@ -23,33 +23,26 @@ REPEATED = 0.5  # what an answer loses for each word that the question has, too
 WORD = re.compile(r"\w+(?:[-'’.,]\w+)*|[^\w\s]")
 ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$|['’]s$")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“(\[]*[^\Wa-z])")
+STOP_WORD = re.compile(
+    r"an?|and|are|as|at|be|been|but|by|can|could|did|do|does|for|from|had|has|have|he|her|him|his|"
+    r"how|i|if|in|into|is|its?|many|much|nor?|not|of|on|or|she|so|such|than|that|the|their|them|"
+    r"then|there|these|they|this|those|to|under|up|was|we|were|what|when|where|which|while|who|"
+    r"whom|whose|why|will|with|would|you"
+)
+NUMBER = re.compile(
+    r"\d.*|(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|twenty|"
+    r"thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|[mb]illion|dozen|half)(?:-.*)?"
+)
 YEAR = re.compile(r"\d{4}s?")
-
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-STOP_WORDS = _set(
-    "a an and are as at be been but by can could did do does for from had has have he her him his "
-    "how i if in into is it its many much no nor not of on or she so such than that the their them "
-    "then there these they this those to under up was we were what when where which while who whom "
-    "whose why will with would you"
-)
-NUMBERS = _set(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
-    "hundred thousand million billion dozen half"
-)
-MONTHS = _set(
-    "january february march april may june july august september october november december"
+DATE = re.compile(
+    r"\d+|\d{4}s|january|february|march|april|may|june|july|august|"
+    r"september|october|november|december"
 )
 
 Spans = list[tuple[int, int]]  # in words of a sentence, end excluded
 
 
-@dataclass(frozen=True)
-class _Sentence:
+class _Sentence(NamedTuple):
     words: list[str]  # as written
     stems: list[str]  # "" for stop words and punctuation
     spans: Spans  # of the words, in characters of the passage
@@ -69,7 +62,7 @@ def lexical_answers(dataset: Dataset) -> dict[str, str]:
 def _stem(word: str) -> str:
     """A rough stem, or "" for punctuation and for words that say little."""
     word = word.lower()
-    return ENDING.sub("", word) if word not in STOP_WORDS and word[0].isalnum() else ""
+    return "" if STOP_WORD.fullmatch(word) or not word[0].isalnum() else ENDING.sub("", word)
 
 
 def _sentences(context: str) -> list[_Sentence]:
@@ -100,8 +93,8 @@ def _answer(question: str, context: str, sentences: list[_Sentence]) -> str:
             for start, end in spans:
                 score = overlap[i] + _nearness(hits, start, end)
                 if score > most:
-                    characters = sentences[i].spans
-                    best, most = context[characters[start][0] : characters[end - 1][1]], score
+                    at = sentences[i].spans
+                    best, most = context[at[start][0] : at[end - 1][1]], score
         if best:
             return best
     return context.strip()
@@ -109,13 +102,10 @@ def _answer(question: str, context: str, sentences: list[_Sentence]) -> str:
 
 def _nearness(hits: list[tuple[int, float]], start: int, end: int) -> float:
     """How near to words start..end the question's words stand; ``hits`` are (place, idf)."""
-    near = 0.0
-    for place, idf in hits:
-        if start <= place < end:
-            near -= REPEATED
-        else:
-            near += idf / (1 + (start - place if place < start else place - end + 1))
-    return near
+    return math.fsum(
+        -REPEATED if start <= at < end else idf / (1 + max(start - at, at - end + 1))
+        for at, idf in hits
+    )
 
 
 def _runs(fits: list[bool]) -> Spans:
@@ -131,20 +121,18 @@ def _phrases(sentence: _Sentence, asked: set[str]) -> Spans:
 
 
 def _names(sentence: _Sentence, asked: set[str]) -> Spans:
-    pairs = zip(sentence.words, sentence.stems, strict=True)
-    runs = _runs([word[0].isupper() and stem != "" for word, stem in pairs])
+    capital = [word[0].isupper() for word in sentence.words]
+    runs = _runs([stem != "" and big for stem, big in zip(sentence.stems, capital, strict=True)])
     return [(start, end) for start, end in runs if not asked.issuperset(sentence.stems[start:end])]
 
 
 def _numbers(sentence: _Sentence, asked: set[str]) -> Spans:
-    words = sentence.words
-    return _runs([w[0].isdigit() or w.lower().split("-")[0] in NUMBERS for w in words])
+    return _runs([NUMBER.fullmatch(word.lower()) is not None for word in sentence.words])
 
 
 def _dates(sentence: _Sentence, asked: set[str]) -> Spans:
-    words = sentence.words
-    runs = _runs([w.isdigit() or w.lower() in MONTHS or YEAR.match(w) is not None for w in words])
-    return [(i, j) for i, j in runs if j - i > 1 or YEAR.match(words[i])]
+    runs = _runs([DATE.fullmatch(word.lower()) is not None for word in sentence.words])
+    return [(i, j) for i, j in runs if j - i > 1 or YEAR.fullmatch(sentence.words[i])]
 
 
 def _clauses(sentence: _Sentence, asked: set[str]) -> Spans:

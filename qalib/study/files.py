@@ -127,7 +127,8 @@ def trouble_named(root: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, PermissionError) and str(root) in str(error.filename):
             raise QalibError(
-                f"{error.filename}: may not be written; set QALIB_STORE to a folder of yours."
+                f"{error.filename}: may not be written; make it yours, or name another store "
+                "in QALIB_STORE."
             ) from error
         raise
 

@@ -4,24 +4,26 @@ What a notebook needs from here is one cell tagged ``parameters`` that sets ``pr
 everything is, the profile says. A notebook whose stamp shows no change is not run again.
 """
 
+import ast
 import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qalib.errors import QalibError
-from qalib.study.environment import command_line, environment
+from qalib.study import readme, stamps
+from qalib.study.environment import command_line
 from qalib.study.figures import figure_problems
-from qalib.study.files import exclusive, pretty, write_whole
+from qalib.study.files import exclusive, trouble_named
 from qalib.study.outputs import bring_back
 from qalib.study.profiles import load_profile
-from qalib.study.stamps import Notebook, Places, list_notebooks, outputs_hash, stale, stamp
+from qalib.study.stamps import Notebook, Places, list_notebooks, stale, write_stamp
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Result:
 
 def run_notebooks(
     profile: str,
-    only: str | None = None,
+    only: Sequence[str] | str | None = None,
     force: bool = False,
     params: Mapping[str, object] | None = None,
     *,
@@ -50,7 +52,8 @@ def run_notebooks(
 ) -> list[Result]:
     """Execute the notebooks in a profile and write their figures, stamps and executed copies.
 
-    ``only``   beginnings of names ("03", "00,03"); ``force`` runs also what is up to date
+    ``only``   beginnings of names: "03", "00,03" or a list of such
+    ``force``  runs also what is up to date, and computes every run that it uses anew
     ``params`` further parameters, which every notebook must have
     ``sync``   bring the outputs back into the notebooks; by default in profile study only
 
@@ -66,13 +69,14 @@ def run_notebooks(
     for notebook in chosen:
         check_parameters(notebook, params)
     results = []
-    with exclusive(places.build / "figures.lock", "the notebooks"):
+    with trouble_named(places.build), exclusive(places.build / "figures.lock", "the notebooks"):
+        begun = datetime.now(UTC).isoformat(timespec="seconds") if force else ""
         for notebook in chosen:
             budget = settings.budget(notebook.name[:2])
             problems = stale(notebook, profile, params, places)
             problems += figure_problems(profile, notebook.name, places.figures)
             if problems or force:
-                result = _run(notebook, profile, params, budget, sync, places)
+                result = _run(notebook, profile, params, budget, sync, begun, places)
             else:
                 result = Result(notebook.name, "up to date", budget=budget)
             say(result.message or f"{result.notebook}: {result.status}")
@@ -92,9 +96,48 @@ def summary(results: list[Result]) -> str:
     return tabulate(rows, headers=columns, tablefmt="github")
 
 
+def command_figures(
+    profile: str,
+    only: Sequence[str] | None = None,
+    force: bool = False,
+    check: bool = False,
+    params: Sequence[str] = (),
+) -> int:
+    """What ``python -m qalib figures`` does; returns the exit status.
+
+    ``check`` runs nothing and looks at what is committed, the figures, notebooks and README of
+    profile study, whichever profile is named. ``params`` are texts "name=value".
+    """
+    if check:
+        problems = stamps.check() + readme.check_readme()
+        print("\n".join(problems) if problems else "Everything is up to date.")
+        return 1 if problems else 0
+    results = run_notebooks(profile, only, force, parse_params(params))
+    print(f"\n{summary(results)}")
+    if profile == "study":
+        readme.update_readme()
+    return 1 if any(result.status == "failed" for result in results) else 0
+
+
+def parse_params(texts: Sequence[str]) -> dict[str, object]:
+    """Parameters from texts "name=value"; a value that is a Python literal is taken as one."""
+    params: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise QalibError(f"The parameter {text!r} must be written NAME=VALUE.")
+        try:
+            params[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            params[name] = value
+    return params
+
+
 def check_parameters(notebook: Notebook, params: Mapping[str, object]) -> None:
     """Raise QalibError if the notebook does not have these parameters; papermill only warns."""
     known = notebook.parameters()
+    if not all("id" in cell for cell in notebook.cells):
+        raise QalibError(f"{notebook.path.name}: has cells without ids; save it as nbformat 4.5.")
     if "profile" not in known:
         raise QalibError(f"{notebook.path.name}: its parameters cell must set 'profile'.")
     if "profile" in params:
@@ -107,14 +150,21 @@ def check_parameters(notebook: Notebook, params: Mapping[str, object]) -> None:
 
 
 def _run(
-    notebook: Notebook, profile: str, params: dict, budget: int, sync: bool, places: Places
+    notebook: Notebook,
+    profile: str,
+    params: dict,
+    budget: int,
+    sync: bool,
+    force: str,
+    places: Places,
 ) -> Result:
     executed = places.build / "executed" / profile / notebook.path.name
     executed.parent.mkdir(parents=True, exist_ok=True)
     notes = executed.with_suffix(".notes")
     notes.unlink(missing_ok=True)
     begun = time.monotonic()
-    trouble = _execute(notebook, executed, {"profile": profile, **params}, budget, notes, places)
+    with kernel_environment(profile, notes, force, places):
+        trouble = _execute(notebook, executed, {"profile": profile, **params}, budget)
     seconds = round(time.monotonic() - begun, 2)
     used = read_notes(notes)
     if not trouble:
@@ -122,7 +172,7 @@ def _run(
             if sync:
                 bring_back(notebook.path, executed)
                 notebook = Notebook(notebook.path)
-            _write_stamp(notebook, profile, params, used, seconds, places)
+            write_stamp(notebook, profile, params, used, seconds, places)
         except QalibError as error:
             trouble = f"{notebook.name}: {error}"
     computed = sum(how == "computed" for how in used["run"].values())
@@ -138,33 +188,32 @@ def _run(
     )
 
 
-def _execute(
-    notebook: Notebook, executed: Path, params: dict, budget: int, notes: Path, places: Places
-) -> str:
+def _execute(notebook: Notebook, executed: Path, params: dict, budget: int) -> str:
     """Run a notebook; returns what went wrong in one line, "" if nothing did."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     name = notebook.name
     try:
-        with kernel_environment(params["profile"], notes, places):
-            papermill.execute_notebook(
-                _literal(notebook.path),
-                _literal(executed),
-                parameters=params,
-                kernel_name="python3",
-                language="python",
-                cwd=notebook.path.parent,
-                start_timeout=120,
-                execution_timeout=budget,
-                request_save_on_cell_execute=params["profile"] != "ci",
-                progress_bar={"desc": name} if sys.stderr.isatty() else False,
-            )
+        papermill.execute_notebook(
+            _literal(notebook.path),
+            _literal(executed),
+            parameters=params,
+            kernel_name="python3",
+            language="python",
+            cwd=notebook.path.parent,
+            start_timeout=120,
+            execution_timeout=budget,
+            request_save_on_cell_execute=params["profile"] != "ci",
+            progress_bar={"desc": name} if sys.stderr.isatty() else False,
+        )
     except papermill.PapermillExecutionError as error:
         said = (str(error.evalue).strip().splitlines() or [""])[0]
         return f"{name[:2]} {_place(notebook, error.source)} {error.ename}: {said}"
     except DeadKernelError:
         return f"{name[:2]} the kernel died, most likely for want of memory; try --profile laptop"
+    except RuntimeError as error:
+        return f"{name[:2]} the kernel did not start: {error}"
     except CellTimeoutError:
         return f"{name[:2]} a cell took more than the {budget} s that the profile allows"
     return ""
@@ -178,7 +227,7 @@ def _place(notebook: Notebook, source: str) -> str:
 
 
 @contextlib.contextmanager
-def kernel_environment(profile: str, notes: Path, places: Places) -> Iterator[None]:
+def kernel_environment(profile: str, notes: Path, force: str, places: Places) -> Iterator[None]:
     """The environment that a kernel inherits: this interpreter, this package, no network.
 
     A kernel specification of this very interpreter goes first on Jupyter's path, because a
@@ -201,6 +250,7 @@ def kernel_environment(profile: str, notes: Path, places: Places) -> Iterator[No
             "QALIB_PROFILE": profile,
             "QALIB_NOTES": str(notes.resolve()),
             "QALIB_COMMAND": command_line(),
+            "QALIB_FORCE": force,  # runs begun before this moment are computed again
             "IPYTHONDIR": folder,  # no start-up files of the user
             "JUPYTER_PATH": _first(folder, "JUPYTER_PATH"),
             "PYTHONPATH": _first(str(places.root), "PYTHONPATH"),
@@ -232,26 +282,11 @@ def read_notes(path: Path) -> dict[str, dict[str, object]]:
         kind: {} for kind in ("run", "figure", "data", "section", "claim")
     }
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        kind, name, value = json.loads(line)
+        try:
+            kind, name, value = json.loads(line)
+        except ValueError:  # the kernel was killed in the middle of it
+            continue
         if kind == "figure":
             used[kind][name] = value  # a figure that is drawn again is the later one
         used.setdefault(kind, {}).setdefault(name, value)
     return used
-
-
-def _write_stamp(
-    notebook: Notebook, profile: str, params: dict, used: dict, seconds: float, places: Places
-) -> None:
-    record = {
-        **stamp(notebook, profile, params, used["section"], used["claim"], places),
-        "notebook": notebook.name,
-        "profile": profile,
-        "figures": used["figure"],
-        "runs": sorted(used["run"]),
-        "data": used["data"],
-        "outputs": outputs_hash(notebook),
-        "seconds": seconds,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(),
-    }
-    write_whole(places.stamp(notebook.name, profile), pretty(record))

@@ -52,24 +52,29 @@ def recorded_runs(records: Path = RECORDS) -> list[Run]:
     return [read_run(folder) for folder in folders if folder.is_dir() and split_name(folder)]
 
 
-def update_readme(table: str, readme: Path = README) -> bool:
-    """Put the table between the README's markers; returns whether anything changed."""
-    old = readme.read_text(encoding="utf-8")
-    new = _with_table(old, table, readme)
+def update_readme(records: Path = RECORDS, path: Path = README) -> bool:
+    """Put the table between the README's markers; returns whether anything changed.
+
+    Raises QalibError if the README has no markers. Without a table.toml there is nothing to do.
+    """
+    old, new = _before_and_after(records, path)
     if new != old:
-        write_whole(readme, new)
+        write_whole(path, new)
     return new != old
 
 
-def check_readme(table: str, readme: Path = README) -> list[str]:
+def check_readme(records: Path = RECORDS, path: Path = README) -> list[str]:
     """What is wrong with the README's table: an empty list if it is the one of the records."""
-    text = readme.read_text(encoding="utf-8")
-    if _with_table(text, table, readme) == text:
-        return []
-    return [
-        f"{readme.name}: its results table is not the one of data/results; "
-        "run `python -m qalib figures --profile study`."
-    ]
+    old, new = _before_and_after(records, path)
+    mend = "run `python -m qalib figures --profile study`"
+    return [] if old == new else [f"{path.name}: its results are not those recorded; {mend}."]
+
+
+def _before_and_after(records: Path, path: Path) -> tuple[str, str]:
+    if not (records / "table.toml").exists():
+        return "", ""
+    text = path.read_text(encoding="utf-8")
+    return text, _with_table(text, readme_table(records), path)
 
 
 def _with_table(text: str, table: str, readme: Path) -> str:

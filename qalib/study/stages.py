@@ -56,7 +56,7 @@ def train_encoder(
                 f"{name}_{metric}": value
                 for name, dataset in looked_at.items()
                 if dataset
-                for metric, value in _scores(reader, dataset, config).items()
+                for metric, value in held_out_scores(reader, dataset, config).items()
             }
 
         summary = train(reader, task, config.train, work, config.seed, after_epoch=after_epoch)
@@ -86,7 +86,8 @@ def _encoder_task(reader, data: Dataset, config: EncoderTraining):
     )
 
 
-def _scores(reader, dataset: Dataset, config: EncoderTraining) -> dict:
+def held_out_scores(reader, dataset: Dataset, config: EncoderTraining) -> dict:
+    """EM and F1 of a reader that is being trained, on ``dataset``."""
     from qalib.answer import AnswerConfig, Answerer
     from qalib.metrics import score
 
@@ -223,3 +224,31 @@ def evaluate_lexical(study: Study) -> Run:
     from qalib.readers.lexical import lexical_answers
 
     return evaluate(study, "lexical", {"version": "1"}, lexical_answers)
+
+
+def bench_training(config=None) -> Run:
+    """Training throughput, climbed from the defaults of transformers; always measured anew."""
+    from qalib.bench import TrainBench, bench_train_steps
+
+    config = config or TrainBench()
+
+    def compute(work: Path) -> dict:
+        from qalib.data.almanac import AlmanacConfig, build_almanac
+        from qalib.data.features import make_windows, training_windows
+        from qalib.readers.encoder_reader import build_encoder
+
+        data = build_almanac(AlmanacConfig(questions=config.questions, seed=config.seed))
+        tokenizer = build_encoder(EncoderConfig()).tokenizer
+        windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
+        return {"rows": bench_train_steps(windows, config)}
+
+    return Store().get_or_run("bench-train", config, compute, force=True)
+
+
+def bench_training_table(run: Run) -> str:
+    """The rows of a ``bench-train`` run with processor and threads, as text."""
+    from tabulate import tabulate
+
+    cpu, threads = run.env["cpu"]["model"], run.env["torch_threads"]
+    table = tabulate(run.metrics["rows"], headers="keys", intfmt=",", disable_numparse=[0])
+    return f"{cpu}, {threads} threads; median of interleaved rounds\n\n{table}"

@@ -10,14 +10,17 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
+from qalib.study.environment import environment
 from qalib.study.figures import FIGURES, check_figures
+from qalib.study.files import pretty, write_whole
 from qalib.study.paper import load_claims
 from qalib.study.profiles import PROFILES, load_profile
 from qalib.study.store import RECORDS
@@ -80,16 +83,19 @@ class Notebook:
         return sorted({name.id for name in names if isinstance(name.ctx, ast.Store)})
 
 
-def list_notebooks(only: str | None = None, places: Places | None = None) -> list[Notebook]:
-    """The numbered notebooks, or those whose names begin with ``only`` ("03", "03,05").
+def list_notebooks(
+    only: Sequence[str] | str | None = None, places: Places | None = None
+) -> list[Notebook]:
+    """The numbered notebooks, or those whose names begin so: "03", "03,05" or a list of such.
 
     Raises QalibError if nothing begins so.
     """
     folder = (places or Places()).notebooks
     found = [Notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
-    if only is None:
+    texts = [only] if isinstance(only, str) else only or []
+    wanted = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+    if not wanted:
         return found
-    wanted = [word.strip() for word in only.split(",") if word.strip()]
     for word in wanted:
         if not any(notebook.name.startswith(word) for notebook in found):
             names = ", ".join(notebook.name for notebook in found) or "none"
@@ -121,6 +127,25 @@ def stamp(
         "sections": {name: _hash(settings.get(name)) for name in sorted(sections)},
         "claims": {name: _hash(repr(papers.get(name))) for name in sorted(claims)},
     }
+
+
+def write_stamp(
+    notebook: Notebook, profile: str, params: dict, used: dict, seconds: float, places: Places
+) -> None:
+    """Write down what a notebook was run with: ``used`` by kind and name, as it noted it."""
+    record = {
+        **stamp(notebook, profile, params, used["section"], used["claim"], places),
+        "notebook": notebook.name,
+        "profile": profile,
+        "figures": used["figure"],
+        "runs": sorted(used["run"]),
+        "data": used["data"],
+        "outputs": outputs_hash(notebook),
+        "seconds": seconds,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+    }
+    write_whole(places.stamp(notebook.name, profile), pretty(record))
 
 
 def outputs_hash(notebook: Notebook) -> str:
@@ -157,13 +182,14 @@ def stale(
             for name in sorted(old[kind] | now[kind])
             if old[kind].get(name) != now[kind].get(name)
         ]
-        if profile == "study":
+        lost = []
+        if profile == "study":  # what is committed has to be there
             changed += ["the outputs in it"] if old["outputs"] != outputs_hash(notebook) else []
-            kept = [run for run in old["runs"] if (places.records / run / "DONE.json").is_file()]
-            changed += [f"the record of {run}" for run in old["runs"] if run not in kept]
+            lost = [run for run in old["runs"] if not (places.records / run).is_dir()]
     except (ValueError, KeyError, TypeError, AttributeError):
         return ["has a damaged stamp"]
-    return [f"since it was run, {', '.join(changed)} changed"] if changed else []
+    reasons = [f"since it was run, {', '.join(changed)} changed"] if changed else []
+    return reasons + [f"its run {run} is not in the records" for run in lost]
 
 
 def check(profile: str = "study", places: Places | None = None) -> list[str]:

@@ -9,14 +9,12 @@ fresh clone finds them.
 """
 
 import contextlib
-import json
-import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from os import sep
 from pathlib import Path
 
 from qalib.errors import QalibError
@@ -25,27 +23,16 @@ from qalib.study.entries import (
     SHORT,
     Run,
     differences,
-    list_files,
     read_json,
     read_run,
     run_key,
     short_name,
     split_name,
 )
-from qalib.study.environment import environment
-from qalib.study.files import (
-    exclusive,
-    note,
-    plain,
-    pretty,
-    swap_in,
-    sync_tree,
-    trouble_named,
-    write_whole,
-)
+from qalib.study.files import exclusive, note, plain, pretty, swap_in, sync_tree, trouble_named
+from qalib.study.work import compute_in
 
 RECORDS = ROOT / "data" / "results"
-UNLISTED = ("scratch", "clock.json", "DONE.json", "DONE.tmp")  # no part of what a run is
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,7 @@ class Store:
         inputs: Mapping[str, str] | None = None,
         version: int = 1,
         needs: Sequence[str] = (),
-        force: bool = False,
+        force: bool | str = False,
     ) -> Run:
         """The run of ``stage`` with this configuration: found, or computed and kept.
 
@@ -85,7 +72,8 @@ class Store:
         ``inputs``  content hashes of data, keys of the runs it builds on
         ``version`` raise it when the stage's code changes what comes out
         ``needs``   files that must really be there; a record without them does not count
-        ``force``   compute from nothing; the old run stays until the new one is finished
+        ``force``   compute from nothing; the old run stays until the new one is finished. A moment
+                    (ISO time, UTC) instead of True lets a run begun since then count
 
         ``compute(work)`` writes its files into the folder ``work`` and returns its metrics
         (numbers, None, texts and lists or dictionaries of them). Whatever an interrupted attempt
@@ -101,7 +89,7 @@ class Store:
         key = run_key(stage, config, inputs, version)
         about = {"stage": stage, "key": key, "version": version, "config": config}
         about = plain({**about, "inputs": inputs}, stage)
-        if not force and (run := self._find(about, needs)):
+        if run := self._known(about, needs, force):
             note("run", run.short, "found")
             return run
         final = self.root / short_name(stage, key)
@@ -109,11 +97,11 @@ class Store:
         with trouble_named(self.root), self._alone(final.name):
             if (work / "DONE.json").exists():  # finished, but stopped short of getting its name
                 self._finish(work, final)
-            if not force and (run := self._find(about, needs)):
+            if run := self._known(about, needs, force):
                 return run  # another process has just finished it
             if force:
                 shutil.rmtree(work, ignore_errors=True)
-            _compute(work, about, compute, needs)
+            compute_in(work, about, compute, needs)
             self._finish(work, final)
         note("run", final.name, "computed")
         return read_run(final, key)
@@ -122,6 +110,17 @@ class Store:
         swap_in(work, final)
         shutil.rmtree(final / "scratch", ignore_errors=True)
         (final / "clock.json").unlink(missing_ok=True)
+
+    def _known(self, about: dict, needs: Sequence[str], force: bool | str) -> Run | None:
+        if force is True:
+            return None
+        try:
+            run = self._find(about, needs)
+        except QalibError:
+            if force:  # what is damaged is about to be replaced
+                return None
+            raise
+        return run if run and (not force or run.env["started"] >= force) else None
 
     def _find(self, about: dict, needs: Sequence[str]) -> Run | None:
         for place in self._places():
@@ -175,7 +174,7 @@ class Store:
 
     def _refuse_private_paths(self, place: str, content: bytes) -> None:
         for private in (ROOT, self.root.resolve(), Path.home()):
-            if f"{private}{os.sep}".encode() in content:
+            if f"{private}{sep}".encode() in content:
                 raise QalibError(
                     f"{place} names the folder {private}, which means nothing on another "
                     "machine; let the stage write relative paths."
@@ -257,47 +256,26 @@ class Store:
         return exclusive(self.root / ".locks" / f"{short}.lock", f"the run {short}")
 
 
-def _compute(work: Path, about: dict, compute: Callable, needs: Sequence[str]) -> None:
-    """Run a stage in its working folder and bring the folder to the state of being done."""
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "config.json").exists():
-        write_whole(work / "config.json", pretty(about))
-    with _clock(work) as clock:
-        metrics = plain(compute(work), f"{about['stage']} metrics")
-    if missing := [name for name in needs if not (work / name).is_file()]:
-        raise QalibError(f"{about['stage']}: the run did not write {', '.join(missing)}.")
-    config = about["config"]
-    seed = config.get("seed") if isinstance(config, dict) else None
-    env = {**environment(), **clock, "seed": seed}
-    (work / "metrics.json").write_text(pretty(metrics), encoding="utf-8")
-    (work / "env.json").write_text(pretty(env), encoding="utf-8")
-    done = {"files": list_files(work, without=UNLISTED)}
-    sync_tree(work)  # everything is safe on the disk before anything says so
-    (work / "DONE.tmp").write_text(pretty(done), encoding="utf-8")
-    os.replace(work / "DONE.tmp", work / "DONE.json")
-    sync_tree(work)
+def command_runs(why: str = "", drop: str = "", as_json: bool = False) -> str:
+    """What ``python -m qalib runs`` prints: the list of runs, or why one was missed."""
+    from tabulate import tabulate
 
-
-@contextlib.contextmanager
-def _clock(work: Path) -> Iterator[dict]:
-    """Start and seconds of work of a run over all its sessions, also those that were killed.
-
-    Such a session is counted up to the last file that it wrote, which is as far as its work got.
-    """
-    path, now = work / "clock.json", datetime.now(UTC).isoformat(timespec="seconds")
-    clock = {"started": now, "seconds": 0.0, "sessions": 0}
-    since = None
-    with contextlib.suppress(OSError, ValueError):
-        clock, since = json.loads(path.read_text(encoding="utf-8"))
-    if since is not None:
-        last = max(file.stat().st_mtime for file in work.rglob("*") if file != path)
-        clock["seconds"] += max(0.0, last - since)
-    clock["sessions"] += 1
-    path.write_text(json.dumps([clock, time.time()]), encoding="utf-8")
-    begun = time.monotonic()
-    try:
-        yield clock
-    finally:
-        clock["seconds"] = round(clock["seconds"] + time.monotonic() - begun, 2)
-        with contextlib.suppress(OSError):  # a full disk must not hide the error that filled it
-            path.write_text(json.dumps([clock, None]), encoding="utf-8")
+    store = Store()
+    if drop:
+        return "\n".join(f"Deleted {folder}" for folder in store.drop(drop))
+    if why:
+        rows = [
+            {"compared with": name, "field": field, "here": here, "there": there}
+            for name, field, here, there in store.why(why)
+        ]
+    else:
+        rows = [{**asdict(entry), "folder": str(entry.folder)} for entry in store.runs()]
+    if as_json:
+        return pretty(rows)
+    if not why:
+        for row in rows:
+            numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
+            row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
+            del row["folder"]
+    nothing = "No other run of its stage to compare it with." if why else "No runs yet."
+    return tabulate(rows, headers="keys", tablefmt="github") if rows else nothing

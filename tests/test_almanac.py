@@ -1,0 +1,350 @@
+"""The embedded corpus: the same bytes everywhere, true offsets, and hard for the right reason."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qalib.data import almanac_text as stock
+from qalib.data.almanac import AlmanacConfig, build_almanac
+from qalib.data.almanac_facts import draw_facts
+from qalib.data.almanac_prose import resolve, tell
+from qalib.data.squad import check_example
+from qalib.errors import QalibError
+from qalib.metrics import score
+from qalib.readers.lexical import lexical_answers
+
+SPLITS = ("train", "dev", "test")
+
+
+def lines(text):
+    return [line.strip() for line in text.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def corpora():
+    return {split: build_almanac(AlmanacConfig(800, split=split)) for split in SPLITS}
+
+
+def lexical_f1(**knobs):
+    dataset = build_almanac(AlmanacConfig(800, split="test", **knobs))
+    return score(dataset, lexical_answers(dataset))["f1"]
+
+
+# ---- the same everywhere ------------------------------------------------------------------------
+
+
+def test_bytes_do_not_depend_on_the_process():
+    code = (
+        "from qalib.data.almanac import *; import hashlib; "
+        "d = build_almanac(AlmanacConfig(60, seed=5, split='test')); "
+        "print(d.content_sha256, hashlib.sha256(repr(d.examples).encode()).hexdigest())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1")
+    }
+    assert len(printed) == 1
+    assert len(printed.pop().split()) == 2
+
+
+def test_bytes_do_not_depend_on_the_machine():
+    """Recorded results name this corpus by its hash: a change of the almanac must be meant."""
+    sha256 = "90baa819728df51a845b4dfebae1fd00484d8d2dadd4396a99bf79ceaeb31304"
+    assert build_almanac(AlmanacConfig(200)).content_sha256 == sha256
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 123])
+def test_more_questions_only_add_to_the_end(count):
+    config = AlmanacConfig(200, split="dev", seed=3)
+    assert (
+        build_almanac(replace(config, questions=count)).examples
+        == build_almanac(config).examples[:count]
+    )
+
+
+def test_the_same_id_means_the_same_example():
+    few = build_almanac(AlmanacConfig(60, questions_per_passage=3))
+    many = {e.id: e for e in build_almanac(AlmanacConfig(100))}
+    assert len(few) == 60
+    assert all(many[e.id] == e for e in few)
+
+
+def test_ids_and_passages_are_not_shared_between_splits_and_seeds(corpora):
+    sets = [*corpora.values(), build_almanac(AlmanacConfig(200, seed=1))]
+    examples = [example for dataset in sets for example in dataset]
+    assert len({e.id for e in examples}) == len(examples)
+    passages = [{e.context for e in dataset} for dataset in sets]
+    assert len(set.union(*passages)) == sum(map(len, passages))
+
+
+# ---- answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_answer_is_where_it_says(corpora, split):
+    for example in corpora[split]:
+        check_example(example, example.id)
+        spans = {(answer.start, answer.end) for answer in example.answers}
+        assert 1 <= len(example.answers) <= 3
+        assert len(spans) == len(example.answers)
+        # All golds of a question are readings of one place: each lies within the longest.
+        widest = max(spans, key=lambda span: span[1] - span[0])
+        assert all(widest[0] <= start and end <= widest[1] for start, end in spans)
+        assert all(not a.text[0].isspace() and not a.text[-1].isspace() for a in example.answers)
+
+
+def test_offsets_point_at_the_telling_occurrence_of_a_repeated_text():
+    """A leap to the first occurrence of the text would be wrong now and then."""
+    dataset = build_almanac(AlmanacConfig(3000, distractors=1))
+    assert any(e.context.find(a.text) != a.start for e in dataset for a in e.answers)
+
+
+def test_golds_differ_in_number_and_the_main_one_comes_first(corpora):
+    counts = Counter(len(e.answers) for e in corpora["train"])
+    assert set(counts) == {1, 2, 3}
+    for example in corpora["train"]:
+        first = example.answers[0].text
+        if re.fullmatch(r"[\d,]+", example.answers[-1].text):  # "42 people" and "42 metres"
+            assert re.match(r"[\d,]+", first)
+        assert not first.startswith(("in ", "because ", "Dr ", "Captain "))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    split=st.sampled_from(SPLITS),
+    seed=st.integers(0, 2**63),
+    length=st.integers(300, 2500),
+    distractors=st.integers(0, 8),
+    per_passage=st.integers(1, 20),
+)
+def test_the_knobs_hold(split, seed, length, distractors, per_passage):
+    length = max(length, 75 * (distractors + 1))
+    config = AlmanacConfig(25, seed, split, length, distractors, per_passage)
+    dataset = build_almanac(config)
+    assert len(dataset) == 25
+    for example in dataset:
+        check_example(example, example.id)
+        assert abs(len(example.context) / length - 1) < 0.15
+    assert max(Counter(e.context for e in dataset).values()) <= per_passage
+
+
+@pytest.mark.parametrize("length", [300, 800, 2500])
+def test_length_is_right_on_average(length):
+    contexts = {e.context for e in build_almanac(AlmanacConfig(400, length=length))}
+    assert sum(map(len, contexts)) / len(contexts) == pytest.approx(length, rel=0.05)
+
+
+# ---- what is asked and told ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distractors", [0, 1, 3, 8])
+def test_each_fact_has_its_distractors_and_only_one_can_be_meant(distractors):
+    for seed in range(60):
+        rng = random.Random(seed)
+        _, region, subjects, facts = draw_facts(rng, SPLITS[seed % 3], 3, distractors + 1)
+        assert set(Counter(f.relation.type for f in facts).values()) == {distractors + 1}
+        assert len({(f.subject, f.relation.key) for f in facts}) == len(facts)
+        assert len({f.value for f in facts}) == len(facts)
+        names = [name for subject in subjects for name in subject.names]
+        assert len(set(names)) == len(names)
+        context, golds = resolve(tell(rng, SPLITS[seed % 3], 800, region, subjects, facts))
+        assert set(golds) == {fact.number for fact in facts}  # the passage tells them all
+        for fact in facts:
+            main = re.sub("[<>]", "", fact.value.split("=")[1]).strip('"')
+            told = golds[fact.number][0]
+            assert main.startswith(told.text[1:], 1)  # but for a capital at the start
+            assert context[told.start : told.end] == told.text
+
+
+def test_years_are_surrounded_by_years(corpora):
+    asked = [e for e in corpora["test"] if re.fullmatch(r"\d{4}", e.answers[0].text)]
+    assert len(asked) > 50
+    for example in asked:
+        assert len(set(re.findall(r"\b\d{4}\b", example.context))) >= 4
+
+
+def test_names_are_not_shared_between_splits():
+    kinds = ("person", "place", "organisation", "title", "material", "product", "trade", "reason")
+    names = {split: set() for split in SPLITS}
+    for split, seed in ((split, seed) for split in SPLITS for seed in range(150)):
+        _, region, subjects, facts = draw_facts(random.Random(seed), split, 3, 4)
+        names[split] |= {region} | {subject.names[0] for subject in subjects}
+        for fact in facts:
+            if fact.relation.type in kinds:
+                names[split].add(re.search("=<(.*?)>", fact.value)[1].replace("<", ""))
+    assert all(len(found) > 1000 for found in names.values())
+    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        assert not names[one] & names[other]
+
+
+def test_relations_have_their_phrasings_and_none_is_in_two_splits():
+    assert len(stock.RELATIONS) >= 16
+    for relation in stock.RELATIONS:
+        assert min(len(set(lines(relation.says))), len(set(lines(relation.asks)))) >= 6
+        assert min(len(set(lines(relation.says_test))), len(set(lines(relation.asks_test)))) >= 3
+        for phrasing in lines(relation.says) + lines(relation.says_test):
+            assert phrasing.count("{V}") == 1
+            assert len(re.findall(r"\{(?:S|N|O|S's)\}", phrasing)) == 1
+        for question in lines(relation.asks) + lines(relation.asks_test):
+            assert question.count("{N}") == 1
+            assert question.endswith("?")
+    for train, test in (("says", "says_test"), ("asks", "asks_test")):
+        both = [
+            {re.sub(r"[|\[\]]", "", p) for r in stock.RELATIONS for p in lines(getattr(r, field))}
+            for field in (train, test)
+        ]
+        assert not both[0] & both[1]
+    named = {key for kind in stock.KINDS for key in kind.relations}
+    assert named == {relation.key for relation in stock.RELATIONS}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_questions_use_the_phrasings_of_their_split(corpora, split):
+    def shapes(field):
+        phrasings = [p for r in stock.RELATIONS for p in lines(getattr(r, field))]
+        return re.compile("|".join(re.escape(p).replace(r"\{N\}", ".+") for p in phrasings))
+
+    own, others = ("asks_test", "asks") if split == "test" else ("asks", "asks_test")
+    own, others = shapes(own), shapes(others)
+    for example in corpora[split]:
+        assert own.fullmatch(example.question)
+        assert not others.fullmatch(example.question)
+
+
+def test_passages_use_the_phrasings_of_their_split(corpora):
+    def fingerprints(field):
+        """The longest stretch between the slots of each phrasing, if it is long enough to tell."""
+        phrasings = [p for r in stock.RELATIONS for p in lines(getattr(r, field))]
+        parts = [max(re.split(r"\{.*?\}|[|\[\]]", p), key=len) for p in phrasings]
+        return {part for part in parts if len(part) >= 12}
+
+    passages = {s: "\n".join({e.context for e in corpora[s]}) for s in SPLITS}
+    for own, other in (("says", "says_test"), ("says_test", "says")):
+        others = fingerprints(other)
+        apart = {p for p in fingerprints(own) if not any(p in q or q in p for q in others)}
+        assert len(apart) > 40
+        for split in SPLITS:
+            seen = sum(part in passages[split] for part in apart) / len(apart)
+            assert seen > 0.5 if (split == "test") == (own == "says_test") else seen == 0
+
+
+def test_answers_are_of_many_kinds(corpora):
+    firsts = [e.answers[0].text for e in corpora["train"]]
+    for pattern in (
+        r"\d{4}",  # years
+        r"[\d,]+|[a-z]+(-[a-z]+)?",  # counts
+        r"[\d,]+ metres",
+        r"\w+ \w+",  # people
+        r"[tT]he \w+ \w+",  # organisations
+        r"the .* (had|was) .*",  # reasons
+        r"(\d+|the .*) (\w+ ){0,2}(Ja|Fe|Ma|Ap|Ju|Au|Se|Oc|No|De)\w+",  # days
+    ):
+        assert sum(re.fullmatch(pattern, text) is not None for text in firsts) >= 5, pattern
+    starts = Counter(e.question.split()[0] for e in corpora["train"])
+    assert len(starts) >= 8
+    assert {"Who", "When", "Where", "Why", "How", "What", "Which"} <= set(starts)
+
+
+# ---- how it reads -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_text_is_well_formed(corpora, split):
+    texts = {e.context for e in corpora[split]} | {e.question for e in corpora[split]}
+    for text in texts:
+        assert not re.search(r"[{}|\[\]<>=_\ue000-\uf8ff]", text), text
+        assert not re.search(r"\s\s|\s[.,;?]|[.,;]{2}|^\s|\s$", text), text
+        assert not re.search(r"\b(the|a|an|in|of|and) \1\b", text, re.IGNORECASE), text
+        assert not re.search(r"\b(the|a|an) (the|a|an)\b", text, re.IGNORECASE), text
+        assert not re.search(r"\ba (?!use)[aeiou]|\ban [^aeiou]", text, re.IGNORECASE), text
+        assert text[0].isupper() or text[0].isdigit() or text[0] == '"', text
+        assert text[-1] in ".?", text
+        assert all(s[0].isupper() or s[0] in '"123456789' for s in re.split(r"(?<=\.) ", text)), (
+            text
+        )
+
+
+def test_pronouns_and_descriptions_stand_for_names(corpora):
+    passages = {e.context for e in corpora["train"]}
+    for device in (
+        r"\. (It|She|He) ",
+        r"\b(its|her|his|him)\b",
+        r"\b(the former|the latter|The former|The latter)\b",
+        r"\bthe (ship|vessel|expedition|firm|painter|bridge|festival)\b",
+        r", (which|who) [^.]*, ",
+        r", [^.,]+ by [^.,]+ and [^.,]+ by [^.,]+\.",
+        r"; |, while |, whereas ",
+    ):
+        assert sum(re.search(device, text) is not None for text in passages) >= 5, device
+
+
+def test_no_pronoun_follows_a_sentence_of_no_importance(corpora):
+    colour = sorted(lines(stock.COLOUR))
+    for text in {e.context for split in SPLITS for e in corpora[split]}:
+        for line in colour:
+            _, found, rest = text.partition(f"{line} ")
+            if found and not rest.startswith(tuple(colour)):
+                assert not re.match(
+                    r"(It(?! was in)|She|He|Its|Her|His|The former|The latter)\b", rest
+                ), rest
+            assert text.count(line) <= 1
+
+
+def test_readers_of_bytes_meet_more_than_ascii(corpora):
+    for split in SPLITS:
+        assert sum(not e.context.isascii() for e in corpora[split]) > 0.8 * len(corpora[split])
+        assert sum(not e.answers[0].text.isascii() for e in corpora[split]) > 50
+
+
+# ---- how hard it is -----------------------------------------------------------------------------
+
+
+def test_word_overlap_does_not_solve_it():
+    assert 15 < lexical_f1() < 40
+
+
+def test_the_knobs_make_it_harder():
+    alone, few, many = (lexical_f1(distractors=d) for d in (0, 1, 4))
+    assert 50 > alone > few + 4 > many + 4
+    assert lexical_f1(length=300) > lexical_f1(length=2500) + 8
+
+
+# ---- mistakes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"questions": 0}, "questions must be a whole number from 1"),
+        ({"questions": 2.5}, "not 2.5"),
+        ({"questions": True}, "questions must be a whole number"),
+        ({"seed": -1}, "seed must be"),
+        ({"split": "validation"}, "train, dev, test"),
+        ({"split": ["train"]}, "split must be one of"),
+        ({"length": 299}, "300 to 2500"),
+        ({"length": 2501}, "300 to 2500"),
+        ({"length": "800"}, "not '800'"),
+        ({"distractors": 9}, "0 to 8"),
+        ({"questions_per_passage": 0}, "questions_per_passage must be"),
+        ({"length": 300, "distractors": 5}, "set length to 450 or more"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting, says):
+    with pytest.raises(QalibError, match=says) as caught:
+        AlmanacConfig(**{"questions": 10} | setting)
+    assert str(caught.value).startswith("almanac: ")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,122 @@
+"""The command line as a user meets it: answers, and one line for each mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import TINY, examples, tiny_reader
+from typer.testing import CliRunner
+
+from qalib.__main__ import app, main
+from qalib.data.features import WindowConfig
+from qalib.data.squad import write_squad
+from qalib.errors import QalibError
+from qalib.readers.shipped import save_reader
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reader")
+    reader = tiny_reader()
+    moved = {name: p for name, p in reader.named_parameters() if p.requires_grad}
+    save_reader(folder, TINY, WindowConfig(), moved)
+    return str(folder)
+
+
+def run(*words, text=None):
+    return CliRunner().invoke(app, [str(word) for word in words], input=text)
+
+
+def test_a_question_is_answered_from_a_file_and_from_stdin(checkpoint, tmp_path):
+    passage = tmp_path / "passage.txt"
+    passage.write_text("Ada met Bo in Oslo.", encoding="utf-8")
+    said = run("answer", "Where?", "--passage", passage, "--checkpoint", checkpoint)
+    piped = run("answer", "Where?", "--checkpoint", checkpoint, text="Ada met Bo in Oslo.")
+    assert said.exit_code == 0
+    assert said.output == piped.output
+    assert said.output.strip().endswith("%)")
+
+
+def test_json_holds_offsets(checkpoint):
+    text = "Ada met Bo in Oslo."
+    words = ("answer", "Where?", "--json", "--n-best", 3, "--checkpoint", checkpoint)
+    found = json.loads(run(*words, text=text).output)
+    assert len(found) == 3
+    assert all(text[c["start"] : c["end"]] == c["text"] for c in found)
+
+
+def test_a_file_of_questions_is_answered_and_scored(checkpoint, tmp_path):
+    write_squad(examples(6), tmp_path / "data.json")
+    output = tmp_path / "predictions.json"
+    words = ("answer", "--dataset", tmp_path / "data.json", "--output", output)
+    done = run(*words, "--n-best", 2, "--checkpoint", checkpoint)
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(output.read_text())) == {e.id for e in examples(6)}
+    ranked = json.loads((tmp_path / "predictions.nbest.json").read_text())
+    assert all(len(best) == 2 for best in ranked.values())
+    scores = json.loads(run("score", tmp_path / "data.json", output).output)
+    assert set(scores) == {"exact_match", "f1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("answer",), "give either a question"),
+        (("answer", "Who?", "--dataset", "x.json"), "give either a question"),
+        (("answer", "Who?", "--passage", "nowhere.txt"), "nowhere.txt"),
+        (("answer", "Who?", "--n-best", "0", "--passage", "{text}"), "n_best"),
+        (("answer", "Who?", "--passage", "{text}", "--checkpoint", "nowhere"), "nowhere"),
+        (("answer", "Who?", "--passage", "{latin}"), "UTF-8"),
+        (("answer", "--dataset", "{text}"), "--output"),
+        (("answer", "--dataset", "{text}", "--output", "no/such/folder.json"), "folder"),
+        (("score", "nowhere.json", "nowhere.json"), "nowhere.json"),
+        (("fetch", "sqaud"), "sqaud"),
+        (("figures", "--profile", "labtop"), "laptop"),
+        (("figures", "--profile", "ci", "--only", "77"), "77"),
+        (("figures", "--profile", "ci", "-p", "sead=3"), "sead"),
+        (("runs", "--why", "zzzz"), "zzzz"),
+        (("runs", "--drop", "zzzz"), "zzzz"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, match, tmp_path, monkeypatch):
+    monkeypatch.setenv("QALIB_STORE", str(tmp_path / "runs"))
+    (tmp_path / "text.txt").write_text("Ada met Bo.")
+    (tmp_path / "latin.txt").write_bytes("Kovač".encode("iso8859_2"))
+    named = {"text": tmp_path / "text.txt", "latin": tmp_path / "latin.txt"}
+    done = run(*(word.format(**named) for word in words))
+    assert isinstance(done.exception, QalibError), done.exception
+    sentence = str(done.exception)
+    assert match in sentence
+    assert "\n" not in sentence
+
+
+def test_main_prints_the_sentence_and_exits_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["qalib", "score", "nowhere.json", "nowhere.json"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("qalib: nowhere.json")
+    assert said.count("\n") == 1
+
+
+def test_a_real_process_gives_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "qalib", "runs", "--why", "zzzz"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("qalib: ")
+
+
+def test_sources_are_listed():
+    listing = run("fetch").output
+    assert "squad-dev-v1.1" in listing
+    assert "narrativeqa" in listing
