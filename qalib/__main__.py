@@ -94,7 +94,7 @@ def score(dataset: Path, predictions: Path) -> None:
 
 @app.command()
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="sources; without any: list them")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="sources; none: list them")] = None,
 ) -> None:
     """Fetch data by name, verify it and say where it is; without a name, list what there is."""
     from qalib.data.sources import fetch as fetch_source
@@ -136,7 +136,7 @@ def figures(
 
 @app.command()
 def runs(
-    why: Annotated[str, typer.Option(help="KEY: why this run was not found, i.e. what differs")] = "",
+    why: Annotated[str, typer.Option(help="KEY: how this run differs from its neighbours")] = "",
     drop: Annotated[str, typer.Option(help="KEY: delete this run")] = "",
     as_json: JsonOption = False,
 ) -> None:

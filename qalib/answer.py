@@ -10,7 +10,7 @@ spans of all windows of the passage, ``exp(score) / sum exp(score')``, so window
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from qalib.train import choose_precision
 class AnswerConfig:
     """How spans are decoded and how inputs are batched."""
 
-    windows: WindowConfig = WindowConfig()
+    windows: WindowConfig = field(default_factory=WindowConfig)
     n_best: int = 1
     max_answer_tokens: int = 30  # longest answer, in tokens
     null_threshold: float = 0.0  # SQuAD 2.0: no answer if its score passes the best span's by more

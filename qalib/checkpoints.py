@@ -1,7 +1,8 @@
 """Checkpoints of a training run, and weights on disk: safetensors and JSON, written atomically.
 
-``folder/checkpoint-000200/`` holds model.safetensors, optimizer.safetensors, random-<rank>.safetensors
-and state.json. It is complete or not there: it is written under another name and renamed.
+``folder/checkpoint-000200/`` holds model.safetensors, optimizer.safetensors, state.json and, for
+every process, random-<rank>.safetensors. It is complete or not there: it is written under another
+name and renamed.
 """
 
 import json

@@ -107,10 +107,12 @@ def train(
 ) -> dict:
     """Train ``model`` in place; returns steps, tokens, the last losses and the seconds taken.
 
-    ``folder`` takes ``log.jsonl`` and, under ``scratch``, the checkpoints. The log has one line every ``log_every`` steps:
-    step, epoch, loss (mean since the last line), learning rate, tokens per second; and one line
-    after every epoch with what ``after_epoch(epoch)`` returns. Raises QalibError if the loss
-    stops being a number.
+    ``folder`` takes ``log.jsonl`` and, under ``scratch``, the checkpoints. The log has one line
+    every ``log_every`` steps: step, epoch, loss (mean since the last line), learning rate, tokens
+    per second; and one line after every epoch with what ``after_epoch(epoch)`` returns.
+
+    Raises QalibError if nothing can be learnt from the data, if the loss stops being a number and
+    if ``folder`` holds the checkpoint of another run.
     """
     from accelerate import Accelerator
     from accelerate.utils import set_seed

@@ -67,7 +67,8 @@ def test_null_answers_compete_only_where_allowed(reader):
     always = Answerer(reader, replace(null, null_threshold=-1e6)).answer_many([example])[0]
     assert never[0].text == plain[0].text
     assert always[0].text == ""
-    assert "" in {c.text for c in Answerer(reader, replace(null, n_best=50)).answer_many([example])[0]}
+    many = Answerer(reader, replace(null, n_best=50)).answer_many([example])[0]
+    assert "" in {c.text for c in many}
 
 
 def test_token_probabilities_cover_the_passage(reader):
@@ -86,13 +87,10 @@ def test_empty_text_is_refused(reader, question, passage):
 @pytest.mark.parametrize(
     "passage", ["?", "\u200d", "a\x00b", "مرحبا بالعالم", "x" * 3000, "\ud800 lone surrogate"]
 )
-def test_odd_passages_get_an_answer_or_a_clear_error(reader, passage):
-    try:
-        found = Answerer(reader, FP32).answer("What is it?", passage)
-    except QalibError as error:
-        assert "question" in str(error)
-    else:
-        assert all(passage[c.start : c.end] == c.text for c in found)
+def test_odd_passages_get_an_answer(reader, passage):
+    found = Answerer(reader, FP32).answer("What is it?", passage)
+    assert found
+    assert all(passage[c.start : c.end] == c.text for c in found)
 
 
 def test_no_questions_give_no_answers(reader):

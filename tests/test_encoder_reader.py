@@ -48,7 +48,8 @@ def test_attention_is_its_formula_in_both_modes(training, masked):
         mask[1, :, :, 4:] = False
     module = torch.nn.Module().train(training)
     got, _ = attention(module, query, key, value, mask, scaling=0.5)
-    torch.testing.assert_close(got, literal_attention(query, key, value, mask), atol=1e-5, rtol=1e-4)
+    expected = literal_attention(query, key, value, mask)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_training_and_evaluation_see_the_same_logits(reader):

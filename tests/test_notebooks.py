@@ -12,7 +12,7 @@ from qalib.paths import ROOT
 from qalib.study.outputs import LARGEST
 from qalib.study.stamps import Notebook, Places, list_notebooks, outputs_hash
 
-PARAMETERS = """profile = os.environ.get("QALIB_PROFILE", "laptop")  # ci, laptop, study or paper
+PARAMETERS = """profile = os.environ.get("QALIB_PROFILE", "laptop")  # or ci, study, paper
 seed = 0  # first seed; the profile sets how many"""
 TAGS = {"parameters", "nbval-check-output"}
 ABSOLUTE = re.compile(r"(?<![\w.:/~<])(/(home|root|Users|tmp|usr|var|opt|mnt)/|[A-Z]:\\)")

@@ -136,5 +136,5 @@ def test_a_version_2_file_is_scored_by_its_rule_even_if_all_can_be_answered(tmp_
     example = Example("q", "Who?", "Ada met Bo.", (Answer("Ada", 0),))
     write_squad([example], tmp_path / "data.json", version="v2.0")
     (tmp_path / "said.json").write_text('{"q": "Ada"}')
-    scores = score_files(tmp_path / "data.json", tmp_path / "said.json")
+    scores = metrics.score_files(tmp_path / "data.json", tmp_path / "said.json")
     assert {"exact", "f1", "total", "HasAns_f1"} <= set(scores)

@@ -115,7 +115,7 @@ def _speakable(text: str) -> str:
 
 
 def _cut_questions(questions: list[str], tokenizer, longest: int) -> list[str]:
-    """Questions of at most ``longest`` word pieces, cut at a character so that nothing else moves."""
+    """Questions of at most ``longest`` word pieces, cut between characters."""
     encoded = tokenizer(
         questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )

@@ -41,7 +41,7 @@ class EncoderConfig:
 
 
 class EncoderReader(nn.Module):
-    """An ``AutoModelForQuestionAnswering`` that speaks the kit's language: Batch to ReaderOutput."""
+    """Any ``AutoModelForQuestionAnswering``, from Batch to ReaderOutput."""
 
     def __init__(self, encoder: nn.Module, tokenizer):
         super().__init__()
@@ -59,9 +59,7 @@ class EncoderReader(nn.Module):
         return ReaderOutput(output.start_logits, output.end_logits, batch.mask)
 
 
-def build_encoder(
-    config: EncoderConfig, seed: int = 0, fast_dropout: bool = True
-) -> EncoderReader:
+def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = True) -> EncoderReader:
     """Build the reader; the span head (and a ``random_start`` encoder) is drawn from ``seed``.
 
     Raises QalibError if the model is not there, is damaged or is of a kind that transformers has

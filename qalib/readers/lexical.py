@@ -19,7 +19,6 @@ from qalib.data.squad import Dataset
 LONGEST = 6  # words of an answer, clauses apart
 SEARCHED = 3  # sentences, those that share most with the question
 REPEATED = 0.5  # what an answer loses for each word that the question has, too
-
 WORD = re.compile(r"\w+(?:[-'’.,]\w+)*|[^\w\s]")
 ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$|['’]s$")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“(\[]*[^\Wa-z])")

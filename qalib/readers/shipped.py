@@ -46,7 +46,9 @@ def load_reader(folder: str | Path = "") -> EncoderReader:
     if not (folder / SETTINGS).exists():
         if (folder / "config.json").exists():
             return build_encoder(EncoderConfig(name=str(folder), train_embeddings=True))
-        raise QalibError(f"{folder}: no checkpoint here; it has neither {SETTINGS} nor config.json.")
+        raise QalibError(
+            f"{folder}: no checkpoint here; a folder of one holds {SETTINGS} or config.json."
+        )
     settings = _settings(folder)
     reader = build_encoder(_config(EncoderConfig, settings, "encoder", folder))
     weights = folder / WEIGHTS

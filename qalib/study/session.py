@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from qalib.data.squad import Dataset
 from qalib.study.entries import Run
+from qalib.study.files import note
 from qalib.study.profiles import Profile, load_profile
 from qalib.study.store import Store
 
@@ -29,7 +30,7 @@ class Study:
     profile: Profile
     seed: int
     store: Store
-    force: bool = False
+    force: str = ""  # when a forced pass began; runs older than that are computed again
     runs: dict[str, Run] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
@@ -44,6 +45,7 @@ class Study:
         count = config.train_questions if split == "train" else config.test_questions
         dataset = _load(split, names, count, config)
         self.datasets[dataset.name] = dataset
+        note("data", dataset.name, dataset.content_sha256)
         return dataset
 
     def keep(self, run: Run) -> Run:
@@ -89,7 +91,8 @@ def start(name: str, profile: str, seed: int = 0) -> Study:
     from qalib.study.environment import git_state
     from qalib.train import choose_precision
 
-    study = Study(name, load_profile(profile), seed, Store(), bool(os.environ.get("QALIB_FORCE")))
+    force = os.environ.get("QALIB_FORCE", "")
+    study = Study(name, load_profile(profile), seed, Store(), force)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision, why = choose_precision("auto", device)
     commit = (git_state()["commit"] or "no commit")[:8]

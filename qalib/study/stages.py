@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qalib.data.features import WindowConfig
@@ -19,9 +19,9 @@ from qalib.train import TrainConfig
 class EncoderTraining:
     """All that the weights of an encoder reader depend on, next to the data."""
 
-    encoder: EncoderConfig = EncoderConfig()
-    windows: WindowConfig = WindowConfig()
-    train: TrainConfig = TrainConfig()
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     loss: str = "mean"  # how several gold answers count: mean, marginal or min
     held_out: float = 0.0  # share of the passages kept back and scored after every epoch
     seed: int = 0
@@ -32,7 +32,7 @@ def train_encoder(
     data: Dataset,
     config: EncoderTraining,
     watch: Dataset | None = None,
-    force: bool = False,
+    force: bool | str = False,
 ) -> Run:
     """Train an encoder reader on ``data``.
 
