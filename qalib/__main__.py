@@ -135,6 +135,22 @@ def figures(
 
 
 @app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="what to train: encoder")],
+    profile: ProfileOption = "laptop",
+    seed: Annotated[int, typer.Option(help="seed")] = 0,
+) -> None:
+    """Train a reader into the store; with several GPUs: accelerate launch -m qalib train ..."""
+    from qalib.study import session, stages
+
+    known = {"encoder": stages.encoder}
+    if stage not in known:
+        raise QalibError(f"nothing called {stage!r} can be trained; there is {', '.join(known)}.")
+    run = known[stage](session.start("train", profile, seed))
+    print(f"{run.short}: {json.dumps(run.metrics)}")
+
+
+@app.command()
 def runs(
     why: Annotated[str, typer.Option(help="KEY: how this run differs from its neighbours")] = "",
     drop: Annotated[str, typer.Option(help="KEY: delete this run")] = "",

@@ -133,7 +133,8 @@ def train(
             continue
         loop.run_epoch(epoch, bar)
         if after_epoch is not None and loop.finished_epoch:
-            loop.log({"epoch": epoch + 1, **after_epoch(epoch)})
+            scores = after_epoch(epoch) if accelerator.is_main_process else {}
+            loop.log({"epoch": epoch + 1, **scores})
             loop.checkpoint()
     bar.close()
     accelerator.wait_for_everyone()

@@ -77,6 +77,8 @@ def test_a_file_of_questions_is_answered_and_scored(checkpoint, tmp_path):
         (("figures", "--profile", "labtop"), "laptop"),
         (("figures", "--profile", "ci", "--only", "77"), "77"),
         (("figures", "--profile", "ci", "-p", "sead=3"), "sead"),
+        (("train", "decoder"), "encoder"),
+        (("train", "encoder", "--profile", "huge"), "huge"),
         (("runs", "--why", "zzzz"), "zzzz"),
         (("runs", "--drop", "zzzz"), "zzzz"),
     ],

@@ -1,5 +1,6 @@
 """Paper and here: the verdicts, the table, and the README's results."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,14 @@ from qalib.study.paper import (
     judge,
     load_claims,
 )
-from qalib.study.readme import check_readme, readme_table, recorded_runs, update_readme
+from qalib.study.readme import (
+    check_readme,
+    note_minutes,
+    notebook_index,
+    readme_table,
+    recorded_runs,
+    update_readme,
+)
 from qalib.study.store import Store
 
 HEADER = "claim_id,paper,table,page,setting,metric,value,band,against,url\n"
@@ -237,6 +245,20 @@ def test_the_readme_is_brought_up_to_date_and_stays_so(records, tmp_path):
     assert text.endswith("|\n\n<!-- results:end -->\nEnd é\n")
     shutil.rmtree(next(records.glob("score-*")))
     assert len(check_readme(records, path)) == 1
+
+
+def test_the_index_gives_what_was_measured(tmp_path):
+    records, figures, notebooks = (tmp_path / n for n in ("records", "figures", "notebooks"))
+    for folder in (records, figures / "laptop", notebooks):
+        folder.mkdir(parents=True)
+    cells = [{"cell_type": "markdown", "source": ["# Why?\n", "more"]}]
+    (notebooks / "07_why.ipynb").write_text(json.dumps({"cells": cells}))
+    stamp = {"runs": [], "seconds": 200.0}
+    (figures / "laptop" / "07_why.stamp.json").write_text(json.dumps(stamp))
+    note_minutes(records, figures)
+    [line] = notebook_index(records, notebooks).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["[07_why](notebooks/07_why.ipynb)", "Why?", "3", "-"]
 
 
 def test_a_readme_without_markers_is_named(records, tmp_path):

@@ -44,7 +44,7 @@ extends = "ci"
 [laptop]
 extends = "ci"
 """
-PARAMETERS = """profile = os.environ.get("QALIB_PROFILE", "laptop")  # ci, laptop, study or paper
+PARAMETERS = """profile = os.environ.get("QALIB_PROFILE", "laptop")  # or ci, study, paper
 seed = 0  # first seed; the profile sets how many"""
 GOOD = {
     "use-toy": """from dataclasses import dataclass

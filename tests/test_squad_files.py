@@ -178,21 +178,24 @@ def test_json_that_is_no_squad_file(save, tree):
         (lambda t: paragraph(t).pop("qas"), ["paragraph 0", "'qas'"]),
         (lambda t: question(t).pop("id"), ["question 0", "'id'"]),
         (lambda t: question(t).update(id=12), ["question 0", "'id' must be a str", "int"]),
-        (lambda t: question(t).pop("question"), ["id q1", "'question'"]),
-        (lambda t: question(t).pop("answers"), ["id q1", "'answers'"]),
-        (lambda t: question(t).update(answers={}), ["id q1", "'answers' must be a list"]),
-        (lambda t: question(t).update(answers=[]), ["id q1", "no answer", "is_impossible"]),
-        (lambda t: question(t)["answers"][0].pop("text"), ["id q1", "'text'"]),
-        (lambda t: question(t)["answers"][1].pop("answer_start"), ["id q1", "'answer_start'"]),
+        (lambda t: question(t).pop("question"), ["id 'q1'", "'question'"]),
+        (lambda t: question(t).pop("answers"), ["id 'q1'", "'answers'"]),
+        (lambda t: question(t).update(answers={}), ["id 'q1'", "'answers' must be a list"]),
+        (lambda t: question(t).update(answers=[]), ["id 'q1'", "no answer", "is_impossible"]),
+        (lambda t: question(t).update(is_impossible=True), ["id 'q1'", "2 answers"]),
+        (lambda t: question(t).update(is_impossible="false"), ["id 'q1'", "'false'"]),
+        (lambda t: question(t).update(id=""), ["question 0", "id is empty"]),
+        (lambda t: question(t)["answers"][0].pop("text"), ["id 'q1'", "'text'"]),
+        (lambda t: question(t)["answers"][1].pop("answer_start"), ["id 'q1'", "'answer_start'"]),
         (lambda t: question(t)["answers"][0].update(answer_start="28"), ["must be a int", "str"]),
         (lambda t: question(t)["answers"][0].update(answer_start=True), ["must be a int", "bool"]),
         (lambda t: paragraph(t).update(context=" \n"), ["context is empty"]),
-        (lambda t: question(t).update(question="\t "), ["id q1", "question is empty"]),
-        (lambda t: question(t)["answers"][0].update(text=""), ["id q1", "empty string"]),
-        (lambda t: question(t)["answers"][0].update(text="Eve"), ["id q1", "'Eve'", "not occur"]),
+        (lambda t: question(t).update(question="\t "), ["id 'q1'", "question is empty"]),
+        (lambda t: question(t)["answers"][0].update(text=""), ["id 'q1'", "empty string"]),
+        (lambda t: question(t)["answers"][0].update(text="Eve"), ["id 'q1'", "'Eve'", "not occur"]),
         (
             lambda t: question(t)["answers"][0].update(answer_start=27),
-            ["id q1", "answer_start 27", "' Ada Quil'", "first occurs at 28"],
+            ["id 'q1'", "answer_start 27", "' Ada Quil'", "first occurs at 28"],
         ),
         (lambda t: question(t)["answers"][0].update(answer_start=-9), ["-9", "occurs at 28"]),
         (lambda t: question(t)["answers"][0].update(answer_start=10**9), ["1000000000", "''"]),
@@ -240,7 +243,7 @@ not_blank = texts.filter(str.strip)
 def example_lists(draw):
     """Questions about a few passages, with 0 to 3 answers, all ids different."""
     passages = draw(st.lists(st.tuples(texts, not_blank), min_size=1, max_size=3))
-    ids = draw(st.lists(texts, unique=True, max_size=5))
+    ids = draw(st.lists(not_blank, unique=True, max_size=5))
     examples = []
     for identity in ids:
         title, context = draw(st.sampled_from(passages))

@@ -227,11 +227,17 @@ def _read_article(article: object, place: str) -> list[Example]:
 
 def _read_question(entry: object, context: str, title: str, place: str) -> Example:
     identity = _field(entry, "id", str, place)
-    place += f" (id {identity})"
+    place += f" (id {identity!r})"
+    if not identity:
+        raise QalibError(f"{place}: the id is empty; give every question an id of its own.")
     answers = _field(entry, "answers", list, place)
-    if entry.get("is_impossible", False):
-        answers = []
-    elif not answers:
+    impossible = entry.get("is_impossible", False)
+    if not isinstance(impossible, bool) or (impossible and answers):
+        raise QalibError(
+            f"{place}: is_impossible is {impossible!r} and {len(answers)} answers are given; "
+            "it must be true without answers or false with some."
+        )
+    if not answers and not impossible:
         raise QalibError(
             f'{place}: no answer is given; add one, or set "is_impossible": true (SQuAD 2.0).'
         )
@@ -291,7 +297,7 @@ def write_squad(examples: Sequence[Example], path: str | Path, version: str = "1
             "question": e.question,
             "answers": [{"text": a.text, "answer_start": a.start} for a in e.answers],
         }
-        if version != "1.1":
+        if version != "1.1" or not e.answerable:
             entry["is_impossible"] = not e.answerable
         articles.setdefault(e.title, {}).setdefault(e.context, []).append(entry)
     data = [

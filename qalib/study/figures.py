@@ -50,7 +50,7 @@ LOOK = {  # sizes are for a page 800 pixels wide, as GitHub shows a notebook
 def look() -> dict[str, object]:
     """The house look as matplotlib settings: seaborn's white grid, a palette for every eye."""
     import seaborn
-    from cycler import cycler
+    from matplotlib import cycler
 
     return {
         **seaborn.axes_style("whitegrid"),

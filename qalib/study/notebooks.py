@@ -115,6 +115,7 @@ def command_figures(
     results = run_notebooks(profile, only, force, parse_params(params))
     print(f"\n{summary(results)}")
     if profile == "study":
+        readme.note_minutes()
         readme.update_readme()
     return 1 if any(result.status == "failed" for result in results) else 0
 

@@ -1,4 +1,4 @@
-"""The results table of the README, written from the recorded runs and nothing else.
+"""The tables of the README, written from the recorded runs and nothing else.
 
 ``data/results/table.toml`` says what stands in it:
 
@@ -10,9 +10,13 @@
     stage = "score"
     where = { reader = "encoder" }  # what the run's configuration must hold
 
+The index of notebooks gives the minutes that they took: ``data/results/minutes.json``, noted from
+the stamps of passes that computed everything anew.
+
 Runs that differ in nothing but ``where`` leaves open, as seeds do, share a row: mean and spread.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +24,14 @@ from pathlib import Path
 from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.entries import Run, read_run, split_name
-from qalib.study.files import write_whole
+from qalib.study.files import pretty, write_whole
 from qalib.study.paper import markdown_table, mean_and_spread
-from qalib.study.store import RECORDS
+from qalib.study.store import RECORDS, Store
 
 README = ROOT / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+NOTEBOOKS, FIGURES = ROOT / "notebooks", ROOT / "figures"
+PROFILES = ("laptop", "study")  # the ones whose minutes the index gives
+MARKS = "<!-- {}:begin -->", "<!-- {}:end -->"
 
 
 def readme_table(records: Path = RECORDS) -> str:
@@ -74,15 +80,48 @@ def _before_and_after(records: Path, path: Path) -> tuple[str, str]:
     if not (records / "table.toml").exists():
         return "", ""
     text = path.read_text(encoding="utf-8")
-    return text, _with_table(text, readme_table(records), path)
+    new = _with_table(text, "results", readme_table(records), path)
+    if (records / "minutes.json").exists():
+        new = _with_table(new, "notebooks", notebook_index(records), path)
+    return text, new
 
 
-def _with_table(text: str, table: str, readme: Path) -> str:
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise QalibError(f"{readme}: has no lines {BEGIN} and {END} to put the results between.")
+def _with_table(text: str, name: str, table: str, readme: Path) -> str:
+    begin, end = (mark.format(name) for mark in MARKS)
+    head, found_begin, rest = text.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not found_begin or not found_end:
+        raise QalibError(f"{readme}: has no lines {begin} and {end} to put a table between.")
     return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
+
+
+def notebook_index(records: Path = RECORDS, notebooks: Path = NOTEBOOKS) -> str:
+    """The notebooks with their questions and the minutes that they were measured to take."""
+    minutes = json.loads((records / "minutes.json").read_text(encoding="utf-8"))
+    rows = []
+    for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
+        taken = minutes.get(path.stem, {})
+        shown = {name: f"{taken[name]:.0f}" if name in taken else "-" for name in PROFILES}
+        columns = {f"{name}, minutes": value for name, value in shown.items()}
+        rows.append({"notebook": f"[{path.stem}](notebooks/{path.name})", "asks": title, **columns})
+    return markdown_table(rows)
+
+
+def note_minutes(records: Path = RECORDS, figures: Path = FIGURES) -> None:
+    """Note the minutes of passes on this machine: all that their runs and their cells took."""
+    path = records / "minutes.json"
+    minutes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    store = Store(records=records)
+    for profile in PROFILES:
+        for stamp in sorted((figures / profile).glob("*.stamp.json")):
+            told = json.loads(stamp.read_text(encoding="utf-8"))
+            computed = sum(store.get(name).env["seconds"] for name in told["runs"])
+            name = stamp.name.removesuffix(".stamp.json")
+            whole = max(computed, told["seconds"]) / 60
+            minutes.setdefault(name, {})[profile] = max(1, round(whole))
+    write_whole(path, pretty(minutes))
 
 
 def _holds(config: object, where: Mapping) -> bool:

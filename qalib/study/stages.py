@@ -10,6 +10,7 @@ from qalib.data.features import WindowConfig
 from qalib.data.squad import Dataset, hold_out
 from qalib.readers.encoder_reader import EncoderConfig
 from qalib.study.entries import Run
+from qalib.study.parallel import get_or_run
 from qalib.study.session import Study
 from qalib.study.store import Store
 from qalib.train import TrainConfig
@@ -42,6 +43,8 @@ def train_encoder(
     """
 
     def compute(work: Path) -> dict:
+        from accelerate import Accelerator
+
         from qalib.checkpoints import save_weights, trained_tensors
         from qalib.readers.encoder_reader import build_encoder
         from qalib.train import train
@@ -60,7 +63,8 @@ def train_encoder(
             }
 
         summary = train(reader, task, config.train, work, config.seed, after_epoch=after_epoch)
-        save_weights(trained_tensors(reader), work / "weights.safetensors")
+        if Accelerator(mixed_precision="no").is_main_process:
+            save_weights(trained_tensors(reader), work / "weights.safetensors")
         windows = len(task.lengths)
         last = _last_scores(work / "log.jsonl")
         return {"questions": len(rest), "windows": windows, **summary, **last}
@@ -68,7 +72,7 @@ def train_encoder(
     inputs = {"data": data.content_sha256}
     if watch:
         inputs["watch"] = watch.content_sha256
-    return store.get_or_run("train-encoder", config, compute, inputs=inputs, force=force)
+    return get_or_run(store, "train-encoder", config, compute, inputs=inputs, force=force)
 
 
 def _encoder_task(reader, data: Dataset, config: EncoderTraining):
