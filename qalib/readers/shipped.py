@@ -28,7 +28,8 @@ def save_reader(
 ) -> None:
     """Write a checkpoint folder: moved tensors as fp16, settings with their checksum."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights({name: t.to(torch.float16) for name, t in tensors.items()}, folder / WEIGHTS)
+    halved = {n: t.to(torch.float16) for n, t in tensors.items() if t.is_floating_point()}
+    save_weights(halved, folder / WEIGHTS)
     settings = {
         "encoder": asdict(encoder),
         "windows": asdict(windows),

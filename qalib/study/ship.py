@@ -35,12 +35,12 @@ def low_rank(change: Tensor, rank: int) -> Tensor:
 def as_adapter(moved: dict[str, Tensor], base: dict[str, Tensor], rank: int):
     """(tensors, bytes): moved weights as an adapter of ``rank`` gives them, and its size.
 
-    Matrices of the layers keep a change of low rank, the embeddings stay where they were, vectors
-    (norms and biases) and the span head are kept whole.
+    Matrices keep a change of low rank, word embeddings stay where they were, vectors (norms and
+    biases) and the span head are kept whole.
     """
     tensors, size = {}, 0
     for name, tensor in moved.items():
-        if "embeddings" in name and tensor.ndim == 2:
+        if "word_embeddings" in name:
             tensors[name] = base[name]
         elif tensor.ndim == 2 and min(tensor.shape) > rank:
             tensors[name] = base[name] + low_rank(tensor - base[name], rank)
@@ -68,6 +68,7 @@ def adapter_cost(study: Study) -> Run:
         reader = build_encoder(training.encoder, training.seed)
         base = {name: p.detach().clone() for name, p in reader.named_parameters()}
         moved = load_weights(trained.file("weights.safetensors"))
+        moved = {name: t for name, t in moved.items() if t.is_floating_point()}
         rows = {"moved weights, fp16": (_halved(moved), 2 * sum(t.numel() for t in moved.values()))}
         rows |= {f"adapter, rank {r}": as_adapter(moved, base, r) for r in config.ranks}
         found = {}
