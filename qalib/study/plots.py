@@ -21,6 +21,7 @@ def data_overview(facts: pd.DataFrame) -> Figure:
         "answer": "answer, characters",
         "position": "where in the passage the answer starts",
     }
+    names = list(facts["data"].unique())
     with style():
         fig, axes = plt.subplots(2, 2, figsize=(8, 6))
         for ax, what in zip(axes.flat, labels, strict=False):
@@ -28,6 +29,7 @@ def data_overview(facts: pd.DataFrame) -> Figure:
                 facts,
                 x=what,
                 hue="data",
+                hue_order=names,
                 bins=20,
                 binrange=(0, facts[what].quantile(0.98)),
                 stat="percent",
@@ -38,7 +40,9 @@ def data_overview(facts: pd.DataFrame) -> Figure:
                 ax=ax,
             )
             ax.set(xlabel=labels[what], ylabel="percent")
-        sns.barplot(question_words(facts), y="asks", x="percent", hue="data", order=ORDER)
+        shares = question_words(facts)
+        colours = {"hue": "data", "hue_order": names}
+        sns.barplot(shares, y="asks", x="percent", order=ORDER, **colours, ax=axes[1, 1])
         axes[1, 1].set(xlabel="percent of questions", ylabel="")
         _legend_above(fig, axes[1, 1])
     return fig
