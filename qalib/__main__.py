@@ -151,6 +151,15 @@ def train(
 
 
 @app.command()
+def ship(profile: ProfileOption = "study") -> None:
+    """Write data/checkpoints from a profile's trained reader, scored, with its card."""
+    from qalib.study.session import start
+    from qalib.study.ship import ship as write_checkpoint
+
+    print(write_checkpoint(start("ship", profile)))
+
+
+@app.command()
 def runs(
     why: Annotated[str, typer.Option(help="KEY: how this run differs from its neighbours")] = "",
     drop: Annotated[str, typer.Option(help="KEY: delete this run")] = "",

@@ -97,7 +97,7 @@ training moved, as fp16 safetensors; the rest comes from the Python package gt-a
   `{content}`. No question of SQuAD was trained on.
 - **Seed:** {seed}. **Precision of training:** {precision}. **Steps:** {steps:,}.
 - **Command:** `{command}`, run `{run}`, commit `{commit}`.
-- **Licence of the data:** CC BY 4.0 and CC BY-SA 4.0 by its sources; of the base model: Apache-2.0.
+- **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
 
 {scores}
 
