@@ -18,7 +18,6 @@ PACKAGES = (
     "tokenizers",
     "accelerate",
     "safetensors",
-    "peft",
     "datasets",
     "numpy",
     "pandas",
