@@ -36,11 +36,11 @@ def answer(
 ) -> None:
     """Answer a question about a passage, or a whole file of questions."""
     from qalib.answer import AnswerConfig, Answerer, as_rows
+    from qalib.readers.shipped import windows_of
 
     if bool(question) == bool(dataset):
         raise QalibError('give either a question, as in: qalib answer "Who ...?", or --dataset.')
-    config = AnswerConfig(n_best=n_best)
-    config = replace(config, windows=replace(config.windows, null=null))
+    config = AnswerConfig(windows=replace(windows_of(checkpoint), null=null), n_best=n_best)
     if dataset:
         _answer_dataset(dataset, output, checkpoint, config)
         return

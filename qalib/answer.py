@@ -62,10 +62,14 @@ class Answerer:
         self.precision, _ = choose_precision(config.precision, self.device.type)
 
     @classmethod
-    def load(cls, checkpoint: str | Path = "", config: AnswerConfig = AnswerConfig()) -> "Answerer":
-        """The shipped reader, or one from a checkpoint folder. Raises QalibError if damaged."""
-        from qalib.readers.shipped import load_reader
+    def load(cls, checkpoint: str | Path = "", config: AnswerConfig | None = None) -> "Answerer":
+        """The shipped reader, or one from a checkpoint folder. Raises QalibError if damaged.
 
+        Without a ``config`` inputs are cut as they were in training.
+        """
+        from qalib.readers.shipped import load_reader, windows_of
+
+        config = config or AnswerConfig(windows=windows_of(checkpoint))
         reader = load_reader(checkpoint)
         return cls(reader.to("cuda" if torch.cuda.is_available() else "cpu"), config)
 

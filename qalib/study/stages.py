@@ -158,11 +158,16 @@ def tuning(study: Study) -> list[Run]:
 
 
 def evaluate(
-    study: Study, name: str, inputs: dict[str, str], answer: Callable[[Dataset], dict[str, str]]
+    study: Study,
+    name: str,
+    inputs: dict[str, str],
+    answer: Callable[[Dataset], dict[str, str]],
+    settings: object = None,
 ) -> Run:
     """Score a reader on the profile's test data; keeps predictions.json.
 
-    ``inputs`` says what the reader is made of; ``answer`` gives id to answer text.
+    ``inputs`` says what the reader is made of, ``settings`` how it decodes; ``answer`` gives id to
+    answer text.
     """
     from qalib.metrics import score
 
@@ -177,9 +182,8 @@ def evaluate(
         return {**score(test, predictions), "questions": len(test), **rate}
 
     inputs = {**inputs, "test": test.content_sha256}
-    run = study.store.get_or_run(
-        "evaluate", {"reader": name}, compute, inputs=inputs, force=study.force
-    )
+    config = {"reader": name, "settings": settings}
+    run = study.store.get_or_run("evaluate", config, compute, inputs=inputs, force=study.force)
     return study.keep(run)
 
 
@@ -191,36 +195,45 @@ def predictions(run: Run) -> dict[str, str]:
 def evaluate_encoder(study: Study, trained: Run) -> Run:
     """The trained encoder reader on the test data."""
 
-    def answer(test: Dataset) -> dict[str, str]:
-        return trained_answerer(trained).predictions(test.examples)
-
-    return evaluate(study, "encoder", {"weights": trained.key}, answer)
-
-
-def trained_answerer(trained: Run):
-    """An Answerer with the weights of a ``train-encoder`` run."""
     from qalib.answer import AnswerConfig, Answerer
-    from qalib.checkpoints import load_weights, put_weights
-    from qalib.readers.encoder_reader import build_encoder
+
+    settings = AnswerConfig(windows=_training_of(trained).windows)
+
+    def answer(test: Dataset) -> dict[str, str]:
+        return Answerer(trained_reader(trained), settings).predictions(test.examples)
+
+    return evaluate(study, "encoder", {"weights": trained.key}, answer, settings)
+
+
+def _training_of(trained: Run) -> EncoderTraining:
     from qalib.study.profiles import build
 
-    config = build(trained.config, EncoderTraining, f"{trained.short}: config")
+    return build(trained.config, EncoderTraining, f"{trained.short}: config")
+
+
+def trained_reader(trained: Run):
+    """The reader of a ``train-encoder`` run, with its weights."""
+    from qalib.checkpoints import load_weights, put_weights
+    from qalib.readers.encoder_reader import build_encoder
+
+    config = _training_of(trained)
     reader = build_encoder(config.encoder, config.seed)
     weights = trained.file("weights.safetensors")
     put_weights(reader, load_weights(weights), str(weights))
-    return Answerer(reader, AnswerConfig(windows=config.windows))
+    return reader
 
 
 def evaluate_shipped(study: Study) -> Run:
     """The reader whose weights ship with the kit, on the test data."""
-    from qalib.readers.shipped import SHIPPED, checkpoint_hash
+    from qalib.answer import AnswerConfig, Answerer
+    from qalib.readers.shipped import SHIPPED, checkpoint_hash, windows_of
+
+    settings = AnswerConfig(windows=windows_of(SHIPPED))
 
     def answer(test: Dataset) -> dict[str, str]:
-        from qalib.answer import Answerer
+        return Answerer.load(config=settings).predictions(test.examples)
 
-        return Answerer.load().predictions(test.examples)
-
-    return evaluate(study, "shipped", {"checkpoint": checkpoint_hash(SHIPPED)}, answer)
+    return evaluate(study, "shipped", {"checkpoint": checkpoint_hash(SHIPPED)}, answer, settings)
 
 
 def evaluate_lexical(study: Study) -> Run:
