@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     reader = tiny_reader()
     moved = {name: p for name, p in reader.named_parameters() if p.requires_grad}
-    save_reader(folder, TINY, WindowConfig(), moved)
+    save_reader(folder, TINY, WindowConfig(), moved, rank=4)
     return str(folder)
 
 

@@ -1,18 +1,21 @@
-"""Readers in checkpoint folders: what training changed, next to the encoder it was changed in.
+"""Readers in checkpoint folders: what training changed, as an adapter to the encoder it changed.
 
-A folder holds ``qalib.json`` (encoder, windows, name and SHA-256 of the weights), the weights
-themselves (safetensors, fp16) and a model card. Only what training moved is kept; the rest comes
-from the encoder the folder names. A plain Hugging Face model folder is read as it is.
+A folder holds ``qalib.json`` (encoder, windows, SHA-256 of the weights), the adapter in the format
+of ``peft`` (adapter_config.json and adapter_model.safetensors, fp16) and a model card. The change
+of every weight matrix is kept at a low rank, W + B A; biases, norms, small embeddings and the span
+head are kept whole; word embeddings were never trained. A plain Hugging Face model folder is read
+as it is.
 """
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qalib.checkpoints import load_weights, put_weights, save_weights
+from qalib.checkpoints import load_weights, save_weights
 from qalib.data.features import WindowConfig
 from qalib.data.squad import file_sha256, parse_json, read_bytes
 from qalib.errors import QalibError
@@ -20,26 +23,53 @@ from qalib.paths import ROOT
 from qalib.readers.encoder_reader import EncoderConfig, EncoderReader, build_encoder
 
 SHIPPED = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
-SETTINGS, WEIGHTS = "qalib.json", "weights.safetensors"
+SETTINGS, WEIGHTS = "qalib.json", "adapter_model.safetensors"
+LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense)"  # the matrices of a BERT layer
+WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
+
+
+def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best B A for a change of weights, from its singular values.  (M, N) -> (M, R), (R, N)"""
+    u, s, v = torch.linalg.svd(change.float(), full_matrices=False)
+    scale = s[:rank].sqrt()
+    return u[:, :rank] * scale, scale[:, None] * v[:rank]
 
 
 def save_reader(
-    folder: Path, encoder: EncoderConfig, windows: WindowConfig, tensors: dict[str, Tensor]
+    folder: Path,
+    encoder: EncoderConfig,
+    windows: WindowConfig,
+    moved: dict[str, Tensor],
+    rank: int,
 ) -> None:
-    """Write a checkpoint folder: moved tensors as fp16, settings with their checksum."""
+    """Write a checkpoint folder from the tensors that training moved, by parameter name."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    reader = build_encoder(encoder)
+    base = {name: p.detach().clone() for name, p in reader.named_parameters()}
+    lora = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=LINEAR, bias="lora_only", modules_to_save=WHOLE
+    )
+    adapter = get_peft_model(reader.encoder, lora)
+    tensors = {}
+    for key in get_peft_model_state_dict(adapter):
+        name = key.replace("base_model.model.", "encoder.", 1).replace(".base_layer.", ".")
+        if name.endswith(".lora_A.weight"):
+            weight = name.replace(".lora_A.weight", ".weight")
+            left, right = low_rank(moved[weight] - base[weight], rank)
+            tensors[key], tensors[key.replace("lora_A", "lora_B")] = right, left
+        elif not name.endswith(".lora_B.weight"):
+            tensors[key] = moved[name]
     folder.mkdir(parents=True, exist_ok=True)
-    halved = {n: t.to(torch.float16) for n, t in tensors.items() if t.is_floating_point()}
-    save_weights(halved, folder / WEIGHTS)
-    settings = {
-        "encoder": asdict(encoder),
-        "windows": asdict(windows),
-        "weights": {"file": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
-    }
+    lora.save_pretrained(folder)
+    save_weights({n: t.to(torch.float16) for n, t in tensors.items()}, folder / WEIGHTS)
+    sha256 = file_sha256(folder / WEIGHTS)
+    settings = {"encoder": asdict(encoder), "windows": asdict(windows), "sha256": sha256}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load_reader(folder: str | Path = "") -> EncoderReader:
-    """The reader in a checkpoint folder, the shipped one by default.
+    """The reader in a checkpoint folder, the shipped one by default, its adapter merged.
 
     Raises QalibError if the folder or its weights are missing, damaged or of another model.
     """
@@ -50,14 +80,27 @@ def load_reader(folder: str | Path = "") -> EncoderReader:
         raise QalibError(
             f"{folder}: no checkpoint here; a folder of one holds {SETTINGS} or config.json."
         )
-    settings = _settings(folder)
-    reader = build_encoder(_config(EncoderConfig, settings, "encoder", folder))
+    reader = build_encoder(_config(EncoderConfig, _settings(folder), "encoder", folder))
     weights = folder / WEIGHTS
-    if weights.is_file() and file_sha256(weights) != checkpoint_hash(folder):
+    load_weights(weights)  # says what is wrong, if they are missing or no safetensors at all
+    if file_sha256(weights) != checkpoint_hash(folder):
         raise QalibError(
             f"{weights}: damaged (its checksum is not the one in {SETTINGS}); check it out again."
         )
-    put_weights(reader, load_weights(weights), str(weights))
+    return _merge(reader, folder)
+
+
+def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+            adapted = PeftModel.from_pretrained(reader.encoder, str(folder))
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise QalibError(f"{folder}: the adapter does not fit its encoder ({reason}).") from None
+    reader.encoder = adapted.merge_and_unload()
     return reader
 
 
@@ -71,10 +114,10 @@ def windows_of(folder: str | Path = "") -> WindowConfig:
 
 def checkpoint_hash(folder: Path) -> str:
     """SHA-256 of the weights in a checkpoint folder, as its settings give it."""
-    try:
-        return _settings(folder)["weights"]["sha256"]
-    except (KeyError, TypeError):
-        raise QalibError(f"{folder / SETTINGS}: names no weights with a sha256.") from None
+    sha256 = _settings(folder).get("sha256")
+    if not isinstance(sha256, str):
+        raise QalibError(f"{folder / SETTINGS}: names no sha256 of its weights.")
+    return sha256
 
 
 def _settings(folder: Path) -> dict:

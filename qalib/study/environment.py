@@ -18,6 +18,7 @@ PACKAGES = (
     "tokenizers",
     "accelerate",
     "safetensors",
+    "peft",
     "datasets",
     "numpy",
     "pandas",

@@ -197,7 +197,7 @@ def evaluate_encoder(study: Study, trained: Run) -> Run:
 
     from qalib.answer import AnswerConfig, Answerer
 
-    settings = AnswerConfig(windows=_training_of(trained).windows)
+    settings = AnswerConfig(windows=training_of(trained).windows)
 
     def answer(test: Dataset) -> dict[str, str]:
         return Answerer(trained_reader(trained), settings).predictions(test.examples)
@@ -205,7 +205,8 @@ def evaluate_encoder(study: Study, trained: Run) -> Run:
     return evaluate(study, "encoder", {"weights": trained.key}, answer, settings)
 
 
-def _training_of(trained: Run) -> EncoderTraining:
+def training_of(trained: Run) -> EncoderTraining:
+    """The configuration of a ``train-encoder`` run, as the dataclass it was."""
     from qalib.study.profiles import build
 
     return build(trained.config, EncoderTraining, f"{trained.short}: config")
@@ -216,7 +217,7 @@ def trained_reader(trained: Run):
     from qalib.checkpoints import load_weights, put_weights
     from qalib.readers.encoder_reader import build_encoder
 
-    config = _training_of(trained)
+    config = training_of(trained)
     reader = build_encoder(config.encoder, config.seed)
     weights = trained.file("weights.safetensors")
     put_weights(reader, load_weights(weights), str(weights))

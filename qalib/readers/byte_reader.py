@@ -1,0 +1,300 @@
+"""The byte-level page's reader: convolutional, dense, dilated or recurrent, on characters.
+
+    text          --encoder-->    c (P, L, D) and q (Q, M, D), the same encoder for both
+    c, q          --attention-->  a_h = softmax(c W_h (q V_h)^T / sqrt(d)) q  for each head h
+    [c; a_1; a_2] --mixer-->      a linear layer: start and end logits (Q, L)
+
+A passage is encoded once for all questions about it. Padding is zero in front of every layer and
+left out of every statistic, so a question's logits do not depend on what else is in the batch.
+
+Notation: P passages, Q questions, L passage and M question positions, N rows of either, K kernel,
+H heads, D width of an encoding. Hidden maps are (N, L, channels), which Conv2d calls channels last.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qalib.data.byte_features import SYMBOLS, ByteBatch
+from qalib.errors import QalibError
+from qalib.spans import ReaderOutput
+
+RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
+KINDS = ("conv", "dense", "dilated", *RECURRENT)
+
+
+@dataclass(frozen=True)
+class ByteReaderConfig:
+    """A byte-level reader.
+
+    ``width``: channels of a convolution, growth of a dense layer, units per direction of a
+    recurrent one. A fraction makes that share of the layers, the last ones, one wider.
+    """
+
+    encoder: str = "conv"  # conv, dense, dilated, lstm or gru
+    mixer: str = "conv"
+    width: float = 64
+    layers: int = 5  # of a convolutional stack
+    recurrent_layers: int = 1  # of a recurrent stack
+    kernel: int = 11
+    heads: int = 2
+    head_width: int = 64  # of queries and keys
+    dropout: float = 0.1  # behind every layer
+    input: str = "onehot"  # of convolutions; "embedding" is its low-rank variant
+    embedding: int = 64  # width of embedded text, which recurrent encoders always read
+    positions: str = "none"  # or "sin": waves of different lengths beside the text
+    waves: int = 8
+    norm: bool = True  # instance norm behind every convolution
+
+    def __post_init__(self):
+        inputs, positions = ("onehot", "embedding"), ("none", "sin")
+        known = {"encoder": KINDS, "mixer": KINDS, "input": inputs, "positions": positions}
+        for name, values in known.items():
+            if (value := getattr(self, name)) not in values:
+                raise QalibError(f"{name} must be one of {', '.join(values)}, not {value!r}.")
+        for name in ("width", "layers", "recurrent_layers", "heads", "head_width"):
+            if getattr(self, name) < 1:
+                raise QalibError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the encoder reads embedded text rather than one-hot text."""
+        return self.input == "embedding" or self.encoder in RECURRENT
+
+    def widths(self) -> tuple[list[int], list[int]]:
+        """Width of every layer of the encoder and of the mixer."""
+        deep, shallow = self.layers, self.recurrent_layers
+        depths = [shallow if kind in RECURRENT else deep for kind in (self.encoder, self.mixer)]
+        total, width = sum(depths), int(self.width)
+        wider = round((self.width - width) * total)
+        every = [width] * (total - wider) + [width + 1] * wider
+        return every[: depths[0]], every[depths[0] :]
+
+
+class TextConvolution(nn.Module):
+    """The convolution of one-hot text as a sum of looked-up rows, exactly.
+
+        out(l) = sum_k table[k, id(l + k - K // 2)],  table[k, s, c] = weight[c, s, k]
+
+    so the 256 x L one-hot tensor is never built. Positions outside the text add nothing.
+    """
+
+    def __init__(self, width: int, kernel: int, dilation: int = 1):
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(kernel, SYMBOLS, width))
+        self.dilation = dilation
+        nn.init.uniform_(self.table, -(kernel**-0.5), kernel**-0.5)  # 1 of 256 inputs is on
+
+    def forward(self, ids: Tensor, real: Tensor) -> Tensor:
+        """ids (N, L) int64, real (N, L) bool -> (N, L, width)"""
+        kernel, _, width = self.table.shape
+        table = F.pad(self.table, (0, 0, 0, 1)).flatten(0, 1)  # row 256 of each tap: no text, zero
+        reach = kernel // 2 * self.dilation
+        ids = F.pad(ids.masked_fill(~real, SYMBOLS), (reach, reach), value=SYMBOLS)
+        seen = ids.unfold(1, 2 * reach + 1, 1)[..., :: self.dilation]  # (N, L, K)
+        rows = seen + torch.arange(kernel, device=ids.device) * (SYMBOLS + 1)
+        return F.embedding_bag(rows.flatten(0, 1), table, mode="sum").view(*real.shape, width)
+
+
+class InstanceNorm(nn.Module):
+    """Mean 0 and variance 1 of every channel over a row's real positions, then scale and shift.
+
+    It tells every position about the whole row: only without it is a convolutional reader local.
+    """
+
+    def __init__(self, width: int, normalise: bool = True, epsilon: float = 1e-5):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.normalise, self.epsilon = normalise, epsilon
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """x (N, L, width), real (N, L) -> (N, L, width), at padding not zero; statistics in fp32"""
+        if not self.normalise:
+            return x * self.scale + self.shift
+        real = real[:, :, None].to(self.scale.dtype)
+        count = real.sum(dim=1, keepdim=True).clamp(min=1)
+        centred = x - (x * real).sum(dim=1, keepdim=True) / count
+        variance = (centred.square() * real).sum(dim=1, keepdim=True) / count
+        return centred * (variance + self.epsilon).rsqrt() * self.scale + self.shift
+
+
+class ConvolutionLayer(nn.Module):
+    """Convolution of [text, features], instance norm, ReLU, dropout; as long as its input."""
+
+    def __init__(self, text: bool, inputs: int, width: int, dilation: int, config):
+        super().__init__()
+        self.text = TextConvolution(width, config.kernel, dilation) if text else None
+        self.features = None
+        if inputs:  # its bias is the shift of the norm
+            shape = {"kernel_size": (1, config.kernel), "dilation": (1, dilation)}
+            self.features = nn.Conv2d(inputs, width, **shape, padding="same", bias=False)
+        self.norm = InstanceNorm(width, config.norm)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
+        """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, width), zero at padding"""
+        hidden = self.text(ids, real) if self.text is not None else 0.0
+        if self.features is not None:
+            x = x.transpose(1, 2).unsqueeze(2)  # (N, inputs, 1, L), channels last in memory
+            hidden = hidden + self.features(x).squeeze(2).transpose(1, 2)
+        return self.dropout(self.norm(hidden, real).relu()).masked_fill(~real[:, :, None], 0.0)
+
+
+class RecurrentLayer(nn.Module):
+    """An LSTM or GRU in each direction, and dropout.
+
+    One reads each row flipped, padding still last: packed sequences are many times slower.
+    """
+
+    def __init__(self, kind: str, inputs: int, width: int, dropout: float):
+        super().__init__()
+        self.ahead = RECURRENT[kind](inputs, width, batch_first=True)
+        self.back = RECURRENT[kind](inputs, width, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
+        """x (N, L, inputs), real (N, L) -> (N, L, 2 width), zero at padding; ids are not read"""
+        back = flip(self.back(flip(x, real))[0], real)
+        hidden = self.dropout(torch.cat([self.ahead(x)[0], back], dim=2))
+        return hidden.masked_fill(~real[:, :, None], 0.0)
+
+
+def flip(x: Tensor, real: Tensor) -> Tensor:
+    """Reverse the real positions of every row and leave padding where it is.  (N, L, D), (N, L)"""
+    place = torch.arange(x.shape[1], device=x.device)
+    source = torch.where(real, real.sum(dim=1, keepdim=True) - 1 - place, place)
+    return x.gather(1, source[:, :, None].expand_as(x))
+
+
+class Stack(nn.Module):
+    """Layers of one kind: the encoder, which may read one-hot text, or the mixer.
+
+    In a dense stack layer l reads [input, h_{l-1}, ..., h_1], one-hot text included, and the
+    output is [h_n, ..., h_1]; else a layer reads the one before. Dilation doubles by layer.
+    """
+
+    def __init__(self, kind: str, text: bool, inputs: int, widths: list[int], config):
+        super().__init__()
+        self.dense = kind == "dense"
+        outputs = [2 * w if kind in RECURRENT else w for w in widths]
+        self.width = sum(outputs) if self.dense else outputs[-1]
+        self.layers = nn.ModuleList()
+        for i, width in enumerate(widths):
+            reads = inputs + sum(outputs[:i]) if self.dense else [inputs, *outputs][i]
+            if kind in RECURRENT:
+                self.layers.append(RecurrentLayer(kind, reads, width, config.dropout))
+            else:
+                dilation = 2**i if kind == "dilated" else 1
+                reads_text = text and (i == 0 or self.dense)
+                self.layers.append(ConvolutionLayer(reads_text, reads, width, dilation, config))
+
+    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
+        """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, self.width)"""
+        x = x.masked_fill(~real[:, :, None], 0.0)  # padding reads as zero, from the first layer on
+        if not self.dense:
+            for layer in self.layers:
+                x = layer(ids, x, real)
+            return x
+        hidden: list[Tensor] = []  # the last layer first
+        for layer in self.layers:
+            hidden.insert(0, layer(ids, torch.cat([x, *hidden], dim=2), real))
+        return torch.cat(hidden, dim=2)
+
+
+class ByteReader(nn.Module):
+    """Encoder, attention over the question, mixer, span head: from ByteBatch to ReaderOutput."""
+
+    def __init__(self, config: ByteReaderConfig):
+        super().__init__()
+        self.config = config
+        encoder, mixer = config.widths()
+        inputs = config.embedding * config.embeds + 2 * config.waves * (config.positions == "sin")
+        self.embed = nn.Embedding(SYMBOLS, config.embedding) if config.embeds else None
+        self.encoder = Stack(config.encoder, not config.embeds, inputs, encoder, config)
+        width = self.encoder.width
+        self.query = nn.Linear(width, config.heads * config.head_width, bias=False)
+        self.key = nn.Linear(width, config.heads * config.head_width, bias=False)
+        self.mixer = Stack(config.mixer, False, width * (1 + config.heads), mixer, config)
+        self.span = nn.Linear(self.mixer.width, 2)
+
+    def forward(self, batch: ByteBatch, attentions: bool = False) -> ReaderOutput:
+        """Start and end logits (Q, L); ``attentions`` adds "question_h" (Q, L, M) for each head."""
+        c = self.encode(batch.passages, batch.passage_real)
+        q = self.encode(batch.questions, batch.question_real)
+        attended, weights = self.attend(c, q, batch.owner, batch.question_real)
+        mixed = torch.cat([c.index_select(0, batch.owner), attended], dim=2)
+        mixed = self.mixer(None, mixed, batch.passage_real[batch.owner])
+        start, end = self.span(mixed).unbind(dim=2)
+        maps = {f"question_{h}": weights[:, h] for h in range(weights.shape[1])}
+        return ReaderOutput(start, end, batch.mask, maps if attentions else {})
+
+    def encode(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Passages or questions.  ids, real (N, L) -> (N, L, D), zero at padding"""
+        parts = [self.span.weight.new_zeros((*ids.shape, 0))]  # one-hot text is looked up later
+        if self.embed is not None:
+            parts.append(self.embed(ids))
+        if self.config.positions == "sin":
+            waves = sinusoids(ids.shape[1], self.config.waves).to(parts[0])
+            parts.append(waves.expand(len(ids), -1, -1))
+        return self.encoder(ids, torch.cat(parts, dim=2), real)
+
+    def attend(self, c: Tensor, q: Tensor, owner: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """What each passage position finds in the question, head by head; the values are q itself.
+
+        c (P, L, D), q (Q, M, D), owner (Q,), real (Q, M) -> (Q, L, H D) and weights (Q, H, L, M)
+        """
+        shape = (self.config.heads, self.config.head_width)
+        query = self.query(c).index_select(0, owner).unflatten(2, shape).transpose(1, 2)
+        key = self.key(q).unflatten(2, shape).permute(0, 2, 3, 1)  # (Q, H, d, M)
+        scores = (query @ key).to(self.span.weight.dtype) * self.config.head_width**-0.5
+        hidden, least = ~real[:, None, None], torch.finfo(scores.dtype).min
+        weights = scores.masked_fill(hidden, least).softmax(dim=3)
+        return (weights @ q[:, None]).transpose(1, 2).flatten(2), weights
+
+
+def sinusoids(length: int, waves: int) -> Tensor:
+    """sin and cos of position / 10000^(w / waves), w = 0 .. waves - 1.  -> (length, 2 waves)"""
+    angles = torch.arange(length)[:, None] * 10000.0 ** (-torch.arange(waves) / waves)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def build_byte_reader(config: ByteReaderConfig, seed: int = 0) -> ByteReader:
+    """A reader with weights drawn from ``seed``."""
+    torch.manual_seed(seed)
+    return ByteReader(config)
+
+
+def count_parameters(model: nn.Module | ByteReaderConfig) -> int:
+    """Parameters of a model, or of the reader that a configuration describes."""
+    if isinstance(model, ByteReaderConfig):
+        with torch.device("meta"):  # shapes only
+            model = ByteReader(model)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> ByteReaderConfig:
+    """The configuration with the width at which the whole reader has ``target`` parameters.
+
+    Bisection over the summed width of all layers, with which the count grows. Raises QalibError
+    if no width comes within that share of the target.
+    """
+    layers = sum(map(len, config.widths()))
+
+    def size(n: int) -> int:
+        return count_parameters(replace(config, width=n / layers))
+
+    sums = range(layers, 4096 * layers)
+    enough = bisect_left(sums, target, key=size)
+    best = min(sums[max(0, enough - 1) : enough + 1], key=lambda n: abs(size(n) - target))
+    if abs(size(best) - target) > within * target:
+        raise QalibError(
+            f"no width gives this reader {target:,} parameters (nearest: {size(best):,}); "
+            "choose another target."
+        )
+    return replace(config, width=best / layers)

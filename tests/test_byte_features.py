@@ -1,0 +1,204 @@
+"""Byte features: text in, numbers out, and every span back to the characters it came from."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qalib.data.batches import training_batches
+from qalib.data.byte_features import (
+    UNITS,
+    ByteConfig,
+    byte_vector,
+    code_points,
+    collate_passages,
+    encode,
+    lost_characters,
+    passage_features,
+    utf8_bytes,
+)
+from qalib.data.squad import Answer, Example, load_squad
+from qalib.errors import QalibError
+
+SCRIPTS = {
+    "Latin": "naïve café, Ångström",
+    "Arabic": "وُلد في القاهرة عام ١٩٢١",
+    "Hebrew": "תל אביב-יפו נוסדה ב-1909",
+    "Chinese": "他于一九八四年出生在北京。",
+    "emoji": "a 👩‍👩‍👧 family 🇨🇭 at 🏔️",
+    "combining": "Vie\u0302\u0323t e\u0301te\u0301",
+    "line ends": "one\r\ntwo\r\n\r\nthree\n",
+    "null": "a\0b\0\0c",
+    "surrogates": "x\ud83dy \udc00\ud83d\ude00 z",
+    "astral": "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈",
+}
+# surrogates included: what a file holds is not always what a standard allows
+texts = st.text(st.characters(exclude_categories=()), min_size=1, max_size=60)
+
+
+def literal_vector(text):
+    """The page's one-hot encoding, entry by entry."""
+    return [
+        [1.0 if row == min(255, ord(text[column])) else 0.0 for column in range(len(text))]
+        for row in range(256)
+    ]
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+def test_byte_vector_is_one_hot_code_points(text):
+    vector = byte_vector(text)
+    assert vector.tolist() == literal_vector(text)
+    assert vector.argmax(dim=0).tolist() == code_points(text).tolist()
+
+
+@given(texts)
+def test_utf8_is_lossless_and_maps_bytes_to_characters(text):
+    ids, owner = encode(text, "utf-8")
+    assert ids.tobytes().decode("utf-8", "surrogatepass") == text
+    expected = [
+        i for i, c in enumerate(text) for _ in range(len(c.encode("utf-8", "surrogatepass")))
+    ]
+    assert owner.tolist() == expected
+    assert np.array_equal(ids, utf8_bytes(text))
+
+
+@given(texts)
+def test_code_points_keep_one_position_a_character(text):
+    ids, owner = encode(text)
+    assert ids.tolist() == [min(255, ord(c)) for c in text]
+    assert owner.tolist() == list(range(len(text)))
+    assert lost_characters(text) == sum(ord(c) >= 255 for c in text)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@settings(max_examples=150)
+@given(context=texts, data=st.data())
+def test_gold_spans_come_back_as_the_answers(unit, context, data):
+    answers = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(context) - 1))
+        end = data.draw(st.integers(start + 1, len(context)))
+        answers.append(Answer(context[start:end], start))
+    example = Example("q", "?", context, tuple(answers))
+    (feature,) = passage_features([example], ByteConfig(unit))
+    assert feature.weights[0].sum() == pytest.approx(1)
+    found = [feature.characters(*span) for span in feature.spans[0]]
+    assert set(found) == {(a.start, a.end) for a in answers}
+    assert len(found) == len(set(found))
+    texts_found = {context[a:b] for a, b in found}
+    assert texts_found == {a.text for a in answers}
+
+
+@pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_span_splits_a_character(unit, text):
+    (feature,) = passage_features([Example("q", "?", text)], ByteConfig(unit))
+    for start in range(len(feature)):
+        for end in range(start, len(feature)):
+            a, b = feature.characters(start, end)
+            assert 0 <= a < b <= len(text)
+            whole = encode(text[a:b], unit)[0].tolist()
+            assert len(whole) >= end - start + 1  # whole characters, never less than the span
+
+
+def many(count: int) -> list[Example]:
+    """Questions about passages of different lengths, interleaved, with up to three answers."""
+    made = []
+    for n in range(count):
+        context = f"Passage {n % 4} " + "long " * (7 * (n % 4)) + "ends."
+        answers = tuple(Answer("ends", context.index("ends")) for _ in range(1 + n % 2))
+        answers += (Answer("Passage", 0),) * (n % 3)
+        made.append(Example(f"q{n}", "Who?" * (1 + n % 5), context, answers))
+    return made
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_passages_hold_all_their_questions_and_batches_hold_the_passages(unit):
+    examples = many(22)
+    features = passage_features(examples, ByteConfig(unit))
+    assert len(features) == 4
+    batch = collate_passages(features)
+    rows = [i for feature in features for i in feature.examples]
+    assert sorted(rows) == list(range(22))
+    assert len(batch) == 22
+    for row, index in enumerate(rows):
+        example, feature = examples[index], features[batch.owner[row]]
+        passage = batch.passages[batch.owner[row]][batch.mask[row]]
+        assert passage.tolist() == encode(example.context, unit)[0].tolist()
+        question = batch.questions[row][batch.question_real[row]]
+        assert question.tolist() == encode(example.question, unit)[0].tolist()
+        gold = [
+            (example.context[slice(*feature.characters(s, e))], round(weight, 4))
+            for (s, e), weight in zip(
+                batch.spans[row].tolist(), batch.weights[row].tolist(), strict=True
+            )
+            if weight
+        ]
+        counts = {a: example.answer_texts.count(a) for a in example.answer_texts}
+        total = len(example.answers)
+        assert gold == [(text, round(count / total, 4)) for text, count in counts.items()]
+    assert batch.tokens == sum(map(len, features)) + sum(len(e.question) for e in examples)
+    assert batch.passages.shape[1] % 8 == batch.questions.shape[1] % 8 == 0
+    assert [type(v) for v in vars(batch.to(torch.device("cpu"))).values()] == [
+        *[torch.Tensor] * 8,
+        int,
+    ]
+
+
+def test_length_buckets_and_the_limit_of_questions_read_together():
+    examples = many(40)
+    features = passage_features(examples, ByteConfig(max_questions=3))
+    assert sorted(i for f in features for i in f.examples) == list(range(40))
+    assert max(len(f.examples) for f in features) == 3
+    plan = training_batches([len(f) for f in features], budget=400, seed=0, epoch=0)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(features)))
+    for batch in plan:
+        padded = collate_passages([features[i] for i in batch]).passages
+        assert len(batch) == 1 or padded.numel() <= 400
+
+
+def test_long_passages_short_questions_and_cut_ones():
+    long = ("\u05d0\0" * 50_000)[:-1] + "!"
+    examples = [Example(f"q{n}", "?", long, (Answer("!", 99_999),)) for n in range(3)]
+    examples.append(Example("one", "x" * 9000, "y", (Answer("y", 0),)))
+    features = passage_features(examples, ByteConfig(room=200_000))
+    assert [f.examples for f in features] == [(0, 1), (2,), (3,)]
+    assert features[0].characters(*features[0].spans[0][0]) == (99_999, 100_000)
+    assert len(features[2].questions[0]) == 512
+    batch = collate_passages(features[2:])
+    assert batch.spans.tolist() == [[[0, 0]]]
+    assert batch.mask.sum() == 1
+
+
+def test_questions_without_an_answer_have_no_span():
+    (feature,) = passage_features([Example("q", "Why?", "Nobody knows.")])
+    assert feature.spans[0].shape == (0, 2)
+    batch = collate_passages([feature])
+    assert batch.weights.tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [(Example("a7", "Why?", ""), "'a7'.*passage"), (Example("b8", "", "x"), "'b8'.*question")],
+)
+def test_empty_text_is_named(example, message):
+    with pytest.raises(QalibError, match=message):
+        passage_features([Example("fine", "?", "x"), example])
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(QalibError, match="'words'"):
+        ByteConfig(unit="words")
+    with pytest.raises(QalibError, match="room"):
+        ByteConfig(room=0)
+
+
+def test_real_answers_survive_both_units(real_data):
+    examples = load_squad(real_data / "squad-dev-v1.1.json").examples[:1500]
+    for unit in UNITS:
+        for feature in passage_features(examples, ByteConfig(unit)):
+            for index, spans in zip(feature.examples, feature.spans, strict=True):
+                example = examples[index]
+                found = {example.context[slice(*feature.characters(*span))] for span in spans}
+                assert found == set(example.answer_texts)
