@@ -1,6 +1,7 @@
 """The encoder reader: fast paths equal the plain ones, nothing leaks between rows, weights safe."""
 
 import hashlib
+import json
 
 import pytest
 import torch
@@ -117,6 +118,8 @@ def test_a_checkpoint_comes_back_and_damage_is_seen(tmp_path):
         if "word_embeddings" not in name:
             torch.testing.assert_close(again[name], tensor, rtol=2e-3, atol=2e-3, msg=name)
     assert windows_of(tmp_path) == windows
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert checkpoint_hash(tmp_path) == file_sha256(tmp_path / WEIGHTS)
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

@@ -19,6 +19,7 @@ from qalib.readers.attention import register_attention, use_byte_dropout
 from qalib.spans import ReaderOutput
 
 MINILM = "minilm-l6"
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # the same weights on the hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 

@@ -20,7 +20,13 @@ from qalib.data.features import WindowConfig
 from qalib.data.squad import file_sha256, parse_json, read_bytes
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.readers.encoder_reader import EncoderConfig, EncoderReader, build_encoder
+from qalib.readers.encoder_reader import (
+    MINILM,
+    MINILM_HUB,
+    EncoderConfig,
+    EncoderReader,
+    build_encoder,
+)
 
 SHIPPED = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
 SETTINGS, WEIGHTS = "qalib.json", "adapter_model.safetensors"
@@ -50,7 +56,9 @@ def save_reader(
     lora = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=LINEAR, bias="lora_only", modules_to_save=WHOLE
     )
-    adapter = get_peft_model(reader.encoder, lora)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        adapter = get_peft_model(reader.encoder, lora)
     tensors = {}
     for key in get_peft_model_state_dict(adapter):
         name = key.replace("base_model.model.", "encoder.", 1).replace(".base_layer.", ".")
@@ -61,6 +69,7 @@ def save_reader(
         elif not name.endswith(".lora_B.weight"):
             tensors[key] = moved[name]
     folder.mkdir(parents=True, exist_ok=True)
+    lora.base_model_name_or_path = MINILM_HUB if encoder.name == MINILM else encoder.name
     lora.save_pretrained(folder)
     save_weights({n: t.to(torch.float16) for n, t in tensors.items()}, folder / WEIGHTS)
     sha256 = file_sha256(folder / WEIGHTS)
@@ -95,7 +104,7 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+            warnings.simplefilter("ignore", FutureWarning)
             adapted = PeftModel.from_pretrained(reader.encoder, str(folder))
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]

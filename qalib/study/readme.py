@@ -139,5 +139,7 @@ def _cell(runs: list[Run], place: str) -> str:
         for key in place.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, int | float):
-            values.append(float(value))
+            values.append(value)
+    if values and all(isinstance(value, int) and value == values[0] for value in values):
+        return f"{values[0]:,}"  # a count
     return mean_and_spread(values) if values else "-"
