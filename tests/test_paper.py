@@ -217,7 +217,7 @@ def test_the_results_table_comes_from_the_records(records):
     lines = readme_table(records).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     assert cells[0] == ["", "EM", "F1", "questions", "runs"]
-    assert cells[2] == ["Encoder", "61.0 ± 1.0", "77.0 ± 1.0", "100.0 ± 0.0", "3"]
+    assert cells[2] == ["Encoder", "61.0 ± 1.0", "77.0 ± 1.0", "100", "3"]
     assert cells[3] == [r"Bytes \| words", "-", "-", "-", "0"]
 
 
