@@ -56,18 +56,17 @@ def describe(dataset: Dataset) -> pd.DataFrame:
 
 def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Questions, passages' and answers' median lengths and gold variants, one row a data set."""
-    return pd.DataFrame(
+    rows = [
         {
-            name: {
-                "questions": len(t),
-                "passage, characters": t["passage"].median(),
-                "question": t["question"].median(),
-                "answer": t["answer"].median(),
-                "distinct gold answers": round(t["golds"].mean(), 2),
-            }
-            for name, t in tables.items()
+            "questions": len(t),
+            "passage, characters": int(t["passage"].median()),
+            "question": int(t["question"].median()),
+            "answer": int(t["answer"].median()),
+            "distinct gold answers": round(t["golds"].mean(), 2),
         }
-    ).T
+        for t in tables.values()
+    ]
+    return pd.DataFrame(rows, index=list(tables))
 
 
 def scored(dataset: Dataset, predictions: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:

@@ -117,5 +117,7 @@ def _load(split: str, names: tuple[str, ...], count: int, config: DataConfig) ->
             )
         )
     parts = [sources.load(name) for name in names]
-    whole = parts[0] if len(parts) == 1 else merge("+".join(names), parts)
+    family = names[0].split("-")[0]
+    together = "+".join(names).replace(f"+{family}-", "+")
+    whole = parts[0] if len(parts) == 1 else merge(together, parts)
     return make_dataset(whole.name, whole.examples[:count], whole.path) if count else whole
