@@ -71,7 +71,6 @@ def bench_train_steps(windows: list[Window], config: TrainBench) -> list[dict]:
     for turn in range(config.rounds):
         for column, step in zip(speeds, steppers, strict=True):
             column.append(step(1 + turn))
-    first = statistics.median(speeds[0])
     return [
         {
             "name": rival.name,
@@ -81,7 +80,6 @@ def bench_train_steps(windows: list[Window], config: TrainBench) -> list[dict]:
             "ratio": round(
                 statistics.median(a / b for a, b in zip(column, speeds[0], strict=True)), 2
             ),
-            "of_first": round(statistics.median(column) / first, 2),
         }
         for rival, column in zip(lines, speeds, strict=True)
     ]

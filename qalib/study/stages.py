@@ -267,6 +267,9 @@ def bench_training_table(run: Run) -> str:
     """The rows of a ``bench-train`` run with processor and threads, as text."""
     from tabulate import tabulate
 
+    columns = ["name", "tokens_per_second", "lowest", "highest", "ratio"]
+    rows = [[row[column] for column in columns] for row in run.metrics["rows"]]
+    headers = [column.replace("_", " ") for column in columns]
+    table = tabulate(rows, headers=headers, intfmt=",", disable_numparse=[0])
     cpu, threads = run.env["cpu"]["model"], run.env["torch_threads"]
-    table = tabulate(run.metrics["rows"], headers="keys", intfmt=",", disable_numparse=[0])
     return f"{cpu}, {threads} threads; median of interleaved rounds\n\n{table}"
