@@ -63,8 +63,14 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str = "wei
 
 
 def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, accelerator) -> None:
-    """Write ``checkpoint-<step>`` and remove the older ones. Every process calls it."""
+    """Write ``checkpoint-<step>`` and then remove the older ones. Every process calls it.
+
+    One complete checkpoint is there at every moment: a second one of the same step gets a name of
+    its own.
+    """
     target = folder / f"checkpoint-{step:06d}"
+    if target.exists():
+        target = folder / f"{target.name}-again"
     partial = folder / f"{target.name}.partial"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,7 +83,6 @@ def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, acce
         (partial / "state.json").write_text(json.dumps(state))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
         for old in folder.glob("checkpoint-*"):
             if old != target:

@@ -107,6 +107,30 @@ def test_two_processes_share_one_stage_of_the_store(tmp_path):
     assert said.count(runs[0].name) == 2
 
 
+def test_a_checkpoint_is_never_missing(tmp_path, monkeypatch):
+    """At the end of an epoch a step is saved twice; neither save removes the other too early."""
+    seen = []
+    replace = Path.replace
+
+    def watched(self, target):
+        if self.name.startswith("checkpoint"):
+            seen.append((latest_checkpoint(self.parent), Path(target).exists()))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    config = TrainConfig(**{**vars(CONFIG), "checkpoint_every": 1, "epochs": 2})
+    reader = tiny_reader()
+    scores = {"score": 1.0}
+    task = make_task(reader, 6)
+    train(reader, task, config, tmp_path, progress=False, after_epoch=lambda epoch: scores)
+    assert all(before is not None for before, _ in seen[1:])
+    assert not any(overwritten for _, overwritten in seen)
+    last = latest_checkpoint(tmp_path / "scratch")
+    assert last.name.endswith("-again")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads((last / "state.json").read_text())["lines"] == len(lines)
+
+
 def test_the_schedule_warms_up_and_ends_at_nothing():
     config = TrainConfig(learning_rate=1.0, warmup=0.1)
     rates = [learning_rate_at(step, 100, config) for step in range(100)]
