@@ -256,6 +256,10 @@ def test_the_index_gives_what_was_measured(tmp_path):
     stamp = {"runs": [], "seconds": 200.0}
     (figures / "laptop" / "07_why.stamp.json").write_text(json.dumps(stamp))
     note_minutes(records, figures)
+    lost = {"runs": ["score-0123456789ab"], "seconds": 9.0}
+    (figures / "study").mkdir()
+    (figures / "study" / "07_why.stamp.json").write_text(json.dumps(lost))
+    note_minutes(records, figures)
     [line] = notebook_index(records, notebooks).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["[07_why](notebooks/07_why.ipynb)", "Why?", "3", "-"]
