@@ -349,7 +349,7 @@ def test_narrativeqa_is_read(archive):
     )
     assert (second.id, second.answers, second.answer_texts) == ("s1-2", (), ["No", "no"])
     assert second.answerable
-    assert not train.has_unanswerable
+    assert train.version == "1.1"
     assert train.raw_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert train.name == "narrativeqa-train"
     [only] = load_narrativeqa(path, "valid", "mine")

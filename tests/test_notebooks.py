@@ -276,7 +276,7 @@ BREAKS = {
     "no_folder_of_a_machine_is_named": [
         edit("compare", source=['open("/home/me/x")']),
         edit("next", source=[r"see C:\Users\me"]),
-        says("saved to /tmp/x"),
+        says("saved to /opt/x"),
         says(f"saved to {ROOT}/figures"),
     ],
     "outputs_are_those_of_one_clean_run": [

@@ -104,7 +104,7 @@ def test_every_field_is_read(save, tree):
     assert second.answer_texts == ["1871"]
     assert second.answers[0].end == 45
     assert len(dataset) == 2
-    assert not dataset.has_unanswerable
+    assert dataset.version == "1.1"
     assert dataset.name == "bridges"
     assert dataset.raw_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert dataset.provenance() == {
@@ -123,7 +123,7 @@ def test_unanswerable_questions_of_version_2(save, tree):
     dataset = load_squad(save(tree))
     assert [example.answerable for example in dataset] == [False, True]
     assert dataset.examples[0].answers == ()
-    assert dataset.has_unanswerable
+    assert dataset.version == "2.0"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_data(save, tree):
@@ -376,3 +376,11 @@ def test_real_files_are_whole(real_data):
     assert len(dev2) == 11_873
     assert sum(not example.answerable for example in dev2) == 5_945
     assert dev1.raw_sha256 == squad.file_sha256(real_data / "squad-dev-v1.1.json")
+
+
+def test_provenance_names_both_hashes_also_of_merged_data(save, tree):
+    one = load_squad(save(tree))
+    other = make_dataset("b", [dataclasses.replace(ONE, id="other")], "", "ff")
+    told = merge("both", [one, other]).provenance()
+    assert told["raw_sha256"] == f"{one.raw_sha256}+ff"
+    assert told["content_sha256"] == content_hash([*one.examples, *other.examples])

