@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from qalib.data.batches import Batch, training_batches
+from qalib.data.byte_features import ByteBatch
 from qalib.errors import QalibError
 from qalib.spans import ReaderOutput
 
@@ -51,12 +52,15 @@ class TrainConfig:
 class Task:
     """What is learnt: items of known length, how some of them become a batch, and the loss.
 
-    ``loss`` gives one value per row of the batch, shape (B,).
+    A batch has one row for each of its items. ``loss`` gives one value per row, shape (B,).
+    ``batches(seed, epoch)`` plans an epoch, from its arguments alone; without it batches of like
+    length fill the token budget.
     """
 
     lengths: Sequence[int]
-    collate: Callable[[Sequence[int]], Batch]
-    loss: Callable[[ReaderOutput, Batch], Tensor]
+    collate: Callable[[Sequence[int]], Batch | ByteBatch]
+    loss: Callable[[ReaderOutput, Batch | ByteBatch], Tensor]
+    batches: Callable[[int, int], list[list[int]]] | None = None
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
@@ -104,8 +108,12 @@ def train(
     seed: int = 0,
     progress: bool = True,
     after_epoch: Callable[[int], dict] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> dict:
     """Train ``model`` in place; returns steps, tokens, the last losses and the seconds taken.
+
+    ``optimizer`` is AdamW as ``make_optimizer`` makes it, unless one is given; the learning rate
+    is set by ``config`` either way.
 
     ``folder`` takes ``log.jsonl`` and, under ``scratch``, the checkpoints. The log has one line
     every ``log_every`` steps: step, epoch, loss (mean since the last line), learning rate, tokens
@@ -124,7 +132,8 @@ def train(
     )  # autocast is ours: its own is set once for good
     set_seed(seed + accelerator.process_index)
     bare = model.to(accelerator.device)
-    model, optimizer = accelerator.prepare(bare, make_optimizer(bare, config))
+    optimizer = make_optimizer(bare, config) if optimizer is None else optimizer
+    model, optimizer = accelerator.prepare(bare, optimizer)
     loop = _Loop(accelerator, bare, model, optimizer, task, config, folder, seed)
     loop.resume()
     bar = _progress_bar(loop, progress and accelerator.is_main_process)
@@ -166,6 +175,8 @@ class _Loop:
         self.finished_epoch = False
 
     def batches(self, epoch: int) -> list[list[int]]:
+        if self.task.batches is not None:
+            return self.task.batches(self.seed, epoch)
         return training_batches(self.task.lengths, self.config.tokens_per_batch, self.seed, epoch)
 
     def run_epoch(self, epoch: int, bar) -> None:

@@ -14,7 +14,7 @@ from qalib.readers.byte_reader import (
     KINDS,
     ByteReaderConfig,
     ConvolutionLayer,
-    InstanceNorm,
+    NormReluDropout,
     RecurrentLayer,
     TextConvolution,
     build_byte_reader,
@@ -88,19 +88,51 @@ def test_layer_is_the_convolution_of_text_and_features_together():
     assert torch.allclose(layer(ids, features, real), literal.transpose(1, 2), atol=1e-4)
 
 
+def norm_of(width: int, **settings) -> NormReluDropout:
+    norm = NormReluDropout(width, ByteReaderConfig(**settings))
+    nn.init.normal_(norm.scale)
+    nn.init.normal_(norm.shift)
+    return norm
+
+
 def test_masked_instance_norm_is_the_unpadded_one():
     torch.manual_seed(0)
-    norm, literal = InstanceNorm(4), nn.InstanceNorm1d(4, affine=True)
-    literal.weight.data = norm.scale.data = torch.randn(4)
-    literal.bias.data = norm.shift.data = torch.randn(4)
+    norm, literal = norm_of(4, dropout=0.0), nn.InstanceNorm1d(4, affine=True)
+    literal.weight.data, literal.bias.data = norm.scale.data, norm.shift.data
     x, lengths = torch.randn(3, 20, 4) * 3 + 5, [20, 13, 2]
     real = torch.arange(20) < torch.tensor(lengths)[:, None]
     ours = norm(x, real)
     for row, length in enumerate(lengths):
-        expected = literal(x[row, :length].T[None])[0].T
-        assert torch.allclose(ours[row, :length], expected, atol=1e-5)
-    one = norm(x, torch.arange(20)[None] < 1)
-    assert torch.allclose(one[:, 0], norm.shift.expand(3, 4))  # nothing varies: only the shift
+        expected = literal(x[row, :length].T[None])[0].T.relu()
+        assert torch.allclose(ours[row, :length], expected, atol=1e-4)
+        assert (ours[row, length:] == 0).all()
+    one = norm(x, torch.arange(20)[None] < 1)  # nothing varies: only the shift is left
+    assert torch.allclose(one[:, 0], norm.shift.relu().expand(3, 4), atol=1e-2)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_gradient_by_hand_is_the_numerical_one(normalise):
+    torch.manual_seed(0)
+    norm = norm_of(3, dropout=0.0, norm=normalise).double()
+    x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
+    real = torch.arange(7) < torch.tensor([7, 4])[:, None]
+
+    def through(x, scale, shift):
+        named = {"scale": scale, "shift": shift}
+        return torch.func.functional_call(norm, named, (x, real))
+
+    assert torch.autograd.gradcheck(through, (x, norm.scale, norm.shift))
+
+
+def test_dropout_keeps_the_mean_and_stops_in_evaluation():
+    torch.manual_seed(0)
+    norm = norm_of(8, dropout=0.25)
+    x, real = torch.randn(4, 500, 8), torch.ones(4, 500, dtype=torch.bool)
+    plain = norm.eval()(x, real)
+    dropped = norm.train()(x, real)
+    kept = dropped[plain > 0] > 0
+    assert abs(kept.float().mean() - 0.75) < 0.02
+    assert torch.allclose(dropped[dropped > 0] * 0.75, plain[dropped > 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "cell"), [("lstm", nn.LSTM), ("gru", nn.GRU)])

@@ -92,36 +92,100 @@ class TextConvolution(nn.Module):
 
     def forward(self, ids: Tensor, real: Tensor) -> Tensor:
         """ids (N, L) int64, real (N, L) bool -> (N, L, width)"""
-        kernel, _, width = self.table.shape
-        table = F.pad(self.table, (0, 0, 0, 1)).flatten(0, 1)  # row 256 of each tap: no text, zero
-        reach = kernel // 2 * self.dilation
-        ids = F.pad(ids.masked_fill(~real, SYMBOLS), (reach, reach), value=SYMBOLS)
-        seen = ids.unfold(1, 2 * reach + 1, 1)[..., :: self.dilation]  # (N, L, K)
-        rows = seen + torch.arange(kernel, device=ids.device) * (SYMBOLS + 1)
-        return F.embedding_bag(rows.flatten(0, 1), table, mode="sum").view(*real.shape, width)
+        return look_up(ids, real, self.table, self.dilation)
 
 
-class InstanceNorm(nn.Module):
-    """Mean 0 and variance 1 of every channel over a row's real positions, then scale and shift.
+def look_up(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
+    """``TextConvolution`` by its table (K, 256, width).  ids, real (N, L) -> (N, L, width)"""
+    kernel, _, width = table.shape
+    table = F.pad(table, (0, 0, 0, 1)).flatten(0, 1)  # row 256 of each tap: no text, zero
+    reach = kernel // 2 * dilation
+    ids = F.pad(ids.masked_fill(~real, SYMBOLS), (reach, reach), value=SYMBOLS)
+    seen = ids.unfold(1, 2 * reach + 1, 1)[..., ::dilation]  # (N, L, K)
+    rows = seen + torch.arange(kernel, device=ids.device) * (SYMBOLS + 1)
+    return F.embedding_bag(rows.flatten(0, 1), table, mode="sum").view(*real.shape, width)
 
-    It tells every position about the whole row: only without it is a convolutional reader local.
+
+class NormReluDropout(nn.Module):
+    """Instance norm over a row's real positions, ReLU, dropout.
+
+        y(l) = dropout(relu((x(l) - mean) / sqrt(variance + epsilon) * scale + shift))
+
+    Mean and variance are a row's own, channel by channel. So every position knows about the whole
+    row: only without the norm is a convolutional reader local.
     """
 
-    def __init__(self, width: int, normalise: bool = True, epsilon: float = 1e-5):
+    def __init__(self, width: int, config: ByteReaderConfig):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
         self.shift = nn.Parameter(torch.zeros(width))
-        self.normalise, self.epsilon = normalise, epsilon
+        self.normalise, self.dropout = config.norm, config.dropout
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """x (N, L, width), real (N, L) -> (N, L, width), at padding not zero; statistics in fp32"""
-        if not self.normalise:
-            return x * self.scale + self.shift
-        real = real[:, :, None].to(self.scale.dtype)
-        count = real.sum(dim=1, keepdim=True).clamp(min=1)
-        centred = x - (x * real).sum(dim=1, keepdim=True) / count
-        variance = (centred.square() * real).sum(dim=1, keepdim=True) / count
-        return centred * (variance + self.epsilon).rsqrt() * self.scale + self.shift
+        """x (N, L, width), real (N, L) -> (N, L, width), zero at padding; statistics in fp32"""
+        real = real[:, :, None].to(x.dtype)
+        dropped = self.dropout if self.training else 0.0
+        return _NormReluDropout.apply(x, real, self.scale, self.shift, self.normalise, dropped)
+
+
+class _NormReluDropout(torch.autograd.Function):
+    """``NormReluDropout`` with its gradient by hand, in few passes over the memory.
+
+    Composed of torch's own operations it took longer than the convolutions it stands between.
+    Dropout costs a random byte a value, at a rate rounded to 1/256.
+    """
+
+    EPSILON = 1e-5
+
+    @staticmethod
+    def forward(ctx, x, real, scale, shift, normalise, rate):
+        x, dropped = x * real, round(256 * rate)
+        keep = 256 / (256 - dropped)  # k relu(z) = relu(k z): dropout's factor goes in front
+        slope, offset = keep * scale.expand(len(x), 1, -1), keep * shift
+        count = mean = deviation = None
+        if normalise:
+            precise = torch.promote_types(x.dtype, torch.float32)
+            count = real.sum(dim=1, keepdim=True, dtype=precise).clamp(min=1)
+            wide = x.to(precise, copy=True)
+            mean = wide.sum(dim=1, keepdim=True) / count
+            square = wide.square_().sum(dim=1, keepdim=True) / count
+            variance = (square - mean.square()).clamp(min=0)
+            deviation = (variance + _NormReluDropout.EPSILON).sqrt()
+            slope = slope / deviation
+            offset = offset - mean * slope
+        y = torch.addcmul(offset.to(x.dtype), x, slope.to(x.dtype)).relu_().mul_(real)
+        if dropped:
+            y.mul_(_kept(y.shape, dropped, y.device).to(y.dtype))
+        ctx.save_for_backward(x, y, real, slope, mean, deviation, count)
+        ctx.keep = keep
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """With g = dy where y > 0, slope = k scale / deviation and z = (x - mean) / deviation,
+
+        dshift = k sum g,  dscale = k sum g z,  dx = slope (g - (sum g + z sum g z) / count)
+        """
+        x, y, real, slope, mean, deviation, count = ctx.saved_tensors
+        g = torch.ops.aten.threshold_backward(gradient.to(y.dtype), y, 0)  # 0: dropped or padded
+        ones = real.transpose(1, 2)  # a product with it sums over the positions
+        total, along = (ones @ g).to(slope.dtype), (ones @ (g * x)).to(slope.dtype)
+        dx = g * slope.to(x.dtype)
+        if mean is not None:
+            along = (along - mean * total) / deviation
+            by_x = -slope * along / (deviation * count)
+            everywhere = -slope * total / count - by_x * mean
+            dx.addcmul_(x, by_x.to(x.dtype)).addcmul_(real, everywhere.to(x.dtype))
+        dscale, dshift = (ctx.keep * part.sum(dim=(0, 1)) for part in (along, total))
+        return dx, None, dscale, dshift, None, None
+
+
+def _kept(shape: torch.Size, dropped: int, device: torch.device) -> Tensor:
+    """Random 0 and 1, int8, 0 with probability dropped / 256; eight random bytes at a draw."""
+    draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64, device=device)
+    draws = draws.random_(-(2**63), None).view(torch.int8)[: shape.numel()].view(shape)
+    least = dropped - 128
+    return draws.clamp_(least - 1, least).sub_(least - 1)
 
 
 class ConvolutionLayer(nn.Module):
@@ -134,16 +198,16 @@ class ConvolutionLayer(nn.Module):
         if inputs:  # its bias is the shift of the norm
             shape = {"kernel_size": (1, config.kernel), "dilation": (1, dilation)}
             self.features = nn.Conv2d(inputs, width, **shape, padding="same", bias=False)
-        self.norm = InstanceNorm(width, config.norm)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm = NormReluDropout(width, config)
+        self.width, self.dilation = width, dilation
 
     def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
         """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, width), zero at padding"""
-        hidden = self.text(ids, real) if self.text is not None else 0.0
+        hidden = None if self.text is None else self.text(ids, real).to(x.dtype)
         if self.features is not None:
-            x = x.transpose(1, 2).unsqueeze(2)  # (N, inputs, 1, L), channels last in memory
-            hidden = hidden + self.features(x).squeeze(2).transpose(1, 2)
-        return self.dropout(self.norm(hidden, real).relu()).masked_fill(~real[:, :, None], 0.0)
+            features = convolve(x, self.features.weight, self.dilation)
+            hidden = features if self.text is None else features + hidden
+        return self.norm(hidden, real)
 
 
 class RecurrentLayer(nn.Module):
@@ -169,7 +233,25 @@ def flip(x: Tensor, real: Tensor) -> Tensor:
     """Reverse the real positions of every row and leave padding where it is.  (N, L, D), (N, L)"""
     place = torch.arange(x.shape[1], device=x.device)
     source = torch.where(real, real.sum(dim=1, keepdim=True) - 1 - place, place)
-    return x.gather(1, source[:, :, None].expand_as(x))
+    row = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return _Rearrange.apply(x, (row + source).flatten())
+
+
+class _Rearrange(torch.autograd.Function):
+    """Rows in another order, for an order that undoes itself: so backwards is forwards again.
+
+    Copying whole rows both ways is several times faster than gather and its scattered gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return x.flatten(0, 1).index_select(0, order).view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return gradient.flatten(0, 1).index_select(0, order).view_as(gradient), None
 
 
 class Stack(nn.Module):
@@ -197,14 +279,40 @@ class Stack(nn.Module):
     def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
         """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, self.width)"""
         x = x.masked_fill(~real[:, :, None], 0.0)  # padding reads as zero, from the first layer on
-        if not self.dense:
-            for layer in self.layers:
-                x = layer(ids, x, real)
-            return x
-        hidden: list[Tensor] = []  # the last layer first
+        if self.dense:
+            return self.connect(ids, x, real)
         for layer in self.layers:
-            hidden.insert(0, layer(ids, torch.cat([x, *hidden], dim=2), real))
+            x = layer(ids, x, real)
+        return x
+
+    def connect(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
+        """The dense stack. The convolution of joined maps is the sum of their convolutions: each
+        map is convolved once for all the layers that read it, and nothing wide is ever joined.
+        """
+        texts = [layer.text.table for layer in self.layers if layer.text is not None]
+        sums = look_up(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
+        hidden: list[Tensor] = []  # h_l, ..., h_1
+        reads = slice(0, x.shape[2])  # where a layer's weights for the map are
+        for number, layer in enumerate(self.layers):
+            later = [
+                each.features.weight[:, reads] for each in self.layers[number:] if each.features
+            ]
+            if x.shape[2] and later:
+                made = convolve(x, torch.cat(later))
+                sums = made if sums is None else sums + made
+            x = layer.norm(sums[:, :, : layer.width], real)
+            sums = sums[:, :, layer.width :]
+            hidden.insert(0, x)
+            ends = sum(h.shape[2] for h in hidden)
+            reads = slice(-ends, x.shape[2] - ends or None)  # h_1 comes last
         return torch.cat(hidden, dim=2)
+
+
+def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    """x (N, L, inputs), weight (width, inputs, 1, K) -> (N, L, width), zero beyond the row"""
+    x = x.transpose(1, 2).unsqueeze(2)  # (N, inputs, 1, L), channels last in memory
+    made = F.conv2d(x, weight, padding="same", dilation=(1, dilation))
+    return made.squeeze(2).transpose(1, 2)
 
 
 class ByteReader(nn.Module):
@@ -236,13 +344,16 @@ class ByteReader(nn.Module):
 
     def encode(self, ids: Tensor, real: Tensor) -> Tensor:
         """Passages or questions.  ids, real (N, L) -> (N, L, D), zero at padding"""
-        parts = [self.span.weight.new_zeros((*ids.shape, 0))]  # one-hot text is looked up later
+        device, dtype = ids.device.type, self.span.weight.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        parts = [torch.zeros((*ids.shape, 0), dtype=dtype, device=ids.device)]
         if self.embed is not None:
-            parts.append(self.embed(ids))
+            parts.append(self.embed(ids).to(dtype))
         if self.config.positions == "sin":
             waves = sinusoids(ids.shape[1], self.config.waves).to(parts[0])
             parts.append(waves.expand(len(ids), -1, -1))
-        return self.encoder(ids, torch.cat(parts, dim=2), real)
+        return self.encoder(ids, torch.cat(parts, dim=2), real)  # it looks one-hot text up
 
     def attend(self, c: Tensor, q: Tensor, owner: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """What each passage position finds in the question, head by head; the values are q itself.
@@ -250,11 +361,14 @@ class ByteReader(nn.Module):
         c (P, L, D), q (Q, M, D), owner (Q,), real (Q, M) -> (Q, L, H D) and weights (Q, H, L, M)
         """
         shape = (self.config.heads, self.config.head_width)
-        query = self.query(c).index_select(0, owner).unflatten(2, shape).transpose(1, 2)
+        query = self.query(c) * self.config.head_width**-0.5
+        query = query.index_select(0, owner).unflatten(2, shape).transpose(1, 2)
         key = self.key(q).unflatten(2, shape).permute(0, 2, 3, 1)  # (Q, H, d, M)
-        scores = (query @ key).to(self.span.weight.dtype) * self.config.head_width**-0.5
-        hidden, least = ~real[:, None, None], torch.finfo(scores.dtype).min
-        weights = scores.masked_fill(hidden, least).softmax(dim=3)
+        with torch.autocast(c.device.type, enabled=False):  # its softmax would go to fp32
+            scores = query @ key
+            hidden = torch.zeros_like(real, dtype=scores.dtype)
+            hidden = hidden.masked_fill(~real, torch.finfo(scores.dtype).min)
+            weights = (scores + hidden[:, None, None]).softmax(dim=3)
         return (weights @ q[:, None]).transpose(1, 2).flatten(2), weights
 
 

@@ -49,7 +49,7 @@ def train_encoder(
         from qalib.readers.encoder_reader import build_encoder
         from qalib.train import train
 
-        _note_data(work, data, *([watch] if watch else []))
+        note_data(work, data, *([watch] if watch else []))
         reader = build_encoder(config.encoder, config.seed)
         rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
         task = _encoder_task(reader, rest, config)
@@ -76,7 +76,7 @@ def train_encoder(
     return get_or_run(store, "train-encoder", config, compute, inputs=inputs, force=force)
 
 
-def _note_data(work: Path, *datasets: Dataset) -> None:
+def note_data(work: Path, *datasets: Dataset) -> None:
     """Keep with a run which data it used: names, files, raw and content hashes (data.json)."""
     told = [dataset.provenance() for dataset in datasets]
     (work / "data.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -169,26 +169,30 @@ def evaluate(
     study: Study,
     name: str,
     inputs: dict[str, str],
-    answer: Callable[[Dataset], dict[str, str]],
+    answer: Callable[[Dataset], dict[str, str] | dict[str, list[str]]],
     settings: object = None,
 ) -> Run:
     """Score a reader on the profile's test data; keeps predictions.json.
 
     ``inputs`` says what the reader is made of, ``settings`` how it decodes; ``answer`` gives id to
-    answer text.
+    answer text, or to answers in order: then p@1 to p@5 are measured too.
     """
-    from qalib.metrics import score
+    from qalib.metrics import precision_at_n, score
 
     test = study.data("test")
 
     def compute(work: Path) -> dict:
-        _note_data(work, test)
+        note_data(work, test)
         begin = time.perf_counter()
-        predictions = answer(test)
+        found = answer(test)
         seconds = time.perf_counter() - begin
+        ranked = {id: texts for id, texts in found.items() if not isinstance(texts, str)}
+        predictions = found | {id: texts[0] for id, texts in ranked.items()}
+        precision = precision_at_n(test, ranked) if ranked else []
         (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
         rate = {"seconds": round(seconds, 2), "questions_per_second": len(test) / seconds}
-        return {**score(test, predictions), "questions": len(test), **rate}
+        hits = {f"p@{n}": 100 * share for n, share in enumerate(precision, start=1)}
+        return {**score(test, predictions), **hits, "questions": len(test), **rate}
 
     inputs = {**inputs, "test": test.content_sha256}
     config = {"reader": name, "settings": settings}
