@@ -10,11 +10,11 @@ from qalib.data.byte_features import ByteConfig, byte_vector, collate_passages, 
 from qalib.data.squad import Answer, Example
 from qalib.errors import QalibError
 from qalib.gaussian_loss import gaussian_span_loss
+from qalib.readers.byte_kernels import NormReluDropout
 from qalib.readers.byte_reader import (
     KINDS,
     ByteReaderConfig,
     ConvolutionLayer,
-    NormReluDropout,
     RecurrentLayer,
     TextConvolution,
     build_byte_reader,
@@ -33,6 +33,7 @@ VARIANTS = {
     "dense with waves": replace(TINY, encoder="dense", positions="sin"),
     "lstm with waves": replace(TINY, encoder="lstm", positions="sin"),
     "no norm": replace(TINY, norm=False),
+    "alike and compared": replace(TINY, alike=4.0, compare=True),
 }
 PARALLEL = ("examples", "questions", "spans", "weights")  # of a feature, one entry a question
 TEXT = "Zoë was born in Zürich; נולדה \0 in 1984, and died \U0001f600 there. " * 2
@@ -88,8 +89,8 @@ def test_layer_is_the_convolution_of_text_and_features_together():
     assert torch.allclose(layer(ids, features, real), literal.transpose(1, 2), atol=1e-4)
 
 
-def norm_of(width: int, **settings) -> NormReluDropout:
-    norm = NormReluDropout(width, ByteReaderConfig(**settings))
+def norm_of(width: int, dropout: float = 0.0, normalise: bool = True) -> NormReluDropout:
+    norm = NormReluDropout(width, dropout, normalise)
     nn.init.normal_(norm.scale)
     nn.init.normal_(norm.shift)
     return norm
@@ -97,7 +98,7 @@ def norm_of(width: int, **settings) -> NormReluDropout:
 
 def test_masked_instance_norm_is_the_unpadded_one():
     torch.manual_seed(0)
-    norm, literal = norm_of(4, dropout=0.0), nn.InstanceNorm1d(4, affine=True)
+    norm, literal = norm_of(4), nn.InstanceNorm1d(4, affine=True)
     literal.weight.data, literal.bias.data = norm.scale.data, norm.shift.data
     x, lengths = torch.randn(3, 20, 4) * 3 + 5, [20, 13, 2]
     real = torch.arange(20) < torch.tensor(lengths)[:, None]
@@ -113,7 +114,7 @@ def test_masked_instance_norm_is_the_unpadded_one():
 @pytest.mark.parametrize("normalise", [True, False])
 def test_gradient_by_hand_is_the_numerical_one(normalise):
     torch.manual_seed(0)
-    norm = norm_of(3, dropout=0.0, norm=normalise).double()
+    norm = norm_of(3, normalise=normalise).double()
     x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
     real = torch.arange(7) < torch.tensor([7, 4])[:, None]
 

@@ -82,8 +82,10 @@ def train_bytes(
         )
         if Accelerator(mixed_precision="no").is_main_process:
             save_weights(trained_tensors(reader), work / "weights.safetensors")
+        stopped_within_an_epoch = held is not None and config.train.max_steps > 0
+        scores = after_epoch(0) if stopped_within_an_epoch else _last_scores(work / "log.jsonl")
         found = {"questions": len(task.lengths), "parameters": count_parameters(reader)}
-        return {**found, **summary, **_last_scores(work / "log.jsonl")}
+        return {**found, **summary, **scores}
 
     inputs = {"data": data.content_sha256}
     if start is not None:
@@ -260,3 +262,20 @@ def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
         run = train_bytes(study.store, study.data("train"), seeded, force=study.force)
         runs.append(study.keep(run))
     return runs
+
+
+def final_reader(study: Study) -> tuple[Run, Run]:
+    """The final reader after its epochs with Adam, and after SGD with momentum has finished it."""
+    asked = study.section("byte_final", ByteFinal)
+    base = study.section("bytes", ByteStudy).base
+    config = variant(base, asked.variant)
+    reader = replace(config.reader, width=asked.width) if asked.width else config.reader
+    schedule = replace(config.train, epochs=asked.epochs)
+    config = replace(config, reader=reader, train=schedule, seed=study.seed)
+    adam = train_bytes(study.store, study.data("train"), config, force=study.force)
+    schedule = replace(
+        schedule, epochs=asked.finish_epochs, learning_rate=asked.finish_rate, weight_decay=0.0
+    )
+    finish = replace(config, optimizer="sgd", train=schedule)
+    sgd = train_bytes(study.store, study.data("train"), finish, start=adam, force=study.force)
+    return study.keep(adam), study.keep(sgd)
