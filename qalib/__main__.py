@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -136,18 +137,23 @@ def figures(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="what to train: encoder")],
+    stage: Annotated[str, typer.Argument(help="encoder, 'bytes: VARIANT' or 'bytes: final'")],
     profile: ProfileOption = "laptop",
     seed: Annotated[int, typer.Option(help="seed")] = 0,
 ) -> None:
     """Train a reader into the store; with several GPUs: accelerate launch -m qalib train ..."""
-    from qalib.study import session, stages
+    from qalib.study import byte_stages, session, stages
 
-    known = {"encoder": stages.encoder}
+    known = {
+        "encoder": lambda study: [stages.encoder(study)],
+        "bytes: final": byte_stages.final_reader,
+    }
+    for name in byte_stages.VARIANTS:
+        known[f"bytes: {name}"] = partial(byte_stages.trained_variants, name=name, seeds=1)
     if stage not in known:
         raise QalibError(f"nothing called {stage!r} can be trained; there is {', '.join(known)}.")
-    run = known[stage](session.start("train", profile, seed))
-    print(f"{run.short}: {json.dumps(run.metrics)}")
+    for run in known[stage](session.start("train", profile, seed)):
+        print(f"{run.short}: {json.dumps(run.metrics)}")
 
 
 @app.command()
@@ -182,6 +188,19 @@ def bench_train(
 
     run = bench_training(TrainBench(rounds=rounds))
     print(json.dumps(run.metrics, indent=2) if as_json else bench_training_table(run))
+
+
+@bench.command("bytes")
+def bench_bytes(
+    rounds: Annotated[int, typer.Option(help="interleaved rounds; the median counts")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """The byte-level page, literally, against this kit's reader, and what each variant costs."""
+    from qalib.byte_bench import ByteBench
+    from qalib.study import byte_bench_stage
+
+    run = byte_bench_stage.bench_bytes(ByteBench(rounds=rounds))
+    print(json.dumps(run.metrics, indent=2) if as_json else byte_bench_stage.table(run))
 
 
 def main() -> None:
