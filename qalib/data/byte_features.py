@@ -194,8 +194,8 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     import torch
 
     questions = [question for feature in features for question in feature.questions]
-    passages, passage_real = _pad([feature.ids for feature in features])
-    padded, question_real = _pad(questions)
+    passages, passage_real = _pad([feature.ids for feature in features], 64)
+    padded, question_real = _pad(questions, 32)
     owner = np.repeat(np.arange(len(features)), [len(f.questions) for f in features])
     gold = [
         pair for feature in features for pair in zip(feature.spans, feature.weights, strict=True)
@@ -213,12 +213,14 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     )
 
 
-def _pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows under each other and where they are real.  -> (rows, longest) int64 and bool"""
-    from qalib.data.batches import padded_length
+def _pad(rows: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows under each other and where they are real.  -> (rows, longest) int64 and bool
 
+    The longest is rounded up to a multiple: a CPU keeps a kernel, and memory, for every shape.
+    """
     lengths = np.array([len(row) for row in rows])
-    real = np.arange(padded_length(int(lengths.max()))) < lengths[:, None]
+    longest = -(-int(lengths.max()) // multiple) * multiple
+    real = np.arange(longest) < lengths[:, None]
     ids = np.zeros(real.shape, dtype=np.int64)
     ids[real] = np.concatenate(rows)
     return ids, real
