@@ -191,13 +191,13 @@ class ByteStudy:
 
 @dataclass(frozen=True)
 class ByteFinal:
-    """The final reader: a variant of more parameters, finished by SGD with momentum."""
+    """The final reader: a variant trained on, then finished by SGD with momentum."""
 
-    variant: str = "plain, recurrent"
-    width: float = 0.0  # 0: that of the variant, with the parameters of the plain reader
-    epochs: int = 1  # with Adam
+    variant: str = "dense"
+    epochs: int = 1  # more, with Adam
+    dropout: float = 0.05  # of these
     finish_epochs: int = 1  # with SGD
-    finish_rate: float = 0.01
+    finish_rate: float = 0.02
 
 
 VARIANTS = {
@@ -265,17 +265,15 @@ def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
 
 
 def final_reader(study: Study) -> tuple[Run, Run]:
-    """The final reader after its epochs with Adam, and after SGD with momentum has finished it."""
+    """The final reader: seed 0 of its variant after more epochs of Adam, and after SGD behind."""
     asked = study.section("byte_final", ByteFinal)
-    base = study.section("bytes", ByteStudy).base
-    config = variant(base, asked.variant)
-    reader = replace(config.reader, width=asked.width) if asked.width else config.reader
+    first = trained_variants(study, asked.variant, seeds=1)[0]
+    config = training_of(first)
     schedule = replace(config.train, epochs=asked.epochs)
-    config = replace(config, reader=reader, train=schedule, seed=study.seed)
-    adam = train_bytes(study.store, study.data("train"), config, force=study.force)
-    schedule = replace(
-        schedule, epochs=asked.finish_epochs, learning_rate=asked.finish_rate, weight_decay=0.0
-    )
-    finish = replace(config, optimizer="sgd", train=schedule)
-    sgd = train_bytes(study.store, study.data("train"), finish, start=adam, force=study.force)
+    reader = replace(config.reader, dropout=asked.dropout)
+    config = replace(config, reader=reader, train=schedule)
+    adam = train_bytes(study.store, study.data("train"), config, first, study.force)
+    schedule = replace(schedule, epochs=asked.finish_epochs, learning_rate=asked.finish_rate)
+    finish = replace(config, optimizer="sgd", train=replace(schedule, weight_decay=0.0))
+    sgd = train_bytes(study.store, study.data("train"), finish, adam, study.force)
     return study.keep(adam), study.keep(sgd)
