@@ -15,7 +15,7 @@ import torch
 from qalib.answer import Candidate
 from qalib.data.batches import inference_batches
 from qalib.data.byte_batches import QuestionRows
-from qalib.data.byte_features import ByteConfig, passage_features
+from qalib.data.byte_features import ByteConfig, padded_length, passage_features
 from qalib.data.squad import Example, check_example
 from qalib.errors import QalibError
 from qalib.readers.byte_reader import ByteReader
@@ -65,7 +65,8 @@ class ByteAnswerer:
             check_example(replace(example, answers=()), f"question {example.id!r}")
         rows = QuestionRows(passage_features(examples, self.config.text), gold_only=False)
         found: dict[int, list[Candidate]] = {}
-        plan = inference_batches(rows.lengths, self.config.positions_per_batch)
+        lengths = [padded_length(length) for length in rows.lengths]
+        plan = inference_batches(lengths, self.config.positions_per_batch)
         hidden = None if progress else True  # None: no bar where nobody watches a terminal
         with tqdm(total=len(rows), desc="answer", unit="question", disable=hidden) as bar:
             for chosen in plan:

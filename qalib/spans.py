@@ -2,8 +2,7 @@
 
 Notation: B batch, L positions, W longest answer in positions, K spans wanted.
 
-A reader scores a span (i, j) by ``start_logits[i] + end_logits[j]`` for i <= j < i + W. With the
-mask folded in, all B x L x W candidates are a banded table, so the K best come from one ``topk``.
+A reader scores a span (i, j) by ``start_logits[i] + end_logits[j]`` for i <= j < i + W.
 """
 
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool1d, pad
 
 
 class ReaderOutput(NamedTuple):
@@ -46,7 +46,7 @@ def span_table(start_logits: Tensor, end_logits: Tensor, mask: Tensor, max_lengt
     width = min(max_length, start_logits.shape[1])
     start = start_logits.float().masked_fill(~mask, -torch.inf)
     end = end_logits.float().masked_fill(~mask, -torch.inf)
-    end = torch.nn.functional.pad(end, (0, width - 1), value=-torch.inf)
+    end = pad(end, (0, width - 1), value=-torch.inf)
     return start[:, :, None] + end.unfold(1, width, 1)
 
 
@@ -55,13 +55,31 @@ def best_spans(
 ) -> BestSpans:
     """The k best spans of every row, ties to the earliest.  (B, L) x 3 -> BestSpans
 
-    Raises ValueError if ``k`` or ``max_length`` is not positive.
+    Exact without the table of all spans: a span among the k best begins at one of the k starts
+    with the best span each, so only their spans are looked at. Raises ValueError if ``k`` or
+    ``max_length`` is not positive.
     """
     if k < 1 or max_length < 1:
         raise ValueError(f"k and max_length must be positive, got {k} and {max_length}")
-    table = span_table(start_logits, end_logits, mask, max_length)
-    rows, length, width = table.shape
-    flat = table.reshape(rows, length * width)
-    scores, where = flat.topk(min(k, length * width), dim=1)
-    starts = where.div(width, rounding_mode="floor")
-    return BestSpans(starts, starts + where % width, scores, flat.logsumexp(dim=1))
+    length = start_logits.shape[1]
+    width = min(max_length, length)
+    start = start_logits.float().masked_fill(~mask, -torch.inf)
+    end = pad(end_logits.float().masked_fill(~mask, -torch.inf), (0, width - 1), value=-torch.inf)
+    of_start = start + max_pool1d(end, width, stride=1)  # (B, L), the best span from each start
+    begins = of_start.topk(min(k, length), dim=1).indices.sort(dim=1).values  # (B, k)
+    reach = begins[:, :, None] + torch.arange(width, device=end.device)
+    ends = end.gather(1, reach.flatten(1)).view_as(reach)
+    table = (start.gather(1, begins)[:, :, None] + ends).flatten(1)  # (B, k W)
+    scores, where = table.topk(min(k, length * width), dim=1)
+    starts = begins.gather(1, where.div(width, rounding_mode="floor"))
+    log_total = (start + window_logsumexp(end, width)).logsumexp(dim=1)
+    return BestSpans(starts, starts + where % width, scores, log_total)
+
+
+def window_logsumexp(x: Tensor, width: int) -> Tensor:
+    """log sum of exp over every window of W neighbours, by halves.  (B, n) -> (B, n - W + 1)"""
+    if width == 1:
+        return x
+    half = window_logsumexp(x, width // 2)
+    both = torch.logaddexp(half[:, : -(width // 2)], half[:, width // 2 :])
+    return torch.logaddexp(both[:, :-1], x[:, width - 1 :]) if width % 2 else both

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalib.spans import best_spans, mask_logits, span_table
+from qalib.spans import best_spans, mask_logits, span_table, window_logsumexp
 
 
 def literal(start, end, mask, max_length):
@@ -69,3 +69,13 @@ def test_masked_logits_get_no_probability():
     mask = torch.tensor([[True, False, True, False]])
     probability = mask_logits(logits, mask).softmax(dim=1)
     assert probability.tolist() == [[0.5, 0.0, 0.5, 0.0]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 10**6))
+def test_sums_over_windows_are_those_of_every_window(width, more, seed):
+    torch.manual_seed(seed)
+    x = 30 * torch.randn(2, width + more)
+    x[0, 0] = -torch.inf
+    expected = x.unfold(1, width, 1).logsumexp(dim=2)
+    torch.testing.assert_close(window_logsumexp(x, width), expected)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # torch is imported where a tensor is made: looking at text n
     from torch import Tensor
 
 SYMBOLS = 256  # different numbers a position can hold
+PASSAGE_STEP, QUESTION_STEP = 64, 32  # padded lengths are multiples of these
 UNITS = ("characters", "utf-8")
 
 
@@ -194,8 +195,8 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     import torch
 
     questions = [question for feature in features for question in feature.questions]
-    passages, passage_real = _pad([feature.ids for feature in features], 64)
-    padded, question_real = _pad(questions, 32)
+    passages, passage_real = _pad([feature.ids for feature in features], PASSAGE_STEP)
+    padded, question_real = _pad(questions, QUESTION_STEP)
     owner = np.repeat(np.arange(len(features)), [len(f.questions) for f in features])
     gold = [
         pair for feature in features for pair in zip(feature.spans, feature.weights, strict=True)
@@ -213,14 +214,15 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     )
 
 
-def _pad(rows: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows under each other and where they are real.  -> (rows, longest) int64 and bool
+def padded_length(length: int, step: int = PASSAGE_STEP) -> int:
+    """``length`` rounded up: a CPU builds a kernel, and keeps memory, for every shape it meets."""
+    return -(-length // step) * step
 
-    The longest is rounded up to a multiple: a CPU keeps a kernel, and memory, for every shape.
-    """
+
+def _pad(rows: Sequence[np.ndarray], step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows under each other and where they are real.  -> (rows, longest) int64 and bool"""
     lengths = np.array([len(row) for row in rows])
-    longest = -(-int(lengths.max()) // multiple) * multiple
-    real = np.arange(longest) < lengths[:, None]
+    real = np.arange(padded_length(int(lengths.max()), step)) < lengths[:, None]
     ids = np.zeros(real.shape, dtype=np.int64)
     ids[real] = np.concatenate(rows)
     return ids, real
