@@ -200,7 +200,7 @@ def bench_bytes(
     from qalib.study import byte_bench_stage
 
     run = byte_bench_stage.bench_bytes(ByteBench(rounds=rounds))
-    print(json.dumps(run.metrics, indent=2) if as_json else byte_bench_stage.table(run))
+    print(json.dumps(run.metrics, indent=2) if as_json else byte_bench_stage.bench_bytes_table(run))
 
 
 def main() -> None:

@@ -250,6 +250,11 @@ def evaluate_bytes(study: Study, name: str, trained: Run) -> Run:
     return evaluate(study, name, {"weights": trained.key}, answer, settings)
 
 
+def training_data(study: Study) -> Dataset:
+    """What byte-level readers train on: without a vocabulary they need more than an encoder."""
+    return study.data("train", "byte_data")
+
+
 def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
     """One trained reader of a variant for each seed (``seeds``: 0 = as the profile says)."""
     asked = study.section("bytes", ByteStudy)
@@ -259,7 +264,7 @@ def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
     runs = []
     for number in range(seeds or asked.seeds):
         seeded = replace(config, seed=study.seed + number)
-        run = train_bytes(study.store, study.data("train"), seeded, force=study.force)
+        run = train_bytes(study.store, training_data(study), seeded, force=study.force)
         runs.append(study.keep(run))
     return runs
 
@@ -272,8 +277,8 @@ def final_reader(study: Study) -> tuple[Run, Run]:
     schedule = replace(config.train, epochs=asked.epochs)
     reader = replace(config.reader, dropout=asked.dropout)
     config = replace(config, reader=reader, train=schedule)
-    adam = train_bytes(study.store, study.data("train"), config, first, study.force)
+    adam = train_bytes(study.store, training_data(study), config, first, study.force)
     schedule = replace(schedule, epochs=asked.finish_epochs, learning_rate=asked.finish_rate)
     finish = replace(config, optimizer="sgd", train=replace(schedule, weight_decay=0.0))
-    sgd = train_bytes(study.store, study.data("train"), finish, adam, study.force)
+    sgd = train_bytes(study.store, training_data(study), finish, adam, study.force)
     return study.keep(adam), study.keep(sgd)

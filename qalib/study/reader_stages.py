@@ -12,7 +12,6 @@ from qalib.errors import QalibError
 from qalib.metrics import paired_bootstrap, question_scores
 from qalib.readers.byte_reader import RECURRENT, ByteReaderConfig
 from qalib.study.byte_stages import (
-    ByteStudy,
     evaluate_bytes,
     trained_variants,
     training_of,
@@ -31,10 +30,12 @@ class Readers:
     """Which variants are trained and set side by side."""
 
     variants: tuple[str, ...] = ("plain", "dense", "dilated", "recurrent", "plain, recurrent")
+    recurrent: str = "recurrent"  # the one of them that is compared with plain
 
     def __post_init__(self):
-        if not {"plain", "recurrent"} <= set(self.variants):
-            raise QalibError("variants must name plain and recurrent: they are what is compared.")
+        for name in ("plain", self.recurrent):
+            if name not in self.variants:
+                raise QalibError(f"variants must name {name!r}, which is compared with others.")
 
 
 def train_readers(study: Study) -> dict[str, list[Run]]:
@@ -146,15 +147,3 @@ def gain_text(ours: np.ndarray, theirs: np.ndarray) -> str:
     """``+3.1 [1.2, 5.0]``: the mean paired difference and its 95 % bootstrap interval."""
     gain = paired_bootstrap(ours, theirs)
     return f"{gain.difference:+.1f} [{gain.low:.1f}, {gain.high:.1f}]"
-
-
-def examples_of(test: Dataset, answers: Mapping[str, Mapping[str, str]], count: int):
-    """``count`` questions spread over the test data, their gold answer and every reader's."""
-    step = max(1, len(test) // count)
-    return pd.DataFrame(
-        [
-            {"question": e.question, "gold": e.answer_texts[0]}
-            | {reader: given[e.id] for reader, given in answers.items()}
-            for e in test.examples[step // 2 :: step][:count]
-        ]
-    )

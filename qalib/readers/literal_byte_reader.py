@@ -1,0 +1,105 @@
+"""The byte-level page's convolutional reader, written down literally, to compare the kit's with.
+
+It builds the 256 x L one-hot tensors, convolves them with Conv1d, and encodes a passage again for
+every question about it. Its logits and gradients are those of :class:`ByteReader`.
+
+Notation: Q questions, N rows (passages or questions), L passage and M question positions, D
+channels of an encoding, K kernel. Hidden maps are (N, channels, L).
+"""
+
+from copy import deepcopy
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qalib.data.byte_features import ByteBatch, byte_vector
+from qalib.errors import QalibError
+from qalib.readers.byte_reader import ByteReader, ConvolutionLayer
+from qalib.spans import ReaderOutput
+
+
+class LiteralLayer(nn.Module):
+    """Conv1d, instance norm over what is real, ReLU, dropout, with the weights of a kit's layer."""
+
+    def __init__(self, layer: ConvolutionLayer):
+        super().__init__()
+        if layer.text is not None:
+            weight = layer.text.table.permute(2, 1, 0)  # (width, 256, K)
+        else:
+            weight = layer.features.weight.squeeze(2)
+        width, inputs, kernel = weight.shape
+        self.convolution = nn.Conv1d(inputs, width, kernel, padding="same", bias=False)
+        self.convolution.weight.data = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.scale, self.shift = deepcopy(layer.norm.scale), deepcopy(layer.norm.shift)
+        self.dropout = nn.Dropout(layer.norm.dropout)
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """x (N, inputs, L), real (N, 1, L) -> (N, width, L), zero at padding"""
+        x = self.convolution(x)
+        count = real.sum(dim=2, keepdim=True)
+        mean = (x * real).sum(dim=2, keepdim=True) / count
+        variance = ((x - mean).square() * real).sum(dim=2, keepdim=True) / count
+        x = (x - mean) / (variance + 1e-5).sqrt()
+        x = x * self.scale[:, None] + self.shift[:, None]
+        return self.dropout(x.relu()) * real
+
+
+class LiteralReader(nn.Module):
+    """The page's convolutional reader, as one would write it down, with the weights of another.
+
+    Two changes are on offer: ``remember`` keeps the one-hot tensors of the last texts, which the
+    page may have done (it imports functools and does not use it); ``once`` encodes each passage
+    once for all its questions. Raises QalibError for a reader that is not two convolutional stacks
+    on one-hot text with instance norm.
+    """
+
+    def __init__(self, reader: ByteReader, remember: bool = False, once: bool = False):
+        super().__init__()
+        config = self.config = reader.config
+        plain = {"encoder": "conv", "mixer": "conv", "input": "onehot", "positions": "none"}
+        for name, value in {**plain, "norm": True}.items():
+            if (other := getattr(config, name)) != value:
+                raise QalibError(f"the literal reader knows {name}={value!r} only, not {other!r}.")
+        self.once = once
+        self.vector = lru_cache(maxsize=16)(byte_vector) if remember else byte_vector
+        self.encoder = nn.ModuleList(map(LiteralLayer, reader.encoder.layers))
+        self.mixer = nn.ModuleList(map(LiteralLayer, reader.mixer.layers))
+        self.query, self.key = deepcopy(reader.query), deepcopy(reader.key)
+        self.span = deepcopy(reader.span)
+
+    def forward(self, batch: ByteBatch) -> ReaderOutput:
+        """Start and end logits (Q, L)."""
+        real, asked = batch.mask[:, None], batch.question_real[:, None]
+        if self.once:
+            c = self.encode(batch.passages, batch.passage_real)[batch.owner]
+        else:
+            c = self.encode(batch.passages[batch.owner], batch.mask)
+        q = self.encode(batch.questions, batch.question_real)
+        found = [self.attend(c, q, asked, head) for head in range(self.config.heads)]
+        compared = [c * each for each in found] if self.config.compare else []
+        x = torch.cat([c, *found, *compared], dim=1) * real
+        for layer in self.mixer:
+            x = layer(x, real)
+        start, end = self.span(x.mT).unbind(dim=2)
+        return ReaderOutput(start, end, batch.mask)
+
+    def encode(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Passages or questions by way of their one-hot tensors.  ids, real (N, L) -> (N, D, L)"""
+        rows = zip(ids, real, strict=True)
+        texts = ["".join(map(chr, row[here].tolist())) for row, here in rows]
+        length = ids.shape[1]
+        vectors = [F.pad(self.vector(text), (0, length - len(text))) for text in texts]
+        x = torch.stack(vectors).to(self.span.weight.dtype)
+        for layer in self.encoder:
+            x = layer(x, real[:, None])
+        return x
+
+    def attend(self, c: Tensor, q: Tensor, asked: Tensor, head: int) -> Tensor:
+        """softmax(c W (q V)^T / sqrt(d)) q of one head.  c (Q, D, L), q (Q, D, M) -> (Q, D, L)"""
+        width = self.config.head_width
+        rows = slice(head * width, (head + 1) * width)
+        query, key = c.mT @ self.query.weight[rows].T, q.mT @ self.key.weight[rows].T
+        scores = query @ key.mT / width**0.5
+        return (scores.masked_fill(~asked, -torch.inf).softmax(dim=2) @ q.mT).mT
