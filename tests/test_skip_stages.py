@@ -14,7 +14,7 @@ from qalib.errors import QalibError
 from qalib.metrics import paired_bootstrap
 from qalib.readers.byte_reader import ByteReaderConfig, count_parameters
 from qalib.study import plots_skips, skip_stages, skip_tables
-from qalib.study.byte_stages import training_of
+from qalib.study.byte_stages import training_data, training_of
 from qalib.study.entries import Run
 from qalib.study.profiles import Profile
 from qalib.study.session import Study
@@ -23,8 +23,10 @@ from qalib.study.store import Store
 
 READER = {"width": 4, "layers": 2, "kernel": 3, "heads": 1, "head_width": 4, "dropout": 0.1}
 TRAIN = {"max_steps": 3, "epochs": 1, "learning_rate": 1e-2, "log_every": 1}
+DATA = {"train_questions": 60, "test_questions": 12, "passage_length": 300}
 SECTIONS = {
-    "data": {"train_questions": 60, "test_questions": 12, "passage_length": 300},
+    "data": DATA,
+    "byte_data": DATA,
     "bytes": {
         "base": {"reader": READER, "train": TRAIN, "questions": 8},
         "rates": {"dense": 2e-2},
@@ -147,7 +149,7 @@ def test_sweeps_differ_in_one_thing_and_never_see_the_test_data(tmp_path):
         assert (config.train.max_steps, config.held_out, config.reader.encoder) == (2, 0.3, "dense")
     held = 60 - widths[0].metrics["questions"]
     assert 0 < held < 40
-    assert list(study.datasets) == [study.data("train").name]
+    assert list(study.datasets) == [training_data(study).name]
     table = skip_tables.sweep(study, ways, "answers")
     assert list(table.index) == ["min", "mean", "random"]
     f1 = ways[1].metrics["held_out_f1"]

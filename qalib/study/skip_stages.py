@@ -19,6 +19,7 @@ from qalib.study.byte_stages import (
     train_bytes,
     trained_reader,
     trained_variants,
+    training_data,
     training_of,
     variant,
 )
@@ -86,7 +87,7 @@ def _gradients(study: Study, trained: Run) -> Run:
     asked, config = study.section("landscape", Landscape), training_of(trained)
 
     def compute() -> dict:
-        task = byte_task(study.data("train"), config)
+        task = byte_task(training_data(study), config)
         plan = task.batches(asked.seed, 0)[: asked.batches]
         readers = {
             "start": build_byte_reader(config.reader, config.seed),
@@ -132,7 +133,7 @@ def _losses(study: Study, trained: Run, asked: Landscape) -> Callable:
     The questions are the same for every reader that learns from the same texts.
     """
     config = replace(training_of(trained), questions=TOGETHER, answers="min")
-    task = byte_task(study.data("train"), config)
+    task = byte_task(training_data(study), config)
     plan = task.batches(asked.seed, 0)[: -(-asked.questions // TOGETHER)]
     reader, batches = _placed(trained_reader(trained), task, plan)
 
@@ -155,7 +156,7 @@ def _look(
     study: Study, stage: str, settings: object, trained: Run, compute: Callable[[], dict]
 ) -> Run:
     """The run of a stage that looks at trained weights on the training data."""
-    train = study.data("train")
+    train = training_data(study)
 
     def noted(work: Path) -> dict:
         note_data(work, train)
@@ -184,4 +185,4 @@ def _short(study: Study, **changes) -> Run:
     steps = asked.sweep_steps or config.train.max_steps
     train = replace(config.train, learning_rate=rate, max_steps=steps)
     config = replace(config, train=train, held_out=asked.held_out, seed=study.seed, **changes)
-    return study.keep(train_bytes(study.store, study.data("train"), config, force=study.force))
+    return study.keep(train_bytes(study.store, training_data(study), config, force=study.force))

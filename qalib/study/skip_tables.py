@@ -9,6 +9,7 @@ import torch
 from qalib.landscape import layer_of
 from qalib.metrics import PairedBootstrap, paired_bootstrap
 from qalib.readers.byte_reader import ByteReader, ByteReaderConfig
+from qalib.study.byte_stages import training_data
 from qalib.study.entries import Run
 from qalib.study.reader_stages import per_question
 from qalib.study.session import Study
@@ -148,7 +149,7 @@ def sweep(study: Study, runs: Sequence[Run], choice: str) -> pd.DataFrame:
     """
     rows = {}
     for run in runs:
-        held_out = len(study.data("train")) - run.metrics["questions"]
+        held_out = len(training_data(study)) - run.metrics["questions"]
         found = {"EM": run.metrics["held_out_exact_match"], "F1": run.metrics["held_out_f1"]}
         errors = {f"{m} error": (p * (100 - p) / held_out) ** 0.5 for m, p in found.items()}
         rows[run.config[choice]] = found | errors
