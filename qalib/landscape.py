@@ -88,8 +88,8 @@ def smoothness(losses: np.ndarray, steps: np.ndarray) -> dict[str, float]:
     """How smooth the losses of a line (n,) or a plane (n, n) are, measured at the places ``steps``.
 
     rise       mean loss less that in the middle, at the solution
-    roughness  root mean square of the second derivatives along the axes, divided by that of the
-               (para)bola whose losses are spread as widely: 1 for a bowl, more with kinks and bumps
+    roughness  root mean square of the second derivatives along the axes, divided by that of a
+               round bowl whose losses are spread as widely: 1 for a bowl, more with kinks and bumps
     concave    percent of all bending that goes downwards: 0 for a bowl
 
     Neither roughness nor concave depends on the unit of the loss or of the steps.
@@ -97,7 +97,7 @@ def smoothness(losses: np.ndarray, steps: np.ndarray) -> dict[str, float]:
     bends = _second_derivatives(losses, steps[1] - steps[0])
     squares = sum(np.meshgrid(*[steps**2] * losses.ndim))  # a bowl whose derivatives are 2
     size, spread = float(np.sqrt((bends**2).mean())), float(losses.std() / squares.std())
-    downwards, both = -bends[bends < 0].sum(), np.abs(bends).sum()
+    downwards, both = np.abs(bends[bends < 0]).sum(), np.abs(bends).sum()
     middle = losses[tuple(n // 2 for n in losses.shape)]
     return {
         "rise": float(losses.mean() - middle),
