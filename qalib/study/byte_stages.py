@@ -191,12 +191,13 @@ class ByteStudy:
 
 @dataclass(frozen=True)
 class ByteFinal:
-    """The final reader: a variant trained on, then finished by SGD with momentum."""
+    """The final reader: a variant trained on with clozes beside the questions, then with SGD."""
 
     variant: str = "dense"
-    epochs: int = 1  # more, with Adam
-    dropout: float = 0.05  # of these
-    finish_epochs: int = 1  # with SGD
+    clozes: int = 10  # of a passage, at most
+    epochs: int = 1  # more, with Adam, on questions and clozes
+    dropout: float = 0.15  # of these and the last
+    finish_epochs: int = 1  # with SGD, on the questions alone
     finish_rate: float = 0.02
 
 
@@ -271,14 +272,25 @@ def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
 
 def final_reader(study: Study) -> tuple[Run, Run]:
     """The final reader: seed 0 of its variant after more epochs of Adam, and after SGD behind."""
-    asked = study.section("byte_final", ByteFinal)
+    asked, data = study.section("byte_final", ByteFinal), training_data(study)
     first = trained_variants(study, asked.variant, seeds=1)[0]
     config = training_of(first)
     schedule = replace(config.train, epochs=asked.epochs)
     reader = replace(config.reader, dropout=asked.dropout)
     config = replace(config, reader=reader, train=schedule)
-    adam = train_bytes(study.store, training_data(study), config, first, study.force)
+    more = with_clozes(data, asked.clozes, study.seed)
+    adam = train_bytes(study.store, more, config, first, study.force)
     schedule = replace(schedule, epochs=asked.finish_epochs, learning_rate=asked.finish_rate)
     finish = replace(config, optimizer="sgd", train=replace(schedule, weight_decay=0.0))
-    sgd = train_bytes(study.store, training_data(study), finish, adam, study.force)
+    sgd = train_bytes(study.store, data, finish, adam, study.force)
     return study.keep(adam), study.keep(sgd)
+
+
+def with_clozes(data: Dataset, per_passage: int, seed: int) -> Dataset:
+    """A data set and clozes made from its passages."""
+    from qalib.data.cloze import cloze_examples
+    from qalib.data.squad import make_dataset
+
+    clozes = cloze_examples(data.examples, per_passage, seed)
+    name = f"{data.name}+clozes"
+    return make_dataset(name, (*data.examples, *clozes), data.path, data.raw_sha256)
