@@ -125,6 +125,7 @@ def test_seeds_the_final_reader_and_its_scores(store):
     adam, sgd = final_reader(study)
     assert (adam.config["optimizer"], sgd.config["optimizer"]) == ("adam", "sgd")
     assert sgd.inputs["start"] == adam.key
+    assert adam.metrics["questions"] > sgd.metrics["questions"]  # clozes, and then none
     scored = evaluate_bytes(study, "bytes: final", sgd)
     shares = [scored.metrics[f"p@{n}"] for n in range(1, 6)]
     assert shares[0] == pytest.approx(scored.metrics["exact_match"])

@@ -21,7 +21,15 @@ from qalib.study.session import Study
 from qalib.study.skip_stages import Landscape
 from qalib.study.store import Store
 
-READER = {"width": 4, "layers": 2, "kernel": 3, "heads": 1, "head_width": 4, "dropout": 0.1}
+READER = {
+    "width": 4,
+    "layers": 2,
+    "kernel": 3,
+    "heads": 1,
+    "head_width": 4,
+    "dropout": 0.1,
+    "alike": 4.0,
+}
 TRAIN = {"max_steps": 3, "epochs": 1, "learning_rate": 1e-2, "log_every": 1}
 DATA = {"train_questions": 60, "test_questions": 12, "passage_length": 300}
 SECTIONS = {
@@ -147,6 +155,8 @@ def test_sweeps_differ_in_one_thing_and_never_see_the_test_data(tmp_path):
         same = {**asdict(config), "sigma": 2.0, "answers": "min"}
         assert same == asdict(configs[1])
         assert (config.train.max_steps, config.held_out, config.reader.encoder) == (2, 0.3, "dense")
+    starts = [training_of(run).reader.alike for run in skip_stages.start_sweep(study)]
+    assert starts == [0.0, configs[0].reader.alike]
     held = 60 - widths[0].metrics["questions"]
     assert 0 < held < 40
     assert list(study.datasets) == [training_data(study).name]

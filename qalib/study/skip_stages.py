@@ -177,12 +177,20 @@ def answer_sweep(study: Study) -> list[Run]:
     return [_short(study, answers=answers) for answers in ANSWERS]
 
 
-def _short(study: Study, **changes) -> Run:
+def start_sweep(study: Study) -> list[Run]:
+    """A short training of the dense reader with unrelated queries and keys, and as the others."""
+    alike = variant(study.section("bytes", ByteStudy).base, "dense").reader.alike
+    return [_short(study, alike=value) for value in (0.0, alike)]
+
+
+def _short(study: Study, alike: float | None = None, **changes) -> Run:
     """The dense reader, trained for the steps of the sweeps on what they do not hold out."""
     asked = study.section("bytes", ByteStudy)
     config = variant(asked.base, "dense")
     rate = asked.rates.get("dense", config.train.learning_rate)
     steps = asked.sweep_steps or config.train.max_steps
     train = replace(config.train, learning_rate=rate, max_steps=steps)
+    if alike is not None:
+        changes["reader"] = replace(config.reader, alike=alike)
     config = replace(config, train=train, held_out=asked.held_out, seed=study.seed, **changes)
     return study.keep(train_bytes(study.store, training_data(study), config, force=study.force))
