@@ -355,3 +355,8 @@ def test_eight_examples_are_learnt_by_heart(kind):
         feature = features[batch.owner[row]]
         a, b = feature.characters(best.starts[row, 0], best.ends[row, 0])
         assert example.context[a:b] == example.answers[0].text
+
+
+def test_a_dropout_that_keeps_nothing_is_refused():
+    with pytest.raises(QalibError, match="dropout must be"):
+        ByteReaderConfig(dropout=1.0)

@@ -60,6 +60,8 @@ class ByteReaderConfig:
         for name in ("width", "layers", "recurrent_layers", "heads", "head_width"):
             if getattr(self, name) < 1:
                 raise QalibError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.dropout < 0.99:
+            raise QalibError(f"dropout must be from 0 to below 0.99, not {self.dropout}.")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
 
