@@ -142,11 +142,11 @@ def train(
     seed: Annotated[int, typer.Option(help="seed")] = 0,
 ) -> None:
     """Train a reader into the store; with several GPUs: accelerate launch -m qalib train ..."""
-    from qalib.study import byte_stages, session, stages
+    from qalib.study import byte_final, byte_stages, session, stages
 
     known = {
         "encoder": lambda study: [stages.encoder(study)],
-        "bytes: final": byte_stages.final_reader,
+        "bytes: final": byte_final.final_reader,
     }
     for name in byte_stages.VARIANTS:
         known[f"bytes: {name}"] = partial(byte_stages.trained_variants, name=name, seeds=1)

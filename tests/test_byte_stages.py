@@ -12,15 +12,15 @@ from qalib.data.byte_features import passage_features
 from qalib.data.squad import Dataset
 from qalib.errors import QalibError
 from qalib.readers.byte_reader import ByteReaderConfig, build_byte_reader, count_parameters
+from qalib.study.byte_final import ByteFinal, final_reader
 from qalib.study.byte_stages import (
     VARIANTS,
-    ByteFinal,
     ByteStudy,
     ByteTraining,
     byte_task,
     evaluate_bytes,
-    final_reader,
     make_optimizer,
+    sharpen,
     train_bytes,
     trained_reader,
     trained_variants,
@@ -122,15 +122,18 @@ def test_seeds_the_final_reader_and_its_scores(store):
     study = Study("03", load_profile("ci"), 5, store)
     runs = trained_variants(study, "dense")
     assert [run.config["seed"] for run in runs] == [5, 6]
+    sharp = sharpen(study, runs[0])
+    assert (sharp.config["sigma"], sharp.inputs["start"]) == (0.0, runs[0].key)
     adam, sgd = final_reader(study)
     assert (adam.config["optimizer"], sgd.config["optimizer"]) == ("adam", "sgd")
-    assert sgd.inputs["start"] == adam.key
-    assert adam.metrics["questions"] > sgd.metrics["questions"]  # clozes, and then none
+    assert sgd.inputs["start"] == adam.inputs["start"]
+    clozed = store.get(sgd.inputs["start"])
+    assert clozed.metrics["questions"] > sgd.metrics["questions"]
     scored = evaluate_bytes(study, "bytes: final", sgd)
     shares = [scored.metrics[f"p@{n}"] for n in range(1, 6)]
     assert shares[0] == pytest.approx(scored.metrics["exact_match"])
     assert 0 <= sum(shares) <= 100
-    assert {run.short for run in (*runs, adam, sgd, scored)} <= set(study.runs)
+    assert {run.short for run in (*runs, sharp, adam, sgd, scored)} <= set(study.runs)
 
 
 @pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"questions": 0}])

@@ -187,18 +187,8 @@ class ByteStudy:
     sigmas: tuple[float, ...] = (0.0, 2.0)  # of the sweep
     sweep_steps: int = 0  # steps of a run of the sweeps; 0 = as many as ``base``
     held_out: float = 0.1  # share of the passages that tells the runs of the sweeps apart
-
-
-@dataclass(frozen=True)
-class ByteFinal:
-    """The final reader: a variant trained on with clozes beside the questions, then with SGD."""
-
-    variant: str = "dense"
-    clozes: int = 10  # of a passage, at most
-    epochs: int = 1  # more, with Adam, on questions and clozes
-    dropout: float = 0.15  # of these and the last
-    finish_epochs: int = 1  # with SGD, on the questions alone
-    finish_rate: float = 0.02
+    sharp_steps: int = 0  # more steps, with sigma 0, before a reader answers questions
+    sharp_rate: float = 1e-3
 
 
 VARIANTS = {
@@ -270,27 +260,18 @@ def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
     return runs
 
 
-def final_reader(study: Study) -> tuple[Run, Run]:
-    """The final reader: seed 0 of its variant after more epochs of Adam, and after SGD behind."""
-    asked, data = study.section("byte_final", ByteFinal), training_data(study)
-    first = trained_variants(study, asked.variant, seeds=1)[0]
-    config = training_of(first)
-    schedule = replace(config.train, epochs=asked.epochs)
-    reader = replace(config.reader, dropout=asked.dropout)
-    config = replace(config, reader=reader, train=schedule)
-    more = with_clozes(data, asked.clozes, study.seed)
-    adam = train_bytes(study.store, more, config, first, study.force)
-    schedule = replace(schedule, epochs=asked.finish_epochs, learning_rate=asked.finish_rate)
-    finish = replace(config, optimizer="sgd", train=replace(schedule, weight_decay=0.0))
-    sgd = train_bytes(study.store, data, finish, adam, study.force)
-    return study.keep(adam), study.keep(sgd)
+def sharpen(study: Study, trained: Run) -> Run:
+    """A trained reader after some more steps with sigma 0, as it answers questions.
 
-
-def with_clozes(data: Dataset, per_passage: int, seed: int) -> Dataset:
-    """A data set and clozes made from its passages."""
-    from qalib.data.cloze import cloze_examples
-    from qalib.data.squad import make_dataset
-
-    clozes = cloze_examples(data.examples, per_passage, seed)
-    name = f"{data.name}+clozes"
-    return make_dataset(name, (*data.examples, *clozes), data.path, data.raw_sha256)
+    A reader of wide targets spreads its guess as widely, and then cuts answers a character short;
+    a few steps of plain cross-entropy make it say which character.
+    """
+    asked, config = study.section("bytes", ByteStudy), training_of(trained)
+    if not asked.sharp_steps:
+        return trained
+    schedule = replace(
+        config.train, max_steps=asked.sharp_steps, learning_rate=asked.sharp_rate, epochs=1
+    )
+    config = replace(config, sigma=0.0, train=schedule)
+    run = train_bytes(study.store, training_data(study), config, trained, study.force)
+    return study.keep(run)

@@ -13,6 +13,7 @@ from qalib.metrics import paired_bootstrap, question_scores
 from qalib.readers.byte_reader import RECURRENT, ByteReaderConfig
 from qalib.study.byte_stages import (
     evaluate_bytes,
+    sharpen,
     trained_variants,
     training_of,
 )
@@ -48,9 +49,9 @@ def train_readers(study: Study) -> dict[str, list[Run]]:
 
 
 def score_readers(study: Study, readers: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
-    """Every trained reader on the test data."""
+    """Every trained reader, sharpened, on the test data."""
     return {
-        name: [evaluate_bytes(study, f"bytes: {name}", run) for run in runs]
+        name: [evaluate_bytes(study, f"bytes: {name}", sharpen(study, run)) for run in runs]
         for name, runs in readers.items()
     }
 

@@ -16,6 +16,7 @@ from qalib.readers.byte_reader import ByteReader, build_byte_reader
 from qalib.study.byte_stages import (
     ByteStudy,
     byte_task,
+    sharpen,
     train_bytes,
     trained_reader,
     trained_variants,
@@ -170,6 +171,12 @@ def _look(
 def sigma_sweep(study: Study) -> list[Run]:
     """A short training of the dense reader for every width of the Gaussian targets."""
     return [_short(study, sigma=sigma) for sigma in study.section("bytes", ByteStudy).sigmas]
+
+
+def sharpened_sweep(study: Study) -> list[Run]:
+    """The short training of the base's sigma, and the same after its steps with sigma 0."""
+    wide = _short(study)
+    return [wide, sharpen(study, wide)]
 
 
 def answer_sweep(study: Study) -> list[Run]:
