@@ -149,7 +149,7 @@ def train(
         "bytes: final": byte_final.final_reader,
     }
     for name in byte_stages.VARIANTS:
-        known[f"bytes: {name}"] = partial(byte_stages.trained_variants, name=name, seeds=1)
+        known[f"bytes: {name}"] = partial(byte_stages.train_variant, name=name)
     if stage not in known:
         raise QalibError(f"nothing called {stage!r} can be trained; there is {', '.join(known)}.")
     for run in known[stage](session.start("train", profile, seed)):

@@ -260,6 +260,12 @@ def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
     return runs
 
 
+def train_variant(study: Study, name: str) -> tuple[Run, Run]:
+    """The first seed of a variant as trained, and as it answers questions."""
+    trained = trained_variants(study, name, seeds=1)[0]
+    return trained, sharpen(study, trained)
+
+
 def sharpen(study: Study, trained: Run) -> Run:
     """A trained reader after some more steps with sigma 0, as it answers questions.
 
