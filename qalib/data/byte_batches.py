@@ -1,7 +1,7 @@
 """Training batches for byte-level readers: a fixed number of questions, each passage read once.
 
-A row is one question, numbered through all features in order. A passage whose questions fall into
-one batch is in that batch once, whatever their number.
+A row is one question, numbered through all features in order. A feature is a passage with some
+questions; however many of them fall into one batch, the passage is in it once.
 """
 
 from collections.abc import Sequence

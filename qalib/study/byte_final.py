@@ -17,13 +17,13 @@ from qalib.study.session import Study
 
 @dataclass(frozen=True)
 class ByteFinal:
-    """The final reader: a variant trained on with clozes beside the questions, then with SGD."""
+    """The final reader: a variant trained on with clozes, then finished on the questions alone."""
 
     variant: str = "dense"
     clozes: int = 10  # of a passage, at most
     epochs: int = 1  # more, with Adam, on questions and clozes
     dropout: float = 0.15  # of these and the last
-    finish_epochs: int = 1  # with SGD, or Adam beside it, sigma 0 and the questions alone
+    finish_epochs: int = 1  # with sigma 0, once by SGD and once by Adam
     finish_rate: float = 0.02  # of SGD; Adam's is that of ``ByteStudy.sharp_rate``
 
 
