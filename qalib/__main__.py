@@ -150,6 +150,7 @@ def train(
     }
     for name in byte_stages.VARIANTS:
         known[f"bytes: {name}"] = partial(byte_stages.train_variant, name=name)
+        known[f"bytes: {name}, longer"] = partial(byte_stages.trained_longer, name=name)
     if stage not in known:
         raise QalibError(f"nothing called {stage!r} can be trained; there is {', '.join(known)}.")
     for run in known[stage](session.start("train", profile, seed)):

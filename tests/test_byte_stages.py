@@ -22,6 +22,7 @@ from qalib.study.byte_stages import (
     make_optimizer,
     sharpen,
     train_bytes,
+    trained_longer,
     trained_reader,
     trained_variants,
     training_of,
@@ -134,6 +135,18 @@ def test_seeds_the_final_reader_and_its_scores(store):
     assert shares[0] == pytest.approx(scored.metrics["exact_match"])
     assert 0 <= sum(shares) <= 100
     assert {run.short for run in (*runs, sharp, adam, sgd, scored)} <= set(study.runs)
+
+
+def test_patience_multiplies_the_epochs_and_nothing_else(store):
+    profile = load_profile("ci")
+    study = Study("02", profile, 0, store)
+    (plain,) = trained_variants(study, "plain", seeds=1)
+    assert trained_longer(study, "plain")[0].key == plain.key
+    profile.sections["bytes"]["patience"] = 3
+    longer, sharp = trained_longer(study, "plain")
+    schedule = {**plain.config["train"], "epochs": 3 * plain.config["train"]["epochs"]}
+    assert longer.config == {**plain.config, "train": schedule}
+    assert sharp.inputs["start"] == longer.key
 
 
 @pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"questions": 0}])

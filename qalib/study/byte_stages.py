@@ -189,6 +189,7 @@ class ByteStudy:
     held_out: float = 0.1  # share of the passages that tells the runs of the sweeps apart
     sharp_steps: int = 0  # more steps, with sigma 0, before a reader answers questions
     sharp_rate: float = 1e-3
+    patience: int = 1  # times as many epochs for a reader that is given more time
 
 
 VARIANTS = {
@@ -258,6 +259,19 @@ def trained_variants(study: Study, name: str, seeds: int = 0) -> list[Run]:
         run = train_bytes(study.store, training_data(study), seeded, force=study.force)
         runs.append(study.keep(run))
     return runs
+
+
+def trained_longer(study: Study, name: str) -> tuple[Run, Run]:
+    """The first seed of a variant with ``patience`` times the epochs, as trained and sharpened.
+
+    A reader that is still learning when it stops is not yet as good as its layers allow.
+    """
+    asked = study.section("bytes", ByteStudy)
+    config = training_of(trained_variants(study, name, seeds=1)[0])
+    schedule = replace(config.train, epochs=asked.patience * config.train.epochs)
+    config = replace(config, train=schedule)
+    run = train_bytes(study.store, training_data(study), config, force=study.force)
+    return study.keep(run), sharpen(study, run)
 
 
 def train_variant(study: Study, name: str) -> tuple[Run, Run]:
