@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from qalib.attention import use_byte_dropout
 from qalib.data.batches import collate, training_batches
 from qalib.data.features import Window
 from qalib.losses import span_loss
-from qalib.readers.attention import use_byte_dropout
 from qalib.readers.encoder_reader import EncoderConfig, EncoderReader, build_encoder
 from qalib.train import TrainConfig, choose_precision, make_optimizer
 

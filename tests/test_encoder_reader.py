@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny import TINY, examples, tiny_reader
 
+from qalib.attention import ByteDropout, attention
 from qalib.data.batches import collate
 from qalib.data.features import WindowConfig, make_windows
 from qalib.data.squad import file_sha256
 from qalib.errors import QalibError
 from qalib.readers import encoder_reader
-from qalib.readers.attention import ByteDropout, attention
 from qalib.readers.encoder_reader import EncoderConfig, build_encoder, model_folder
 from qalib.readers.shipped import (
     WEIGHTS,

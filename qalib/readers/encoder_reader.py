@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qalib.attention import register_attention, use_byte_dropout
 from qalib.data.batches import Batch
 from qalib.data.squad import file_sha256
 from qalib.errors import QalibError
-from qalib.readers.attention import register_attention, use_byte_dropout
 from qalib.spans import ReaderOutput
 
 MINILM = "minilm-l6"
