@@ -221,6 +221,27 @@ def test_the_results_table_comes_from_the_records(records):
     assert cells[3] == [r"Bytes \| words", "-", "-", "-", "0"]
 
 
+def test_a_row_shows_what_its_reader_was_trained_on_and_what_a_paper_says(records):
+    store = Store(records.parent / "runs", records)
+    trained = store.get_or_run("train", {"seed": 1}, lambda work: {"questions": 2500})
+    config, inputs = {"model": {"kind": "other"}}, {"weights": trained.key}
+    scored = store.get_or_run("score", config, lambda work: {"f1": 50.0}, inputs=inputs)
+    for run in (trained, scored):
+        store.publish(run)
+    columns = '[columns]\nasked = "trained.metrics.questions"\n"EM, paper" = "paper"\n'
+    row = "[[row]]\nlabel = 'x'\nstage = 'score'\nwhere = { model = { kind = '%s' } }\n"
+    table = columns + row % "other" + "paper = 'byte-plain-em'\n" + row % "encoder"
+    named = f"trained = '{trained.short}'\n"
+    for more, asked in (("", "-"), (named, "2,500")):
+        (records / "table.toml").write_text(table + more)
+        lines = readme_table(records).splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+        assert [row[1:3] for row in cells[2:]] == [["2,500", "30"], [asked, "-"]]
+    (records / "table.toml").write_text(table + "paper = 'nobody-said'\n")
+    with pytest.raises(QalibError, match="no paper claims 'nobody-said'"):
+        readme_table(records)
+
+
 def test_a_damaged_record_or_table_is_named(records):
     path = next(records.glob("train-*")) / "metrics.json"
     path.write_text("{")

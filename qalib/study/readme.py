@@ -5,10 +5,14 @@
     [columns]
     F1 = "metrics.f1"               # heading = where the number is in a run
     minutes = "env.minutes"
+    "trained on" = "trained.metrics.questions"  # in the run that its weights are from
+    "F1, paper" = "paper"
     [[row]]
     label = "MiniLM-L6 on SQuAD 1.1"
     stage = "score"
     where = { reader = "encoder" }  # what the run's configuration must hold
+    paper = "bst-bert-base-f1"      # a claim of data/paper, if there is one to stand beside it
+    trained = "train-encoder-0123456789ab"  # if its inputs do not name its weights
 
 The index of notebooks gives the minutes that they took: ``data/results/minutes.json``, noted from
 the stamps of passes that computed everything anew.
@@ -25,7 +29,7 @@ from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.entries import Run, read_run, split_name
 from qalib.study.files import pretty, write_whole
-from qalib.study.paper import markdown_table, mean_and_spread
+from qalib.study.paper import Claim, load_claims, markdown_table, mean_and_spread
 from qalib.study.store import RECORDS, Store
 
 README = ROOT / "README.md"
@@ -40,16 +44,35 @@ def readme_table(records: Path = RECORDS) -> str:
     try:
         spec = tomllib.loads(path.read_text(encoding="utf-8"))
         columns, rows = dict(spec["columns"]), list(spec["row"])
-        wanted = [(row["label"], row["stage"], dict(row.get("where", {}))) for row in rows]
+        for row in rows:
+            row["label"], row["stage"], dict(row.get("where", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QalibError(f"{path}: is no table of columns and rows ({error!r}).") from None
-    runs = recorded_runs(records)
+    runs, claims = recorded_runs(records), load_claims()
     table = []
-    for label, stage, where in wanted:
-        chosen = [run for run in runs if run.stage == stage and _holds(run.config, where)]
-        cells = {name: _cell(chosen, place) for name, place in columns.items()}
-        table.append({"": label, **cells, "runs": str(len(chosen))})
+    for row in rows:
+        where = row.get("where", {})
+        chosen = [run for run in runs if run.stage == row["stage"] and _holds(run.config, where)]
+        found = [_facts(run, runs, row.get("trained", "")) for run in chosen]
+        cells = {name: _cell(found, place) for name, place in columns.items()}
+        for name in [name for name, place in columns.items() if place == "paper"]:
+            cells[name] = _claimed(row.get("paper", ""), claims, path)
+        table.append({"": row["label"], **cells, "runs": str(len(chosen))})
     return markdown_table(table)
+
+
+def _facts(run: Run, runs: list[Run], trained: str) -> dict:
+    """What a cell may show of a run, and of the run that its weights are from."""
+    weights = run.inputs.get("weights")
+    source = [r for r in runs if (r.short == trained if trained else r.key == weights)]
+    own = {"metrics": run.metrics, "env": run.env, "config": run.config}
+    return own | ({"trained": {"metrics": source[0].metrics}} if source else {})
+
+
+def _claimed(name: str, claims: Mapping[str, Claim], path: Path) -> str:
+    if name and name not in claims:
+        raise QalibError(f"{path}: no paper claims {name!r}; the claims stand in data/paper.")
+    return f"{claims[name].value:.{claims[name].digits}f}" if name else "-"
 
 
 def recorded_runs(records: Path = RECORDS) -> list[Run]:
@@ -135,10 +158,9 @@ def _holds(config: object, where: Mapping) -> bool:
     )
 
 
-def _cell(runs: list[Run], place: str) -> str:
+def _cell(found: list[dict], place: str) -> str:
     values = []
-    for run in runs:
-        value: object = {"metrics": run.metrics, "env": run.env, "config": run.config}
+    for value in found:
         for key in place.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, int | float):
