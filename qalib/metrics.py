@@ -178,16 +178,24 @@ def precision_at_n(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int
     """Share of questions whose first correct (EM 1) answer stands exactly at rank 1, 2, ... n.
 
     Returns a float64 array (n,). The shares are not cumulative: their sum is the share answered
-    within n. A question without candidates is never correct. Raises as :func:`question_scores`.
+    within n. Raises as :func:`question_scores`.
+    """
+    ranks = correct_ranks(dataset, ranked, n)
+    return np.bincount(ranks, minlength=n + 1)[1:] / len(dataset)
+
+
+def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
+    """The rank of every question's first correct (EM 1) answer, 1 to n; 0 where none of n is.
+
+    Returns an int64 array (questions,). Raises as :func:`question_scores`.
     """
     _check_ids(dataset, ranked)
-    rule, words, hits = _rule_of(dataset), _Words(), np.zeros(n)
+    rule, words, ranks = _rule_of(dataset), _Words(), []
     for example in dataset:
         golds = _gold_words(example.answer_texts, rule, words)
         correct = [words[text] in golds for text in ranked.get(example.id, ())[:n]]
-        if any(correct):
-            hits[correct.index(True)] += 1
-    return hits / len(dataset)
+        ranks.append(correct.index(True) + 1 if any(correct) else 0)
+    return np.array(ranks, dtype=np.int64)
 
 
 def adversarial_question_scores(

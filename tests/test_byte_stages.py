@@ -29,6 +29,7 @@ from qalib.study.byte_stages import (
     variant,
 )
 from qalib.study.profiles import load_profile, profile_names
+from qalib.study.reader_stages import hits_per_question
 from qalib.study.session import Study
 from qalib.study.stages import read_log
 from qalib.study.store import Store
@@ -134,6 +135,7 @@ def test_seeds_the_final_reader_and_its_scores(store):
     shares = [scored.metrics[f"p@{n}"] for n in range(1, 6)]
     assert shares[0] == pytest.approx(scored.metrics["exact_match"])
     assert 0 <= sum(shares) <= 100
+    assert hits_per_question(scored).mean() == pytest.approx(sum(shares))
     assert {run.short for run in (*runs, sharp, adam, sgd, scored)} <= set(study.runs)
 
 

@@ -311,6 +311,8 @@ def test_precision_at_n_counts_the_first_correct_rank_only():
         "q3": ["dog", "cat", "owl", "bee", "gnu", "ant"],  # sixth: beyond n
     }
     assert metrics.precision_at_n(dataset, ranked).tolist() == [0.25, 0, 0.25, 0, 0]
+    ranks = metrics.correct_ranks(dataset, ranked).tolist()
+    assert sorted(ranks) == [0, 0, 1, 3]
     assert metrics.precision_at_n(dataset, ranked, n=6).tolist() == [0.25, 0, 0.25, 0, 0, 0.25]
     with pytest.raises(QalibError, match="another dataset"):
         metrics.precision_at_n(dataset, {"elsewhere": ["dog"]})

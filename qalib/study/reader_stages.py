@@ -1,5 +1,6 @@
 """Notebook 03: the readers it compares, what each of them can see, and how they score."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from qalib.study.byte_stages import (
     training_of,
 )
 from qalib.study.entries import Run
-from qalib.study.paper import mean_and_spread
+from qalib.study.paper import Interval, mean_and_spread
 from qalib.study.session import Study
 from qalib.study.stages import predictions, read_log
 
@@ -133,6 +134,18 @@ def per_question(test: Dataset, scored: Run) -> dict[str, np.ndarray]:
     """EM and F1 of every test question, 0 to 100, by an ``evaluate`` run.  each (questions,)"""
     exact, f1 = question_scores(test, predictions(scored))
     return {"EM": 100 * exact, "F1": 100 * f1}
+
+
+def hits_per_question(scored: Run) -> np.ndarray:
+    """100 for every test question whose answer is among the first five, else 0.  (questions,)"""
+    ranks = json.loads(scored.file("ranks.json").read_text(encoding="utf-8"))
+    return 100.0 * (np.array(ranks) > 0)
+
+
+def interval(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+    """The mean paired difference and its 95 % bootstrap interval, to stand beside a claim."""
+    gain = paired_bootstrap(ours, theirs)
+    return Interval(gain.difference, gain.low, gain.high)
 
 
 def gains(test: Dataset, ours: Mapping[str, Run], theirs: Run) -> pd.DataFrame:

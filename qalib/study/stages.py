@@ -175,9 +175,10 @@ def evaluate(
     """Score a reader on the profile's test data; keeps predictions.json.
 
     ``inputs`` says what the reader is made of, ``settings`` how it decodes; ``answer`` gives id to
-    answer text, or to answers in order: then p@1 to p@5 are measured too.
+    answer text, or to answers in order: then p@1 to p@5 are measured too, and ranks.json has the
+    rank of the right answer of every question, in order (0: not among the first five).
     """
-    from qalib.metrics import precision_at_n, score
+    from qalib.metrics import correct_ranks, precision_at_n, score
 
     test = study.data("test")
 
@@ -189,6 +190,9 @@ def evaluate(
         ranked = {id: texts for id, texts in found.items() if not isinstance(texts, str)}
         predictions = found | {id: texts[0] for id, texts in ranked.items()}
         precision = precision_at_n(test, ranked) if ranked else []
+        if ranked:
+            ranks = correct_ranks(test, ranked).tolist()
+            (work / "ranks.json").write_text(json.dumps(ranks))
         (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
         rate = {"seconds": round(seconds, 2), "questions_per_second": len(test) / seconds}
         hits = {f"p@{n}": 100 * share for n, share in enumerate(precision, start=1)}
