@@ -154,6 +154,7 @@ def test_the_environment_is_recorded_and_names_nobody(store):
     env = store.get_or_run("train", {"seed": 3}, weigh).env
     assert env["seed"] == 3
     assert env["sessions"] == 1
+    assert 0.01 < env["peak_memory_gb"] < 100  # this process has numpy loaded
     assert env["packages"]["numpy"]
     assert set(env["git"]) == {"commit", "dirty"}
     text = json.dumps(env)

@@ -73,6 +73,16 @@ def torch_device() -> dict:
     return {"device": device, "torch_threads": torch.get_num_threads()}
 
 
+def peak_memory_gb() -> float | None:
+    """The most memory that this process has held so far, in GB; None where it cannot be told."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)
+
+
 def git_state() -> dict:
     """The commit, and whether the package differs from it (figures being redrawn do not count)."""
     commit = _git("rev-parse", "HEAD")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qalib.errors import QalibError
 from qalib.study.entries import list_files
-from qalib.study.environment import environment
+from qalib.study.environment import environment, peak_memory_gb
 from qalib.study.files import plain, pretty, sync_tree, write_whole
 
 UNLISTED = ("scratch", "clock.json", "DONE.json", "DONE.tmp")  # no part of what a run is
@@ -29,7 +29,7 @@ def compute_in(
         raise QalibError(f"{about['stage']}: the run did not write {', '.join(missing)}.")
     config = about["config"]
     seed = config.get("seed") if isinstance(config, dict) else None
-    env = {**environment(), **clock, "seed": seed}
+    env = {**environment(), **clock, "seed": seed, "peak_memory_gb": peak_memory_gb()}
     (work / "metrics.json").write_text(pretty(metrics), encoding="utf-8")
     (work / "env.json").write_text(pretty(env), encoding="utf-8")
     done = {"files": list_files(work, without=UNLISTED)}
