@@ -151,3 +151,17 @@ def test_gains_are_paired(tmp_path):
     assert gain.difference == 25
     assert table.loc["ours", "EM"] == f"+25.0 [{gain.low:.1f}, {gain.high:.1f}]"
     assert table.loc["same"].tolist() == ["+0.0 [0.0, 0.0]"] * 2
+
+
+def test_recurrent_mixers_stand_against_the_same_encoder(monkeypatch):
+    calls = []
+
+    def noted(test, ours, theirs):
+        calls.append((list(ours), theirs))
+        return pd.DataFrame({"EM": ["+0.0"]}, index=list(ours))
+
+    monkeypatch.setattr(reader_stages, "gains", noted)
+    scored = dict.fromkeys(["plain", "dense", "dilated", "plain, recurrent", "dense, recurrent"])
+    table = reader_stages.recurrence_gains(None, {name: name for name in scored})
+    assert calls == [(["plain, recurrent"], "plain"), (["dense, recurrent"], "dense")]
+    assert list(table.index) == [("plain", "plain, recurrent"), ("dense", "dense, recurrent")]

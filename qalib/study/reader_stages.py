@@ -33,9 +33,10 @@ class Readers:
 
     variants: tuple[str, ...] = ("plain", "dense", "dilated", "recurrent", "plain, recurrent")
     recurrent: str = "recurrent"  # the one of them that is compared with plain
+    page: str = "recurrent"  # the one that stands beside the page's recurrent reader
 
     def __post_init__(self):
-        for name in ("plain", self.recurrent):
+        for name in ("plain", self.recurrent, self.page):
             if name not in self.variants:
                 raise QalibError(f"variants must name {name!r}, which is compared with others.")
 
@@ -155,6 +156,13 @@ def gains(test: Dataset, ours: Mapping[str, Run], theirs: Run) -> pd.DataFrame:
         own = per_question(test, run)
         rows.append({metric: gain_text(own[metric], base[metric]) for metric in own})
     return pd.DataFrame(rows, index=pd.Index(ours, name="reader"))
+
+
+def recurrence_gains(test: Dataset, scored: Mapping[str, Run]) -> pd.DataFrame:
+    """How far "X, recurrent" is above X on the same questions, for every X that has both."""
+    pairs = [(name, f"{name}, recurrent") for name in scored if f"{name}, recurrent" in scored]
+    parts = [gains(test, {mixed: scored[mixed]}, scored[name]) for name, mixed in pairs]
+    return pd.concat(dict(zip([name for name, _ in pairs], parts, strict=True)), names=["over"])
 
 
 def gain_text(ours: np.ndarray, theirs: np.ndarray) -> str:
