@@ -41,6 +41,7 @@ SECTIONS = {
         "seeds": 2,
         "sigmas": [0.0, 2.0],
         "sweep_steps": 2,
+        "sharp_steps": 1,
         "held_out": 0.3,
     },
     "landscape": {"points": 3, "reach": 0.5, "directions": 2, "questions": 20, "batches": 2},
@@ -157,6 +158,10 @@ def test_sweeps_differ_in_one_thing_and_never_see_the_test_data(tmp_path):
         assert (config.train.max_steps, config.held_out, config.reader.encoder) == (2, 0.3, "dense")
     starts = [training_of(run).reader.alike for run in skip_stages.start_sweep(study)]
     assert starts == [0.0, configs[0].reader.alike]
+    wide, same, sharp = skip_stages.sharpened_sweep(study)
+    assert wide.key == widths[1].key
+    assert (same.config["sigma"], sharp.config["sigma"]) == (2.0, 0.0)
+    assert same.inputs["start"] == sharp.inputs["start"] == wide.key
     held = 60 - widths[0].metrics["questions"]
     assert 0 < held < 40
     assert list(study.datasets) == [training_data(study).name]

@@ -280,11 +280,12 @@ def train_variant(study: Study, name: str) -> tuple[Run, Run]:
     return trained, sharpen(study, trained)
 
 
-def sharpen(study: Study, trained: Run) -> Run:
+def sharpen(study: Study, trained: Run, sigma: float = 0.0) -> Run:
     """A trained reader after some more steps with sigma 0, as it answers questions.
 
     A reader of wide targets spreads its guess as widely, and then cuts answers a character short;
-    a few steps of plain cross-entropy make it say which character.
+    a few steps of plain cross-entropy make it say which character. With another ``sigma`` it takes
+    the same steps to other targets.
     """
     asked, config = study.section("bytes", ByteStudy), training_of(trained)
     if not asked.sharp_steps:
@@ -292,6 +293,6 @@ def sharpen(study: Study, trained: Run) -> Run:
     schedule = replace(
         config.train, max_steps=asked.sharp_steps, learning_rate=asked.sharp_rate, epochs=1
     )
-    config = replace(config, sigma=0.0, train=schedule)
+    config = replace(config, sigma=sigma, train=schedule)
     run = train_bytes(study.store, training_data(study), config, trained, study.force)
     return study.keep(run)

@@ -174,9 +174,9 @@ def sigma_sweep(study: Study) -> list[Run]:
 
 
 def sharpened_sweep(study: Study) -> list[Run]:
-    """The short training of the base's sigma, and the same after its steps with sigma 0."""
+    """The short training of the base's sigma; after more steps of the same; or with sigma 0."""
     wide = _short(study)
-    return [wide, sharpen(study, wide)]
+    return [wide, sharpen(study, wide, training_of(wide).sigma), sharpen(study, wide)]
 
 
 def answer_sweep(study: Study) -> list[Run]:
