@@ -52,6 +52,14 @@ class Candidate:
     score: float  # start logit + end logit
 
 
+@dataclass(frozen=True)
+class Answered:
+    """All that is said about one question."""
+
+    candidates: list[Candidate]  # best first
+    read: float  # share of the passage's tokens that the reader read to the end; 1 without skimming
+
+
 class Answerer:
     """Answers questions with a reader. Predictions do not depend on what else is in the batch."""
 
@@ -81,6 +89,10 @@ class Answerer:
         self, examples: Sequence[Example], progress: bool = False
     ) -> list[list[Candidate]]:
         """The n best answers to every question, best first, in the order of ``examples``."""
+        return [answered.candidates for answered in self.answer_all(examples, progress)]
+
+    def answer_all(self, examples: Sequence[Example], progress: bool = False) -> list[Answered]:
+        """As ``answer_many``, with the share of each passage that was read."""
         for example in examples:
             check_example(replace(example, answers=()), f"question {example.id!r}")
         windows = make_windows(examples, self.reader.tokenizer, self.config.windows)
@@ -88,10 +100,11 @@ class Answerer:
         by_example: list[list[int]] = [[] for _ in examples]
         for index, window in enumerate(windows):
             by_example[window.example].append(index)
-        return [
-            self._merge(example, [(windows[i], spans[i]) for i in indices])
-            for example, indices in zip(examples, by_example, strict=True)
-        ]
+        answered = []
+        for example, indices in zip(examples, by_example, strict=True):
+            parts = [(windows[i], spans[i]) for i in indices]
+            answered.append(Answered(self._merge(example, parts), _share_read(parts)))
+        return answered
 
     def predictions(self, examples: Sequence[Example], progress: bool = False) -> dict[str, str]:
         """Question id to best answer text: the official prediction format."""
@@ -134,7 +147,8 @@ class Answerer:
         wanted = max(20, 4 * self.config.n_best)  # room for spans that turn out to be repeats
         best = best_spans(*output[:3], k=wanted, max_length=self.config.max_answer_tokens)
         null = output.start_logits[:, 0].float() + output.end_logits[:, 0].float()
-        columns = (best.starts, best.ends, best.scores, best.log_total, null)
+        read = output.attentions.get("read", torch.ones(len(windows)))
+        columns = (best.starts, best.ends, best.scores, best.log_total, null, read)
         return [_Scored(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
     def _merge(self, example: Example, parts: list[tuple[Window, "_Scored"]]) -> list[Candidate]:
@@ -173,6 +187,13 @@ class _Scored:
     scores: list[float]
     log_total: float
     null: float
+    read: float
+
+
+def _share_read(parts: Sequence[tuple[Window, _Scored]]) -> float:
+    """The share of the tokens of all windows that was read."""
+    tokens = sum(len(window.offsets) for window, _ in parts)
+    return sum(len(w.offsets) * s.read for w, s in parts) / tokens if tokens else 1.0
 
 
 def _share(score: float, total: float) -> float:

@@ -118,12 +118,21 @@ def make_blocks(
     )
 
 
-def answer_blocks(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
-    """Which blocks hold a token of any gold answer.  -> (B, K) bool
+def blocks_of_answers(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
+    """Which blocks hold a token of which gold answer.  -> (B, K, A) bool
 
     spans (B, A, 2) int64 inclusive positions, weights (B, A), 0 where there is no answer.
     """
     place = torch.arange(blocks.of.shape[1], device=spans.device)
     start, end = spans[..., :1], spans[..., 1:]
     inside = (place >= start) & (place <= end) & (weights > 0)[..., None]  # (B, A, L)
-    return (blocks.membership() & inside.any(dim=1)[:, None, :]).any(dim=2)
+    shared = blocks.membership().float() @ inside.float().transpose(1, 2)
+    return shared > 0
+
+
+def answer_blocks(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
+    """Which blocks hold a token of any gold answer.  -> (B, K) bool
+
+    Arguments as of :func:`blocks_of_answers`.
+    """
+    return blocks_of_answers(blocks, spans, weights).any(dim=2)

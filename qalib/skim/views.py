@@ -43,22 +43,31 @@ class FullAttention:
 
     def into(self, keys: Tensor) -> Tensor:
         """See :class:`Attention`."""
-        chosen = keys.to(self.probabilities.dtype)[:, None, :, None]  # (B, 1, L, 1)
-        return (self.probabilities @ chosen).squeeze(-1)
+        near = _stretch(keys)
+        chosen = keys[:, near].to(self.probabilities.dtype)[:, None, :, None]  # (B, 1, M, 1)
+        return (self.probabilities[..., near] @ chosen).squeeze(-1)
 
     def out_of(self, queries: Tensor) -> Tensor:
         """See :class:`Attention`."""
+        near = _stretch(queries)
         share = queries.float() / queries.sum(dim=1, keepdim=True).clamp(min=1)
-        share = share.to(self.probabilities.dtype)[:, None, None, :]  # (B, 1, 1, L)
-        return (share @ self.probabilities).squeeze(-2)
+        share = share[:, near].to(self.probabilities.dtype)[:, None, None, :]  # (B, 1, 1, M)
+        return (share @ self.probabilities[:, :, near]).squeeze(-2)
 
     def diagonal(self, blocks: Blocks, size: int) -> Tensor:
         """See :class:`Attention`."""
         places, real = block_positions(blocks, size)  # each (B, K, S)
-        row = torch.arange(len(places), device=places.device)[:, None, None, None]
-        found = self.probabilities[row, :, places[..., None], places[..., None, :]]
-        found = found * (real[..., None] & real[..., None, :])[..., None]  # (B, K, S, S, H)
-        return found.permute(0, 4, 1, 2, 3)
+        cells = places[..., None] * self.probabilities.shape[-1] + places[..., None, :]
+        cells = cells.flatten(1)[:, None].expand(-1, self.probabilities.shape[1], -1)
+        found = self.probabilities.flatten(2).gather(2, cells)  # (B, H, K S S)
+        found = found.unflatten(2, (blocks.count, size, size))
+        return found * (real[..., None] & real[..., None, :])[:, None]
+
+
+def _stretch(chosen: Tensor) -> slice:
+    """Positions from the first to the last that any row has chosen: the rest need not be read."""
+    places = chosen.any(dim=0).nonzero()
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
 def block_positions(blocks: Blocks, size: int) -> tuple[Tensor, Tensor]:
@@ -66,11 +75,19 @@ def block_positions(blocks: Blocks, size: int) -> tuple[Tensor, Tensor]:
 
     -> (B, K, S) int64 (0 where there is none), (B, K, S) bool
     """
-    inside = blocks.membership()  # (B, K, L)
-    rank = inside.long().cumsum(dim=2) - 1
-    wanted = torch.arange(size, device=inside.device)
-    hit = inside[..., None, :] & (rank[..., None, :] == wanted[:, None])  # (B, K, S, L)
-    return hit.long().argmax(dim=-1), hit.any(dim=-1)
+    rows, length = blocks.of.shape
+    if not blocks.count:
+        empty = blocks.of.new_zeros(rows, 0, size)
+        return empty, empty.bool()
+    rank = blocks.membership().long().cumsum(dim=2) - 1  # (B, K, L)
+    rank = rank.gather(1, blocks.of.clamp(min=0)[:, None]).squeeze(1)  # (B, L), within its block
+    cell = blocks.of * size + rank
+    last = blocks.count * size  # where all that has no cell goes
+    cell = torch.where(blocks.passage & (rank < size), cell, last)
+    place = torch.arange(length, device=cell.device).expand(rows, -1)
+    found = torch.full((rows, last + 1), -1, device=cell.device).scatter(1, cell, place)
+    found = found[:, :-1].unflatten(1, (blocks.count, size))
+    return found.clamp(min=0), found >= 0
 
 
 @dataclass(frozen=True)
@@ -88,3 +105,4 @@ class Sight:
     layers: Mapping[int, LayerView]  # by number, from 1; those that the predictor asked for
     blocks: Blocks
     input_ids: Tensor  # (B, L)
+    answers: Tensor | None = None  # (B, K) bool, which blocks hold an answer; for the oracle only

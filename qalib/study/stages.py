@@ -169,24 +169,27 @@ def evaluate(
     study: Study,
     name: str,
     inputs: dict[str, str],
-    answer: Callable[[Dataset], dict[str, str] | dict[str, list[str]]],
+    answer: Callable[[Dataset], dict | tuple[dict, dict]],
     settings: object = None,
+    test: Dataset | None = None,
 ) -> Run:
-    """Score a reader on the profile's test data; keeps predictions.json.
+    """Score a reader on the profile's test data, or on ``test``; keeps predictions.json.
 
     ``inputs`` says what the reader is made of, ``settings`` how it decodes; ``answer`` gives id to
     answer text, or to answers in order: then p@1 to p@5 are measured too, and ranks.json has the
-    rank of the right answer of every question, in order (0: not among the first five).
+    rank of the right answer of every question, in order (0: not among the first five). It may add
+    a second dictionary, of more metrics.
     """
     from qalib.metrics import correct_ranks, precision_at_n, score
 
-    test = study.data("test")
+    test = test or study.data("test")
 
     def compute(work: Path) -> dict:
         note_data(work, test)
         begin = time.perf_counter()
-        found = answer(test)
+        given = answer(test)
         seconds = time.perf_counter() - begin
+        found, more = given if isinstance(given, tuple) else (given, {})
         ranked = {id: texts for id, texts in found.items() if not isinstance(texts, str)}
         predictions = found | {id: texts[0] for id, texts in ranked.items()}
         precision = precision_at_n(test, ranked) if ranked else []
@@ -196,7 +199,7 @@ def evaluate(
         (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
         rate = {"seconds": round(seconds, 2), "questions_per_second": len(test) / seconds}
         hits = {f"p@{n}": 100 * share for n, share in enumerate(precision, start=1)}
-        return {**score(test, predictions), **hits, "questions": len(test), **rate}
+        return {**score(test, predictions), **hits, **more, "questions": len(test), **rate}
 
     inputs = {**inputs, "test": test.content_sha256}
     config = {"reader": name, "settings": settings}

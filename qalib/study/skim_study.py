@@ -1,0 +1,159 @@
+"""What notebooks 05 and 07 train: joint training against plain, the ablations, the predictors."""
+
+from dataclasses import dataclass, field, replace
+
+from qalib.data.squad import Dataset, hold_out
+from qalib.skim.loss import SkimLossConfig
+from qalib.skim.predictors import PredictorConfig
+from qalib.study.entries import Run
+from qalib.study.session import Study
+from qalib.study.skim_scores import Skimming, evaluate_skimmed, judge_blocks
+from qalib.study.skim_training import SkimTraining, train_skim
+from qalib.study.stages import EncoderTraining, evaluate_encoder, train_encoder
+
+
+@dataclass(frozen=True)
+class SkimStudy:
+    """One set-up of the encoder, with and without predictors beside it."""
+
+    base: EncoderTraining = field(default_factory=EncoderTraining)  # that of the section "encoder"
+    epochs: int = 1  # instead of its own
+    learning_rate: float = 0.0  # 0 = its own
+    start: str = "pretrained"  # or "shipped"
+    predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("diagonal"))
+    loss: SkimLossConfig = field(default_factory=SkimLossConfig)
+    seeds: int = 1  # of plain and of joint training
+    alphas: tuple[float, ...] = (1.0, 0.1)  # tried on passages held out
+    held_out: float = 0.1
+    early: int = 2  # the layers of the tables: the paper's 4 and 6 of 12
+    middle: int = 3
+    sizes: tuple[int, ...] = (1, 8, 16, 64, 128)  # of blocks, beside the base's
+    threshold: float = 0.5  # of skimming during training
+    kinds: tuple[str, ...] = ("random", "lexical", "handcrafted", "diagonal", "question", "late")
+
+    def joint(self, **changes) -> SkimTraining:
+        """Joint training as the paper has it, but for ``changes``."""
+        whole = SkimTraining(self.base, self.predictor, self.loss, self.start)
+        return replace(whole, **changes)
+
+
+def asked(study: Study) -> SkimStudy:
+    """The profile's section, with the encoder's own as its base."""
+    plan, base = study.section("skim", SkimStudy), study.section("encoder", EncoderTraining)
+    rate = plan.learning_rate or base.train.learning_rate
+    schedule = replace(base.train, epochs=plan.epochs, learning_rate=rate)
+    return replace(plan, base=replace(base, train=schedule))
+
+
+def tuning(study: Study) -> dict[float, tuple[Run, Run]]:
+    """Joint training with each alpha on the ablations' passages but some, and its scores on these.
+
+    -> by alpha: the ``train-skim`` run and the ``evaluate`` run on the passages held out.
+    """
+    plan, data = asked(study), study.data("train", "skim_ablations")
+    held = hold_out(data, plan.held_out)[1]
+    found = {}
+    for alpha in plan.alphas:
+        base = replace(plan.base, held_out=plan.held_out, seed=study.seed)
+        config = plan.joint(base=base, loss=replace(plan.loss, alpha=alpha))
+        run = study.keep(train_skim(study.store, data, config, force=study.force))
+        found[alpha] = run, evaluate_skimmed(study, "skim: tuning", run, test=held)
+    return found
+
+
+def plain_runs(study: Study) -> list[Run]:
+    """The encoder trained to answer and to nothing else, one run a seed."""
+    plan, data = asked(study), study.data("train")
+    runs = []
+    for number in range(plan.seeds):
+        base = replace(plan.base, seed=study.seed + number)
+        if plan.start == "shipped":  # training without predictors' losses, from the same start
+            config = plan.joint(base=base, loss=replace(plan.loss, alpha=0.0), detached=True)
+            run = train_skim(study.store, data, config, force=study.force)
+        else:
+            run = train_encoder(study.store, data, base, force=study.force)
+        runs.append(study.keep(run))
+    return runs
+
+
+def joint_runs(study: Study) -> list[Run]:
+    """The same with the paper's predictors at every layer, one run a seed."""
+    plan, data = asked(study), study.data("train")
+    runs = []
+    for number in range(plan.seeds):
+        config = plan.joint(base=replace(plan.base, seed=study.seed + number))
+        runs.append(study.keep(train_skim(study.store, data, config, force=study.force)))
+    return runs
+
+
+def score(study: Study, name: str, run: Run, test: Dataset | None = None) -> Run:
+    """A reader with or without predictors, reading everything: EM and F1."""
+    if run.stage == "train-encoder":
+        return evaluate_encoder(study, run)
+    return evaluate_skimmed(study, f"skim: {name}", run, test=test)
+
+
+def ablations(study: Study) -> dict[str, SkimTraining]:
+    """The rows of the paper's Table 2 as trainings, by name; "plain" and "frozen" stand apart."""
+    plan = asked(study)
+    sized = {
+        f"blocks of {size}": plan.joint(predictor=replace(plan.predictor, block_size=size))
+        for size in plan.sizes
+    }
+    early = (plan.early,)
+    return {
+        "joint": plan.joint(),
+        "hand-crafted": plan.joint(predictor=replace(plan.predictor, kind="handcrafted")),
+        "one layer": plan.joint(layers=early),
+        "skimming in training": plan.joint(skim_at=early, thresholds=(plan.threshold,)),
+        **sized,
+        "released loss": plan.joint(loss=SkimLossConfig("released", 0.1, 20.0, two_tokens=True)),
+        "Eq. 3": plan.joint(predictor=replace(plan.predictor, kind="equation")),
+    }
+
+
+def ablation_runs(study: Study) -> dict[str, Run]:
+    """Every row of Table 2 trained on the ablations' data: first plain, then frozen, then joint."""
+    plan, data = asked(study), study.data("train", "skim_ablations")
+    base = replace(plan.base, seed=study.seed)
+    if plan.start == "shipped":
+        plain = plan.joint(base=base, loss=replace(plan.loss, alpha=0.0), detached=True)
+        first = train_skim(study.store, data, plain, force=study.force)
+    else:
+        first = train_encoder(study.store, data, base, force=study.force)
+    frozen = plan.joint(base=base, start="run", frozen=True)
+    runs = {
+        "plain": first,
+        "frozen": train_skim(study.store, data, frozen, first, force=study.force),
+    }
+    for name, config in ablations(study).items():
+        config = replace(config, base=base)
+        runs[name] = train_skim(study.store, data, config, force=study.force)
+    return {name: study.keep(run) for name, run in runs.items()}
+
+
+def judged(study: Study, runs: dict[str, Run], data: Dataset) -> dict[str, Run]:
+    """The blocks of ``data`` as every run with predictors sees them."""
+    return {
+        name: judge_blocks(study, run, data)
+        for name, run in runs.items()
+        if run.stage == "train-skim"
+    }
+
+
+def predictor_runs(study: Study, reader: Run, data: Dataset) -> dict[str, Run]:
+    """Every kind of predictor, trained beside one reader that stays as it is."""
+    plan = asked(study)
+    runs = {}
+    for kind in plan.kinds:
+        predictor = replace(plan.predictor, kind=kind)
+        base = replace(plan.base, seed=study.seed)
+        config = plan.joint(base=base, start="run", frozen=True, predictor=predictor)
+        runs[kind] = study.keep(train_skim(study.store, data, config, reader, force=study.force))
+    return runs
+
+
+def skimmed(study: Study, name: str, run: Run, layer: int, thresholds: list[float]) -> list[Run]:
+    """A reader skimming at one layer, at several thresholds."""
+    points = [Skimming((layer,), (threshold,)) for threshold in thresholds]
+    return [evaluate_skimmed(study, f"skim: {name}", run, point) for point in points]

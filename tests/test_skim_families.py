@@ -1,0 +1,226 @@
+"""Encoders driven layer by layer: every family gives what its own forward gives."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_encoders import CONFIGS, TYPED, tiny_encoder, windows
+from torch import nn
+
+from qalib.attention import ByteDropout, use_byte_dropout
+from qalib.errors import QalibError
+from qalib.skim.attend import attend, attend_in_view
+from qalib.skim.families import FAMILIES, hide, parts
+
+
+def driven(model, inputs, in_view: bool = False):
+    """Start and end logits from the loop over the parts, with nothing skipped."""
+    encoder = parts(model)
+    real = inputs["attention_mask"].bool()
+    positions = torch.arange(real.shape[1])[None]
+    hidden = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
+    masks = encoder.masks(positions, real, hidden.dtype)
+    for layer in encoder.layers:
+        projected = layer.project(hidden, positions)
+        if in_view:
+            context, _ = attend_in_view(layer, *projected, masks[layer.sees])
+        else:
+            context = attend(layer, *projected, masks[layer.sees])
+        hidden = layer.finish(context, hidden)
+    return encoder.head(hidden)
+
+
+def assert_same_where_real(some, others, inputs, **tolerance):
+    """Logits of padding carry no meaning: what a token without keys attends to is left open."""
+    real = inputs["attention_mask"].bool()
+    for one, other in zip(some, others, strict=True):
+        torch.testing.assert_close(one[real], other[real], **tolerance)
+
+
+def own(model, inputs):
+    """Start and end logits from the model's own forward."""
+    output = model(**{name: x for name, x in inputs.items() if name != "passage"})
+    return output.start_logits, output.end_logits
+
+
+def test_every_family_is_tested():
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("in_view", [False, True])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_driven_logits_are_the_models_own(kind, in_view):
+    model, inputs = tiny_encoder(kind), windows(kind)
+    with torch.no_grad():
+        mine, theirs = driven(model, inputs, in_view), own(model, inputs)
+        assert theirs[0].std() > 0.1
+        assert_same_where_real(mine, theirs, inputs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("in_view", [False, True])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_gradients_in_training_are_the_models_own(kind, in_view):
+    model, inputs = tiny_encoder(kind, scale=2.0).train(), windows(kind)
+    weight = torch.randn(2, *inputs["input_ids"].shape) * inputs["attention_mask"]
+    gradients = []
+    for way in (own, lambda *both: driven(*both, in_view)):
+        model.zero_grad()
+        (torch.stack(way(model, inputs)) * weight).sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][name], gradient, atol=1e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_packed_positions_get_what_padded_ones_get(kind):
+    """Both halves of a layer take any leading dimensions: one row of all real tokens as well."""
+    model, inputs = tiny_encoder(kind), windows(kind)
+    encoder, real = parts(model), inputs["attention_mask"].bool()
+    positions = torch.arange(real.shape[1]).expand(real.shape)
+    hidden = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
+    layer = encoder.layers[1]
+    padded = layer.project(hidden, positions)
+    packed = layer.project(hidden[real], positions[real])
+    for one, other in zip(padded, packed, strict=True):
+        torch.testing.assert_close(one[real], other, atol=1e-5, rtol=1e-4)
+    context = torch.randn_like(hidden)
+    torch.testing.assert_close(
+        layer.finish(context, hidden)[real],
+        layer.finish(context[real], hidden[real]),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    for one, other in zip(encoder.head(hidden), encoder.head(hidden[real]), strict=True):
+        torch.testing.assert_close(one[real], other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_row_alone_has_the_same_logits(kind):
+    model = tiny_encoder(kind)
+    inputs = windows(kind)
+    with torch.no_grad():
+        together = driven(model, inputs)
+        for row in range(len(inputs["input_ids"])):
+            count = int(inputs["attention_mask"][row].sum())
+            alone = driven(model, {n: x[row : row + 1, :count] for n, x in inputs.items()})
+            for one, other in zip(alone, together, strict=True):
+                torch.testing.assert_close(one[0], other[row, :count], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
+def test_masks_are_decided_from_positions_in_the_input(kind):
+    """Taking rows and columns of the full mask is the mask of what is left."""
+    encoder = parts(tiny_encoder(kind))
+    left = torch.tensor([[0, 1, 2, 9, 10, 25, 31]])
+    whole = encoder.masks(torch.arange(32)[None], torch.ones(1, 32).bool(), torch.float32)
+    short = encoder.masks(left, torch.ones(1, 7).bool(), torch.float32)
+    assert whole.keys() == short.keys()
+    for name, mask in whole.items():
+        if mask is None:
+            assert short[name] is None
+        else:
+            torch.testing.assert_close(short[name], mask[:, :, left[0]][..., left[0]])
+
+
+def test_a_sliding_window_is_where_the_model_has_it():
+    encoder = parts(tiny_encoder("modernbert"))
+    masks = encoder.masks(torch.arange(9)[None], torch.ones(1, 9).bool(), torch.float32)
+    seen = masks["near"][0, 0] == 0
+    assert seen[0].tolist() == [True] * 5 + [False] * 4  # 8 // 2 to each side
+    assert masks["all"] is None
+    assert {layer.sees for layer in encoder.layers} == {"near", "all"}
+
+
+def test_a_row_of_padding_stays_finite():
+    for kind in CONFIGS:
+        model, inputs = tiny_encoder(kind), windows(kind)
+        inputs["attention_mask"][1] = 0
+        for in_view in (False, True):
+            assert all(logits.isfinite().all() for logits in driven(model, inputs, in_view))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_dropout_is_the_models_own(kind):
+    """Every dropout module is passed in training and none at evaluation, ByteDropout as well."""
+    names = CONFIGS[kind].to_dict()
+    rates = {n: 0.5 for n in names if n.endswith(("dropout", "dropout_prob"))}
+    rates = {n: 0.0 if "attention" in n else rate for n, rate in rates.items() if names[n] == 0}
+    model, inputs = tiny_encoder(kind, **rates), windows(kind)
+    use_byte_dropout(model)
+    called = []
+    for name, module in model.named_modules():
+        if type(module) is ByteDropout and module.p:
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    passes = []
+    for way in (own, driven):
+        called.clear()
+        torch.manual_seed(0)
+        way(model.train(), inputs)
+        passes.append(sorted(called))
+    assert passes[0] == passes[1] != []
+    with torch.no_grad():
+        mine, theirs = driven(model.eval(), inputs), own(model, inputs)
+        assert_same_where_real(mine, theirs, inputs, atol=2e-5, rtol=1e-4)
+
+
+def test_attention_dropout_zeroes_and_scales():
+    model = tiny_encoder(attention_probs_dropout_prob=0.5)
+    layer = parts(model).layers[0]
+    query, key = torch.randn(2, 1, 40, 4, 4)
+    value = torch.ones(1, 40, 4, 4)
+    for way in (attend, lambda *all_: attend_in_view(*all_)[0]):
+        torch.manual_seed(0)
+        torch.testing.assert_close(way(layer, query, key, value, None), torch.ones(1, 40, 16))
+        layer.attention.train()
+        dropped = way(layer, query, key, value, None)
+        layer.attention.eval()
+        assert dropped.std() > 0.05
+        assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_view_of_attention_is_a_distribution_over_real_keys():
+    model, inputs = tiny_encoder(), windows()
+    encoder, real = parts(model), inputs["attention_mask"].bool()
+    hidden = encoder.embed(inputs["input_ids"])
+    mask = encoder.masks(torch.arange(real.shape[1])[None], real, hidden.dtype)["all"]
+    layer = encoder.layers[0]
+    _, view = attend_in_view(layer, *layer.project(hidden, torch.zeros(1)), mask)
+    total = view.into(real)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    assert not view.into(~real).any()
+
+
+def test_token_types_reach_the_models_that_know_them():
+    for kind in TYPED:
+        model, inputs = tiny_encoder(kind), windows(kind)
+        encoder = parts(model)
+        typed = encoder.embed(inputs["input_ids"], inputs["token_type_ids"])
+        assert not torch.allclose(typed, encoder.embed(inputs["input_ids"]))
+    types = torch.ones_like(inputs["input_ids"])
+    for kind in set(CONFIGS) - set(TYPED):
+        encoder = parts(tiny_encoder(kind))
+        torch.testing.assert_close(
+            encoder.embed(inputs["input_ids"], types), encoder.embed(inputs["input_ids"])
+        )
+
+
+def test_hide_says_none_where_nothing_is_hidden():
+    assert hide(torch.ones(2, 3).bool(), torch.float32) is None
+    hidden = hide(torch.tensor([True, False]), torch.bfloat16)
+    assert hidden.tolist() == [0.0, torch.finfo(torch.bfloat16).min]
+
+
+def test_what_cannot_be_driven_is_named():
+    from transformers import AutoModel, GPT2Config
+
+    with pytest.raises(QalibError, match=r"'gpt2'.*bert, roberta.*modernbert"):
+        parts(SimpleNamespace(config=GPT2Config()))
+    with pytest.raises(QalibError, match="'Linear'"):
+        parts(nn.Linear(2, 2))
+    with pytest.raises(QalibError, match="BertModel has no head"):
+        parts(AutoModel.from_config(CONFIGS["bert"]))
+    with pytest.raises(QalibError, match="decoder"):
+        parts(tiny_encoder(is_decoder=True))

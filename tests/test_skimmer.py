@@ -1,0 +1,534 @@
+"""Skimming against literal references: one example at a time, layer by layer, list by list."""
+
+import copy
+
+import pytest
+import torch
+from tiny_encoders import CONFIGS, MassConfig, tiny_encoder, tiny_skimmer, windows
+from torch import nn
+
+from qalib.errors import QalibError
+from qalib.skim.blocks import answer_blocks
+from qalib.skim.settings import SkimConfig
+from qalib.skim.skimmer import Skimmer
+
+FLOOR = torch.finfo(torch.float32).min
+CLOSE = {"atol": 3e-5, "rtol": 1e-4}
+
+
+def logits(output) -> torch.Tensor:
+    """Start and end logits in one.  (2, B, L)"""
+    return torch.stack([output.start_logits, output.end_logits])
+
+
+def plain(model, inputs) -> torch.Tensor:
+    """The logits of the model itself."""
+    return logits(model(**{name: x for name, x in inputs.items() if name != "passage"}))
+
+
+def row_of(inputs, row: int):
+    """One example by itself, without padding."""
+    count = max(1, int(inputs["attention_mask"][row].sum()))
+    return {name: x[row : row + 1, :count] for name, x in inputs.items()}
+
+
+def middle(skimmer, model, inputs, layer: int) -> float:
+    """A threshold that about half the blocks pass, far from every score."""
+    with torch.no_grad():
+        output = skimmer.run(model, **inputs, skim=False)
+    scores = output.scores[layer][output.blocks.real].sigmoid().sort().values
+    half = len(scores) // 2
+    return float(scores[half - 1] + scores[half]) / 2
+
+
+def slow_probabilities(inner, hidden):
+    """The map of a BERT layer, head by head.  (1, L, D) -> (1, H, L, L)"""
+    maps = []
+    for head in range(4):
+        part = slice(4 * head, 4 * head + 4)
+        q, k = inner.query(hidden)[0, :, part], inner.key(hidden)[0, :, part]
+        maps.append((q @ k.T / 4**0.5).softmax(dim=-1))
+    return torch.stack(maps)[None]
+
+
+def slow_score(predictor, tokens, maps, states, block, question):
+    """``Mass`` of one block from lists of tokens; maps and states by layer, of those tokens."""
+    total = 0.0
+    for number in predictor.layers:
+        here, state = maps[number][0], states[number][0]
+        ask = [tokens.index(t) for t in question]
+        for place in (tokens.index(t) for t in block):
+            for head in range(4):
+                got = sum(here[head, place, q] for q in ask)
+                given = sum(here[head, q, place] for q in ask) / len(ask)
+                mass = predictor.heads[0, head] * got + predictor.heads[1, head] * given
+                total += mass / len(block)
+            total += state[place] @ predictor.hidden / len(block)
+    return float(total)
+
+
+def slow_skim(model, skimmer, example):
+    """Skim one unpadded example with a BERT model: the logits by position, and the kept blocks.
+
+    The model's own layers, called on the tokens that are still in the list.
+    """
+    size, config = skimmer.config.predictor.block_size, skimmer.config
+    passage = example["passage"][0].nonzero().flatten().tolist()
+    question = list(range(1, passage[0] - 1))
+    blocks = {k: passage[at : at + size] for k, at in enumerate(range(0, len(passage), size))}
+    tokens = list(range(example["input_ids"].shape[1]))
+    types = example["token_type_ids"]
+    hidden = model.bert.embeddings(input_ids=example["input_ids"], token_type_ids=types)
+    left, maps, states, history = {}, {}, {}, []
+    for number, layer in enumerate(model.bert.encoder.layer, 1):
+        maps[number], states[number] = slow_probabilities(layer.attention.self, hidden), hidden
+        context, _ = layer.attention.self(hidden)
+        if number in config.skim_at:
+            predictor = skimmer.predictors[str(number)]
+            scores = {
+                k: slow_score(predictor, tokens, maps, states, block, question)
+                for k, block in blocks.items()
+            }
+            best = max(scores, key=scores.get)
+            threshold = config.threshold_at[number]
+            kept = [k for k, s in scores.items() if 1 / (1 + 2.718281828**-s) >= threshold]
+            blocks = {k: blocks[k] for k in kept or [best]}
+            history.append(list(blocks))
+            goes_on = [
+                t for t in tokens if t not in passage or any(t in b for b in blocks.values())
+            ]
+            rows = [tokens.index(t) for t in goes_on]
+            for place, token in enumerate(tokens):
+                left[token] = model.qa_outputs(hidden[0, place])
+            maps = {n: m[:, :, rows][..., rows] for n, m in maps.items()}
+            states = {n: s[:, rows] for n, s in states.items()}
+            tokens, hidden, context = goes_on, hidden[:, rows], context[:, rows]
+        hidden = layer.feed_forward_chunk(layer.attention.output(context, hidden))
+    final = dict(zip(tokens, model.qa_outputs(hidden[0]), strict=True))
+    if config.restore == "minus-infinity":
+        left = {token: torch.full((2,), FLOOR) for token in left}
+    everything = left | final
+    return torch.stack([everything[t] for t in sorted(everything)], dim=1)[:, None], history
+
+
+@pytest.mark.parametrize("restore", ["minus-infinity", "forward"])
+@pytest.mark.parametrize("skim_at", [(1,), (2,), (3,), (1, 3), (2, 3), (1, 2, 3)])
+@torch.no_grad()
+def test_skimming_is_its_literal_reference(skim_at, restore):
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, MassConfig(back=1), skim_at=skim_at, restore=restore)
+    thresholds = tuple(middle(skimmer, model, inputs, layer) for layer in skim_at)
+    skimmer.tune(thresholds=thresholds)
+    dropped = 0
+    for row in range(3):
+        example = row_of(inputs, row)
+        expected, history = slow_skim(model, skimmer, example)
+        output = skimmer.run(model, **example)
+        got = [output.kept[layer][0].nonzero().flatten().tolist() for layer in skim_at]
+        assert got == history
+        torch.testing.assert_close(logits(output), expected, **CLOSE)
+        dropped += int((~output.kept[skim_at[-1]]).sum())
+    assert dropped > 2
+
+
+LAYER = ("BertLayer", "RobertaLayer", "AlbertLayer", "TransformerBlock", "ElectraLayer")
+LAYER += ("XLMRobertaLayer", "CamembertLayer", "MPNetLayer", "ModernBertEncoderLayer")
+
+
+def own_forward_with_hidden_keys(model, inputs, hidden_after: dict[int, torch.Tensor]):
+    """The model's own logits, where behind some layers no token sees certain others (B, L) bool."""
+    calls = []
+
+    def hide(module, args, kwargs):
+        calls.append(module)
+        hidden = sum(keys for layer, keys in hidden_after.items() if layer < len(calls))
+        if not isinstance(hidden, torch.Tensor):
+            return None
+        hidden = hidden.bool()[:, None, None, :]
+        mask = kwargs.pop("attention_mask") if "attention_mask" in kwargs else args[1]
+        mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, FLOOR)
+        return (args[0], mask, *args[2:]), kwargs
+
+    layers = [m for m in model.modules() if type(m).__name__ in LAYER]
+    hooks = [m.register_forward_pre_hook(hide, with_kwargs=True) for m in layers]
+    expected = plain(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == 3
+    return expected
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_skipped_tokens_are_as_if_hidden_from_the_layers_above(kind):
+    """In every family the model's own layers say what is left, with its positions and windows."""
+    model, inputs = tiny_encoder(kind), windows(kind)
+    skimmer = tiny_skimmer(model, skim_at=(1, 2))
+    keep = {
+        1: torch.tensor([[True, False, True, True, False, True, True, False]] * 3),
+        2: torch.tensor([[True, True, False, True, True, True, False, True]] * 3),
+    }
+    output = skimmer.run(model, **inputs, keep=keep)
+    gone = {n: output.blocks.spread(~kept, False).bool() for n, kept in output.kept.items()}
+    expected = own_forward_with_hidden_keys(model, inputs, gone)
+    stays = inputs["attention_mask"].bool() & ~gone[2]
+    torch.testing.assert_close(logits(output)[:, stays], expected[:, stays], **CLOSE)
+    assert (expected - plain(model, inputs))[:, stays].abs().max() > 100 * CLOSE["atol"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_keeping_everything_changes_nothing(kind):
+    """Threshold 0 in a cascade, an oracle that keeps all, and observing: the model's own logits."""
+    model, inputs = tiny_encoder(kind), windows(kind)
+    real = inputs["attention_mask"].bool().expand(2, -1, -1)
+    expected = plain(model, inputs)[real]
+    skimmer = tiny_skimmer(model, skim_at=(1, 2), thresholds=(0.0, 0.0))
+    output = skimmer.run(model, **inputs)
+    torch.testing.assert_close(logits(output)[real], expected, **CLOSE)
+    torch.testing.assert_close(output.read, torch.ones(3))
+    torch.testing.assert_close(output.work, torch.ones(3))
+    skimmer.tune(thresholds=(1.0, 1.0))
+    everything = output.blocks.real
+    oracle = skimmer.run(model, **inputs, keep=everything)
+    torch.testing.assert_close(logits(oracle)[real], expected, **CLOSE)
+    watched = skimmer.run(model, **inputs, skim=False)
+    torch.testing.assert_close(logits(watched)[real], expected, **CLOSE)
+    assert not watched.kept
+    assert list(watched.scores) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("restore", ["minus-infinity", "forward"])
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_a_batch_is_its_members_one_by_one(kind, restore):
+    model = tiny_encoder(kind)
+    inputs = windows(kind, rows=((3, 21), (5, 3), (2, 30), (1, 0), (4, 17)))
+    skimmer = tiny_skimmer(model, MassConfig(back=1), skim_at=(1, 2), restore=restore)
+    thresholds = tuple(middle(skimmer, model, inputs, layer) for layer in (1, 2))
+    skimmer.tune(thresholds=thresholds)
+    together = skimmer.run(model, **inputs)
+    counts = set(together.tokens[:, -1].tolist())
+    assert len(counts) > 2
+    for row in range(5):
+        example = row_of(inputs, row)
+        alone, count = skimmer.run(model, **example), example["input_ids"].shape[1]
+        blocks = alone.blocks.count
+        torch.testing.assert_close(logits(alone)[:, 0], logits(together)[:, row, :count], **CLOSE)
+        assert torch.equal(alone.tokens[0], together.tokens[row])
+        for layer in (1, 2):
+            assert torch.equal(alone.kept[layer][0], together.kept[layer][row, :blocks])
+            assert not together.kept[layer][row, blocks:].any()
+
+
+@torch.no_grad()
+def test_question_and_special_tokens_are_never_left_out():
+    """With no block kept at all, exactly the passage is gone; position 0 can still be answered."""
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, skim_at=(1,), thresholds=(1.0,), min_keep=0)
+    output = skimmer.run(model, **inputs, keep=torch.zeros(3, 8).bool())
+    gone = inputs["passage"] | ~inputs["attention_mask"].bool()
+    assert torch.equal(output.start_logits == FLOOR, gone)
+    assert torch.equal(output.end_logits == FLOOR, gone)
+    assert output.read.tolist() == [0.0, 0.0, 0.0]
+    assert output.tokens[:, 1:].tolist() == [[6] * 3, [8] * 3, [5] * 3]
+    assert (output.start_logits[:, 0] > FLOOR).all()
+
+
+@torch.no_grad()
+def test_tokens_count_what_each_layer_reads_to_its_end():
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, skim_at=(2,))
+    keep = torch.zeros(3, 8).bool()
+    keep[:, 1] = True
+    output = skimmer.run(model, **inputs, keep=keep)
+    assert output.tokens.tolist() == [[27, 27, 10, 10], [16, 16, 12, 12], [35, 35, 9, 9]]
+    torch.testing.assert_close(output.read, torch.tensor([4 / 21, 4 / 8, 4 / 30]))
+    torch.testing.assert_close(output.work[0], torch.tensor((27 + 10 + 10) / 81))
+
+
+@torch.no_grad()
+def test_the_second_skim_point_sees_survivors_only():
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, MassConfig(back=2), skim_at=(1, 3), min_keep=2)
+    first = torch.zeros(3, 8).bool()
+    first[:, [0, 1]] = True
+    first[2, 7] = True
+    output = skimmer.run(model, **inputs, keep={1: first})
+    assert torch.equal(output.seen[1], output.blocks.real)
+    assert torch.equal(output.seen[3], first & output.blocks.real)
+    assert not (output.kept[3] & ~output.kept[1]).any()
+    assert (output.kept[3].sum(dim=1) >= 2).all()
+
+
+@torch.no_grad()
+def test_an_earlier_view_is_not_touched_by_what_was_skipped_since():
+    """Judging layer 1 again at layer 2, after half the blocks are gone, gives the same scores."""
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, skim_at=(1, 2))
+    skimmer.predictors["2"] = skimmer.predictors["1"]
+    keep = torch.tensor([[True, False] * 4] * 3)
+    output = skimmer.run(model, **inputs, keep={1: keep, 2: keep})
+    left = output.seen[2]
+    assert left.sum() > 5
+    torch.testing.assert_close(output.scores[2][left], output.scores[1][left])
+
+
+@torch.no_grad()
+def test_what_was_skipped_is_answered_by_the_answer_head():
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, skim_at=(2,), answer_head=True, restore="forward")
+    watched = skimmer.run(model, **inputs, skim=False)
+    keep = torch.zeros(3, 8).bool()
+    keep[:, 0] = True
+    output = skimmer.run(model, **inputs, keep=keep)
+    hidden = parts_hidden(model, inputs, 2)
+    expected = skimmer.answer_heads["2"](hidden)
+    torch.testing.assert_close(torch.stack(watched.early[2], dim=-1), expected)
+    skipped = inputs["passage"] & (output.blocks.of != 0)
+    for got, wanted in zip(logits(output), expected.unbind(-1), strict=True):
+        torch.testing.assert_close(got[skipped], wanted[skipped])
+        stays = inputs["attention_mask"].bool() & ~skipped
+        assert not torch.isclose(got[stays], wanted[stays]).all()
+
+
+def parts_hidden(model, inputs, layer: int):
+    """What a BERT layer is given, from the model's own record of hidden states."""
+    inputs = {name: x for name, x in inputs.items() if name != "passage"}
+    return model(**inputs, output_hidden_states=True).hidden_states[layer - 1]
+
+
+@torch.no_grad()
+def test_bounds_of_what_can_come_in():
+    """Shorter than a block, empty, one row, a row of padding, nothing but padding."""
+    model = tiny_encoder()
+    skimmer = tiny_skimmer(model, MassConfig(block_size=64), skim_at=(1,), thresholds=(1.0,))
+    short = skimmer.run(model, **windows(rows=((3, 5),)))
+    assert short.kept[1].tolist() == [[True]]
+    empty = windows(rows=((3, 0), (2, 0)))
+    output = skimmer.run(model, **empty)
+    assert output.scores[1].shape == (2, 0)
+    assert output.read.tolist() == [1.0, 1.0]
+    torch.testing.assert_close(logits(output)[:, 0], plain(model, empty)[:, 0], **CLOSE)
+    inputs = windows(rows=((3, 21), (5, 8)))
+    for rows in ([1], [0, 1]):
+        inputs["attention_mask"][rows] = 0
+        inputs["passage"][rows] = False
+        for restore in ("minus-infinity", "forward"):
+            skimmer = tiny_skimmer(model, skim_at=(1, 2), thresholds=(1.0, 1.0), restore=restore)
+            output = skimmer.run(model, **inputs)
+            assert logits(output).isfinite().all()
+            assert output.tokens[1].tolist() == [0] * 4
+        assert output.work.tolist()[-1] == 0.0
+
+
+@torch.no_grad()
+def test_the_passage_is_found_or_told():
+    for kind in ("bert", "roberta"):
+        model, inputs = tiny_encoder(kind), windows(kind)
+        skimmer = tiny_skimmer(model, skim_at=(1,))
+        told = skimmer.run(model, **inputs)
+        found = skimmer.run(model, **{n: x for n, x in inputs.items() if n != "passage"})
+        assert torch.equal(told.blocks.of, found.blocks.of)
+        assert torch.equal(told.blocks.separators, found.blocks.separators)
+        torch.testing.assert_close(logits(told), logits(found))
+        inputs["passage"][:, 0] = True  # as a mask of allowed answers has it in SQuAD 2.0
+        assert torch.equal(skimmer.run(model, **inputs).blocks.of, told.blocks.of)
+    of = torch.where(found.blocks.passage, found.blocks.of // 2, -1)
+    other = skimmer.run(model, inputs["input_ids"], inputs["attention_mask"], of=of)
+    assert other.blocks.count == (told.blocks.count + 1) // 2
+
+
+@torch.no_grad()
+def test_attached_models_answer_as_before_and_detached_ones_are_as_they_were():
+    model, inputs = tiny_encoder(), windows()
+    given = {name: x for name, x in inputs.items() if name != "passage"}
+    skimmer = tiny_skimmer(model, skim_at=(1,)).train()
+    before, keys, forward = vars(model).copy(), list(model.state_dict()), model.forward
+    expected = plain(model, inputs)
+    skimmer.attach(model)
+    assert not skimmer.training
+    assert list(model.state_dict()) == keys
+    assert all("predictor" not in name for name, _ in model.named_modules())
+    output = model(**given)
+    skimmed = skimmer.run(model, **inputs)
+    assert (~skimmed.kept[1] & skimmed.blocks.real).any()
+    assert torch.equal(output.start_logits, skimmed.start_logits)
+    assert type(output) is type(forward(**given))
+    assert torch.equal(model(**given, return_dict=False)[1], output.end_logits)
+    assert torch.equal(model(**inputs).end_logits, output.end_logits)
+    with pytest.raises(QalibError, match="already"):
+        skimmer.attach(model)
+    with pytest.raises(QalibError, match="inputs_embeds"):
+        model(**given, inputs_embeds=torch.zeros(3, 35, 16))
+    skimmer.detach()
+    assert vars(model) == before
+    assert list(model.state_dict()) == keys
+    assert torch.equal(plain(model, inputs), expected)
+    with pytest.raises(QalibError, match="no model"):
+        skimmer.detach()
+
+
+def test_another_forward_is_put_back_and_never_lost():
+    model = tiny_encoder()
+    mine = model.forward
+    model.forward = mine
+    skimmer = tiny_skimmer(model, skim_at=(1,))
+    skimmer.attach(model)
+    skimmer.detach()
+    assert vars(model)["forward"] is mine
+    skimmer.attach(model)
+    model.forward = mine
+    with pytest.raises(QalibError, match="exchanged"):
+        skimmer.detach()
+
+
+def test_attached_models_give_the_loss_of_their_positions():
+    model, inputs = tiny_encoder(), windows()
+    given = {name: x for name, x in inputs.items() if name != "passage"}
+    positions = {
+        "start_positions": torch.tensor([7, 9, 1]),
+        "end_positions": torch.tensor([7, 9, 2]),
+    }
+    expected = model(**given, **positions).loss
+    skimmer = tiny_skimmer(model, skim_at=(1,), thresholds=(0.0,))
+    skimmer.attach(model)
+    torch.testing.assert_close(model(**given, **positions).loss, expected)
+
+
+def gradient_sums(module: nn.Module) -> dict[str, float]:
+    """How much gradient each parameter got."""
+    return {
+        name: 0.0 if p.grad is None else float(p.grad.abs().sum())
+        for name, p in module.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("skim", [False, True])
+@pytest.mark.parametrize("detach", [False, True])
+def test_what_the_predictors_learn_from(detach, skim):
+    """Their loss reaches the encoder, or with ``detach_views`` nothing of it."""
+    model, inputs = tiny_encoder().train(), windows()
+    skimmer = tiny_skimmer(
+        model, skim_at=(2,), min_keep=2, thresholds=(1.0,), answer_head=True, detach_views=detach
+    ).train()
+    output = skimmer.run(model, **inputs, skim=skim)
+    assert list(output.scores) == [1, 2, 3]
+    loss = sum(x[output.seen[n]].sigmoid().sum() for n, x in output.scores.items())
+    real = inputs["attention_mask"].bool()
+    loss = loss + sum(start[real].sigmoid().sum() for start, _ in output.early.values() if not skim)
+    loss.backward()
+    assert all(gradient_sums(skimmer.predictors).values())
+    encoder = gradient_sums(model)
+    reached = encoder["bert.encoder.layer.0.attention.self.query.weight"]
+    assert (sum(encoder.values()) == 0) if detach else (reached > 0)
+
+
+def test_the_answer_loss_reaches_the_encoder_when_skimming():
+    model, inputs = tiny_encoder().train(), windows()
+    skimmer = tiny_skimmer(model, skim_at=(2,), thresholds=(1.0,), restore="forward").train()
+    output = skimmer.run(model, **inputs, skim=True)
+    assert int(output.tokens[:, -1].sum()) < int(output.tokens[:, 0].sum())
+    logits(output)[:, inputs["attention_mask"].bool()].sum().backward()
+    assert all(v > 0 for n, v in gradient_sums(model).items() if "key.bias" not in n)
+    assert not any(gradient_sums(skimmer).values())
+
+
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "modernbert"])
+@torch.no_grad()
+def test_bf16_autocast_is_close(kind):
+    model, inputs = tiny_encoder(kind, scale=1.0), windows(kind)
+    inputs["attention_mask"][1], inputs["passage"][1] = 0, False  # nothing but padding
+    skimmer = tiny_skimmer(model, skim_at=(1, 2))
+    keep = torch.tensor([[True, False] * 4] * 3)
+    exact = skimmer.run(model, **inputs, keep=keep)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = skimmer.run(model, **inputs, keep=keep)
+    assert rounded.start_logits.dtype == torch.float32
+    real = inputs["attention_mask"].bool()
+    same = logits(exact)[:, real] == FLOOR
+    assert torch.equal(logits(rounded)[:, real] == FLOOR, same)
+    difference = (logits(exact) - logits(rounded))[:, real][~same]
+    assert difference.abs().max() < 0.05 * logits(exact)[:, real][~same].abs().max() + 0.02
+    for layer, scores in exact.scores.items():
+        left = exact.seen[layer]
+        torch.testing.assert_close(scores[left], rounded.scores[layer][left], atol=0.3, rtol=0.05)
+
+
+def test_labels_fit_the_blocks_of_the_output():
+    model, inputs = tiny_encoder(), windows()
+    output = tiny_skimmer(model).run(model, **inputs, skim=False)
+    spans = torch.tensor([[[5, 5]], [[10, 12]], [[33, 33]]])
+    labels = answer_blocks(output.blocks, spans, torch.ones(3, 1))
+    assert labels.nonzero().tolist() == [[0, 0], [1, 0], [1, 1], [2, 7]]
+
+
+def test_only_what_is_asked_for_is_judged():
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, skim_at=(2,))
+    assert list(skimmer.run(model, **inputs).scores) == [2]
+    assert list(skimmer.train().run(model, **inputs, skim=True).scores) == [1, 2, 3]
+    assert not skimmer.run(model, **inputs).kept
+    assert tiny_skimmer(model, layers=()).run(model, **inputs).scores == {}
+
+
+def test_mistakes_are_named():
+    model, inputs = tiny_encoder(), windows()
+    for settings, words in (
+        ({"layers": (2, 1)}, "layer numbers"),
+        ({"layers": (0,)}, "layer numbers"),
+        ({"layers": (1,), "skim_at": (2,), "thresholds": (0.5,)}, "layer 2"),
+        ({"layers": (1,), "skim_at": (1,)}, "as many thresholds"),
+        ({"layers": (1,), "skim_at": (1,), "thresholds": (1.5,)}, "0 to 1"),
+        ({"layers": (1,), "min_keep": -1}, "0 or more"),
+        ({"layers": (1,), "restore": "zero"}, "restore"),
+    ):
+        with pytest.raises(QalibError, match=words):
+            SkimConfig(MassConfig(), **settings)
+    with pytest.raises(QalibError, match="only 3 layers"):
+        tiny_skimmer(model, layers=(4,))
+    skimmer = tiny_skimmer(model, skim_at=(1,))
+    with pytest.raises(QalibError, match="'layers' cannot be changed"):
+        skimmer.tune(layers=(1,))
+    with pytest.raises(QalibError, match="as many thresholds"):
+        skimmer.tune(skim_at=(1, 2))
+    with pytest.raises(QalibError, match=r"made for bert with 3 layers, 4 heads and width 16.*2"):
+        skimmer.run(tiny_encoder(num_hidden_layers=2), **inputs)
+    with pytest.raises(QalibError, match=r"keep has shape \(3, 2\)"):
+        skimmer.run(model, **inputs, keep=torch.ones(3, 2))
+
+
+def test_a_skimmer_beside_a_model_has_its_shape():
+    """With the predictors of the kit, for every kind of model."""
+    from qalib.skim.predictors import PredictorConfig
+
+    for kind in ("bert", "distilbert", "modernbert"):
+        model, inputs = tiny_encoder(kind), windows(kind)
+        config = SkimConfig({"kind": "question", "block_size": 8}, layers=(2, 3))
+        assert config.predictor == PredictorConfig("question", block_size=8)
+        skimmer = Skimmer.beside(model, config)
+        output = skimmer.run(model, **inputs)
+        assert {n: tuple(x.shape) for n, x in output.scores.items()} == {2: (3, 4), 3: (3, 4)}
+    with pytest.raises(QalibError, match="cannot be read"):
+        SkimConfig({"kind": "question", "size": 8}, layers=())
+
+
+@torch.no_grad()
+def test_the_oracle_predictor_keeps_what_it_is_told():
+    model, inputs = tiny_encoder(), windows()
+    config = SkimConfig({"kind": "oracle", "block_size": 4}, (2,), (2,), (0.5,), min_keep=0)
+    skimmer = Skimmer.beside(model, config).eval()
+    answers = torch.tensor([[False, True] * 4] * 3)
+    output = skimmer.run(model, **inputs, answers=answers)
+    told = skimmer.run(model, **inputs, keep=answers, answers=~answers)
+    assert torch.equal(output.kept[2], answers & output.blocks.real)
+    assert torch.equal(logits(output), logits(told))
+
+
+def test_a_copy_of_a_model_does_not_skim_for_another():
+    """Nothing hangs on the model itself, so that copying it detached copies the model alone."""
+    model = tiny_encoder()
+    skimmer = tiny_skimmer(model, skim_at=(1,))
+    skimmer.attach(model)
+    skimmer.detach()
+    assert "forward" not in vars(copy.deepcopy(model))
