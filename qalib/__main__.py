@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -137,23 +136,21 @@ def figures(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="encoder, 'bytes: VARIANT' or 'bytes: final'")],
+    stage: Annotated[
+        str, typer.Argument(help="encoder, 'bytes: VARIANT', 'bytes: final', 'skim: ROW', ...")
+    ],
     profile: ProfileOption = "laptop",
     seed: Annotated[int, typer.Option(help="seed")] = 0,
 ) -> None:
     """Train a reader into the store; with several GPUs: accelerate launch -m qalib train ..."""
-    from qalib.study import byte_final, byte_stages, session, stages
+    from qalib.study import session
+    from qalib.study.commands import stages_by_name
 
-    known = {
-        "encoder": lambda study: [stages.encoder(study)],
-        "bytes: final": byte_final.final_reader,
-    }
-    for name in byte_stages.VARIANTS:
-        known[f"bytes: {name}"] = partial(byte_stages.train_variant, name=name)
-        known[f"bytes: {name}, longer"] = partial(byte_stages.trained_longer, name=name)
+    study = session.start("train", profile, seed)
+    known = stages_by_name(study)
     if stage not in known:
-        raise QalibError(f"nothing called {stage!r} can be trained; there is {', '.join(known)}.")
-    for run in known[stage](session.start("train", profile, seed)):
+        raise QalibError(f"nothing called {stage!r} can be trained; there is {'; '.join(known)}.")
+    for run in known[stage](study):
         print(f"{run.short}: {json.dumps(run.metrics)}")
 
 

@@ -1,6 +1,5 @@
 """The tables of notebook 04, made from the files of its runs."""
 
-
 import pandas as pd
 
 from qalib.data.squad import Dataset, Example

@@ -50,37 +50,39 @@ def tuning(study: Study) -> dict[float, tuple[Run, Run]]:
 
     -> by alpha: the ``train-skim`` run and the ``evaluate`` run on the passages held out.
     """
+    return {alpha: tuning_run(study, alpha) for alpha in asked(study).alphas}
+
+
+def tuning_run(study: Study, alpha: float) -> tuple[Run, Run]:
+    """One of :func:`tuning`; alpha 0 is an encoder that learns nothing from its predictors."""
     plan, data = asked(study), study.data("train", "skim_ablations")
+    base = replace(plan.base, held_out=plan.held_out, seed=study.seed)
+    config = plan.joint(base=base, loss=replace(plan.loss, alpha=alpha))
+    run = study.keep(train_skim(study.store, data, config, force=study.force))
     held = hold_out(data, plan.held_out)[1]
-    found = {}
-    for alpha in plan.alphas:
-        base = replace(plan.base, held_out=plan.held_out, seed=study.seed)
-        config = plan.joint(base=base, loss=replace(plan.loss, alpha=alpha))
-        run = study.keep(train_skim(study.store, data, config, force=study.force))
-        found[alpha] = run, evaluate_skimmed(study, "skim: tuning", run, test=held)
-    return found
+    return run, evaluate_skimmed(study, "skim: tuning", run, test=held)
 
 
-def plain_runs(study: Study) -> list[Run]:
-    """The encoder trained to answer and to nothing else, one run a seed."""
+def plain_runs(study: Study, seeds: int = 0) -> list[Run]:
+    """The encoder trained to answer and to nothing else, one run a seed (0 = as the profile)."""
     plan, data = asked(study), study.data("train")
-    runs = []
-    for number in range(plan.seeds):
-        base = replace(plan.base, seed=study.seed + number)
-        if plan.start == "shipped":  # training without predictors' losses, from the same start
-            config = plan.joint(base=base, loss=replace(plan.loss, alpha=0.0), detached=True)
-            run = train_skim(study.store, data, config, force=study.force)
-        else:
-            run = train_encoder(study.store, data, base, force=study.force)
-        runs.append(study.keep(run))
-    return runs
+    bases = [replace(plan.base, seed=study.seed + n) for n in range(seeds or plan.seeds)]
+    return [study.keep(_plain(study, data, base)) for base in bases]
 
 
-def joint_runs(study: Study) -> list[Run]:
+def _plain(study: Study, data: Dataset, base: EncoderTraining) -> Run:
+    plan = asked(study)
+    if plan.start == "pretrained":
+        return train_encoder(study.store, data, base, force=study.force)
+    silent = plan.joint(base=base, loss=replace(plan.loss, alpha=0.0), detached=True)
+    return train_skim(study.store, data, silent, force=study.force)
+
+
+def joint_runs(study: Study, seeds: int = 0) -> list[Run]:
     """The same with the paper's predictors at every layer, one run a seed."""
     plan, data = asked(study), study.data("train")
     runs = []
-    for number in range(plan.seeds):
+    for number in range(seeds or plan.seeds):
         config = plan.joint(base=replace(plan.base, seed=study.seed + number))
         runs.append(study.keep(train_skim(study.store, data, config, force=study.force)))
     return runs
@@ -94,42 +96,41 @@ def score(study: Study, name: str, run: Run, test: Dataset | None = None) -> Run
 
 
 def ablations(study: Study) -> dict[str, SkimTraining]:
-    """The rows of the paper's Table 2 as trainings, by name; "plain" and "frozen" stand apart."""
+    """The rows of the paper's Table 2 that train encoder and predictors together, by name."""
     plan = asked(study)
-    sized = {
-        f"blocks of {size}": plan.joint(predictor=replace(plan.predictor, block_size=size))
-        for size in plan.sizes
-    }
     early = (plan.early,)
-    return {
+    rows = {
         "joint": plan.joint(),
         "hand-crafted": plan.joint(predictor=replace(plan.predictor, kind="handcrafted")),
         "one layer": plan.joint(layers=early),
         "skimming in training": plan.joint(skim_at=early, thresholds=(plan.threshold,)),
-        **sized,
         "released loss": plan.joint(loss=SkimLossConfig("released", 0.1, 20.0, two_tokens=True)),
         "Eq. 3": plan.joint(predictor=replace(plan.predictor, kind="equation")),
     }
+    for size in plan.sizes:
+        sized = replace(plan.predictor, block_size=size)
+        rows[f"blocks of {size}"] = plan.joint(predictor=sized)
+    base = replace(plan.base, seed=study.seed)
+    return {name: replace(config, base=base) for name, config in rows.items()}
+
+
+def ablation(study: Study, name: str) -> Run:
+    """One row of Table 2 on the ablations' data: "plain", "frozen" or one of ``ablations``."""
+    plan, data = asked(study), study.data("train", "skim_ablations")
+    base = replace(plan.base, seed=study.seed)
+    if name == "plain":
+        return study.keep(_plain(study, data, base))
+    if name == "frozen":
+        frozen = plan.joint(base=base, start="run", frozen=True)
+        first = ablation(study, "plain")
+        return study.keep(train_skim(study.store, data, frozen, first, force=study.force))
+    config = ablations(study)[name]
+    return study.keep(train_skim(study.store, data, config, force=study.force))
 
 
 def ablation_runs(study: Study) -> dict[str, Run]:
-    """Every row of Table 2 trained on the ablations' data: first plain, then frozen, then joint."""
-    plan, data = asked(study), study.data("train", "skim_ablations")
-    base = replace(plan.base, seed=study.seed)
-    if plan.start == "shipped":
-        plain = plan.joint(base=base, loss=replace(plan.loss, alpha=0.0), detached=True)
-        first = train_skim(study.store, data, plain, force=study.force)
-    else:
-        first = train_encoder(study.store, data, base, force=study.force)
-    frozen = plan.joint(base=base, start="run", frozen=True)
-    runs = {
-        "plain": first,
-        "frozen": train_skim(study.store, data, frozen, first, force=study.force),
-    }
-    for name, config in ablations(study).items():
-        config = replace(config, base=base)
-        runs[name] = train_skim(study.store, data, config, force=study.force)
-    return {name: study.keep(run) for name, run in runs.items()}
+    """Every row of Table 2, by name."""
+    return {name: ablation(study, name) for name in ("plain", "frozen", *ablations(study))}
 
 
 def judged(study: Study, runs: dict[str, Run], data: Dataset) -> dict[str, Run]:
