@@ -156,3 +156,25 @@ def test_another_architecture_reads_too(tmp_path):
     reader = load_reader(tmp_path).eval()
     output = reader(collate(windows_for(reader, 3)))
     assert output.start_logits.shape == output.mask.shape
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "bert"])
+def test_padding_leaks_into_no_family(kind, reader, tmp_path):
+    from transformers import AutoConfig, AutoModelForQuestionAnswering
+
+    vocabulary = len(reader.tokenizer)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, vocab_size=vocabulary, intermediate_size=48, **sizes)
+    torch.manual_seed(0)
+    AutoModelForQuestionAnswering.from_config(config).save_pretrained(tmp_path)
+    reader.tokenizer.save_pretrained(tmp_path)
+    built = build_encoder(EncoderConfig(name=str(tmp_path))).eval()
+    windows = sorted(windows_for(built), key=len)
+    with torch.inference_mode():
+        together = built(collate([windows[0], windows[-1]]))
+        alone = built(collate([windows[0]]))
+    length = len(windows[0])
+    assert length < len(windows[-1])
+    torch.testing.assert_close(
+        together.start_logits[0, :length], alone.start_logits[0, :length], atol=1e-5, rtol=1e-4
+    )

@@ -73,7 +73,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
     try:
         settings = AutoConfig.from_pretrained(folder)
         _resize(settings, config)
-        implementation = {"attn_implementation": register_attention()}
+        implementation = _attention(settings)
         if config.random_start:
             encoder = AutoModelForQuestionAnswering.from_config(settings, **implementation)
         else:
@@ -93,6 +93,19 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
     if not config.train_embeddings:
         encoder.get_input_embeddings().weight.requires_grad_(False)
     return EncoderReader(encoder, tokenizer)
+
+
+def _attention(settings) -> dict[str, str]:
+    """Our attention, for models that ask transformers for theirs; MPNet adds its mask by itself.
+
+    Raises ValueError for a kind of model that transformers has no question-answering head for.
+    """
+    from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
+
+    kind = MODEL_FOR_QUESTION_ANSWERING_MAPPING.get(type(settings), None)
+    if kind is None:
+        raise ValueError(f"{type(settings).__name__} has no question-answering head")
+    return {"attn_implementation": register_attention()} if kind._supports_attention_backend else {}
 
 
 def model_folder(name: str) -> str:

@@ -55,5 +55,7 @@ class SkimReader(nn.Module):
         """Logits over every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)"""
         output = self.run(batch)
         told = {f"layer {number}": scores for number, scores in output.scores.items()}
+        for number, (start, end) in output.early.items():
+            told |= {f"start {number}": start, f"end {number}": end}
         told |= {"blocks": output.blocks.of, "read": output.read}
         return ReaderOutput(output.start_logits, output.end_logits, batch.mask, told)

@@ -157,8 +157,9 @@ def skim_task(model, data: Dataset, config: SkimTraining, teacher=None):
             skim_loss([x], labels, seen, config.loss)
             for x, seen in zip(layers, judged, strict=True)
         )
-        if answers:
-            total = total + span_loss(output, batch.spans, batch.weights, config.base.loss)
+        said = [output] if answers else []
+        for said_there in [*said, *early_outputs(output)]:
+            total = total + span_loss(said_there, batch.spans, batch.weights, config.base.loss)
         if teacher is not None:
             total = total + config.teacher * divergence(output, teacher(batch))
         return total
@@ -189,6 +190,16 @@ def skim_windows(
         return batch
 
     return windows, collate_rows
+
+
+def early_outputs(output) -> list:
+    """What the answer heads of a reader's output say, as outputs of readers."""
+    told = output.attentions
+    numbers = [name.split()[1] for name in told if name.startswith("start ")]
+    return [
+        output._replace(start_logits=told[f"start {n}"], end_logits=told[f"end {n}"])
+        for n in numbers
+    ]
 
 
 def labels_of(output, batch, config: SkimTraining):
