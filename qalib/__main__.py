@@ -33,27 +33,35 @@ def answer(
     as_json: JsonOption = False,
     checkpoint: Annotated[str, typer.Option(help="a checkpoint folder; default: shipped")] = "",
     null: Annotated[bool, typer.Option(help="allow 'no answer' (SQuAD 2.0 models)")] = False,
+    skim: Annotated[bool, typer.Option("--skim", help="read only what matters")] = False,
 ) -> None:
     """Answer a question about a passage, or a whole file of questions."""
     from qalib.answer import AnswerConfig, Answerer, as_rows
+    from qalib.data.squad import Example
     from qalib.readers.shipped import windows_of
 
     if bool(question) == bool(dataset):
         raise QalibError('give either a question, as in: qalib answer "Who ...?", or --dataset.')
     config = AnswerConfig(windows=replace(windows_of(checkpoint), null=null), n_best=n_best)
     if dataset:
-        _answer_dataset(dataset, output, checkpoint, config)
+        _answer_dataset(dataset, output, checkpoint, config, skim)
         return
-    text = _read_text(passage)
-    found = Answerer.load(checkpoint, config).answer(question, text)
+    asked = Example("question", question, _read_text(passage))
+    answered = Answerer.load(checkpoint, config, skim).answer_all([asked])[0]
     if as_json:
-        print(json.dumps(as_rows(found), ensure_ascii=False, indent=2))
+        rows = as_rows(answered.candidates)
+        told = {"answers": rows, "read": answered.read} if skim else rows
+        print(json.dumps(told, ensure_ascii=False, indent=2))
         return
-    for candidate in found:
+    for candidate in answered.candidates:
         print(f"{candidate.text}   ({candidate.probability:.0%})")
+    if skim:
+        print(f"read to the end: {answered.read:.0%} of the passage", file=sys.stderr)
 
 
-def _answer_dataset(dataset: Path, output: Path | None, checkpoint: str, config) -> None:
+def _answer_dataset(
+    dataset: Path, output: Path | None, checkpoint: str, config, skim: bool
+) -> None:
     from qalib.answer import Answerer, as_rows
     from qalib.data.formats import load_any
     from qalib.study.files import write_whole
@@ -63,13 +71,17 @@ def _answer_dataset(dataset: Path, output: Path | None, checkpoint: str, config)
     if not output.resolve().parent.is_dir():
         raise QalibError(f"{output}: its folder does not exist; make it first.")
     examples = load_any(dataset).examples
-    answers = Answerer.load(checkpoint, config).answer_many(examples, progress=True)
+    answered = Answerer.load(checkpoint, config, skim).answer_all(examples, progress=True)
+    answers = [a.candidates for a in answered]
     predictions = {e.id: best[0].text for e, best in zip(examples, answers, strict=True)}
     write_whole(output, json.dumps(predictions, ensure_ascii=False))
     if config.n_best > 1:
         ranked = {e.id: as_rows(best) for e, best in zip(examples, answers, strict=True)}
         write_whole(output.with_suffix(".nbest.json"), json.dumps(ranked, ensure_ascii=False))
     print(f"{len(predictions)} answers written to {output}", file=sys.stderr)
+    if skim:
+        share = sum(a.read for a in answered) / max(1, len(answered))
+        print(f"read to the end: {share:.0%} of a passage on average", file=sys.stderr)
 
 
 def _read_text(path: Path | None) -> str:

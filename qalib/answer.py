@@ -70,15 +70,23 @@ class Answerer:
         self.precision, _ = choose_precision(config.precision, self.device.type)
 
     @classmethod
-    def load(cls, checkpoint: str | Path = "", config: AnswerConfig | None = None) -> "Answerer":
+    def load(
+        cls,
+        checkpoint: str | Path = "",
+        config: AnswerConfig | None = None,
+        skim: str | Path | bool = False,
+    ) -> "Answerer":
         """The shipped reader, or one from a checkpoint folder. Raises QalibError if damaged.
 
-        Without a ``config`` inputs are cut as they were in training.
+        Without a ``config`` inputs are cut as they were in training. ``skim``: read only the
+        blocks that matter, with the predictors that ship, or those of a folder.
         """
         from qalib.readers.shipped import load_reader, windows_of
 
         config = config or AnswerConfig(windows=windows_of(checkpoint))
         reader = load_reader(checkpoint)
+        if skim:
+            reader = skimming(reader, checkpoint, skim)
         return cls(reader.to("cuda" if torch.cuda.is_available() else "cpu"), config)
 
     def answer(self, question: str, passage: str) -> list[Candidate]:
@@ -176,6 +184,21 @@ class Answerer:
                 [nothing, *ranked] if sure else [ranked[0], *(c for c in later if c != ranked[0])]
             )
         return ranked[: self.config.n_best]
+
+
+def skimming(reader: EncoderReader, checkpoint: str | Path = "", skim: str | Path | bool = True):
+    """A reader with a skimmer: that of the folder ``skim``, of its checkpoint, or that ships.
+
+    Raises QalibError if there is none, or if it was trained beside another reader.
+    """
+    from qalib.readers.shipped import SETTINGS, SHIPPED, checkpoint_hash
+    from qalib.skim.reader import SkimReader
+    from qalib.skim.storage import SKIMMER, load_skimmer
+
+    home = Path(checkpoint or SHIPPED)
+    folder = (Path(checkpoint) if checkpoint else SKIMMER) if skim is True else Path(str(skim))
+    beside = checkpoint_hash(home) if (home / SETTINGS).is_file() else ""
+    return SkimReader(reader, load_skimmer(folder, reader.encoder, reader=beside))
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,21 @@ from torch import nn
 from qalib.checkpoints import load_weights, put_weights, save_weights
 from qalib.data.squad import file_sha256, parse_json, read_bytes
 from qalib.errors import QalibError
+from qalib.paths import ROOT
 from qalib.skim.predictors import ModelShape, build_predictor
 from qalib.skim.settings import SkimConfig
 from qalib.skim.skimmer import Skimmer
 
+SKIMMER = ROOT / "data" / "checkpoints" / "skim-minilm-l6-squadshifts"  # the one that ships
 SETTINGS, WEIGHTS = "skim.json", "skim.safetensors"
 FORMAT = 1  # of skim.json
 
 
-def save_skimmer(folder: str | Path, skimmer: Skimmer) -> None:
-    """Write a skimmer into a folder, which is made if it is not there."""
+def save_skimmer(folder: str | Path, skimmer: Skimmer, reader: str = "") -> None:
+    """Write a skimmer into a folder, which is made if it is not there.
+
+    ``reader``: the checksum of the reader's weights that its predictors were trained beside.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(skimmer.state_dict(), folder / WEIGHTS)
@@ -33,18 +38,23 @@ def save_skimmer(folder: str | Path, skimmer: Skimmer) -> None:
         "format": FORMAT,
         "model": {"model_type": skimmer.model_type, **_shape(skimmer)},
         "config": asdict(skimmer.config),
+        "reader": reader,
         "sha256": file_sha256(folder / WEIGHTS),
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load_skimmer(
-    folder: str | Path, model: nn.Module | None = None, build: Callable = build_predictor
+    folder: str | Path,
+    model: nn.Module | None = None,
+    build: Callable = build_predictor,
+    reader: str = "",
 ) -> Skimmer:
     """Read a skimmer, in evaluation mode; ``build`` makes its predictors, if not the kit's own.
 
     Raises QalibError if a file is missing, damaged or of a later format, or if the skimmer was
-    made for another kind or shape than that of ``model``, where one is given.
+    made for another kind or shape than that of ``model``, or beside another ``reader``, where
+    they are given.
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
@@ -68,6 +78,11 @@ def load_skimmer(
     put_weights(skimmer, tensors, str(folder / WEIGHTS))
     if model is not None:
         skimmer.fit(model)
+    if reader and settings.get("reader") not in ("", reader):
+        raise QalibError(
+            f"{folder}: this skimmer was trained beside another reader than the one given; skim "
+            "with the reader that belongs to it."
+        )
     return skimmer.eval()
 
 
