@@ -113,7 +113,7 @@ def train(
     """Train ``model`` in place; returns steps, tokens, the last losses and the seconds taken.
 
     ``optimizer`` is AdamW as ``make_optimizer`` makes it, unless one is given; the learning rate
-    is set by ``config`` either way.
+    is set by ``config`` either way, times ``scale`` for groups of parameters that have one.
 
     ``folder`` takes ``log.jsonl`` and, under ``scratch``, the checkpoints. The log has one line
     every ``log_every`` steps: step, epoch, loss (mean since the last line), learning rate, tokens
@@ -208,8 +208,9 @@ class _Loop:
         total = losses.sum() if mine else losses.sum() * 0.0  # a rank without rows adds nothing
         # the processes' gradients are averaged, so each carries its sum over the whole batch's mean
         self.accelerator.backward(total * (world / len(indices)))
+        rate = learning_rate_at(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, self.steps, self.config)
+            group["lr"] = rate * group.get("scale", 1.0)
         self.accelerator.clip_grad_norm_(self.bare.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

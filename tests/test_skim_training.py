@@ -30,6 +30,7 @@ from qalib.study.skim_training import (
     SkimTraining,
     build_skim_reader,
     divergence,
+    skim_optimizer,
     skim_task,
     train_skim,
     trained_skim_reader,
@@ -203,3 +204,29 @@ def test_a_reader_without_a_skimmer_reads_everything(data, store):
     answered = Answerer(reader).answer_all(data.examples[:3])
     assert [a.read for a in answered] == [1.0, 1.0, 1.0]
     assert all(a.candidates for a in answered)
+
+
+def test_predictors_may_learn_faster_than_the_encoder(data):
+    config = replace(JOINT, predictor_rate=10.0)
+    model = build_skim_reader(config, None, None)
+    optimizer = skim_optimizer(model, config)
+    scales = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert set(scales) == trained
+    assert {scales[id(p)] for p in model.skimmer.parameters()} == {10.0}
+    assert {scales[id(p)] for p in model.reader.parameters() if p.requires_grad} == {1.0}
+    frozen = build_skim_reader(replace(config, frozen=True), None, None)
+    groups = skim_optimizer(frozen, config).param_groups
+    assert {group["scale"] for group in groups} == {10.0}
+
+
+def test_a_groups_scale_multiplies_its_learning_rate(tmp_path, data):
+    from qalib.train import train
+
+    config = replace(JOINT, predictor_rate=10.0)
+    model = build_skim_reader(config, None, None)
+    optimizer = skim_optimizer(model, config)
+    task = skim_task(model, data, config)
+    train(model, task, replace(BASE.train, max_steps=1, warmup=0.0), tmp_path, optimizer=optimizer)
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    assert rates == pytest.approx([1e-3, 1e-2])

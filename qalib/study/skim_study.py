@@ -22,6 +22,7 @@ class SkimStudy:
     start: str = "pretrained"  # or "shipped"
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("diagonal"))
     loss: SkimLossConfig = field(default_factory=SkimLossConfig)
+    predictor_rate: float = 10.0  # times the encoder's learning rate
     seeds: int = 1  # of plain and of joint training
     alphas: tuple[float, ...] = (1.0, 0.1)  # tried on passages held out
     held_out: float = 0.1
@@ -33,7 +34,7 @@ class SkimStudy:
 
     def joint(self, **changes) -> SkimTraining:
         """Joint training as the paper has it, but for ``changes``."""
-        whole = SkimTraining(self.base, self.predictor, self.loss, self.start)
+        whole = SkimTraining(self.base, self.predictor, self.loss, self.start, self.predictor_rate)
         return replace(whole, **changes)
 
 

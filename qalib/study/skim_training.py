@@ -23,12 +23,14 @@ class SkimTraining:
     ``start``: the pretrained encoder with a fresh head, the reader that ships, or another run.
     ``skim_at`` with ``thresholds``: blocks are left out during training, too.
     ``teacher``: weight of the divergence from the reader it started from, which reads everything.
+    ``predictor_rate``: times the encoder's learning rate; predictors start from nothing.
     """
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     loss: SkimLossConfig = field(default_factory=SkimLossConfig)
     start: str = "pretrained"
+    predictor_rate: float = 1.0
     layers: tuple[int, ...] = ()  # those with a predictor; () = all
     frozen: bool = False  # only predictors learn, the encoder stays as it is
     detached: bool = False  # predictors learn beside the encoder and do not change it
@@ -43,6 +45,8 @@ class SkimTraining:
             raise QalibError(f"start must be one of {', '.join(STARTS)}, not {self.start!r}.")
         if self.teacher and self.start == "pretrained":
             raise QalibError("a teacher must have learnt to answer: start from shipped or a run.")
+        if self.predictor_rate <= 0:
+            raise QalibError(f"predictor_rate must be above 0, not {self.predictor_rate}.")
         if self.teacher < 0:
             raise QalibError(f"the teacher's weight must be 0 or more, not {self.teacher}.")
 
@@ -73,8 +77,11 @@ def train_skim(
         rest = hold_out(data, config.base.held_out)[0] if config.base.held_out else data
         model = build_skim_reader(config, start, store)
         task = skim_task(model, rest, config, teacher_of(config, start, store))
-        learns = any(p.requires_grad for p in model.parameters())  # chance has nothing to learn
-        summary = train(model, task, config.base.train, work, config.base.seed) if learns else {}
+        summary = {}
+        if any(p.requires_grad for p in model.parameters()):  # chance has nothing to learn
+            optimizer = skim_optimizer(model, config)
+            schedule, seed = config.base.train, config.base.seed
+            summary = train(model, task, schedule, work, seed, optimizer=optimizer)
         if Accelerator(mixed_precision="no").is_main_process:
             save_weights(trained_tensors(model), work / "weights.safetensors")
         added = sum(p.numel() for p in model.skimmer.parameters())
@@ -123,7 +130,10 @@ def _starting_reader(config: SkimTraining, start: Run | None, store: Store):
     from qalib.study.stages import trained_reader
 
     if config.start == "shipped":
-        return load_reader()
+        reader = load_reader().requires_grad_()  # merging its adapter froze what it adapts
+        words = reader.encoder.get_input_embeddings().weight
+        words.requires_grad_(config.base.encoder.train_embeddings)
+        return reader
     if start is None:
         return build_encoder(config.base.encoder, config.base.seed)
     if start.stage == "train-encoder":
@@ -165,6 +175,28 @@ def skim_task(model, data: Dataset, config: SkimTraining, teacher=None):
         return total
 
     return Task(lengths=[len(window) for window in windows], collate=collate_rows, loss=loss)
+
+
+def skim_optimizer(model, config: SkimTraining):
+    """AdamW, with a learning rate of its own for all that is not the encoder."""
+    from qalib.train import make_optimizer
+
+    if config.predictor_rate == 1.0:
+        return make_optimizer(model, config.base.train)
+    parts = [(model.reader, 1.0), (model.skimmer, config.predictor_rate)]
+    trained = [(m, scale) for m, scale in parts if _learns(m)]
+    optimizers = [(make_optimizer(m, config.base.train), scale) for m, scale in trained]
+    whole, _ = optimizers[0]
+    for group in whole.param_groups:
+        group["scale"] = optimizers[0][1]
+    for other, scale in optimizers[1:]:
+        for group in other.param_groups:
+            whole.add_param_group({**group, "scale": scale})
+    return whole
+
+
+def _learns(module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def skim_windows(

@@ -182,7 +182,7 @@ def evaluate(
     """
     from qalib.metrics import correct_ranks, precision_at_n, score
 
-    test = test or study.data("test")
+    test = study.data("test") if test is None else test
 
     def compute(work: Path) -> dict:
         note_data(work, test)
