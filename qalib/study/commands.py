@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from qalib.study import byte_final, byte_stages, skim_study, stages
+from qalib.study import byte_final, byte_stages, skim_beyond, skim_study, stages
 from qalib.study.entries import Run
 from qalib.study.session import Study
 
@@ -23,8 +23,15 @@ def stages_by_name(study: Study) -> dict[str, Callable[[Study], Sequence[Run]]]:
         known[f"skim: alpha {alpha:g}"] = partial(skim_study.tuning_run, alpha=alpha)
     for name in ("plain", "frozen", *skim_study.ablations(study)):
         known[f"ablation: {name}"] = partial(_one, name=name)
+    known["predictors"] = lambda study: list(skim_beyond.predictors(study).values())
+    for name in skim_beyond.VARIANTS:
+        known[f"beyond: {name}"] = partial(_beyond, name=name)
     return known
 
 
 def _one(study: Study, name: str) -> list[Run]:
     return [skim_study.ablation(study, name)]
+
+
+def _beyond(study: Study, name: str) -> list[Run]:
+    return [skim_beyond.trained(study, name)]
