@@ -14,6 +14,7 @@ from qalib.data.squad import Example
 from qalib.study.figures import style
 from qalib.study.probe_stages import AFTER, BEFORE, WORDS
 
+DPI = 75  # as shown in the notebook, which has large figures and must stay small
 WIDTH = 100  # characters of a line of drawn text
 LINE = 0.19  # inches from line to line
 UNDERLINE = "crimson"
@@ -30,7 +31,7 @@ def six_numbers(numbers: pd.DataFrame, answer: Sequence[bool]) -> Figure:
     beside = np.log2(numbers.div(numbers.mean(axis=1), axis=0).clip(lower=1e-3))
     names = [f"block {n + 1}" for n in range(len(answer))]
     with style():
-        fig, ax = plt.subplots(figsize=(8, 3.2))
+        fig, ax = plt.subplots(figsize=(8, 3.2), dpi=DPI)
         bar = {"label": "of the row's mean", "ticks": [-2, -1, 0, 1, 2]}
         sns.heatmap(
             beside,
@@ -64,7 +65,7 @@ def layers(points: pd.DataFrame, baselines: pd.DataFrame) -> Figure:
     titles = {"accuracy": "accuracy, %", "f1": "F1, %", "auc": "AUC"}
     looks = {WORDS: (RED, "--"), "majority": ("0.4", ":"), "every block": (PURPLE, "-.")}
     with style():
-        fig, axes = plt.subplots(1, 3, figsize=(8, 3.5))
+        fig, axes = plt.subplots(1, 3, figsize=(8, 3.5), dpi=DPI)
         for ax, (metric, title) in zip(axes, titles.items(), strict=True):
             _with_errors(ax, points, metric, "o-", color=BLUE, label="attention of the layer")
             for name, (colour, line) in looks.items():
@@ -85,7 +86,7 @@ def before_and_after(points: pd.DataFrame, words: Mapping[str, float]) -> Figure
     titles = {"f1": "F1, %", "auc": "AUC"}
     looks = {BEFORE: (ORANGE, "s--"), AFTER: (BLUE, "o-")}
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 3.5))
+        fig, axes = plt.subplots(1, 2, figsize=(8, 3.5), dpi=DPI)
         for ax, (metric, title) in zip(axes, titles.items(), strict=True):
             for name, (colour, line) in looks.items():
                 told = {"color": colour, "label": f"{name} fine-tuning"}
@@ -100,7 +101,7 @@ def before_and_after(points: pd.DataFrame, words: Mapping[str, float]) -> Figure
 def heads(table: pd.DataFrame) -> Figure:
     """AUC of every head by itself.  index layer, columns head"""
     with style():
-        fig, ax = plt.subplots(figsize=(8, 1.4 + 0.38 * len(table)))
+        fig, ax = plt.subplots(figsize=(8, 1.4 + 0.38 * len(table)), dpi=DPI)
         sns.heatmap(
             table,
             annot=True,
@@ -126,7 +127,7 @@ def numbers(table: pd.DataFrame) -> Figure:
     looks = ("o-", "o--", "s-", "s--", "^-", "^--")
     shades = (BLUE, ORANGE, GREEN)
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 4))
+        fig, axes = plt.subplots(1, 2, figsize=(8, 4), dpi=DPI)
         for n, (name, rows) in enumerate(table.groupby("number", sort=False)):
             line = {"color": shades[n // 2], "ms": 5, "lw": 1.6, "label": name}
             axes[0].plot(rows["layer"], rows["alone"], looks[n], **line)
@@ -161,7 +162,11 @@ def scored_passage(example: Example, blocks: pd.DataFrame, columns: Sequence[str
     tall = (len(lines) + 1.2) * LINE
     with style():
         fig, axes = plt.subplots(
-            len(columns), 1, figsize=(8, len(columns) * (tall + 0.35) + 0.7), squeeze=False
+            len(columns),
+            1,
+            figsize=(8, len(columns) * (tall + 0.35) + 0.7),
+            squeeze=False,
+            dpi=DPI,
         )
         for ax, column in zip(axes[:, 0], columns, strict=True):
             scores = blocks[["start", "end", column]].itertuples(index=False, name=None)
