@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from qalib.data.batches import collate, inference_batches
+from qalib.data.batches import Batch, collate, inference_batches
 from qalib.data.features import Window, WindowConfig, make_windows
 from qalib.data.squad import Example, check_example
 from qalib.errors import QalibError
@@ -104,7 +104,7 @@ class Answerer:
         for example in examples:
             check_example(replace(example, answers=()), f"question {example.id!r}")
         windows = make_windows(examples, self.reader.tokenizer, self.config.windows)
-        spans = self._score(windows, progress)
+        spans = self._score(windows, examples, progress)
         by_example: list[list[int]] = [[] for _ in examples]
         for index, window in enumerate(windows):
             by_example[window.example].append(index)
@@ -136,20 +136,26 @@ class Answerer:
         ]
 
     @torch.inference_mode()
-    def _score(self, windows: Sequence[Window], progress: bool) -> list["_Scored"]:
+    def _score(
+        self, windows: Sequence[Window], examples: Sequence[Example], progress: bool
+    ) -> list["_Scored"]:
         """Best spans of every window, computed in batches of like length."""
         scored: list[_Scored | None] = [None] * len(windows)
         plan = inference_batches([len(w) for w in windows], self.config.tokens_per_batch)
         with _progress_bar(len(windows), progress) as bar:
             for indices in plan:
-                rows = self._score_batch([windows[i] for i in indices])
+                rows = self._score_batch([windows[i] for i in indices], examples)
                 for index, row in zip(indices, rows, strict=True):
                     scored[index] = row
                 bar.update(len(indices))
         return [row for row in scored if row is not None]
 
-    def _score_batch(self, windows: list[Window]) -> list["_Scored"]:
-        batch = collate(windows, self.reader.tokenizer.pad_token_id or 0).to(self.device)
+    def batch(self, windows: list[Window], examples: Sequence[Example]) -> Batch:
+        """What the reader is given for some windows of ``examples``."""
+        return collate(windows, self.reader.tokenizer.pad_token_id or 0)
+
+    def _score_batch(self, windows: list[Window], examples: Sequence[Example]) -> list["_Scored"]:
+        batch = self.batch(windows, examples).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self.reader(batch)
         wanted = max(20, 4 * self.config.n_best)  # room for spans that turn out to be repeats

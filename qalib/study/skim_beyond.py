@@ -11,16 +11,16 @@ Five readers that the paper does not have, each in all else as joint training:
 "taught" is there to be compared with: it has seen the data as often as the two below it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
-from qalib.answer import Answerer
+from qalib.answer import AnswerConfig, Answerer
 from qalib.data.batches import Batch
-from qalib.data.features import WindowConfig
-from qalib.data.squad import Dataset
+from qalib.data.features import Window, WindowConfig
+from qalib.data.squad import Dataset, Example
 from qalib.errors import QalibError
 from qalib.skim.sentences import place_blocks, sentence_blocks
 from qalib.study import skim_study
@@ -174,8 +174,6 @@ def answers(
 
 def _answer_sentences(study: Study, name: str, run: Run, skimming: Skimming, test: Dataset) -> Run:
     """``evaluate_skimmed`` for a reader whose blocks end where sentences end."""
-    from qalib.answer import AnswerConfig
-
     config = training_of(run)
     settings = AnswerConfig(windows=config.base.windows)
 
@@ -194,35 +192,16 @@ def _answer_sentences(study: Study, name: str, run: Run, skimming: Skimming, tes
 class SentenceAnswerer(Answerer):
     """Answers with a skimming reader whose blocks, of about ``size`` tokens, are sentences."""
 
-    def __init__(self, reader: nn.Module, config, size: int):
+    def __init__(self, reader: nn.Module, config: AnswerConfig, size: int):
         super().__init__(reader, config)
-        self.size, self.texts = size, []
+        self.size = size
 
-    def answer_all(self, examples, progress: bool = False):
+    def batch(self, windows: list[Window], examples: Sequence[Example]) -> Batch:
         """See :class:`Answerer`."""
-        self.texts = [example.context for example in examples]
-        return super().answer_all(examples, progress)
-
-    def _score_batch(self, windows):
-        cut = [sentence_blocks(w, self.texts[w.example], self.size) for w in windows]
-        whole, self.reader = self.reader, _WithBlocks(self.reader, cut, windows)
-        try:
-            return super()._score_batch(windows)
-        finally:
-            self.reader = whole
-
-
-class _WithBlocks(nn.Module):
-    """A skimming reader that is told the blocks of the batch that comes next."""
-
-    def __init__(self, reader: nn.Module, cut: list, windows: list):
-        super().__init__()
-        self.reader, self.cut, self.windows = reader, cut, windows
-        self.tokenizer = reader.tokenizer
-
-    def forward(self, batch: Batch):
-        of = place_blocks(self.cut, self.windows, batch.mask.shape[1]).to(batch.mask.device)
-        return self.reader(replace(batch, inputs={**batch.inputs, "blocks": of}))
+        batch = super().batch(windows, examples)
+        cut = [sentence_blocks(w, examples[w.example].context, self.size) for w in windows]
+        of = place_blocks(cut, windows, batch.mask.shape[1])
+        return replace(batch, inputs={**batch.inputs, "blocks": of})
 
 
 # --- longer passages ---------------------------------------------------------------------------

@@ -121,8 +121,7 @@ def summarise(judged: Judged) -> dict:
 def judge_blocks(study: Study, trained: Run, data: Dataset, force: bool | str = "") -> Run:
     """The blocks of a data set as a ``train-skim`` run's predictors see them.
 
-    Keeps blocks.safetensors (:class:`Judged`). Its size grows with the data; it stays in the
-    store and is not published.
+    Keeps blocks.safetensors (:class:`Judged`), some 30 bytes a block: 2 MB for SQuAD's dev set.
     """
 
     def compute(work: Path) -> dict:

@@ -92,7 +92,7 @@ def joint_runs(study: Study, seeds: int = 0) -> list[Run]:
 def score(study: Study, name: str, run: Run, test: Dataset | None = None) -> Run:
     """A reader with or without predictors, reading everything: EM and F1."""
     if run.stage == "train-encoder":
-        return evaluate_encoder(study, run)
+        return evaluate_encoder(study, run, test)
     return evaluate_skimmed(study, f"skim: {name}", run, test=test)
 
 
@@ -135,11 +135,11 @@ def ablation_runs(study: Study) -> dict[str, Run]:
 
 
 def judged(study: Study, runs: dict[str, Run], data: Dataset) -> dict[str, Run]:
-    """The blocks of ``data`` as every run with predictors sees them."""
+    """The blocks of ``data`` as every run with predictors that have learnt sees them."""
     return {
         name: judge_blocks(study, run, data)
         for name, run in runs.items()
-        if run.stage == "train-skim"
+        if run.stage == "train-skim" and run.config["loss"]["alpha"] > 0
     }
 
 

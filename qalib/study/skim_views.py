@@ -9,11 +9,11 @@ import pandas as pd
 
 from qalib.data.features import Window, make_windows
 from qalib.data.squad import Dataset, hold_out
-from qalib.metrics import PairedBootstrap, paired_bootstrap
+from qalib.metrics import PairedBootstrap
 from qalib.skim.recall import found_at, recall_curve
+from qalib.study.compare import scores, seeds_gain  # noqa: F401, the notebook asks here
 from qalib.study.entries import Run
 from qalib.study.paper import mean_and_spread
-from qalib.study.reader_stages import per_question
 from qalib.study.session import Study
 from qalib.study.skim_scores import (
     FOUND,
@@ -121,8 +121,8 @@ def recall_points(study: Study, judged: Run) -> pd.DataFrame:
     def compute(work: Path) -> dict:
         blocks = read_judged(judged)
         parts = []
-        for layer, scores in sorted(blocks.scores.items()):
-            curve = recall_curve(scores, blocks.answers, blocks.sizes, blocks.row)
+        for layer, said in sorted(blocks.scores.items()):
+            curve = recall_curve(said, blocks.answers, blocks.sizes, blocks.row)
             kept = np.linspace(0, 1, GRID)
             found = [found_at(curve, share) for share in kept]
             parts.append(pd.DataFrame({"layer": layer, "kept": kept, "found": found}))
@@ -202,27 +202,9 @@ def kept_table(judged: Sequence[Run], words: Run) -> pd.DataFrame:
     return (100 * rows[list(names)]).rename(columns=names).rename_axis("layer")
 
 
-def scores(scored: Runs) -> pd.DataFrame:
-    """``evaluate`` runs as rows.  columns reader, seed, EM, F1"""
-    rows = [
-        (name, seed, run.metrics["exact_match"], run.metrics["f1"])
-        for name, runs in scored.items()
-        for seed, run in enumerate(runs)
-    ]
-    return pd.DataFrame(rows, columns=["reader", "seed", "EM", "F1"])
-
-
 def gain(study: Study, scored: Runs, metric: str) -> PairedBootstrap:
-    """How far joint is above plain on the test questions; ``metric``: EM or F1.
-
-    Questions are drawn again in pairs, and seeds, so the interval knows about both.
-    """
-    test = study.data("test")
-    ours, theirs = (
-        np.stack([per_question(test, run)[metric] for run in scored[name]])
-        for name in ("joint", "plain")
-    )
-    return paired_bootstrap(ours, theirs)
+    """How far joint is above plain on the test questions; ``metric``: EM or F1."""
+    return seeds_gain(study, scored, metric, "joint")
 
 
 def attention_points(looked: Runs) -> pd.DataFrame:

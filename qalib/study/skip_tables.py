@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 
 from qalib.landscape import layer_of
-from qalib.metrics import PairedBootstrap, paired_bootstrap
+from qalib.metrics import PairedBootstrap
 from qalib.readers.byte_reader import ByteReader, ByteReaderConfig
 from qalib.study.byte_stages import training_data
+from qalib.study.compare import scores, seeds_gain  # noqa: F401, the notebook asks here
 from qalib.study.entries import Run
-from qalib.study.reader_stages import per_question
 from qalib.study.session import Study
 from qalib.study.skip_stages import READERS, Landscape, Runs
 from qalib.study.stages import read_log
@@ -119,27 +119,9 @@ def smoothness(found: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis(["reader", "seed"])
 
 
-def scores(scored: Runs) -> pd.DataFrame:
-    """``evaluate`` runs as rows.  columns reader, seed, EM, F1"""
-    rows = [
-        (name, seed, run.metrics["exact_match"], run.metrics["f1"])
-        for name, runs in scored.items()
-        for seed, run in enumerate(runs)
-    ]
-    return pd.DataFrame(rows, columns=["reader", "seed", "EM", "F1"])
-
-
 def gain(study: Study, scored: Runs, metric: str) -> PairedBootstrap:
-    """How far dense is above plain on the test questions; ``metric``: EM or F1.
-
-    Questions are drawn again in pairs, and seeds, so the interval knows about both.
-    """
-    test = study.data("test")
-    ours, theirs = (
-        np.stack([per_question(test, run)[metric] for run in scored[name]])
-        for name in ("dense", "plain")
-    )
-    return paired_bootstrap(ours, theirs)
+    """How far dense is above plain on the test questions; ``metric``: EM or F1."""
+    return seeds_gain(study, scored, metric, "dense")
 
 
 def sweep(study: Study, runs: Sequence[Run], choice: str) -> pd.DataFrame:

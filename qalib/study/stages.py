@@ -212,8 +212,8 @@ def predictions(run: Run) -> dict[str, str]:
     return json.loads(run.file("predictions.json").read_text(encoding="utf-8"))
 
 
-def evaluate_encoder(study: Study, trained: Run) -> Run:
-    """The trained encoder reader on the test data."""
+def evaluate_encoder(study: Study, trained: Run, test: Dataset | None = None) -> Run:
+    """The trained encoder reader on the test data, or on ``test``."""
 
     from qalib.answer import AnswerConfig, Answerer
 
@@ -222,7 +222,7 @@ def evaluate_encoder(study: Study, trained: Run) -> Run:
     def answer(test: Dataset) -> dict[str, str]:
         return Answerer(trained_reader(trained), settings).predictions(test.examples)
 
-    return evaluate(study, "encoder", {"weights": trained.key}, answer, settings)
+    return evaluate(study, "encoder", {"weights": trained.key}, answer, settings, test)
 
 
 def training_of(trained: Run) -> EncoderTraining:
