@@ -38,7 +38,7 @@ class PredictorConfig:
     block_size: int = 32  # tokens
     hidden: int = 64  # width of the MLP (question, late, combined); 0: a logistic layer
     dropout: float = 0.1  # of that width
-    look_back: int = 1  # earlier layers looked at, too (late, combined)
+    look_back: int = 0  # earlier layers looked at, too (late, combined)
     neighbours: int = 1  # blocks on each side looked at, too (combined)
     parts: tuple[str, ...] = PARTS  # what is looked at (combined)
     seed: int = 0  # (random)

@@ -96,6 +96,7 @@ class LayerView:
 
     attention: Attention
     hidden: Tensor  # (B, L, D), what the layer was given
+    context: Tensor | None = None  # (B, L, D), what its attention made of it, where that is shown
 
 
 @dataclass(frozen=True)

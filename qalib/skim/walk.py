@@ -60,9 +60,9 @@ class Walk:
         if not shown:
             return attend(layer, *query_key_value, mask)
         context, attention = attend_in_view(layer, *query_key_value, mask)
-        seen = attention.probabilities, self.hidden
-        probabilities, hidden = (x.detach() for x in seen) if detach else seen
-        self.views[number] = LayerView(FullAttention(probabilities), hidden)
+        seen = attention.probabilities, self.hidden, context
+        probabilities, *states = (x.detach() for x in seen) if detach else seen
+        self.views[number] = LayerView(FullAttention(probabilities), *states)
         return context
 
     def sight(self, layers: tuple[int, ...]) -> Sight:
@@ -87,7 +87,9 @@ class Walk:
             self.left = self.restore(logits)
         self.views = {
             number: LayerView(
-                Survivors(view.attention, self.blocks, places), take(view.hidden, places)
+                Survivors(view.attention, self.blocks, places),
+                take(view.hidden, places),
+                take(view.context, places),
             )
             for number, view in self.views.items()
         }
