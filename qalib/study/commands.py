@@ -24,6 +24,8 @@ def stages_by_name(study: Study) -> dict[str, Callable[[Study], Sequence[Run]]]:
     for name in ("plain", "frozen", *skim_study.ablations(study)):
         known[f"ablation: {name}"] = partial(_one, name=name)
     known["predictors"] = lambda study: list(skim_beyond.predictors(study).values())
+    for name in ("plain", "combined"):
+        known[f"all data: {name}"] = partial(_on_all_data, name=name)
     for name in skim_beyond.VARIANTS:
         known[f"beyond: {name}"] = partial(_beyond, name=name)
     return known
@@ -35,3 +37,7 @@ def _one(study: Study, name: str) -> list[Run]:
 
 def _beyond(study: Study, name: str) -> list[Run]:
     return [skim_beyond.trained(study, name)]
+
+
+def _on_all_data(study: Study, name: str) -> list[Run]:
+    return list(skim_beyond.on_all_data(study, [name]).values())

@@ -134,6 +134,18 @@ def trained(study: Study, name: str) -> Run:
     return study.keep(train_skim(study.store, data, config, start, force=study.force))
 
 
+def on_all_data(study: Study, names: Sequence[str] = ("plain", "combined")) -> dict[str, Run]:
+    """The plain reader and "combined", trained on all of the profile's data, by name."""
+    plan, data = skim_study.asked(study), study.data("train")
+    base = replace(plan.base, seed=study.seed)
+    return {
+        name: study.keep(skim_study.plain_reader(study, data, base))
+        if name == "plain"
+        else study.keep(train_skim(study.store, data, variants(study)[name], force=study.force))
+        for name in names
+    }
+
+
 def variant_runs(study: Study) -> dict[str, Run]:
     """The additions that the profile asks for, by name."""
     return {name: trained(study, name) for name in asked(study).variants}

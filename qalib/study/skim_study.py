@@ -66,12 +66,13 @@ def tuning_run(study: Study, alpha: float) -> tuple[Run, Run]:
 
 def plain_runs(study: Study, seeds: int = 0) -> list[Run]:
     """The encoder trained to answer and to nothing else, one run a seed (0 = as the profile)."""
-    plan, data = asked(study), study.data("train")
+    plan, data = asked(study), study.data("train", "skim_ablations")
     bases = [replace(plan.base, seed=study.seed + n) for n in range(seeds or plan.seeds)]
-    return [study.keep(_plain(study, data, base)) for base in bases]
+    return [study.keep(plain_reader(study, data, base)) for base in bases]
 
 
-def _plain(study: Study, data: Dataset, base: EncoderTraining) -> Run:
+def plain_reader(study: Study, data: Dataset, base: EncoderTraining) -> Run:
+    """The encoder of one configuration, trained on some data to answer and to nothing else."""
     plan = asked(study)
     if plan.start == "pretrained":
         return train_encoder(study.store, data, base, force=study.force)
@@ -81,7 +82,7 @@ def _plain(study: Study, data: Dataset, base: EncoderTraining) -> Run:
 
 def joint_runs(study: Study, seeds: int = 0) -> list[Run]:
     """The same with the paper's predictors at every layer, one run a seed."""
-    plan, data = asked(study), study.data("train")
+    plan, data = asked(study), study.data("train", "skim_ablations")
     runs = []
     for number in range(seeds or plan.seeds):
         config = plan.joint(base=replace(plan.base, seed=study.seed + number))
@@ -120,7 +121,7 @@ def ablation(study: Study, name: str) -> Run:
     plan, data = asked(study), study.data("train", "skim_ablations")
     base = replace(plan.base, seed=study.seed)
     if name == "plain":
-        return study.keep(_plain(study, data, base))
+        return study.keep(plain_reader(study, data, base))
     if name == "frozen":
         frozen = plan.joint(base=base, start="run", frozen=True)
         first = ablation(study, "plain")
