@@ -167,12 +167,19 @@ def train(
 
 
 @app.command()
-def ship(profile: ProfileOption = "study") -> None:
-    """Write data/checkpoints from a profile's trained reader, scored, with its card."""
+def ship(
+    what: Annotated[str, typer.Argument(help="reader or skimmer")] = "reader",
+    profile: ProfileOption = "study",
+) -> None:
+    """Write data/checkpoints from what a profile trained, scored, with its card."""
     from qalib.study.session import start
-    from qalib.study.ship import ship as write_checkpoint
+    from qalib.study.ship import ship as ship_reader
+    from qalib.study.ship_skim import ship_skimmer
 
-    print(write_checkpoint(start("ship", profile)))
+    known = {"reader": ship_reader, "skimmer": ship_skimmer}
+    if what not in known:
+        raise QalibError(f"nothing called {what!r} ships; there is {' and '.join(known)}.")
+    print(known[what](start("ship", profile)))
 
 
 @app.command()

@@ -21,6 +21,7 @@ KINDS = (
     "handcrafted",
     "lexical",
     "late",
+    "tokens",
     "combined",
     "random",
     "oracle",
@@ -36,7 +37,7 @@ class PredictorConfig:
 
     kind: str = "question"
     block_size: int = 32  # tokens
-    hidden: int = 64  # width of the MLP (question, late, combined); 0: a logistic layer
+    hidden: int = 64  # width of the MLP (question, late, tokens, combined); 0: a logistic layer
     dropout: float = 0.1  # of that width
     look_back: int = 0  # earlier layers looked at, too (late, combined)
     neighbours: int = 1  # blocks on each side looked at, too (combined)
@@ -96,6 +97,8 @@ def _build(config: PredictorConfig, shape: ModelShape, layer: int) -> Predictor:
             return Combined(heads, shape.width, layers=(layer,), parts=("question",), **mlp)
         case "late":
             return Combined(heads, shape.width, layers=several, parts=("late",), **mlp)
+        case "tokens":
+            return Combined(heads, shape.width, layers=(layer,), parts=("tokens",), **mlp)
         case "combined":
             return Combined(
                 heads,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from qalib.study import byte_final, byte_stages, skim_beyond, skim_study, stages
+from qalib.study import byte_final, byte_stages, ship_skim, skim_beyond, skim_study, stages
 from qalib.study.entries import Run
 from qalib.study.session import Study
 
@@ -13,6 +13,7 @@ def stages_by_name(study: Study) -> dict[str, Callable[[Study], Sequence[Run]]]:
     known: dict[str, Callable[[Study], Sequence[Run]]] = {
         "encoder": lambda study: [stages.encoder(study)],
         "bytes: final": byte_final.final_reader,
+        "skimmer": lambda study: [ship_skim.skimmer_run(study)],
         "skim: plain": partial(skim_study.plain_runs, seeds=1),
         "skim: joint": partial(skim_study.joint_runs, seeds=1),
     }

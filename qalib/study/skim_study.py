@@ -30,7 +30,7 @@ class SkimStudy:
     middle: int = 3
     sizes: tuple[int, ...] = (1, 8, 16, 64, 128)  # of blocks, beside the base's
     threshold: float = 0.5  # of skimming during training
-    kinds: tuple[str, ...] = ("random", "lexical", "handcrafted", "diagonal", "question", "late")
+    kinds: tuple[str, ...] = ("random", "lexical", "diagonal", "question", "late", "tokens")
 
     def joint(self, **changes) -> SkimTraining:
         """Joint training as the paper has it, but for ``changes``."""
