@@ -4,7 +4,7 @@ The reader stays as it is, so that it answers the same when it does not skim. It
 on the training passages but some; on these the thresholds are chosen.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from qalib.data.squad import hold_out
@@ -22,7 +22,7 @@ from qalib.study.stages import evaluate_shipped
 class ShippedSkimmer:
     """Which predictors ship, where they stand, and how much they may lose."""
 
-    predictor: PredictorConfig = PredictorConfig("combined")
+    predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
     layers: tuple[int, ...] = (2, 3, 4)
     epochs: int = 1
     held_out: float = 0.1  # of the passages
