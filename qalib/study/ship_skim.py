@@ -4,18 +4,30 @@ The reader stays as it is, so that it answers the same when it does not skim. It
 on the training passages but some; on these the thresholds are chosen.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from qalib.data.squad import hold_out
+import pandas as pd
+
+from qalib.data.squad import Dataset, hold_out
 from qalib.skim.predictors import PredictorConfig
-from qalib.study import skim_study
+from qalib.study import skim_beyond, skim_study
 from qalib.study.entries import Run
 from qalib.study.paper import markdown_table
 from qalib.study.session import Study
-from qalib.study.skim_scores import Skimming, evaluate_skimmed, judge_blocks, layer_table
+from qalib.study.skim_scores import (
+    FOUND,
+    KEPT,
+    Skimming,
+    evaluate_skimmed,
+    judge_blocks,
+    layer_table,
+)
 from qalib.study.skim_training import train_skim, trained_skim_reader
-from qalib.study.stages import evaluate_shipped
+
+SHORT, LONG = "as they are", "longer"  # passages
+EVERYTHING, SKIMS = "reads everything", "skims"  # the reader
 
 
 @dataclass(frozen=True)
@@ -45,36 +57,84 @@ def skimmer_run(study: Study) -> Run:
     return study.keep(train_skim(study.store, study.data("train"), config, force=study.force))
 
 
-def held_out_blocks(study: Study, run: Run) -> Run:
-    """The blocks of the passages that the predictors have not seen, as they see them."""
-    return judge_blocks(study, run, hold_out(study.data("train"), asked(study).held_out)[1])
+def held_out(study: Study) -> Dataset:
+    """The passages that the predictors have not seen, with their questions."""
+    return hold_out(study.data("train"), asked(study).held_out)[1]
 
 
-def cheapest(study: Study, run: Run) -> Skimming:
-    """The layer that leaves least work when it is to keep ``found`` of the answers held out.
+def held_out_blocks(study: Study, run: Run) -> dict[str, Run]:
+    """The blocks of these passages as the predictors see them: as they are, and longer ones."""
+    held = held_out(study)
+    far = skim_beyond.judge_longer(study, {LONG: run}, skim_beyond.longer(study, held))
+    return {SHORT: judge_blocks(study, run, held), **far}
+
+
+def cheapest(study: Study, judged: Run, depth: int) -> Skimming:
+    """The layer that leaves least work when it is to keep ``found`` of the answers judged.
 
     Work is counted in tokens read by layers: a skim layer l of N leaves l + (N - l) k of N, for
-    the share k of the tokens that it keeps (Block-Skim, Eq. 6).
+    the share k of the tokens that it keeps (Block-Skim, Eq. 6). ``depth`` is N.
     """
-    share = asked(study).found
-    table = layer_table(held_out_blocks(study, run))
-    depth = skimming_depth(study, run)
+    share, table = asked(study).found, layer_table(judged)
     work = table.index + (depth - table.index) * table[f"kept at {share:g}"]
     best = int(work.idxmin())
     return Skimming((best,), (float(table.loc[best, f"threshold at {share:g}"]),))
 
 
-def skimming_depth(study: Study, run: Run) -> int:
-    """How many layers the encoder has."""
-    return trained_skim_reader(run, study.store).skimmer.shape.layers
+def choices(study: Study, run: Run) -> dict[str, Skimming]:
+    """Where to skim, and how sharply, on passages as they are and on longer ones."""
+    depth = trained_skim_reader(run, study.store).skimmer.shape.layers
+    found = held_out_blocks(study, run)
+    return {name: cheapest(study, judged, depth) for name, judged in found.items()}
 
 
-def scores(study: Study, run: Run, skimming: Skimming) -> dict[str, Run]:
-    """The reader on the test data, reading everything and skimming."""
+def scores(study: Study, run: Run, chosen: Mapping[str, Skimming]) -> dict[str, dict[str, Run]]:
+    """The reader on the test data and on longer passages, reading everything and skimming."""
+    windows = {SHORT: None, LONG: skim_beyond.asked(study).long}
+    tests = {SHORT: study.data("test"), LONG: skim_beyond.longer(study)}
+
+    def score(name: str, skimming: Skimming) -> Run:
+        return evaluate_skimmed(study, "skimmer", run, skimming, tests[name], windows[name])
+
     return {
-        "reads everything": evaluate_shipped(study),
-        "skims": evaluate_skimmed(study, "shipped, skimming", run, skimming),
+        name: {EVERYTHING: score(name, Skimming()), SKIMS: score(name, skimming)}
+        for name, skimming in chosen.items()
     }
+
+
+def tested_blocks(study: Study, run: Run) -> dict[str, Run]:
+    """The blocks of the test data, and of longer passages, as the predictors see them."""
+    far = skim_beyond.judge_longer(study, {LONG: run}, skim_beyond.longer(study))
+    return {SHORT: judge_blocks(study, run, study.data("test")), **far}
+
+
+def answer_table(scored: Mapping[str, Mapping[str, Run]]) -> pd.DataFrame:
+    """Readers as rows.  columns questions, EM, F1, read (percent of the passage)"""
+    rows = {
+        (name, reads): {
+            "questions": run.metrics["questions"],
+            "EM": run.metrics["exact_match"],
+            "F1": run.metrics["f1"],
+            "read": 100 * run.metrics["read"],
+        }
+        for name, both in scored.items()
+        for reads, run in both.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis(index=["passages", "reader"]).astype({"questions": int})
+
+
+def block_table(blocks: Mapping[str, Run]) -> pd.DataFrame:
+    """What each layer's predictor is good for, percent.
+
+    index passages, layer; columns F1 of the blocks, tokens kept for 99, 98 and 95 % of the answers,
+    and answers kept with 60 and 40 % of the tokens
+    """
+    tables = {name: layer_table(run) for name, run in blocks.items()}
+    whole = pd.concat(tables, names=["passages"])
+    kept = {f"kept at {x:g}": f"tokens for {x:.0%}" for x in FOUND}
+    found = {f"found at {x:g}": f"answers at {x:.0%}" for x in KEPT}
+    shares = whole[[*kept, *found]].rename(columns=kept | found)
+    return pd.concat([whole["f1"].rename("F1"), 100 * shares], axis=1)
 
 
 def ship_skimmer(study: Study) -> Path:
@@ -83,11 +143,11 @@ def ship_skimmer(study: Study) -> Path:
     from qalib.skim.storage import SKIMMER, save_skimmer
 
     run = skimmer_run(study)
-    skimming = cheapest(study, run)
+    chosen = choices(study, run)
     skimmer = trained_skim_reader(run, study.store).skimmer
-    skimmer.tune(**asdict(skimming))
+    skimmer.tune(**asdict(chosen[SHORT]))
     save_skimmer(SKIMMER, skimmer, reader=checkpoint_hash(SHIPPED))
-    write_card(SKIMMER, study, run, skimming, scores(study, run, skimming))
+    write_card(SKIMMER, study, run, chosen)
     return SKIMMER
 
 
@@ -103,64 +163,42 @@ reader is not changed: without `--skim` it answers as before.
 - **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content
   `{content}`. No question of SQuAD was trained on, and none had a part in the choice.
 - **Seed:** {seed}. **Precision of training:** {precision}. **Steps:** {steps:,}.
-- **Made again by** `{command}`; run `{run}`, commit `{commit}`.
+- **Made again by** `python -m qalib ship skimmer --profile {profile}`; run `{run}`, commit
+  `{commit}`.
 - **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
 
-The answers of all blocks of those held-out passages, by layer:
+What it is worth, in percent, on {tested} and on longer passages made of it:
 
 {by_layer}
-
-On {tested}:
 
 {scores}
 """
 
 
-def write_card(
-    folder: Path, study: Study, run: Run, skimming: Skimming, scored: dict[str, Run]
-) -> None:
+def write_card(folder: Path, study: Study, run: Run, chosen: Mapping[str, Skimming]) -> None:
     """Write the model card from the recorded runs."""
     from qalib.readers.shipped import SHIPPED
 
-    plan, data, held = asked(study), study.data("train"), held_out_blocks(study, run)
-    share = f"{plan.found:g}"
-    by_layer = [
-        {
-            "layer": layer,
-            f"tokens kept for {share} of the answers": f"{row[f'kept at {share}']:.1%}",
-            "answers found at 60 % of the tokens": f"{row['found at 0.6']:.1%}",
-            "F1 of the blocks": f"{row['f1']:.1f}",
-        }
-        for layer, row in layer_table(held).iterrows()
-    ]
-    answered = [
-        {
-            "reader": name,
-            "test questions": one.metrics["questions"],
-            "EM": f"{one.metrics['exact_match']:.1f}",
-            "F1": f"{one.metrics['f1']:.1f}",
-            "passage read to the end": f"{one.metrics.get('read', 1.0):.1%}",
-            "run": one.short,
-        }
-        for name, one in scored.items()
-    ]
+    plan, data = asked(study), study.data("train")
+    tables = block_table(tested_blocks(study, run)), answer_table(scores(study, run, chosen))
+    by_layer, answered = (table.round(1).reset_index().to_dict("records") for table in tables)
     text = CARD.format(
         name=folder.name,
         reader=SHIPPED.name,
         layers=", ".join(map(str, plan.layers)),
         size=plan.predictor.block_size,
         parameters=run.metrics["skim_parameters"],
-        at=skimming.skim_at[0],
-        threshold=skimming.thresholds[0],
+        at=chosen[SHORT].skim_at[0],
+        threshold=chosen[SHORT].thresholds[0],
         found=plan.found,
-        held=len(hold_out(data, plan.held_out)[1]),
+        held=len(held_out(study)),
         data=data.name.replace("+", ", "),
         questions=run.metrics["questions"],
         content=data.content_sha256[:16],
         seed=run.config["base"]["seed"],
         precision=run.metrics["precision"],
         steps=run.metrics["steps"],
-        command=run.env["command"],
+        profile=study.profile.name,
         run=run.short,
         commit=(run.env["git"]["commit"] or "none")[:12],
         by_layer=markdown_table(by_layer),

@@ -219,15 +219,20 @@ class SentenceAnswerer(Answerer):
 # --- longer passages ---------------------------------------------------------------------------
 
 
-def longer(study: Study) -> Dataset:
-    """The test questions with their paragraphs among their neighbours, see ``qalib.data.long``."""
+def longer(study: Study, data: Dataset | None = None) -> Dataset:
+    """Questions with their paragraphs among their neighbours, see ``qalib.data.long``.
+
+    Those of ``data``, or every so many-th of the test data.
+    """
     from qalib.data.long import LongConfig, lengthen
     from qalib.readers.encoder_reader import build_encoder
 
     beyond = asked(study)
     tokenizer = build_encoder(skim_study.asked(study).base.encoder).tokenizer
-    whole = lengthen(study.data("test"), tokenizer, LongConfig(beyond.long.max_length))
-    return _part(study, whole, beyond.long_every)
+    size = LongConfig(beyond.long.max_length)
+    if data is not None:
+        return lengthen(data, tokenizer, size)
+    return _part(study, lengthen(study.data("test"), tokenizer, size), beyond.long_every)
 
 
 def judge_longer(study: Study, runs: dict[str, Run], data: Dataset) -> dict[str, Run]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from qalib.data.features import WindowConfig
 from qalib.data.squad import Dataset
 from qalib.skim.recall import block_scores, found_at, kept_at, recall_curve
 from qalib.study.entries import Run
@@ -180,14 +181,16 @@ def evaluate_skimmed(
     trained: Run,
     skimming: Skimming = Skimming(),
     test: Dataset | None = None,
+    windows: WindowConfig | None = None,
 ) -> Run:
     """A reader that skims: EM, F1 and ``read``, the mean share of a passage that it reads.
 
     Without ``skim_at`` its predictors are not asked: what joint training alone does for answers.
+    Passages are cut into ``windows``, by default into those of its training.
     """
     from qalib.answer import AnswerConfig, Answerer
 
-    settings = AnswerConfig(windows=training_of(trained).base.windows)
+    settings = AnswerConfig(windows=windows or training_of(trained).base.windows)
 
     def answer(test: Dataset) -> tuple[dict, dict]:
         model = trained_skim_reader(trained, study.store)
