@@ -126,13 +126,13 @@ def answer_table(scored: Mapping[str, Mapping[str, Run]]) -> pd.DataFrame:
 def block_table(blocks: Mapping[str, Run]) -> pd.DataFrame:
     """What each layer's predictor is good for, percent.
 
-    index passages, layer; columns F1 of the blocks, tokens kept for 99, 98 and 95 % of the answers,
-    and answers kept with 60 and 40 % of the tokens
+    index passages, layer; columns F1 of the blocks; "for 99 %" and so on, tokens kept for so many
+    of the answers; "at 60 %" and so on, answers kept with so many of the tokens
     """
     tables = {name: layer_table(run) for name, run in blocks.items()}
     whole = pd.concat(tables, names=["passages"])
-    kept = {f"kept at {x:g}": f"tokens for {x:.0%}" for x in FOUND}
-    found = {f"found at {x:g}": f"answers at {x:.0%}" for x in KEPT}
+    kept = {f"kept at {x:g}": f"for {100 * x:.0f} %" for x in FOUND}
+    found = {f"found at {x:g}": f"at {100 * x:.0f} %" for x in KEPT}
     shares = whole[[*kept, *found]].rename(columns=kept | found)
     return pd.concat([whole["f1"].rename("F1"), 100 * shares], axis=1)
 
@@ -167,7 +167,8 @@ reader is not changed: without `--skim` it answers as before.
   `{commit}`.
 - **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
 
-What it is worth, in percent, on {tested} and on longer passages made of it:
+What it is worth on {tested} and on longer passages made of it, in percent: F1 of the blocks, tokens
+kept *for* so many of the answers, answers kept *at* so many of the tokens; then readers.
 
 {by_layer}
 
