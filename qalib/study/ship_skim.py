@@ -94,7 +94,9 @@ def scores(study: Study, run: Run, chosen: Mapping[str, Skimming]) -> dict[str, 
     tests = {SHORT: study.data("test"), LONG: skim_beyond.longer(study)}
 
     def score(name: str, skimming: Skimming) -> Run:
-        return evaluate_skimmed(study, "skimmer", run, skimming, tests[name], windows[name])
+        reads = SKIMS if skimming.skim_at else EVERYTHING
+        told = f"skimmer: {name}, {reads}"
+        return evaluate_skimmed(study, told, run, skimming, tests[name], windows[name])
 
     return {
         name: {EVERYTHING: score(name, Skimming()), SKIMS: score(name, skimming)}

@@ -176,11 +176,11 @@ def answers(
     """
     config, test = training_of(run), part(study)
     restore = "forward" if config.skim_at else "minus-infinity"
-    found = {1.0: evaluate_skimmed(study, f"skim: {name}", run, test=test)}
+    found = {1.0: evaluate_skimmed(study, f"skimming: {name}", run, test=test)}
     answer = _answer_sentences if config.sentences else evaluate_skimmed
     for share, threshold in thresholds.items():
         point = Skimming((layer,), (threshold,), restore=restore)
-        found[share] = answer(study, f"skim: {name}", run, point, test)
+        found[share] = answer(study, f"skimming: {name}", run, point, test)
     return found
 
 

@@ -93,7 +93,7 @@ def joint_runs(study: Study, seeds: int = 0) -> list[Run]:
 def score(study: Study, name: str, run: Run, test: Dataset | None = None) -> Run:
     """A reader with or without predictors, reading everything: EM and F1."""
     if run.stage == "train-encoder":
-        return evaluate_encoder(study, run, test)
+        return evaluate_encoder(study, run, test, f"skim: {name}")
     return evaluate_skimmed(study, f"skim: {name}", run, test=test)
 
 

@@ -212,7 +212,9 @@ def predictions(run: Run) -> dict[str, str]:
     return json.loads(run.file("predictions.json").read_text(encoding="utf-8"))
 
 
-def evaluate_encoder(study: Study, trained: Run, test: Dataset | None = None) -> Run:
+def evaluate_encoder(
+    study: Study, trained: Run, test: Dataset | None = None, name: str = "encoder"
+) -> Run:
     """The trained encoder reader on the test data, or on ``test``."""
 
     from qalib.answer import AnswerConfig, Answerer
@@ -222,7 +224,7 @@ def evaluate_encoder(study: Study, trained: Run, test: Dataset | None = None) ->
     def answer(test: Dataset) -> dict[str, str]:
         return Answerer(trained_reader(trained), settings).predictions(test.examples)
 
-    return evaluate(study, "encoder", {"weights": trained.key}, answer, settings, test)
+    return evaluate(study, name, {"weights": trained.key}, answer, settings, test)
 
 
 def training_of(trained: Run) -> EncoderTraining:
