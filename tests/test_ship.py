@@ -4,8 +4,11 @@ import pytest
 import torch
 from tiny import examples
 
+from qalib.answer import Answerer
+from qalib.data.almanac import AlmanacConfig, build_almanac
 from qalib.data.squad import Answer, Example, make_dataset
-from qalib.readers.shipped import low_rank
+from qalib.readers.shipped import SHIPPED, checkpoint_hash, low_rank
+from qalib.skim.storage import SKIMMER, load_skimmer
 from qalib.study.describe import answer_type, describe, question_word, scored, summary
 
 
@@ -63,3 +66,18 @@ def test_scores_are_those_of_the_metric():
     table = scored(dataset, {"right": {"a": "Ada"}, "half": {"a": "Ada met"}})
     assert table["EM"].tolist() == [100, 0]
     assert table["F1"].round(1).tolist() == [100, 66.7]
+
+
+def test_the_skimmer_that_ships_belongs_to_the_reader_that_ships():
+    skimmer = load_skimmer(SKIMMER, reader=checkpoint_hash(SHIPPED))  # else it would refuse
+    assert skimmer.config.skim_at
+    assert sum(path.stat().st_size for path in SKIMMER.iterdir()) < 2e6
+
+
+def test_what_ships_reads_a_part_of_a_passage_and_finds_the_answer():
+    asked = build_almanac(AlmanacConfig(questions=16, split="test", length=1500)).examples
+    whole, part = (Answerer.load(skim=skim).answer_all(asked) for skim in (False, True))
+    assert {answered.read for answered in whole} == {1.0}
+    assert sum(answered.read for answered in part) < 0.5 * len(asked)
+    texts = [[answered.candidates[0].text for answered in both] for both in (whole, part)]
+    assert sum(a == b for a, b in zip(*texts, strict=True)) >= 12
