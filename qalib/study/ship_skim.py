@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from qalib.data.squad import Dataset, hold_out
 from qalib.skim.predictors import PredictorConfig
+from qalib.skim.recall import question_scores
 from qalib.study import skim_beyond, skim_study
 from qalib.study.entries import Run
 from qalib.study.paper import markdown_table
@@ -23,6 +25,7 @@ from qalib.study.skim_scores import (
     evaluate_skimmed,
     judge_blocks,
     layer_table,
+    read_judged,
 )
 from qalib.study.skim_training import train_skim, trained_skim_reader
 
@@ -110,6 +113,20 @@ def tested_blocks(study: Study, run: Run) -> dict[str, Run]:
     return {SHORT: judge_blocks(study, run, study.data("test")), **far}
 
 
+def answers_kept(blocks: Mapping[str, Run], chosen: Mapping[str, Skimming]) -> dict[str, float]:
+    """Percent of the questions of judged blocks that keep a whole gold answer, by passages.
+
+    To be held against what was asked for: ``found`` of the questions that thresholds were chosen on.
+    """
+    kept = {}
+    for name, run in blocks.items():
+        told, point = read_judged(run), chosen[name]
+        reached = question_scores(told.scores[point.skim_at[0]], told.answers, told.row)
+        answered = reached[reached > -np.inf]
+        kept[name] = 100 * float((answered >= point.thresholds[0]).mean())
+    return kept
+
+
 def answer_table(scored: Mapping[str, Mapping[str, Run]]) -> pd.DataFrame:
     """Readers as rows.  columns questions, EM, F1, read (percent of the passage)"""
     rows = {
@@ -159,7 +176,7 @@ Predictors that read the attention maps, hidden states and words at layers {laye
 `{reader}` and say which blocks of {size} tokens hold the answer; {parameters:,} parameters. The
 reader is not changed: without `--skim` it answers as before.
 
-- **As it ships** it decides at layer {at}, at a threshold of {threshold:.4f}: {found:.0%} of the
+- **As it ships** it decides at layer {at}, at a threshold of {threshold:.4f}: {found} of the
   answers to {held:,} questions on held-out passages of the training data were kept. The predictors
   have not seen these passages; the reader has, so expect less on new text.
 - **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content
@@ -170,7 +187,8 @@ reader is not changed: without `--skim` it answers as before.
 - **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
 
 What it is worth on {tested} and on longer passages made of it, in percent: F1 of the blocks, tokens
-kept *for* so many of the answers, answers kept *at* so many of the tokens; then readers.
+kept *for* so many of the answers, answers kept *at* so many of the tokens; then readers. Of the
+answers on {tested}, its threshold keeps {kept:.1f} %.
 
 {by_layer}
 
@@ -183,7 +201,8 @@ def write_card(folder: Path, study: Study, run: Run, chosen: Mapping[str, Skimmi
     from qalib.readers.shipped import SHIPPED
 
     plan, data = asked(study), study.data("train")
-    tables = block_table(tested_blocks(study, run)), answer_table(scores(study, run, chosen))
+    tested = tested_blocks(study, run)
+    tables = block_table(tested), answer_table(scores(study, run, chosen))
     by_layer, answered = (table.round(1).reset_index().to_dict("records") for table in tables)
     text = CARD.format(
         name=folder.name,
@@ -193,7 +212,7 @@ def write_card(folder: Path, study: Study, run: Run, chosen: Mapping[str, Skimmi
         parameters=run.metrics["skim_parameters"],
         at=chosen[SHORT].skim_at[0],
         threshold=chosen[SHORT].thresholds[0],
-        found=plan.found,
+        found=f"{100 * plan.found:g} %",
         held=len(held_out(study)),
         data=data.name.replace("+", ", "),
         questions=run.metrics["questions"],
@@ -206,6 +225,7 @@ def write_card(folder: Path, study: Study, run: Run, chosen: Mapping[str, Skimmi
         commit=(run.env["git"]["commit"] or "none")[:12],
         by_layer=markdown_table(by_layer),
         tested=study.data("test").name,
+        kept=answers_kept(tested, chosen)[SHORT],
         scores=markdown_table(answered),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
