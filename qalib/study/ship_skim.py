@@ -116,7 +116,7 @@ def tested_blocks(study: Study, run: Run) -> dict[str, Run]:
 def answers_kept(blocks: Mapping[str, Run], chosen: Mapping[str, Skimming]) -> dict[str, float]:
     """Percent of the questions of judged blocks that keep a whole gold answer, by passages.
 
-    To be held against what was asked for: ``found`` of the questions that thresholds were chosen on.
+    To be held against what was asked for on the passages that thresholds were chosen on.
     """
     kept = {}
     for name, run in blocks.items():
