@@ -19,6 +19,7 @@ READERS = {"plain": "o", "joint": "s"}  # with their markers
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind", 4)
 COLOURS = dict(zip(READERS, (BLUE, ORANGE), strict=True))
 ANSWER = "crimson"
+DPI = 75  # as shown in the notebook, which has large figures and must stay small
 MAP = {"cmap": "magma", "norm": LogNorm(1e-4, 0.3, clip=True), "interpolation": "nearest"}
 
 
@@ -27,7 +28,7 @@ def attention_map(shown: Shown) -> Figure:
     seen, count = shown.maps[1], len(shown.labels)
     rows = max(3, -(-count // 2))
     with style():
-        fig = plt.figure(figsize=(8, 4.3))
+        fig = plt.figure(figsize=(8, 4.3), dpi=DPI)
         left, right = fig.subfigures(1, 2, width_ratios=[1.9, 1])
         whole = left.subplots()
         image = whole.imshow(seen, **MAP)
@@ -79,7 +80,7 @@ def block_probabilities(shown: Shown) -> Figure:
     """What every layer's module says of every block, before and after training."""
     layers, count = shown.logits.shape[1:]
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 1.5 + 0.36 * layers), sharey=True)
+        fig, axes = plt.subplots(1, 2, figsize=(8, 1.5 + 0.36 * layers), dpi=DPI, sharey=True)
         for ax, when, chances in zip(axes, WHEN, shown.probabilities, strict=True):
             sns.heatmap(
                 chances,
@@ -115,7 +116,7 @@ def loss_curves(curves: pd.DataFrame) -> Figure:
     """
     titles = {"plain": "plain: answers", "joint": "joint: answers and blocks"}
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+        fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), dpi=DPI)
         for ax, (reader, colour) in zip(axes, COLOURS.items(), strict=True):
             log = curves[curves["reader"] == reader].pivot(index="step", columns="seed")["loss"]
             smooth = log.rolling(max(1, len(log) // 25), min_periods=1).mean()
@@ -138,7 +139,7 @@ def classifier(
     """
     looks = {"precision": (GREEN, "^--"), "recall": (RED, "v--"), "f1": (BLUE, "o-")}
     with style():
-        fig, ax = plt.subplots(figsize=(8, 4.2))
+        fig, ax = plt.subplots(figsize=(8, 4.2), dpi=DPI)
         for metric, (colour, line) in looks.items():
             found = points.groupby("layer")[metric].agg(["mean", "min", "max"])
             ends = [found["mean"] - found["min"], found["max"] - found["mean"]]
@@ -166,7 +167,7 @@ def recall_curves(points: pd.DataFrame, words: pd.DataFrame) -> Figure:
     layers = sorted(set(points["layer"]))
     shades = sns.color_palette("crest", len(layers))
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 4.2), width_ratios=[1, 1.15])
+        fig, axes = plt.subplots(1, 2, figsize=(8, 4.2), dpi=DPI, width_ratios=[1, 1.15])
         for ax in axes:
             for layer, shade in zip(layers, shades, strict=True):
                 line = points[points["layer"] == layer]
@@ -188,7 +189,7 @@ def recall_curves(points: pd.DataFrame, words: pd.DataFrame) -> Figure:
 def scores(points: pd.DataFrame) -> Figure:
     """EM and F1 of every seed, with a line at the mean.  columns reader, seed, EM, F1"""
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
+        fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), dpi=DPI, sharey=True)
         for ax, metric in zip(axes, ("EM", "F1"), strict=True):
             for place, (reader, colour) in enumerate(COLOURS.items()):
                 values = points.loc[points["reader"] == reader, metric]
@@ -211,7 +212,7 @@ def attention_given(points: pd.DataFrame, even: float) -> Figure:
     tokens
     """
     with style():
-        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.9))
+        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.9), dpi=DPI)
         for reader, rows in points.groupby("reader", sort=False):
             line = {"color": COLOURS[reader], "marker": READERS[reader], "ms": 6, "lw": 1.8}
             left.plot(rows["layer"], rows["share"], label=reader, **line)
