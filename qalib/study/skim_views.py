@@ -52,7 +52,8 @@ def label_counts(study: Study, split: str) -> dict:
     holds a token of any gold answer, ``positive two``: that the released code calls positive; and
     the shares of the questions with no positive block: ``none``, ``none two``.
     """
-    data, plan = study.data(split), asked(study)
+    data = study.data(split, "skim_ablations") if split == "train" else study.data(split)
+    plan = asked(study)
     size, base = plan.predictor.block_size, plan.base
 
     def compute(work: Path) -> dict:
