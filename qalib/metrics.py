@@ -203,7 +203,8 @@ def adversarial_question_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of the base questions of an AddSent or AddOneSent file, in order of appearance.
 
-    The id of an adversarial variant is the base question's, a "-" and more. Under "replace", the
+    The id of an adversarial variant is the base question's, "-high-conf" and more; in files where
+    no id has that mark, a "-" is enough. Under "replace", the
     rule of the published script, the variant with the lowest F1 counts, with its EM, even where
     it beats the original, which counts only if there is no variant. Under "worst", the rule its
     author states, the original is a candidate too. Rows without a prediction are passed over; a
@@ -213,9 +214,10 @@ def adversarial_question_scores(
         raise QalibError(f"Unknown adversarial rule {rule!r}; choose 'replace' or 'worst'.")
     scores = np.stack(question_scores(dataset, predictions, "1.1"))
     rows: dict[str, list[int]] = {}
+    mark = "-high-conf" if any("-high-conf" in example.id for example in dataset) else "-"
     for i, example in enumerate(dataset):
         predicted = [i] if example.id in predictions else []
-        rows.setdefault(example.id.split("-")[0], []).extend(predicted)
+        rows.setdefault(example.id.split(mark)[0], []).extend(predicted)
     result = np.zeros((2, len(rows)))
     for k, (base, candidates) in enumerate(rows.items()):
         variants = [i for i in candidates if dataset.examples[i].id != base]
