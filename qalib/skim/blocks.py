@@ -9,6 +9,7 @@ no length has to be divisible by S: the last block of a passage is as long as wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,17 +29,31 @@ class Blocks:
     separators: Tensor  # (B, L) bool, special tokens after the first position
     count: int  # K
 
-    @property
+    # What several numbers about a block are made of is worked out once.
+
+    @cached_property
     def real(self) -> Tensor:
         """Which blocks a row has.  (B, K) bool"""
-        return self.membership().any(dim=2)
+        return self.sizes() > 0
 
-    @property
+    @cached_property
     def passage(self) -> Tensor:
         """(B, L) bool"""
         return self.of >= 0
 
-    @property
+    @cached_property
+    def slots(self) -> Tensor:
+        """The block of each position, K for all that is in none.  (B, L) int64"""
+        return torch.where(self.passage, self.of, self.count)
+
+    @cached_property
+    def asked(self) -> tuple[Tensor, Tensor]:
+        """Positions of the question's Q tokens, and which exist.  -> (B, Q) int64, (B, Q) bool"""
+        count = max(1, int(self.question.sum(dim=1).max())) if len(self.question) else 1
+        order = (~self.question).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+        return order, self.question.gather(1, order)
+
+    @cached_property
     def padding(self) -> Tensor:
         """(B, L) bool"""
         return self.of == PADDING
@@ -50,7 +65,12 @@ class Blocks:
 
     def sizes(self) -> Tensor:
         """Positions in every block.  (B, K) int64"""
-        return self.membership().sum(dim=2)
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        counts = self.of.new_zeros(len(self.of), self.count + 1)
+        return counts.scatter_add(1, self.slots, torch.ones_like(self.of))[:, :-1]
 
     def spread(self, values: Tensor, elsewhere: float | bool) -> Tensor:
         """The value of its block at every passage position, ``elsewhere`` at all others.
@@ -106,7 +126,9 @@ def make_blocks(
     """
     of = even_blocks(passage, size) if of is None else of
     of = torch.where(passage, of, torch.where(real, KEPT, PADDING))
-    special = torch.isin(input_ids, input_ids.new_tensor(list(special_ids))) & real & ~passage
+    special = torch.zeros_like(passage)
+    if special_ids:
+        special = torch.isin(input_ids, input_ids.new_tensor(list(special_ids))) & real & ~passage
     first = torch.zeros_like(special)
     first[:, :1] = True
     count = int(of.max()) + 1 if of.numel() else 0

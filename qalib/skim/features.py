@@ -13,6 +13,7 @@ float32.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from qalib.skim.blocks import KEPT, Blocks
 from qalib.skim.views import LayerView
@@ -29,29 +30,23 @@ SIX = (
 
 def block_sum(values: Tensor, blocks: Blocks) -> Tensor:
     """Sum over every block's positions.  (B, C, L) -> (B, C, K), dtype kept"""
-    index = _slot(blocks).expand_as(values)
+    index = blocks.slots[:, None].expand_as(values)
     sums = values.new_zeros(*values.shape[:2], blocks.count + 1)
     return sums.scatter_add(2, index, values)[..., :-1]
 
 
 def block_mean(values: Tensor, blocks: Blocks) -> Tensor:
     """Mean over every block's positions.  (B, C, L) -> (B, C, K) float32"""
-    sizes = block_sum(blocks.passage[:, None].float(), blocks)  # (B, 1, K)
-    return block_sum(values.float(), blocks) / sizes.clamp(min=1)
+    return block_sum(values.float(), blocks) / blocks.sizes()[:, None].clamp(min=1)
 
 
 def block_max(values: Tensor, blocks: Blocks) -> Tensor:
     """Maximum over every block's positions.  (B, C, L) -> (B, C, K) float32"""
     values = values.float()
-    index = _slot(blocks).expand_as(values)
+    index = blocks.slots[:, None].expand_as(values)
     lowest = values.new_full((*values.shape[:2], blocks.count + 1), torch.finfo(values.dtype).min)
     most = lowest.scatter_reduce(2, index, values, "amax")[..., :-1]
     return most.masked_fill(~blocks.real[:, None], 0.0)
-
-
-def _slot(blocks: Blocks) -> Tensor:
-    """Where each position goes: its block, or one more for all that is in none.  (B, 1, L)"""
-    return torch.where(blocks.passage, blocks.of, blocks.count)[:, None]
 
 
 def first_position(blocks: Blocks) -> Tensor:
@@ -76,6 +71,7 @@ def six_features(view: LayerView, blocks: Blocks) -> Tensor:
 
 
 FLOOR = 1e-6  # added to attention before its logarithm
+TINY = 1e-12  # what a vector of zeros is taken to be long
 MASSES = ("to question", "from question", "to [CLS]", "from [CLS]", "within")
 
 
@@ -98,7 +94,7 @@ def question_features(view: LayerView, blocks: Blocks, size: int) -> Tensor:
         dim=1,
     ).flatten(1, 2)  # (B, 4 H, L)
     within = view.attention.diagonal(blocks, size).float().sum(dim=-1)  # (B, H, K, S)
-    sizes = block_sum(blocks.passage[:, None].float(), blocks).clamp(1, size)  # (B, 1, K)
+    sizes = blocks.sizes()[:, None].clamp(1, size)  # (B, 1, K)
     masses = torch.cat(
         [
             block_mean(per_token, blocks),
@@ -111,13 +107,6 @@ def question_features(view: LayerView, blocks: Blocks, size: int) -> Tensor:
     return (masses + FLOOR).log().transpose(1, 2)
 
 
-def question_tokens(blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Positions of the question's tokens, and which of them exist.  -> (B, Q) int64, (B, Q) bool"""
-    count = max(1, int(blocks.question.sum(dim=1).max())) if len(blocks.question) else 1
-    order = (~blocks.question).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-    return order, blocks.question.gather(1, order)
-
-
 def late_interaction(hidden: Tensor, blocks: Blocks) -> Tensor:
     """How well a block answers to each word of the question.  (B, L, D) -> (B, K, 3)
 
@@ -127,10 +116,12 @@ def late_interaction(hidden: Tensor, blocks: Blocks) -> Tensor:
     The third compares the blocks of a passage with each other. Source: Khattab and Zaharia 2020
     (ColBERT), whose sum over q of s_qk is the first.
     """
-    unit = torch.nn.functional.normalize(hidden.float(), dim=-1)
-    positions, real = question_tokens(blocks)
-    asked = unit.gather(1, positions[..., None].expand(-1, -1, unit.shape[2]))  # (B, Q, D)
-    best = block_max(asked @ unit.transpose(1, 2), blocks)  # (B, Q, K)
+    hidden = hidden.float()
+    size = hidden.norm(dim=-1).clamp(min=TINY)  # (B, L)
+    positions, real = blocks.asked
+    asked = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[2]))  # (B, Q, D)
+    cosines = asked / size.gather(1, positions)[..., None] @ hidden.transpose(1, 2)
+    best = block_max(cosines / size[:, None], blocks)  # (B, Q, K)
     if not blocks.count:
         return best.new_zeros(len(best), 0, 3)
     top = best.masked_fill(~blocks.real[:, None], -1.0).amax(dim=2, keepdim=True)
@@ -154,7 +145,7 @@ def word_overlap(input_ids: Tensor, blocks: Blocks) -> Tensor:
     t runs over the distinct word pieces of the question, n_t counts t in the passage: a word that
     stands everywhere tells nothing about where to look. Between 0 and 1; needs no corpus.
     """
-    positions, real = question_tokens(blocks)
+    positions, real = blocks.asked
     asked = input_ids.gather(1, positions)  # (B, Q)
     same = (asked[:, :, None] == asked[:, None, :]) & real[:, None, :]
     repeats = same.sum(dim=2).clamp(min=1)  # how often the question says it
@@ -193,7 +184,6 @@ def beside(values: Tensor, blocks: Blocks, step: int) -> Tensor:
 
     0 where there is no such block, be it that the passage ends or that it is gone already.
     """
-    source = torch.arange(blocks.count, device=values.device) + step
-    there = (source >= 0) & (source < blocks.count)
-    moved = (values * blocks.real[..., None])[:, source.clamp(0, max(0, blocks.count - 1))]
-    return moved * (there & blocks.real)[..., None]
+    real = blocks.real[..., None]
+    around = pad(values * real, (0, 0, abs(step), abs(step)))  # (B, K + 2 |step|, C)
+    return around.narrow(1, abs(step) + step, blocks.count) * real

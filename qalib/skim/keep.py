@@ -66,6 +66,20 @@ def choose(
     return wide & real
 
 
+def unless_whole(kept: Tensor, blocks: Blocks, spare: float, min_tokens: int) -> Tensor:
+    """All blocks in rows that are not worth shortening, elsewhere ``kept``.  (B, K) bool -> same
+
+    Those are rows of fewer than ``min_tokens`` tokens, the question's included, and rows that
+    would be spared less than the share ``spare`` of theirs. Every row decides for itself.
+    """
+    if not spare and not min_tokens:
+        return kept
+    tokens = (~blocks.padding).sum(dim=1)
+    spared = (blocks.sizes() * (blocks.real & ~kept)).sum(dim=1)
+    stays = (tokens < min_tokens) | (spared < spare * tokens)
+    return torch.where(stays[:, None], blocks.real, kept)
+
+
 def places_of(blocks: Blocks, kept: Tensor) -> Tensor:
     """What goes on when some blocks are kept: theirs, the question's and special tokens.
 

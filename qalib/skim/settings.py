@@ -24,6 +24,8 @@ class SkimConfig:
     thresholds: tuple[float, ...] = ()  # one for each of them, 0 to 1; 0 keeps every block
     min_keep: int = 1  # the best blocks that are kept in any case
     neighbours: int = 0  # blocks kept on each side of a kept one
+    spare: float = 0.0  # the share of its tokens that a row has to be spared, or it goes on whole
+    min_tokens: int = 0  # shorter rows go on whole, and in skimming are not judged at all
     restore: str = RESTORE[0]
     answer_head: bool = False  # linear heads at these layers, whose logits skipped blocks get
     detach_views: bool = False  # nothing that predictors or heads learn reaches the encoder
@@ -54,6 +56,11 @@ class SkimConfig:
             raise QalibError(
                 f"min_keep ({self.min_keep}) and neighbours ({self.neighbours}) count blocks; "
                 "give 0 or more."
+            )
+        if not 0 <= self.spare <= 1 or self.min_tokens < 0:
+            raise QalibError(
+                f"spare ({self.spare}) is a share, 0 to 1, and min_tokens ({self.min_tokens}) "
+                "counts tokens; give 0 to shorten every row."
             )
         if self.restore not in RESTORE:
             raise QalibError(

@@ -26,12 +26,15 @@ from qalib.errors import QalibError
 from qalib.skim.attach import Attached
 from qalib.skim.blocks import Blocks
 from qalib.skim.families import EncoderParts, parts
-from qalib.skim.keep import choose, find_passage, window_blocks
+from qalib.skim.keep import choose, find_passage, unless_whole, window_blocks
+from qalib.skim.packed import PackedWalk
 from qalib.skim.predictors import ModelShape, build_predictor
 from qalib.skim.settings import SkimConfig
-from qalib.skim.walk import Walk
+from qalib.skim.walk import FLOOR, Walk
+from qalib.spans import mask_logits
 
-TUNABLE = ("skim_at", "thresholds", "min_keep", "neighbours", "restore", "detach_views")
+TUNABLE = ("skim_at", "thresholds", "min_keep", "neighbours", "spare", "min_tokens")
+TUNABLE += ("restore", "detach_views")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class SkimOutput:
     start_logits: Tensor  # (B, L)
     end_logits: Tensor  # (B, L)
     blocks: Blocks  # as they were before anything was skipped
-    scores: Mapping[int, Tensor]  # (B, K) float32 by layer, logits that a block matters
+    scores: Mapping[int, Tensor]  # (B, K) float32 by layer, logits; the minimum where not judged
     seen: Mapping[int, Tensor]  # (B, K) bool by layer, the blocks that were judged there
     kept: Mapping[int, Tensor]  # (B, K) bool by skim point, the blocks that went on
     early: Mapping[int, tuple[Tensor, Tensor]]  # start and end logits of the answer heads
@@ -139,29 +142,44 @@ class Skimmer(nn.Module):
         answers  (B, K) bool, shown to the predictors; only the kind "oracle" looks.
 
         In training all predictors are asked, in skimming at evaluation only those at the skim
-        points. Raises QalibError if the model is not one that this skimmer was made for.
+        points. Where nothing can be trained (evaluation without gradients) the pass is packed.
+        Raises QalibError if the model is not one that this skimmer was made for.
         """
         encoder = self.fit(model)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         blocks = self.blocks(input_ids, real.bool(), passage, of)
-        walk = Walk.begin(encoder, input_ids, token_type_ids, blocks, answers)
-        return self._pass(walk, not self.training if skim is None else skim, keep)
+        trains = self.training or model.training or torch.is_grad_enabled()
+        begin = Walk.begin if trains else PackedWalk.begin
+        walk = begin(encoder, input_ids, token_type_ids, blocks, answers)
+        return self._pass(walk, blocks, not self.training if skim is None else skim, keep)
 
-    def _pass(self, walk: Walk, skim: bool, keep: Tensor | Mapping[int, Tensor] | None):
+    def _pass(
+        self,
+        walk: Walk | PackedWalk,
+        before: Blocks,
+        skim: bool,
+        keep: Tensor | Mapping[int, Tensor] | None,
+    ) -> SkimOutput:
         """From the first layer to the last; arguments as of ``run``."""
-        config, before = self.config, walk.blocks
-        asked = config.skim_at if skim and not self.training else config.layers
-        shown = {layer for number in asked for layer in self.predictors[str(number)].layers}
+        config = self.config
+        skims_now = skim and not self.training
+        asked = config.skim_at if skims_now else config.layers
+        # Which layers are looked at, and from where at last.
+        shown = {layer: number for number in asked for layer in self._looks_at(number)}
         record = _Record([walk.tokens()])
         for number, layer in enumerate(walk.parts.layers, 1):
-            context = walk.attend(layer, number, number in shown, config.detach_views)
+            # Rows only get shorter: where none is worth judging now, none will be looked at later.
+            rows = record.tokens[-1] >= (config.min_tokens if skims_now else 0)
+            looks = number in shown and bool(rows.any())
+            context = walk.attend(layer, number, looks, config.detach_views)
             if number in asked:
-                self._judge(number, walk, record)
+                self._judge(number, walk, record, rows)
+                walk.views = {n: view for n, view in walk.views.items() if shown[n] > number}
             if skim and number in config.skim_at:
                 kept = self._choose(number, walk.blocks, record, keep)
                 context = walk.shorten(kept, context, self._worth(number, walk))
                 record.kept[number] = kept
-            walk.hidden = layer.finish(context, walk.hidden)
+            walk.finish(layer, context)
             record.tokens.append(walk.tokens())
         start, end = walk.restore(walk.head()).unbind(dim=-1)
         told = (record.scores, record.seen, record.kept, record.early)
@@ -210,14 +228,18 @@ class Skimmer(nn.Module):
         self.attached.undo()
         self.attached = None
 
-    def _judge(self, number: int, walk: Walk, record: "_Record") -> None:
-        """Ask the predictor of a layer, and its answer head."""
-        predictor, blocks = self.predictors[str(number)], walk.blocks
-        if blocks.count:
-            scores = predictor(walk.sight(predictor.layers)).float()
+    def _looks_at(self, number: int) -> tuple[int, ...]:
+        """The layers that the predictor of a layer looks at."""
+        return self.predictors[str(number)].layers
+
+    def _judge(self, number: int, walk: Walk | PackedWalk, record: "_Record", rows: Tensor) -> None:
+        """Ask the predictor of a layer about some rows (B,) bool, and its answer head about all."""
+        predictor, seen = self.predictors[str(number)], walk.blocks.real & rows[:, None]
+        if seen.any():
+            scores = mask_logits(predictor(walk.sight(predictor.layers)).float(), seen)
         else:
-            scores = walk.hidden.new_zeros(blocks.of.shape[0], 0)
-        record.scores[number], record.seen[number] = scores, blocks.real
+            scores = torch.full(seen.shape, FLOOR, device=seen.device)
+        record.scores[number], record.seen[number] = scores, seen
         if self.config.answer_head:
             record.early[number] = walk.restore(self._worth(number, walk)).unbind(dim=-1)
 
@@ -226,20 +248,21 @@ class Skimmer(nn.Module):
     ) -> Tensor:
         """Which blocks go on: as the oracle says, or by threshold.  -> (B, K) bool"""
         told = keep.get(number) if isinstance(keep, Mapping) else keep
+        config, real = self.config, blocks.real
         if told is None:
-            config = self.config
-            threshold = config.threshold_at[number]
-            scores, real = record.scores[number], blocks.real
-            return choose(scores, real, threshold, config.min_keep, config.neighbours)
-        if told.shape != blocks.real.shape:
+            scores, threshold = record.scores[number], config.threshold_at[number]
+            kept = choose(scores, real, threshold, config.min_keep, config.neighbours)
+        elif told.shape == real.shape:
+            kept = told.bool() & real
+        else:
             raise QalibError(
                 f"keep has shape {tuple(told.shape)}, but the batch has blocks of shape "
-                f"{tuple(blocks.real.shape)}."
+                f"{tuple(real.shape)}."
             )
-        return told.bool() & blocks.real
+        return unless_whole(kept, blocks, config.spare, config.min_tokens)
 
-    def _worth(self, number: int, walk: Walk) -> Tensor | None:
-        """Logits for what a skim layer leaves behind.  -> (B, L', 2), or None for "no answer" """
+    def _worth(self, number: int, walk: Walk | PackedWalk) -> Tensor | None:
+        """Logits for what a skim layer leaves behind, as ``walk.head``; None for "no answer"."""
         if self.config.answer_head:
             detach = self.config.detach_views
             return self.answer_heads[str(number)](walk.hidden.detach() if detach else walk.hidden)

@@ -65,6 +65,10 @@ class Walk:
         self.views[number] = LayerView(FullAttention(probabilities), *states)
         return context
 
+    def finish(self, layer: LayerParts, context: Tensor) -> None:
+        """Stand before the next layer.  context (B, L', D)"""
+        self.hidden = layer.finish(context, self.hidden)
+
     def sight(self, layers: tuple[int, ...]) -> Sight:
         """What a predictor may look at."""
         views = {number: self.views[number] for number in layers}
@@ -113,7 +117,12 @@ class Walk:
         return (~self.blocks.padding).sum(dim=1)
 
     def _mask(self) -> None:
-        device = self.hidden.device.type
-        cast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if cast else self.hidden.dtype
+        dtype = attention_dtype(self.hidden)
         self.masks = self.parts.masks(self.places, ~self.blocks.padding, dtype)
+
+
+def attention_dtype(hidden: Tensor) -> torch.dtype:
+    """What attention is computed in: under autocast, what that casts to."""
+    device = hidden.device.type
+    cast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if cast else hidden.dtype
