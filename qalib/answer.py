@@ -103,7 +103,7 @@ class Answerer:
         """As ``answer_many``, with the share of each passage that was read."""
         for example in examples:
             check_example(replace(example, answers=()), f"question {example.id!r}")
-        windows = make_windows(examples, self.reader.tokenizer, self.config.windows)
+        windows = self.cut(examples)
         spans = self._score(windows, examples, progress)
         by_example: list[list[int]] = [[] for _ in examples]
         for index, window in enumerate(windows):
@@ -122,10 +122,9 @@ class Answerer:
     @torch.inference_mode()
     def token_probabilities(self, question: str, passage: str) -> list[tuple[str, float, float]]:
         """Each passage token of the first window: (text, p(starts here), p(ends here))."""
-        windows = make_windows(
-            [Example("question", question, passage)], self.reader.tokenizer, self.config.windows
-        )
-        batch = collate(windows[:1], self.reader.tokenizer.pad_token_id or 0).to(self.device)
+        examples = [Example("question", question, passage)]
+        windows = self.cut(examples)
+        batch = self.batch(windows[:1], examples).to(self.device)
         output = self.reader(batch)
         start, end = (
             mask_logits(logits, output.mask).softmax(dim=1)[0].tolist() for logits in output[:2]
@@ -149,6 +148,10 @@ class Answerer:
                     scored[index] = row
                 bar.update(len(indices))
         return [row for row in scored if row is not None]
+
+    def cut(self, examples: Sequence[Example]) -> list[Window]:
+        """The windows of some examples, as the reader takes them."""
+        return make_windows(examples, self.reader.tokenizer, self.config.windows)
 
     def batch(self, windows: list[Window], examples: Sequence[Example]) -> Batch:
         """What the reader is given for some windows of ``examples``."""

@@ -1,0 +1,1 @@
+"""Answer distillation: what an ensemble of readers knows, kept on disk and taught to one reader."""
