@@ -87,7 +87,7 @@ class PackedWalk:
         left = torch.full((rows, length, 2), FLOOR, device=hidden.device)
         padded = whole([length] * rows, cells.div(length, rounding_mode="floor"))
         walk = cls(parts, hidden, cells, padded, blocks, input_ids, left, answers)
-        walk._narrow(~blocks.padding)
+        walk._narrow(~blocks.padding, judged=True)
         walk._arrange()
         return walk
 
@@ -140,17 +140,21 @@ class PackedWalk:
         """The span head, applied to what stands here.  (T, 2), start and end logits"""
         return torch.stack(self.parts.head(self.hidden), dim=-1)
 
-    def shorten(self, kept: Tensor, context: Tensor, logits: Tensor | None) -> Tensor:
+    def shorten(
+        self, kept: Tensor, context: Tensor, logits: Tensor | None, last: bool = False
+    ) -> Tensor:
         """Go on with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
 
         ``logits`` (T, 2) are what the tokens that are left behind are worth; None: nothing.
-        Nothing moves where every block is kept.
+        Nothing moves where every block is kept. After the ``last`` time nobody judges again, and
+        blocks, words and views are left as they were.
         """
         if torch.equal(kept, self.blocks.real):
             return context
         if logits is not None:
             self.left = self.restore(logits)
-        index = self._narrow(self.blocks.spread(kept, True) & ~self.blocks.padding)
+        stays = self.blocks.spread(kept, True) & ~self.blocks.padding
+        index = self._narrow(stays, judged=not last)
         self._arrange()
         return context if index is None else context.index_select(0, index)
 
@@ -166,14 +170,19 @@ class PackedWalk:
         """How many tokens each row still has.  (B,) int64"""
         return torch.tensor(self.whole.lengths, device=self.cells.device)
 
-    def _narrow(self, stays: Tensor) -> Tensor | None:
-        """Keep some tokens only.  stays (B, L') bool -> which of the T, or None for all of them"""
+    def _narrow(self, stays: Tensor, judged: bool) -> Tensor | None:
+        """Keep some tokens only.  stays (B, L') bool -> which of the T, or None for all of them
+
+        With ``judged`` what predictors see is narrowed, too.
+        """
         before, lengths = self.whole, stays.sum(dim=1).tolist()
         if sum(lengths) == len(self.cells):
             return None
         index = before.pack(stays).nonzero().squeeze(1)
         self.hidden, self.cells = (x.index_select(0, index) for x in (self.hidden, self.cells))
         self.whole = whole(lengths, self.cells.div(self.left.shape[1], rounding_mode="floor"))
+        if not judged:
+            return index
         places = self.whole.spread(before.places().index_select(0, index), -1)
         self.views = {number: view.of(self.blocks, places) for number, view in self.views.items()}
         self.blocks, self.input_ids = self.blocks.take(places), take(self.input_ids, places)

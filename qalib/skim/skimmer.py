@@ -177,7 +177,8 @@ class Skimmer(nn.Module):
                 walk.views = {n: view for n, view in walk.views.items() if shown[n] > number}
             if skim and number in config.skim_at:
                 kept = self._choose(number, walk.blocks, record, keep)
-                context = walk.shorten(kept, context, self._worth(number, walk))
+                worth = self._worth(number, walk)
+                context = walk.shorten(kept, context, worth, last=number == asked[-1])
                 record.kept[number] = kept
             walk.finish(layer, context)
             record.tokens.append(walk.tokens())

@@ -78,11 +78,13 @@ class Walk:
         """The span head, applied to what stands here.  (B, L', 2), start and end logits"""
         return torch.stack(self.parts.head(self.hidden), dim=-1)
 
-    def shorten(self, kept: Tensor, context: Tensor, logits: Tensor | None) -> Tensor:
+    def shorten(
+        self, kept: Tensor, context: Tensor, logits: Tensor | None, last: bool = False
+    ) -> Tensor:
         """Go on with some blocks only.  kept (B, K) bool, context (B, L', D) -> (B, L'', D)
 
         ``logits`` (B, L', 2) are what the positions that are left behind are worth; None: nothing.
-        Nothing moves where every block is kept.
+        Nothing moves where every block is kept. ``last`` changes nothing here.
         """
         if torch.equal(kept, self.blocks.real):
             return context
