@@ -23,10 +23,6 @@ from qalib.skim.stacks import Stack, StackedAttention, runs, whole
 from qalib.skim.views import Attention, Sight
 from qalib.skim.walk import FLOOR, attention_dtype
 
-# Bytes. Memory of 32 MB and more goes back to the system at once, and getting it anew, page by
-# page, takes up to a tenth of the time of a layer.
-PORTION = 24 * 2**20
-
 
 class LazyView:
     """A ``LayerView`` whose padded states are made when somebody asks for them."""
@@ -117,19 +113,6 @@ class PackedWalk:
                 attention, lambda: spread(hidden), lambda: spread(context)
             )
         return context
-
-    def finish(self, layer: LayerParts, context: Tensor) -> None:
-        """Stand before the next layer.  context (T, D)
-
-        In several portions where the feed-forward part would write down more than ``PORTION``.
-        """
-        size = 4 * self.parts.width * attention_dtype(context).itemsize
-        count = -(-len(context) * size // PORTION) if context.device.type == "cpu" else 1
-        if count <= 1:
-            self.hidden = layer.finish(context, self.hidden)
-        else:
-            portions = zip(context.chunk(count), self.hidden.chunk(count), strict=True)
-            self.hidden = torch.cat([layer.finish(*portion) for portion in portions])
 
     def sight(self, layers: tuple[int, ...]) -> Sight:
         """What a predictor may look at."""

@@ -180,7 +180,7 @@ class Skimmer(nn.Module):
                 worth = self._worth(number, walk)
                 context = walk.shorten(kept, context, worth, last=number == asked[-1])
                 record.kept[number] = kept
-            walk.finish(layer, context)
+            walk.hidden = layer.finish(context, walk.hidden)
             record.tokens.append(walk.tokens())
         start, end = walk.restore(walk.head()).unbind(dim=-1)
         told = (record.scores, record.seen, record.kept, record.early)

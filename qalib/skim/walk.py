@@ -65,10 +65,6 @@ class Walk:
         self.views[number] = LayerView(FullAttention(probabilities), *states)
         return context
 
-    def finish(self, layer: LayerParts, context: Tensor) -> None:
-        """Stand before the next layer.  context (B, L', D)"""
-        self.hidden = layer.finish(context, self.hidden)
-
     def sight(self, layers: tuple[int, ...]) -> Sight:
         """What a predictor may look at."""
         views = {number: self.views[number] for number in layers}
