@@ -220,6 +220,51 @@ def bench_bytes(
     print(json.dumps(run.metrics, indent=2) if as_json else byte_bench_stage.bench_bytes_table(run))
 
 
+DataOption = Annotated[str, typer.Option(help="almanac (embedded), a source or a file")]
+SkimmerOption = Annotated[str, typer.Option(help="folder of a trained skimmer; default: shipped")]
+
+
+@bench.command("skim")
+def bench_skim(
+    data: DataOption = "almanac",
+    skimmer: SkimmerOption = "",
+    rounds: Annotated[int, typer.Option(help="interleaved rounds of a cell, at most")] = 25,
+    seconds: Annotated[float, typer.Option(help="for all cells together, about")] = 300.0,
+    full: Annotated[bool, typer.Option("--full", help="every length, batch and rival")] = False,
+    lengths: Annotated[str, typer.Option(help="lengths to print; empty: all")] = "384",
+    as_json: JsonOption = False,
+) -> None:
+    """Skimming against its rivals on the same questions: speed-ups, ideals, where the time goes."""
+    from qalib.study import skim_bench_stage as stage
+
+    shown = _whole_numbers(lengths)
+    run = stage.bench_skim(stage.configured(data, rounds, seconds, full), skimmer)
+    print(json.dumps(run.metrics, indent=2) if as_json else stage.bench_text(run, shown))
+
+
+@bench.command("answer")
+def bench_answer(
+    data: DataOption = "almanac",
+    skimmer: SkimmerOption = "",
+    questions: Annotated[int, typer.Option(help="how many, the first of the data")] = 200,
+    rounds: Annotated[int, typer.Option(help="interleaved rounds; the median counts")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Whole questions per second: tokenising, reading and decoding, with EM and F1."""
+    from qalib.skim_watch import AnswerBench
+    from qalib.study import skim_bench_stage as stage
+
+    run = stage.bench_answers(AnswerBench(questions, rounds), data, skimmer)
+    print(json.dumps(run.metrics, indent=2) if as_json else stage.answer_text(run))
+
+
+def _whole_numbers(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdigit() for word in words):
+        raise QalibError(f"{text!r}: give whole numbers with commas, as in --lengths 128,384.")
+    return [int(word) for word in words]
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit status 2."""
     try:

@@ -60,7 +60,10 @@ class Diagonal(Predictor):
         real = sight.blocks.real
         attention = sight.layers[self.layers[0]].attention
         maps = attention.diagonal(sight.blocks, self.size).float()  # (B, H, K, S, S)
-        features = self.features(maps.transpose(1, 2)[real])  # (N, F)
+        maps = maps.transpose(1, 2)
+        if not self.training:  # nothing is counted, so blocks that do not exist do no harm
+            return self.last(self.features(maps.flatten(0, 1))).view(real.shape)
+        features = self.features(maps[real])  # (N, F)
         return to_rows(self.last(features).squeeze(1), real)
 
     def features(self, maps: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def placement(blocks: Blocks) -> Tensor:
     """
     number = torch.arange(1, blocks.count + 1, device=blocks.of.device).float()  # (K,)
     real = blocks.real
-    last = (number * real).cummax(dim=1).values[:, -1:].clamp(min=1)  # (B, 1)
+    last = pad(number * real, (1, 0)).amax(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
     numbers = [
         ((number - 0.5) / last).expand(real.shape),
         number.log().expand(real.shape),
