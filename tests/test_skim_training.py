@@ -16,6 +16,7 @@ from qalib.readers.encoder_reader import EncoderConfig
 from qalib.skim.loss import SkimLossConfig
 from qalib.skim.predictors import PredictorConfig
 from qalib.spans import ReaderOutput
+from qalib.study import skim_scores
 from qalib.study.profiles import load_profile
 from qalib.study.session import Study
 from qalib.study.skim_scores import (
@@ -23,6 +24,8 @@ from qalib.study.skim_scores import (
     evaluate_skimmed,
     judge,
     judge_blocks,
+    judge_runs,
+    judge_together,
     layer_table,
     read_judged,
 )
@@ -164,6 +167,34 @@ def test_every_block_is_judged_once_and_in_any_batch(store, data):
     tokens = np.bincount(many.row, weights=many.sizes)
     pieces = [len(model.tokenizer(e.context)["input_ids"]) - 2 for e in data.examples]
     assert tokens.tolist() == pieces
+
+
+def test_predictors_beside_one_reader_are_judged_in_one_pass(store, data, monkeypatch):
+    study = Study("07", load_profile("ci"), 0, store)
+    reader = train_encoder(store, data, BASE)
+    kinds = ("lexical", "question", "diagonal")
+    frozen = {
+        kind: replace(JOINT, start="run", frozen=True, predictor=PredictorConfig(kind, 16))
+        for kind in kinds
+    }
+    runs = {kind: train_skim(store, data, config, reader) for kind, config in frozen.items()}
+    alone = {
+        kind: judge(trained_skim_reader(run, store), data, frozen[kind])
+        for kind, run in runs.items()
+    }
+    passes = []
+    monkeypatch.setattr(
+        skim_scores, "judge_together", lambda *x: passes.append(x) or judge_together(*x)
+    )
+    together = judge_runs(study, {**runs, "joint": train_skim(store, data, JOINT)}, data)
+    assert len(passes) == 2  # one for the frozen reader, one for the other
+    assert list(together) == [*kinds, "joint"]
+    for kind in kinds:
+        found = read_judged(together[kind])
+        assert np.array_equal(found.labels, alone[kind].labels)
+        for layer, scores in alone[kind].scores.items():
+            assert np.allclose(found.scores[layer], scores, atol=1e-6)
+    assert judge_blocks(study, runs["question"], data).short == together["question"].short
 
 
 def test_judged_blocks_are_kept_and_summed_up(store, data):

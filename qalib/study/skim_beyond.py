@@ -13,7 +13,6 @@ Five readers that the paper does not have, each in all else as joint training:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 from torch import nn
 
@@ -26,14 +25,14 @@ from qalib.skim.sentences import place_blocks, sentence_blocks
 from qalib.study import skim_study
 from qalib.study.entries import Run
 from qalib.study.session import Study
-from qalib.study.skim_scores import Skimming, evaluate_skimmed, judge, summarise, write_judged
+from qalib.study.skim_scores import Skimming, evaluate_skimmed, judge_runs
 from qalib.study.skim_training import (
     SkimTraining,
     train_skim,
     trained_skim_reader,
     training_of,
 )
-from qalib.study.stages import evaluate, note_data, sample
+from qalib.study.stages import evaluate, sample
 
 VARIANTS = ("combined", "sentences", "taught", "taught, skimming", "answer head")
 NEEDED = ("plain", "joint", "released loss")  # rows of Table 2 that much is compared with
@@ -50,7 +49,8 @@ class Beyond:
     teacher: float = 1.0
     later: int = 4  # a layer behind those of Table 2
     shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # of the tokens, that are read on
-    every: int = 1  # the additions are scored on every so many-th test question
+    rows_every: int = 1  # the rows' blocks are judged in every so many-th test question
+    every: int = 1  # the additions are scored on every so many-th
     long_every: int = 1  # and predictors on every so many-th of the longer ones
     long: WindowConfig = field(default_factory=lambda: WindowConfig(max_length=512))
 
@@ -96,12 +96,17 @@ def score_rows(study: Study, runs: dict[str, Run]) -> dict[str, Run]:
 
 
 def judge_rows(study: Study, runs: dict[str, Run]) -> dict[str, Run]:
-    """The test data's blocks as every row's predictors see them; the plain reader has none.
+    """The blocks of ``judged_part`` as every row's predictors see them; the plain reader has none.
 
     Where it starts from the reader that ships, some stand beside it, but they learn nothing.
     """
     judges = {name: run for name, run in runs.items() if name != "plain"}
-    return skim_study.judged(study, judges, study.data("test"))
+    return skim_study.judged(study, judges, judged_part(study))
+
+
+def judged_part(study: Study) -> Dataset:
+    """The test questions in whose passages the rows' predictors judge blocks."""
+    return _part(study, study.data("test"), asked(study).rows_every)
 
 
 def predictors(study: Study) -> dict[str, Run]:
@@ -240,23 +245,4 @@ def judge_longer(study: Study, runs: dict[str, Run], data: Dataset) -> dict[str,
 
     As ``judge_blocks``, but whole passages are read at once, in windows of the section's size.
     """
-    windows = asked(study).long
-    return {
-        name: study.keep(_judge_longer(study, run, data, windows)) for name, run in runs.items()
-    }
-
-
-def _judge_longer(study: Study, run: Run, data: Dataset, windows: WindowConfig) -> Run:
-    def compute(work: Path) -> dict:
-        note_data(work, data)
-        config = training_of(run)
-        config = replace(config, base=replace(config.base, windows=windows))
-        judged = judge(trained_skim_reader(run, study.store), data, config)
-        write_judged(judged, work / "blocks.safetensors")
-        return summarise(judged)
-
-    inputs = {"weights": run.key, "data": data.content_sha256}
-    settings = {"windows": windows}
-    return study.store.get_or_run(
-        "judge-blocks", settings, compute, inputs=inputs, force=study.force
-    )
+    return judge_runs(study, runs, data, asked(study).long)

@@ -1,7 +1,10 @@
 """What predictors say about every block of a data set, and how the answers fare for it."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,10 +13,14 @@ from qalib.data.features import WindowConfig
 from qalib.data.squad import Dataset
 from qalib.skim.recall import block_scores, found_at, kept_at, recall_curve
 from qalib.study.entries import Run
+from qalib.study.files import canonical
 from qalib.study.parallel import get_or_run
 from qalib.study.session import Study
 from qalib.study.skim_training import SkimTraining, skim_windows, trained_skim_reader, training_of
 from qalib.study.stages import evaluate, note_data
+
+if TYPE_CHECKING:
+    from qalib.skim.reader import SkimReader
 
 FOUND = (0.99, 0.98, 0.95)  # shares of the questions whose answer is to be kept
 KEPT = (0.6, 0.4)  # shares of the tokens that may be
@@ -32,26 +39,63 @@ class Judged:
 
 def judge(model, data: Dataset, config: SkimTraining, budget: int = 8192) -> Judged:
     """Ask every predictor about every block; nothing is skipped on the way."""
+    return judge_together({"": model}, data, config, budget)[""]
+
+
+def judge_together(
+    models: Mapping[str, "SkimReader"], data: Dataset, config: SkimTraining, budget: int = 8192
+) -> dict[str, Judged]:
+    """The same of several readers that differ in their predictors only: the data are read once.
+
+    ``config`` says what all of them have in common: windows, blocks and labels.
+    """
     import torch
 
     from qalib.data.batches import inference_batches
     from qalib.train import choose_precision
 
-    windows, collate_rows = skim_windows(model, data, config)
-    device = next(model.parameters()).device.type
+    first = next(iter(models.values()))
+    windows, collate_rows = skim_windows(first, data, config)
+    device = next(first.parameters()).device.type
     precision, _ = choose_precision("auto", device)
-    parts: list[dict] = [{} for _ in windows]
-    model.eval()
+    parts: dict[str, list[dict]] = {name: [{} for _ in windows] for name in models}
+    for model in models.values():
+        model.eval()
     for rows in inference_batches([len(window) for window in windows], budget):
         batch = collate_rows(rows).to(torch.device(device))
         with (
             torch.inference_mode(),
             torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
         ):
-            output = model.run(batch, skim=False)
-        for place, number in enumerate(rows):
-            parts[number] = _window(output, place, windows[number], config)
-    return _together(parts, windows)
+            outputs = _ask(models, batch)
+        for name, output in outputs.items():
+            for place, number in enumerate(rows):
+                parts[name][number] = _window(output, place, windows[number], config)
+    return {name: _together(found, windows) for name, found in parts.items()}
+
+
+def _ask(models: Mapping[str, "SkimReader"], batch) -> dict:
+    """One pass of the reader whose predictors look at most; the others look along.  -> by name"""
+
+    def looks(name: str) -> int:
+        return sum(len(p.layers) for p in models[name].skimmer.predictors.values())
+
+    reads = max(models, key=looks)
+    said: dict[str, dict[int, object]] = {name: {} for name in models if name != reads}
+    hooks = []
+    for layer, predictor in models[reads].skimmer.predictors.items():
+
+        def look_along(_, seen, __, layer=layer):
+            for name, scores in said.items():
+                scores[int(layer)] = models[name].skimmer.predictors[layer](*seen)
+
+        hooks.append(predictor.register_forward_hook(look_along))
+    try:
+        output = models[reads].run(batch, skim=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: replace(output, scores=said.get(name, output.scores)) for name in models}
 
 
 def _window(output, place: int, window, config: SkimTraining) -> dict:
@@ -124,19 +168,59 @@ def judge_blocks(study: Study, trained: Run, data: Dataset, force: bool | str = 
 
     Keeps blocks.safetensors (:class:`Judged`), some 30 bytes a block: 2 MB for SQuAD's dev set.
     """
+    return judge_runs(study, {"": trained}, data, force=force)[""]
 
-    def compute(work: Path) -> dict:
-        note_data(work, data)
-        model = trained_skim_reader(trained, study.store)
-        judged = judge(model, data, training_of(trained))
-        write_judged(judged, work / "blocks.safetensors")
-        return summarise(judged)
 
-    inputs = {"weights": trained.key, "data": data.content_sha256}
-    run = get_or_run(
-        study.store, "judge-blocks", {}, compute, inputs=inputs, force=force or study.force
-    )
-    return study.keep(run)
+def judge_runs(
+    study: Study,
+    runs: Mapping[str, Run],
+    data: Dataset,
+    windows: WindowConfig | None = None,
+    force: bool | str = "",
+) -> dict[str, Run]:
+    """``judge_blocks`` of several runs, in one pass of the reader for all that stand beside it.
+
+    ``windows`` instead of those that a reader was trained with.
+    """
+    judged: dict[str, Run] = {}
+    for names in _beside_one_reader(runs):
+        found: dict[str, Judged] = {}
+
+        def compute(work: Path, name: str, names: list[str], found: dict[str, Judged]) -> dict:
+            note_data(work, data)
+            if not found:  # the first that is not recorded reads for all
+                found |= _judge_runs(study, {n: runs[n] for n in names}, data, windows)
+            write_judged(found[name], work / "blocks.safetensors")
+            return summarise(found[name])
+
+        for name in names:
+            told = partial(compute, name=name, names=names, found=found)
+            inputs = {"weights": runs[name].key, "data": data.content_sha256}
+            settings = {"windows": windows} if windows else {}
+            asked = {"inputs": inputs, "force": force or study.force}
+            run = get_or_run(study.store, "judge-blocks", settings, told, **asked)
+            judged[name] = study.keep(run)
+    return {name: judged[name] for name in runs}
+
+
+def _beside_one_reader(runs: Mapping[str, Run]) -> list[list[str]]:
+    """Names of runs whose predictors differ in nothing but their kind; others by themselves."""
+    groups: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        common = run.config | {"predictor": run.config["predictor"]["block_size"]}
+        frozen = run.config["frozen"] and run.inputs.get("start")
+        groups.setdefault(canonical([common, frozen]) if frozen else name, []).append(name)
+    return list(groups.values())
+
+
+def _judge_runs(
+    study: Study, runs: Mapping[str, Run], data: Dataset, windows: WindowConfig | None
+) -> dict[str, Judged]:
+    config = training_of(next(iter(runs.values())))
+    if windows:
+        config = replace(config, base=replace(config.base, windows=windows))
+    models = {name: trained_skim_reader(run, study.store) for name, run in runs.items()}
+    return judge_together(models, data, config)
 
 
 def write_judged(judged: Judged, path: Path) -> None:

@@ -7,7 +7,7 @@ from qalib.skim.loss import SkimLossConfig
 from qalib.skim.predictors import PredictorConfig
 from qalib.study.entries import Run
 from qalib.study.session import Study
-from qalib.study.skim_scores import Skimming, evaluate_skimmed, judge_blocks
+from qalib.study.skim_scores import Skimming, evaluate_skimmed, judge_runs
 from qalib.study.skim_training import SkimTraining, train_skim
 from qalib.study.stages import EncoderTraining, evaluate_encoder, train_encoder
 
@@ -137,11 +137,12 @@ def ablation_runs(study: Study) -> dict[str, Run]:
 
 def judged(study: Study, runs: dict[str, Run], data: Dataset) -> dict[str, Run]:
     """The blocks of ``data`` as every run with predictors that have learnt sees them."""
-    return {
-        name: judge_blocks(study, run, data)
+    known = {
+        name: run
         for name, run in runs.items()
         if run.stage == "train-skim" and run.config["loss"]["alpha"] > 0
     }
+    return judge_runs(study, known, data)
 
 
 def predictor_runs(study: Study, reader: Run, data: Dataset) -> dict[str, Run]:
