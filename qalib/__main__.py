@@ -27,6 +27,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 def answer(
     question: Annotated[str, typer.Argument(help="the question")] = "",
     passage: Annotated[Path | None, typer.Option(help="text file; without it, stdin")] = None,
+    questions: Annotated[Path | None, typer.Option(help="a file of them, one a line")] = None,
     dataset: Annotated[Path | None, typer.Option(help="answer a SQuAD or MRQA file")] = None,
     output: Annotated[Path | None, typer.Option(help="where its predictions go (JSON)")] = None,
     n_best: Annotated[int, typer.Option(help="how many answers")] = 1,
@@ -34,66 +35,39 @@ def answer(
     checkpoint: Annotated[str, typer.Option(help="a checkpoint folder; default: shipped")] = "",
     null: Annotated[bool, typer.Option(help="allow 'no answer' (SQuAD 2.0 models)")] = False,
     skim: Annotated[bool, typer.Option("--skim", help="read only what matters")] = False,
+    keep: Annotated[float | None, typer.Option(help="... and keep so many answers: 0.995")] = None,
+    work: Annotated[float | None, typer.Option(help="... or do so much of the work: 0.5")] = None,
+    lost: Annotated[float | None, typer.Option(help="... or lose so many F1 points: 0.5")] = None,
+    drop: Annotated[
+        float | None, typer.Option(help="... and of long passages no window below: 0.1")
+    ] = None,
 ) -> None:
-    """Answer a question about a passage, or a whole file of questions."""
-    from qalib.answer import AnswerConfig, Answerer, as_rows
-    from qalib.data.squad import Example
+    """Answer a question about a passage, a list of questions, or a whole data set.
+
+    What --keep and --lost promise was counted on held-out questions, and holds for such.
+    """
+    from qalib.answer import AnswerConfig, Answerer
     from qalib.readers.shipped import windows_of
+    from qalib.skim.wishes import Wish
+    from qalib.study import answers
 
-    if bool(question) == bool(dataset):
-        raise QalibError('give either a question, as in: qalib answer "Who ...?", or --dataset.')
-    config = AnswerConfig(windows=replace(windows_of(checkpoint), null=null), n_best=n_best)
-    if dataset:
-        _answer_dataset(dataset, output, checkpoint, config, skim)
-        return
-    asked = Example("question", question, _read_text(passage))
-    answered = Answerer.load(checkpoint, config, skim).answer_all([asked])[0]
-    if as_json:
-        rows = as_rows(answered.candidates)
-        told = {"answers": rows, "read": answered.read} if skim else rows
-        print(json.dumps(told, ensure_ascii=False, indent=2))
-        return
-    for candidate in answered.candidates:
-        print(f"{candidate.text}   ({candidate.probability:.0%})")
-    if skim:
-        print(f"read to the end: {answered.read:.0%} of the passage", file=sys.stderr)
-
-
-def _answer_dataset(
-    dataset: Path, output: Path | None, checkpoint: str, config, skim: bool
-) -> None:
-    from qalib.answer import Answerer, as_rows
-    from qalib.data.formats import load_any
-    from qalib.study.files import write_whole
-
-    if output is None:
-        raise QalibError(f"{dataset}: say where the predictions go: --output PREDICTIONS.json.")
-    if not output.resolve().parent.is_dir():
-        raise QalibError(f"{output}: its folder does not exist; make it first.")
-    examples = load_any(dataset).examples
-    answered = Answerer.load(checkpoint, config, skim).answer_all(examples, progress=True)
-    answers = [a.candidates for a in answered]
-    predictions = {e.id: best[0].text for e, best in zip(examples, answers, strict=True)}
-    write_whole(output, json.dumps(predictions, ensure_ascii=False))
-    if config.n_best > 1:
-        ranked = {e.id: as_rows(best) for e, best in zip(examples, answers, strict=True)}
-        write_whole(output.with_suffix(".nbest.json"), json.dumps(ranked, ensure_ascii=False))
-    print(f"{len(predictions)} answers written to {output}", file=sys.stderr)
-    if skim:
-        share = sum(a.read for a in answered) / max(1, len(answered))
-        print(f"read to the end: {share:.0%} of a passage on average", file=sys.stderr)
-
-
-def _read_text(path: Path | None) -> str:
-    from qalib.data.squad import read_bytes
-
-    raw = sys.stdin.buffer.read() if path is None else read_bytes(path)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+    if [bool(question), bool(dataset), bool(questions)].count(True) != 1:
         raise QalibError(
-            f"{path or 'stdin'}: byte {error.start} is not UTF-8; save the text as UTF-8."
-        ) from None
+            'give either a question, as in: qalib answer "Who ...?", or --questions, or --dataset.'
+        )
+    asked = (keep, work, lost)
+    wish = None if asked == (None, None, None) else Wish(*asked)
+    config = AnswerConfig(windows=replace(windows_of(checkpoint), null=null), n_best=n_best)
+
+    def load() -> Answerer:
+        return Answerer.load(checkpoint, config, skim, wish, drop)
+
+    if dataset:
+        answers.answer_dataset(load, dataset, output)
+    elif questions:
+        answers.answer_list(load, questions, passage, as_json)
+    else:
+        answers.answer_question(load, question, passage, as_json)
 
 
 @app.command()

@@ -4,22 +4,29 @@ transformers 5 dropped its question-answering pipeline; this is the replacement.
 
     answerer = Answerer.load()
     answerer.answer("Who built the bridge?", passage)[0].text
+    answerer.answer_questions(["Who built it?", "When?"], passage)   # which is tokenised once
 
-A long passage is read through overlapping windows. A span's probability is its share among all
-spans of all windows of the passage, ``exp(score) / sum exp(score')``, so windows compete.
+A long passage is read through overlapping windows, made batch by batch. A span's probability is
+its share among all spans of all windows that were read, ``exp(score) / sum exp(score')``, so
+windows compete. A skimmer whose ``drop`` is set leaves windows without a promising block at its
+first skim point. Where that would be all of a passage, the most promising one is read after all:
+what is read, and so the answer, does not depend on what else is in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from qalib.data.batches import Batch, collate, inference_batches
-from qalib.data.features import Window, WindowConfig, make_windows
+from qalib.data.features import Window, WindowConfig
+from qalib.data.shared_windows import SharedWindows
 from qalib.data.squad import Example, check_example
 from qalib.errors import QalibError
 from qalib.readers.encoder_reader import EncoderReader
+from qalib.skim.reader import SkimReader
+from qalib.skim.wishes import Wish
 from qalib.spans import best_spans, mask_logits
 from qalib.train import choose_precision
 
@@ -58,6 +65,8 @@ class Answered:
 
     candidates: list[Candidate]  # best first
     read: float  # share of the passage's tokens that the reader read to the end; 1 without skimming
+    windows: int = 1  # that the passage has
+    dropped: int = 0  # of them, before they were read to the end
 
 
 class Answerer:
@@ -75,23 +84,36 @@ class Answerer:
         checkpoint: str | Path = "",
         config: AnswerConfig | None = None,
         skim: str | Path | bool = False,
+        wish: Wish | None = None,
+        drop: float | None = None,
     ) -> "Answerer":
         """The shipped reader, or one from a checkpoint folder. Raises QalibError if damaged.
 
         Without a ``config`` inputs are cut as they were in training. ``skim``: read only the
-        blocks that matter, with the predictors that ship, or those of a folder.
+        blocks that matter, with the predictors that ship, or those of a folder; as sharply as the
+        ``wish`` allows, and leaving windows of long passages by ``drop`` (see ``SkimConfig``), or
+        as the skimmer is set.
         """
         from qalib.readers.shipped import load_reader, windows_of
 
+        if not skim and (wish is not None or drop is not None):
+            raise QalibError("a wish, or a bound to drop windows, is for skimming; add --skim.")
         config = config or AnswerConfig(windows=windows_of(checkpoint))
         reader = load_reader(checkpoint)
         if skim:
-            reader = skimming(reader, checkpoint, skim)
+            reader = skimming(reader, checkpoint, skim, wish, drop)
         return cls(reader.to("cuda" if torch.cuda.is_available() else "cpu"), config)
 
     def answer(self, question: str, passage: str) -> list[Candidate]:
         """The n best answers to one question, best first. Raises QalibError on empty text."""
         return self.answer_many([Example("question", question, passage)])[0]
+
+    def answer_questions(
+        self, questions: Sequence[str], passage: str, progress: bool = False
+    ) -> list[list[Candidate]]:
+        """The n best answers to each of many questions about one passage, which is cut once."""
+        asked = [Example(str(n), question, passage) for n, question in enumerate(questions, 1)]
+        return self.answer_many(asked, progress)
 
     def answer_many(
         self, examples: Sequence[Example], progress: bool = False
@@ -100,19 +122,22 @@ class Answerer:
         return [answered.candidates for answered in self.answer_all(examples, progress)]
 
     def answer_all(self, examples: Sequence[Example], progress: bool = False) -> list[Answered]:
-        """As ``answer_many``, with the share of each passage that was read."""
+        """As ``answer_many``, with what was read of each passage."""
         for example in examples:
             check_example(replace(example, answers=()), f"question {example.id!r}")
         windows = self.cut(examples)
-        spans = self._score(windows, examples, progress)
-        by_example: list[list[int]] = [[] for _ in examples]
+        belong: list[list[int]] = [[] for _ in examples]
         for index, window in enumerate(windows):
-            by_example[window.example].append(index)
-        answered = []
-        for example, indices in zip(examples, by_example, strict=True):
-            parts = [(windows[i], spans[i]) for i in indices]
-            answered.append(Answered(self._merge(example, parts), _share_read(parts)))
-        return answered
+            belong[window.example].append(index)
+        several = {i for indices in belong if len(indices) > 1 for i in indices}
+        found = self._score(windows, range(len(windows)), examples, several, progress)
+        lost = [indices for indices in belong if all(found[i].dropped for i in indices)]
+        best = [max(indices, key=lambda i: found[i].best) for indices in lost]
+        found |= self._score(windows, best, examples)
+        return [
+            self._merge(example, [(windows[i], found[i]) for i in indices])
+            for example, indices in zip(examples, belong, strict=True)
+        ]
 
     def predictions(self, examples: Sequence[Example], progress: bool = False) -> dict[str, str]:
         """Question id to best answer text: the official prediction format."""
@@ -123,53 +148,71 @@ class Answerer:
     def token_probabilities(self, question: str, passage: str) -> list[tuple[str, float, float]]:
         """Each passage token of the first window: (text, p(starts here), p(ends here))."""
         examples = [Example("question", question, passage)]
-        windows = self.cut(examples)
-        batch = self.batch(windows[:1], examples).to(self.device)
+        window = self.cut(examples)[0]
+        batch = self.batch([window], examples).to(self.device)
         output = self.reader(batch)
         start, end = (
             mask_logits(logits, output.mask).softmax(dim=1)[0].tolist() for logits in output[:2]
         )
-        first, offsets = windows[0].first, windows[0].offsets.tolist()
+        first, offsets = window.first, window.offsets.tolist()
         return [
             (passage[a:b], start[first + i], end[first + i]) for i, (a, b) in enumerate(offsets)
         ]
 
     @torch.inference_mode()
     def _score(
-        self, windows: Sequence[Window], examples: Sequence[Example], progress: bool
-    ) -> list["_Scored"]:
-        """Best spans of every window, computed in batches of like length."""
-        scored: list[_Scored | None] = [None] * len(windows)
-        plan = inference_batches([len(w) for w in windows], self.config.tokens_per_batch)
-        with _progress_bar(len(windows), progress) as bar:
-            for indices in plan:
-                rows = self._score_batch([windows[i] for i in indices], examples)
-                for index, row in zip(indices, rows, strict=True):
-                    scored[index] = row
-                bar.update(len(indices))
-        return [row for row in scored if row is not None]
+        self,
+        windows: Sequence[Window],
+        chosen: Sequence[int],
+        examples: Sequence[Example],
+        optional: Collection[int] = (),
+        progress: bool = False,
+    ) -> dict[int, "_Scored"]:
+        """Best spans of the chosen windows, by number, read in batches of like length.
 
-    def cut(self, examples: Sequence[Example]) -> list[Window]:
+        Those that are ``optional``, of passages with several, may be dropped.
+        """
+        scored: dict[int, _Scored] = {}
+        plan = inference_batches([len(windows[i]) for i in chosen], self.config.tokens_per_batch)
+        with _progress_bar(len(chosen), progress) as bar:
+            for rows in plan:
+                indices = [chosen[row] for row in rows]
+                batch = self.batch([windows[i] for i in indices], examples)
+                if optional and getattr(self.reader, "drops", False):
+                    batch.inputs["optional"] = torch.tensor([i in optional for i in indices])
+                scored |= zip(indices, self._score_batch(batch), strict=True)
+                bar.update(len(indices))
+        return scored
+
+    def cut(self, examples: Sequence[Example]) -> Sequence[Window]:
         """The windows of some examples, as the reader takes them."""
-        return make_windows(examples, self.reader.tokenizer, self.config.windows)
+        return SharedWindows(examples, self.reader.tokenizer, self.config.windows)
 
     def batch(self, windows: list[Window], examples: Sequence[Example]) -> Batch:
         """What the reader is given for some windows of ``examples``."""
         return collate(windows, self.reader.tokenizer.pad_token_id or 0)
 
-    def _score_batch(self, windows: list[Window], examples: Sequence[Example]) -> list["_Scored"]:
-        batch = self.batch(windows, examples).to(self.device)
+    def _score_batch(self, batch: Batch) -> list["_Scored"]:
+        batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self.reader(batch)
         wanted = max(20, 4 * self.config.n_best)  # room for spans that turn out to be repeats
         best = best_spans(*output[:3], k=wanted, max_length=self.config.max_answer_tokens)
         null = output.start_logits[:, 0].float() + output.end_logits[:, 0].float()
-        read = output.attentions.get("read", torch.ones(len(windows)))
-        columns = (best.starts, best.ends, best.scores, best.log_total, null, read)
+        told, none = output.attentions, torch.zeros(len(batch))
+        read, dropped = told.get("read", none + 1), told.get("dropped", none > 0)
+        columns = (best.starts, best.ends, best.scores, best.log_total, null, read, dropped)
+        columns += (told.get("best", none),)
         return [_Scored(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
-    def _merge(self, example: Example, parts: list[tuple[Window, "_Scored"]]) -> list[Candidate]:
-        """The n best distinct answers over all windows of one question."""
+    def _merge(self, example: Example, parts: list[tuple[Window, "_Scored"]]) -> Answered:
+        """What all windows of one question say together."""
+        read = [part for part in parts if not part[1].dropped]
+        counts = len(parts), len(parts) - len(read)
+        return Answered(self._rank(example, read), _share_read(parts), *counts)
+
+    def _rank(self, example: Example, parts: list[tuple[Window, "_Scored"]]) -> list[Candidate]:
+        """The n best distinct answers over the windows of one question that were read."""
         logs = [scored.log_total for _, scored in parts]
         null = min(scored.null for _, scored in parts)
         if self.config.windows.null:
@@ -195,19 +238,25 @@ class Answerer:
         return ranked[: self.config.n_best]
 
 
-def skimming(reader: EncoderReader, checkpoint: str | Path = "", skim: str | Path | bool = True):
+def skimming(
+    reader: EncoderReader,
+    checkpoint: str | Path = "",
+    skim: str | Path | bool = True,
+    wish: Wish | None = None,
+    drop: float | None = None,
+) -> SkimReader:
     """A reader with a skimmer: that of the folder ``skim``, of its checkpoint, or that ships.
 
-    Raises QalibError if there is none, or if it was trained beside another reader.
+    ``wish`` and ``drop`` as of ``Answerer.load``. Raises QalibError if there is none, if it was
+    trained beside another reader, and if the wish cannot be granted.
     """
     from qalib.readers.shipped import SETTINGS, SHIPPED, checkpoint_hash
-    from qalib.skim.reader import SkimReader
-    from qalib.skim.storage import SKIMMER, load_skimmer
+    from qalib.skim.storage import SKIMMER
 
     home = Path(checkpoint or SHIPPED)
     folder = (Path(checkpoint) if checkpoint else SKIMMER) if skim is True else Path(str(skim))
     beside = checkpoint_hash(home) if (home / SETTINGS).is_file() else ""
-    return SkimReader(reader, load_skimmer(folder, reader.encoder, reader=beside))
+    return SkimReader.load(reader, folder, beside, wish, drop)
 
 
 @dataclass(frozen=True)
@@ -220,6 +269,8 @@ class _Scored:
     log_total: float
     null: float
     read: float
+    dropped: bool  # left before the end
+    best: float  # score of its best block where it could be dropped
 
 
 def _share_read(parts: Sequence[tuple[Window, _Scored]]) -> float:

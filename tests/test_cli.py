@@ -14,7 +14,12 @@ from qalib.__main__ import app, main
 from qalib.data.features import WindowConfig
 from qalib.data.squad import write_squad
 from qalib.errors import QalibError
-from qalib.readers.shipped import save_reader
+from qalib.readers.shipped import checkpoint_hash, load_reader, save_reader
+from qalib.skim.predictors import PredictorConfig
+from qalib.skim.settings import SkimConfig
+from qalib.skim.skimmer import Skimmer
+from qalib.skim.storage import save_skimmer
+from qalib.skim.wishes import Calibration, Point, save_calibration
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,64 @@ def test_json_holds_offsets(checkpoint):
     assert all(text[c["start"] : c["end"]] == c["text"] for c in found)
 
 
+@pytest.fixture(scope="module")
+def skimmed(checkpoint):
+    """The reader's folder with a skimmer and what grants wishes; not where others look."""
+    reader = load_reader(checkpoint)
+    beside = checkpoint_hash(Path(checkpoint))
+    config = SkimConfig(PredictorConfig("question", block_size=8), (1,), (1,), (0.4,))
+    save_skimmer(checkpoint, Skimmer.beside(reader.encoder, config), beside)
+    points = (Point(1, 0.2, 0.99, 0.8, 0.1), Point(1, 0.6, 0.9, 0.4, 2.0))
+    save_calibration(checkpoint, Calibration(points, 100, "made up"))
+    return checkpoint
+
+
+def test_many_questions_on_one_passage(checkpoint, tmp_path):
+    (tmp_path / "asked.txt").write_text("Who met Bo?\n\n  Where? \n", encoding="utf-8")
+    words = ("answer", "--questions", tmp_path / "asked.txt", "--checkpoint", checkpoint)
+    passage = "Ada met Bo in Oslo."
+    lines = run(*words, text=passage).stdout.splitlines()
+    assert [lines[0], lines[2]] == ["Who met Bo?", "Where?"]
+    told = json.loads(run(*words, "--json", text=passage).stdout)
+    alone = json.loads(run("answer", "Where?", "--json", *words[3:], text=passage).stdout)
+    assert [t["question"] for t in told] == ["Who met Bo?", "Where?"]
+    assert told[1]["answers"][0]["text"] == alone[0]["text"]
+    assert lines[3].strip().startswith(alone[0]["text"])
+
+
+def test_skimming_tells_what_was_promised_and_read(skimmed, tmp_path):
+    text = "Ada met Bo in Oslo, and a long winter came. " * 80
+    words = ("answer", "Where?", "--checkpoint", skimmed, "--skim")
+    said = run(*words, "--keep", 0.95, "--drop", 0.2, text=text).stderr
+    assert "skims at layer 1 where blocks score below 0.2000" in said
+    assert "held-out questions like the 100 it was calibrated on" in said
+    assert "of 4 windows dropped early" in said
+    assert "everything is read" in run(*words, "--lost", 0, text=text).stderr
+    told = json.loads(run(*words, "--json", text=text).stdout)
+    assert (told["windows"], told["dropped"]) == (4, 0)
+    assert 0 < told["read"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--keep", 0.9), "add --skim"),
+        (("--drop", 0.1), "add --skim"),
+        (("--skim", "--keep", 0.9, "--work", 0.5), "keep and work"),
+        (("--skim", "--keep", 99.5), "between 0 and 1"),
+        (("--skim", "--lost", -1), "0 to 100"),
+        (("--skim", "--work", 0.1), "cannot be had"),
+        (("--skim", "--keep", 0.95, "--drop", 0.5), "drop below that"),
+        (("--skim", "--drop", 2), "drop is a probability"),
+    ],
+)
+def test_wishes_that_cannot_be_are_one_sentence(words, match, skimmed):
+    done = run("answer", "Where?", "--checkpoint", skimmed, *words, text="Ada met Bo in Oslo.")
+    assert isinstance(done.exception, QalibError), done.exception
+    assert match in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
 def test_a_file_of_questions_is_answered_and_scored(checkpoint, tmp_path):
     write_squad(examples(6), tmp_path / "data.json")
     output = tmp_path / "predictions.json"
@@ -66,6 +129,10 @@ def test_a_file_of_questions_is_answered_and_scored(checkpoint, tmp_path):
     [
         (("answer",), "give either a question"),
         (("answer", "Who?", "--dataset", "x.json"), "give either a question"),
+        (("answer", "Who?", "--questions", "{text}"), "give either a question"),
+        (("answer", "--questions", "nowhere.txt"), "nowhere.txt"),
+        (("answer", "--questions", "{blank}", "--passage", "{text}"), "no text in it"),
+        (("answer", "Who?", "--passage", "{blank}"), "no text in it"),
         (("answer", "Who?", "--passage", "nowhere.txt"), "nowhere.txt"),
         (("answer", "Who?", "--n-best", "0", "--passage", "{text}"), "n_best"),
         (("answer", "Who?", "--passage", "{text}", "--checkpoint", "nowhere"), "nowhere"),
@@ -87,7 +154,8 @@ def test_mistakes_are_one_sentence(words, match, tmp_path, monkeypatch):
     monkeypatch.setenv("QALIB_STORE", str(tmp_path / "runs"))
     (tmp_path / "text.txt").write_text("Ada met Bo.")
     (tmp_path / "latin.txt").write_bytes("Kovač".encode("iso8859_2"))
-    named = {"text": tmp_path / "text.txt", "latin": tmp_path / "latin.txt"}
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    named = {name: tmp_path / f"{name}.txt" for name in ("text", "latin", "blank")}
     done = run(*(word.format(**named) for word in words))
     assert isinstance(done.exception, QalibError), done.exception
     sentence = str(done.exception)

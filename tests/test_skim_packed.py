@@ -40,6 +40,7 @@ def assert_same(one, other, real, **tolerance):
     torch.testing.assert_close(logits(one)[:, real], logits(other)[:, real], **tolerance)
     assert torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.blocks.of, other.blocks.of)
+    assert torch.equal(one.dropped, other.dropped)
     for name in ("kept", "seen", "scores", "early"):
         assert getattr(one, name).keys() == getattr(other, name).keys()
     for layer, scores in one.scores.items():
@@ -122,8 +123,9 @@ ROW = st.tuples(st.integers(0, 5), st.integers(0, 26))
     neighbours=st.integers(0, 1),
     spare=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     min_tokens=st.sampled_from([0, 15, 25]),
+    drop=st.sampled_from([0.0, 0.45, 0.55, 1.0]),
 )
-def test_any_rows_and_any_choice(rows, keep, told, min_keep, neighbours, spare, min_tokens):
+def test_any_rows_and_any_choice(rows, keep, told, min_keep, neighbours, spare, min_tokens, drop):
     """Empty passages, rows within a block, one row, an oracle's choice; all rules at once."""
     model, inputs = tiny_encoder("mpnet"), windows("mpnet", rows=tuple(rows))
     skimmer = tiny_skimmer(
@@ -135,8 +137,9 @@ def test_any_rows_and_any_choice(rows, keep, told, min_keep, neighbours, spare, 
         neighbours=neighbours,
         spare=spare,
         min_tokens=min_tokens,
+        drop=drop,
     )
-    how = {}
+    how = {"optional": torch.tensor([bool(k & 1) for k in keep[: len(rows)]])}
     if told:
         count = -(-max(passage for _, passage in rows) // 4)
         bits = [[[bool(k >> b & 1) for b in range(count)] for k in half] for half in halves(keep)]
@@ -332,10 +335,71 @@ def test_a_row_that_has_become_short_is_left_alone():
     assert torch.equal(got.kept[2], got.kept[1])
 
 
-@pytest.mark.parametrize("settings", [{"spare": -0.1}, {"spare": 1.1}, {"min_tokens": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"spare": -0.1}, {"spare": 1.1}, {"min_tokens": -1}, {"drop": -0.1}, {"drop": 2.0}]
+)
 def test_rules_without_sense_are_refused(settings):
-    with pytest.raises(QalibError, match="spare"):
+    with pytest.raises(QalibError, match=r"spare|drop is a probability"):
         SkimConfig(MassConfig(), (1,), **settings)
+
+
+# Rows that need not be read
+
+
+def dropping(model, inputs, restore: str = "minus-infinity", **changes):
+    """A skimmer that drops the rows below the middle of three, and what it gives."""
+    settings = {"skim_at": (2,), "thresholds": (0.0,), "restore": restore} | changes
+    skimmer = tiny_skimmer(model, MassConfig(back=1), **settings)
+    with torch.inference_mode():
+        best = skimmer.run(model, **inputs).best.sigmoid().sort().values
+        skimmer.tune(drop=float(best[0] + best[1]) / 2)
+        return skimmer, skimmer.run(model, **inputs, optional=torch.tensor([True] * 3))
+
+
+@pytest.mark.parametrize("restore", ["minus-infinity", "forward"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "modernbert"])
+@torch.inference_mode()
+def test_a_dropped_row_costs_and_says_nothing_more(kind, restore):
+    model, inputs = tiny_encoder(kind), windows(kind)
+    skimmer, got = dropping(model, inputs, restore)
+    whole = skimmer.run(model, **inputs)
+    (gone,) = got.dropped.nonzero().flatten().tolist()
+    assert gone == int(whole.best.argmin())
+    assert got.tokens[gone].tolist() == [whole.tokens[gone, 0], whole.tokens[gone, 1], 0, 0]
+    assert got.read.tolist() == [float(row != gone) for row in range(3)]
+    assert (logits(got)[:, gone] == FLOOR).all()
+    for row in {0, 1, 2} - {gone}:
+        real = inputs["attention_mask"][row].bool()
+        ours, alone = (logits(x)[:, row, real] for x in (got, whole))
+        torch.testing.assert_close(ours, alone, **CLOSE)
+
+
+@torch.inference_mode()
+def test_only_optional_rows_are_dropped_and_a_bound_of_0_drops_none():
+    model, inputs = tiny_encoder(), windows()
+    skimmer, _ = dropping(model, inputs)
+    skimmer.tune(thresholds=(0.6,))
+    everyone, nobody = torch.tensor([True] * 3), torch.tensor([False] * 3)
+    skimmer.tune(drop=1.0)
+    assert skimmer.run(model, **inputs, optional=everyone).dropped.all()
+    one = skimmer.run(model, **inputs, optional=torch.tensor([False, True, False]))
+    assert one.dropped.tolist() == [False, True, False]
+    spared = skimmer.run(model, **inputs, optional=nobody)
+    skimmer.tune(drop=0.0)
+    plain = skimmer.run(model, **inputs)
+    for output in (spared, skimmer.run(model, **inputs, optional=everyone)):
+        assert not output.dropped.any()
+        assert torch.equal(logits(output), logits(plain))
+        assert torch.equal(output.tokens, plain.tokens)
+
+
+@torch.inference_mode()
+def test_rows_that_nobody_judged_are_not_dropped():
+    model, inputs = tiny_encoder(), windows(rows=((3, 21), (5, 8), (2, 0)))
+    skimmer = tiny_skimmer(model, skim_at=(2,), thresholds=(1.0,), min_tokens=20, drop=1.0)
+    output = skimmer.run(model, **inputs, optional=torch.tensor([True] * 3))
+    assert output.dropped.tolist() == [True, False, False]  # 27, 16 and 5 tokens; one is empty
+    assert output.best[1:].tolist() == [FLOOR, FLOOR]
 
 
 # Fewer bits

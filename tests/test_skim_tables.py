@@ -38,6 +38,7 @@ SECTIONS = {
         "kinds": ["lexical", "question"],
         "predictor": {"kind": "diagonal", "block_size": 16, "dropout": 0.0},
     },
+    "distill": {},
     "skim_beyond": {
         "rows": ["plain", "frozen", "joint", "released loss", "blocks of 8"],
         "later": 2,

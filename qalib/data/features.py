@@ -82,9 +82,9 @@ def training_windows(windows: Sequence[Window]) -> list[Window]:
 def _encode(examples: Sequence[Example], begin: int, tokenizer, config: WindowConfig):
     encoded = tokenizer(
         _cut_questions(
-            [_speakable(e.question.strip()) for e in examples], tokenizer, config.max_question
+            [speakable(e.question.strip()) for e in examples], tokenizer, config.max_question
         ),
-        [_speakable(e.context) for e in examples],
+        [speakable(e.context) for e in examples],
         truncation="only_second",
         max_length=config.max_length,
         stride=config.stride,
@@ -97,7 +97,7 @@ def _encode(examples: Sequence[Example], begin: int, tokenizer, config: WindowCo
         belongs = np.array([s == 1 for s in encoded.sequence_ids(w)])
         first = int(belongs.argmax()) if belongs.any() else len(belongs)
         offsets = np.array(encoded["offset_mapping"][w], dtype=np.int32)[belongs].reshape(-1, 2)
-        spans, weights = _gold_spans(examples[source], offsets, first, config.null)
+        spans, weights = gold_spans(examples[source], offsets, first, config.null)
         yield Window(
             example=begin + source,
             input_ids=np.array(encoded["input_ids"][w], dtype=np.int32),
@@ -109,7 +109,7 @@ def _encode(examples: Sequence[Example], begin: int, tokenizer, config: WindowCo
         )
 
 
-def _speakable(text: str) -> str:
+def speakable(text: str) -> str:
     """Lone surrogates, which no tokenizer takes, become U+FFFD; every offset stays what it was."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
@@ -125,8 +125,15 @@ def _cut_questions(questions: list[str], tokenizer, longest: int) -> list[str]:
     ]
 
 
-def _gold_spans(example: Example, offsets: np.ndarray, first: int, null: bool):
-    """Distinct gold spans that lie wholly in this window, with the annotators' shares."""
+def gold_spans(
+    example: Example, offsets: np.ndarray, first: int, null: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct gold spans that lie wholly in a window, with the annotators' shares.
+
+    offsets (P, 2): characters of each passage token; ``first``: the position of the first one;
+    ``null``: without such a span the answer is position 0. An answer that begins or ends within a
+    token takes the whole token. -> (A, 2) int32 inclusive positions, (A,) float32
+    """
     found: Counter[tuple[int, int]] = Counter()
     for answer in example.answers if len(offsets) else ():
         if answer.start < offsets[0, 0] or answer.end > offsets[-1, 1]:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from qalib.data.byte_features import code_points
-from qalib.data.features import _gold_spans, _speakable
+from qalib.data.features import gold_spans, speakable
 from qalib.data.squad import Example
 from qalib.errors import QalibError
 
@@ -81,7 +81,7 @@ class WordPieces:
 
     def cut(self, texts: Sequence[str]) -> list[Cut]:
         encoded = self.tokenizer(
-            [_speakable(text) for text in texts],
+            [speakable(text) for text in texts],
             add_special_tokens=False,
             return_offsets_mapping=True,
             verbose=False,
@@ -190,7 +190,7 @@ def word_windows(
         question = questions[example.question].part(0, config.max_question)
         for passage in stretches[example.context]:
             same = passage.kinds[:, None] == question.kinds  # (P, Q, len(ALIKE))
-            spans, weights = _gold_spans(example, passage.offsets, 0, False)
+            spans, weights = gold_spans(example, passage.offsets, 0, False)
             alike = same.any(axis=1), same.any(axis=0)
             windows.append(WordWindow(index, passage, question, *alike, spans, weights))
     return windows

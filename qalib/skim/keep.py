@@ -80,12 +80,27 @@ def unless_whole(kept: Tensor, blocks: Blocks, spare: float, min_tokens: int) ->
     return torch.where(stays[:, None], blocks.real, kept)
 
 
-def places_of(blocks: Blocks, kept: Tensor) -> Tensor:
-    """What goes on when some blocks are kept: theirs, the question's and special tokens.
+def hopeless(scores: Tensor, seen: Tensor, bound: float) -> Tensor:
+    """Rows in which no block reaches the probability ``bound``.  (B, K), (B, K) bool -> (B,) bool
 
-    kept (B, K) bool -> places (B, L') int64, L' that of the longest row and at least 1
+    ``seen``: the blocks that were judged; a row without any has nothing against it.
     """
-    stays = blocks.spread(kept, True).bool() & ~blocks.padding  # (B, L)
+    good = (scores.float().sigmoid() >= bound) & seen
+    return seen.any(dim=1) & ~good.any(dim=1)
+
+
+def staying(blocks: Blocks, kept: Tensor, dropped: Tensor | None = None) -> Tensor:
+    """What goes on: kept blocks, the question's and special tokens; of dropped rows nothing.
+
+    kept (B, K) bool, dropped (B,) bool -> (B, L) bool
+    """
+    stays = blocks.spread(kept, True).bool() & ~blocks.padding
+    return stays if dropped is None else stays & ~dropped[:, None]
+
+
+def places_of(blocks: Blocks, kept: Tensor, dropped: Tensor | None = None) -> Tensor:
+    """Where ``staying`` is true.  -> places (B, L') int64, L' of the longest row, at least 1"""
+    stays = staying(blocks, kept, dropped)
     longest = max(1, int(stays.sum(dim=1).max()))
     order = (~stays).long().sort(dim=1, stable=True).indices[:, :longest]
     return order.masked_fill(~stays.gather(1, order), NOWHERE)

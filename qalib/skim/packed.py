@@ -18,7 +18,7 @@ from torch import Tensor
 from qalib.skim.blocks import Blocks
 from qalib.skim.families import EncoderParts, LayerParts
 from qalib.skim.fused import FusedAttention, attend_fused, attend_with_sums
-from qalib.skim.keep import Survivors, take
+from qalib.skim.keep import Survivors, staying, take
 from qalib.skim.stacks import Stack, StackedAttention, runs, whole
 from qalib.skim.views import Attention, Sight
 from qalib.skim.walk import FLOOR, attention_dtype
@@ -124,11 +124,17 @@ class PackedWalk:
         return torch.stack(self.parts.head(self.hidden), dim=-1)
 
     def shorten(
-        self, kept: Tensor, context: Tensor, logits: Tensor | None, last: bool = False
+        self,
+        kept: Tensor,
+        dropped: Tensor,
+        context: Tensor,
+        logits: Tensor | None,
+        last: bool = False,
     ) -> Tensor:
         """Go on with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
 
         ``logits`` (T, 2) are what the tokens that are left behind are worth; None: nothing.
+        Of rows that are ``dropped`` (B,) bool, none of whose blocks is kept, nothing goes on.
         Nothing moves where every block is kept. After the ``last`` time nobody judges again, and
         blocks, words and views are left as they were.
         """
@@ -136,7 +142,7 @@ class PackedWalk:
             return context
         if logits is not None:
             self.left = self.restore(logits)
-        stays = self.blocks.spread(kept, True) & ~self.blocks.padding
+        stays = staying(self.blocks, kept, dropped)
         index = self._narrow(stays, judged=not last)
         self._arrange()
         return context if index is None else context.index_select(0, index)

@@ -16,6 +16,9 @@ class SkimConfig:
     ``restore``: what the head says where the model did not read on: "minus-infinity", no answer
     there (the minimum of float32); or "forward", the head applied to the hidden states that the
     skim layer was given (section 4.3 of the Block-Skim paper).
+
+    ``drop``: rows that need not be read (``Skimmer.run``: ``optional``) leave at the first skim
+    point if no block of theirs reaches this probability; 0 drops none.
     """
 
     predictor: PredictorConfig | Mapping  # a mapping is read as the settings of one
@@ -26,6 +29,7 @@ class SkimConfig:
     neighbours: int = 0  # blocks kept on each side of a kept one
     spare: float = 0.0  # the share of its tokens that a row has to be spared, or it goes on whole
     min_tokens: int = 0  # shorter rows go on whole, and in skimming are not judged at all
+    drop: float = 0.0  # optional rows without a block that reaches this probability leave
     restore: str = RESTORE[0]
     answer_head: bool = False  # linear heads at these layers, whose logits skipped blocks get
     detach_views: bool = False  # nothing that predictors or heads learn reaches the encoder
@@ -57,6 +61,8 @@ class SkimConfig:
                 f"min_keep ({self.min_keep}) and neighbours ({self.neighbours}) count blocks; "
                 "give 0 or more."
             )
+        if not 0 <= self.drop <= 1:
+            raise QalibError(f"drop is a probability, 0 to 1, not {self.drop:g}.")
         if not 0 <= self.spare <= 1 or self.min_tokens < 0:
             raise QalibError(
                 f"spare ({self.spare}) is a share, 0 to 1, and min_tokens ({self.min_tokens}) "

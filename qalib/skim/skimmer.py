@@ -21,12 +21,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from qalib.errors import QalibError
 from qalib.skim.attach import Attached
 from qalib.skim.blocks import Blocks
 from qalib.skim.families import EncoderParts, parts
-from qalib.skim.keep import choose, find_passage, unless_whole, window_blocks
+from qalib.skim.keep import choose, find_passage, hopeless, unless_whole, window_blocks
 from qalib.skim.packed import PackedWalk
 from qalib.skim.predictors import ModelShape, build_predictor
 from qalib.skim.settings import SkimConfig
@@ -34,7 +35,7 @@ from qalib.skim.walk import FLOOR, Walk
 from qalib.spans import mask_logits
 
 TUNABLE = ("skim_at", "thresholds", "min_keep", "neighbours", "spare", "min_tokens")
-TUNABLE += ("restore", "detach_views")
+TUNABLE += ("drop", "restore", "detach_views")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class SkimOutput:
     kept: Mapping[int, Tensor]  # (B, K) bool by skim point, the blocks that went on
     early: Mapping[int, tuple[Tensor, Tensor]]  # start and end logits of the answer heads
     tokens: Tensor  # (B, N + 1) int64, given to the model, and then read to the end of each layer
+    dropped: Tensor  # (B,) bool, rows that were left at the first skim point; logits are minima
 
     @property
     def read(self) -> Tensor:
@@ -57,6 +59,12 @@ class SkimOutput:
         last = self.kept[max(self.kept)] if self.kept else self.blocks.real
         total = sizes.sum(dim=1)
         return ((sizes * last).sum(dim=1) / total.clamp(min=1)).masked_fill(total == 0, 1.0)
+
+    @property
+    def best(self) -> Tensor:
+        """The highest score at the first skim point, the minimum without one.  (B,) float32"""
+        scores = self.scores[min(self.kept)] if self.kept else self.start_logits[:, :0]
+        return pad(scores, (0, 1), value=FLOOR).amax(dim=1)
 
     @property
     def work(self) -> Tensor:
@@ -129,6 +137,7 @@ class Skimmer(nn.Module):
         skim: bool | None = None,
         keep: Tensor | Mapping[int, Tensor] | None = None,
         answers: Tensor | None = None,
+        optional: Tensor | None = None,
     ) -> SkimOutput:
         """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
@@ -140,6 +149,7 @@ class Skimmer(nn.Module):
                  every predictor is asked and all is read; gradients flow either way.
         keep     (B, K) bool, for all skim points or by layer: a decision in place of theirs.
         answers  (B, K) bool, shown to the predictors; only the kind "oracle" looks.
+        optional (B,) bool, rows that the setting ``drop`` is about; by default none.
 
         In training all predictors are asked, in skimming at evaluation only those at the skim
         points. Where nothing can be trained (evaluation without gradients) the pass is packed.
@@ -151,7 +161,8 @@ class Skimmer(nn.Module):
         trains = self.training or model.training or torch.is_grad_enabled()
         begin = Walk.begin if trains else PackedWalk.begin
         walk = begin(encoder, input_ids, token_type_ids, blocks, answers)
-        return self._pass(walk, blocks, not self.training if skim is None else skim, keep)
+        skim = not self.training if skim is None else skim
+        return self._pass(walk, blocks, skim, keep, optional)
 
     def _pass(
         self,
@@ -159,6 +170,7 @@ class Skimmer(nn.Module):
         before: Blocks,
         skim: bool,
         keep: Tensor | Mapping[int, Tensor] | None,
+        optional: Tensor | None,
     ) -> SkimOutput:
         """From the first layer to the last; arguments as of ``run``."""
         config = self.config
@@ -166,7 +178,7 @@ class Skimmer(nn.Module):
         asked = config.skim_at if skims_now else config.layers
         # Which layers are looked at, and from where at last.
         shown = {layer: number for number in asked for layer in self._looks_at(number)}
-        record = _Record([walk.tokens()])
+        record = _Record([walk.tokens()], dropped=walk.tokens() < 0)  # none so far
         for number, layer in enumerate(walk.parts.layers, 1):
             # Rows only get shorter: where none is worth judging now, none will be looked at later.
             rows = record.tokens[-1] >= (config.min_tokens if skims_now else 0)
@@ -176,15 +188,16 @@ class Skimmer(nn.Module):
                 self._judge(number, walk, record, rows)
                 walk.views = {n: view for n, view in walk.views.items() if shown[n] > number}
             if skim and number in config.skim_at:
-                kept = self._choose(number, walk.blocks, record, keep)
-                worth = self._worth(number, walk)
-                context = walk.shorten(kept, context, worth, last=number == asked[-1])
+                kept = self._choose(number, walk.blocks, record, keep, optional)
+                worth, last = self._worth(number, walk), number == asked[-1]
+                context = walk.shorten(kept, record.dropped, context, worth, last)
                 record.kept[number] = kept
             walk.hidden = layer.finish(context, walk.hidden)
             record.tokens.append(walk.tokens())
-        start, end = walk.restore(walk.head()).unbind(dim=-1)
+        logits = walk.restore(walk.head()).masked_fill(record.dropped[:, None, None], FLOOR)
         told = (record.scores, record.seen, record.kept, record.early)
-        return SkimOutput(start, end, before, *told, torch.stack(record.tokens, dim=1))
+        counts = torch.stack(record.tokens, dim=1), record.dropped
+        return SkimOutput(*logits.unbind(dim=-1), before, *told, *counts)
 
     def blocks(
         self, input_ids: Tensor, real: Tensor, passage: Tensor | None, of: Tensor | None
@@ -200,14 +213,9 @@ class Skimmer(nn.Module):
         found = (encoder.config.model_type, len(encoder.layers), encoder.heads, encoder.width)
         made_for = (self.model_type, shape.layers, shape.heads, shape.width)
         if found != made_for:
-            raise QalibError(
-                "this skimmer was made for {} with {} layers, {} heads and width {}, ".format(
-                    *made_for
-                )
-                + "the model is {} with {}, {} and {}; take the model it was trained with.".format(
-                    *found
-                )
-            )
+            said = "this skimmer was made for {} with {} layers, {} heads and width {}, the model "
+            said += "is {} with {}, {} and {}; take the model it was trained with."
+            raise QalibError(said.format(*made_for, *found))
         return encoder
 
     def attach(self, model: nn.Module) -> None:
@@ -245,7 +253,12 @@ class Skimmer(nn.Module):
             record.early[number] = walk.restore(self._worth(number, walk)).unbind(dim=-1)
 
     def _choose(
-        self, number: int, blocks: Blocks, record: "_Record", keep: Tensor | Mapping | None
+        self,
+        number: int,
+        blocks: Blocks,
+        record: "_Record",
+        keep: Tensor | Mapping | None,
+        optional: Tensor | None,
     ) -> Tensor:
         """Which blocks go on: as the oracle says, or by threshold.  -> (B, K) bool"""
         told = keep.get(number) if isinstance(keep, Mapping) else keep
@@ -260,7 +273,12 @@ class Skimmer(nn.Module):
                 f"keep has shape {tuple(told.shape)}, but the batch has blocks of shape "
                 f"{tuple(real.shape)}."
             )
-        return unless_whole(kept, blocks, config.spare, config.min_tokens)
+        kept = unless_whole(kept, blocks, config.spare, config.min_tokens)
+        if optional is None or number != config.skim_at[0]:
+            return kept
+        judged = record.scores[number], record.seen[number]
+        record.dropped = hopeless(*judged, config.drop) & optional
+        return kept & ~record.dropped[:, None]
 
     def _worth(self, number: int, walk: Walk | PackedWalk) -> Tensor | None:
         """Logits for what a skim layer leaves behind, as ``walk.head``; None for "no answer"."""
@@ -275,6 +293,7 @@ class _Record:
     """What a pass has seen so far; see ``SkimOutput``."""
 
     tokens: list[Tensor]
+    dropped: Tensor
     scores: dict[int, Tensor] = field(default_factory=dict)
     seen: dict[int, Tensor] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)

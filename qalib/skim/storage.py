@@ -57,9 +57,7 @@ def load_skimmer(
     they are given.
     """
     folder = Path(folder)
-    if not (folder / SETTINGS).is_file():
-        raise QalibError(f"{folder}: no skimmer here; a folder of one holds {SETTINGS}.")
-    settings = parse_json(read_bytes(folder / SETTINGS), folder / SETTINGS)
+    settings = _settings(folder)
     made_for = _read(settings, "model", folder)
     try:
         kind = made_for.pop("model_type")
@@ -84,6 +82,15 @@ def load_skimmer(
             "with the reader that belongs to it."
         )
     return skimmer.eval()
+
+
+def skimmer_hash(folder: str | Path) -> str:
+    """SHA-256 of the skimmer's weights in a folder, as its settings give it.
+
+    Raises QalibError if there is no skimmer.
+    """
+    settings = _settings(Path(folder))
+    return str(settings.get("sha256")) if isinstance(settings, dict) else ""
 
 
 def save_together(folder: str | Path, model: nn.Module, tokenizer, skimmer: Skimmer) -> None:
@@ -119,6 +126,13 @@ def load_together(folder: str | Path):
 
 def _shape(skimmer: Skimmer) -> dict[str, int]:
     return {name: getattr(skimmer.shape, name) for name in ("layers", "heads", "width")}
+
+
+def _settings(folder: Path) -> object:
+    """What ``skim.json`` holds. Raises QalibError if it is not there."""
+    if not (folder / SETTINGS).is_file():
+        raise QalibError(f"{folder}: no skimmer here; a folder of one holds {SETTINGS}.")
+    return parse_json(read_bytes(folder / SETTINGS), folder / SETTINGS)
 
 
 def _read(settings: object, key: str, folder: Path) -> dict:

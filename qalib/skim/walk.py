@@ -75,16 +75,22 @@ class Walk:
         return torch.stack(self.parts.head(self.hidden), dim=-1)
 
     def shorten(
-        self, kept: Tensor, context: Tensor, logits: Tensor | None, last: bool = False
+        self,
+        kept: Tensor,
+        dropped: Tensor,
+        context: Tensor,
+        logits: Tensor | None,
+        last: bool = False,
     ) -> Tensor:
         """Go on with some blocks only.  kept (B, K) bool, context (B, L', D) -> (B, L'', D)
 
         ``logits`` (B, L', 2) are what the positions that are left behind are worth; None: nothing.
+        Of rows that are ``dropped`` (B,) bool, none of whose blocks is kept, nothing goes on.
         Nothing moves where every block is kept. ``last`` changes nothing here.
         """
         if torch.equal(kept, self.blocks.real):
             return context
-        places = places_of(self.blocks, kept)
+        places = places_of(self.blocks, kept, dropped)
         if logits is not None:
             self.left = self.restore(logits)
         self.views = {

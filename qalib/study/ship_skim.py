@@ -1,7 +1,8 @@
 """Making the skimmer that ships: predictors beside the reader that ships, thresholds, the card.
 
 The reader stays as it is, so that it answers the same when it does not skim. Its predictors learn
-on the training passages but some; on these the thresholds are chosen.
+on the training passages but some; on these the thresholds are chosen, and there it is counted what
+others would do, for those who wish for something else (``qalib.skim.wishes``).
 """
 
 from collections.abc import Mapping
@@ -14,10 +15,12 @@ import pandas as pd
 from qalib.data.squad import Dataset, hold_out
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.recall import question_scores
+from qalib.skim.wishes import Calibration, save_calibration
 from qalib.study import skim_beyond, skim_study
 from qalib.study.entries import Run
 from qalib.study.paper import markdown_table
 from qalib.study.session import Study
+from qalib.study.ship_wishes import calibration, promises_kept
 from qalib.study.skim_scores import (
     FOUND,
     KEPT,
@@ -42,6 +45,7 @@ class ShippedSkimmer:
     epochs: int = 1
     held_out: float = 0.1  # of the passages
     found: float = 0.99  # share of the held-out questions whose answer is to be kept
+    measured: tuple[float, ...] = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)  # kept, where F1 is scored
 
 
 def asked(study: Study) -> ShippedSkimmer:
@@ -82,6 +86,12 @@ def cheapest(study: Study, judged: Run, depth: int) -> Skimming:
     work = table.index + (depth - table.index) * table[f"kept at {share:g}"]
     best = int(work.idxmin())
     return Skimming((best,), (float(table.loc[best, f"threshold at {share:g}"]),))
+
+
+def wishes(study: Study, run: Run) -> Calibration:
+    """What is needed to grant wishes: what thresholds do to the held-out passages as they are."""
+    judged, held = held_out_blocks(study, run)[SHORT], held_out(study)
+    return calibration(study, run, judged, held, asked(study).measured)
 
 
 def choices(study: Study, run: Run) -> dict[str, Skimming]:
@@ -166,7 +176,9 @@ def ship_skimmer(study: Study) -> Path:
     skimmer = trained_skim_reader(run, study.store).skimmer
     skimmer.tune(**asdict(chosen[SHORT]))
     save_skimmer(SKIMMER, skimmer, reader=checkpoint_hash(SHIPPED))
-    write_card(SKIMMER, study, run, chosen)
+    granted = wishes(study, run)
+    save_calibration(SKIMMER, granted)
+    write_card(SKIMMER, study, run, chosen, granted)
     return SKIMMER
 
 
@@ -179,6 +191,10 @@ reader is not changed: without `--skim` it answers as before.
 - **As it ships** it decides at layer {at}, at a threshold of {threshold:.4f}: {found} of the
   answers to {held:,} questions on held-out passages of the training data were kept. The predictors
   have not seen these passages; the reader has, so expect less on new text.
+- **Asked for by meaning** (`--keep`, `--work`, `--lost`) it decides where `calibration.json` says
+  that the wish was granted on these passages. The promise is about questions like those; on
+  {tested} it kept
+{promised}
 - **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content
   `{content}`. No question of SQuAD was trained on, and none had a part in the choice.
 - **Seed:** {seed}. **Precision of training:** {precision}. **Steps:** {steps:,}.
@@ -196,7 +212,9 @@ answers on {tested}, its threshold keeps {kept:.1f} %.
 """
 
 
-def write_card(folder: Path, study: Study, run: Run, chosen: Mapping[str, Skimming]) -> None:
+def write_card(
+    folder: Path, study: Study, run: Run, chosen: Mapping[str, Skimming], granted: Calibration
+) -> None:
     """Write the model card from the recorded runs."""
     from qalib.readers.shipped import SHIPPED
 
@@ -226,6 +244,7 @@ def write_card(folder: Path, study: Study, run: Run, chosen: Mapping[str, Skimmi
         by_layer=markdown_table(by_layer),
         tested=study.data("test").name,
         kept=answers_kept(tested, chosen)[SHORT],
+        promised=promises_kept(granted, tested[SHORT]),
         scores=markdown_table(answered),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
