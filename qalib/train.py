@@ -54,13 +54,15 @@ class Task:
 
     A batch has one row for each of its items. ``loss`` gives one value per row, shape (B,).
     ``batches(seed, epoch)`` plans an epoch, from its arguments alone; without it batches of like
-    length fill the token budget.
+    length fill the token budget. ``told()`` gives more values for every line of the log, such as
+    the parts of the loss since the last line, on the main process; they do not outlive a restart.
     """
 
     lengths: Sequence[int]
     collate: Callable[[Sequence[int]], Batch | ByteBatch]
     loss: Callable[[ReaderOutput, Batch | ByteBatch], Tensor]
     batches: Callable[[int, int], list[list[int]]] | None = None
+    told: Callable[[], dict] | None = None
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
@@ -244,6 +246,7 @@ class _Loop:
                 "loss": self.last_loss,
                 "learning_rate": rate,
                 "tokens_per_second": round(speed),
+                **(self.task.told() if self.task.told else {}),
             }
         )
         bar.set_postfix_str(f"loss {self.last_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)

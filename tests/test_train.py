@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,29 @@ def test_it_learns(tmp_path):
     summary = train(reader, make_task(reader), config, tmp_path, progress=False)
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert summary["loss"] < 0.5 * first["loss"]
+
+
+def test_what_a_task_tells_stands_in_every_line_of_the_log(tmp_path):
+    reader = tiny_reader()
+    task, seen = make_task(reader), []
+
+    def loss(output, batch):
+        losses = task.loss(output, batch)
+        seen.extend(losses.tolist())
+        return losses
+
+    def told():
+        mean = sum(seen) / len(seen)
+        seen.clear()
+        return {"own mean": mean}
+
+    watched = replace(task, loss=loss, told=told)
+    train(reader, watched, CONFIG, tmp_path, progress=False, after_epoch=lambda epoch: {})
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) > 1
+    assert all(line["own mean"] == pytest.approx(line["loss"], rel=1e-5) for line in steps)
+    assert not any("own mean" in line for line in lines if "loss" not in line)
 
 
 def test_a_killed_run_ends_in_the_same_bits(tmp_path):

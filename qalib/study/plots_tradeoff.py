@@ -14,7 +14,7 @@ from qalib.study.figures import style
 from qalib.study.paper import Claim, load_claims
 
 MARKERS = "osD^vP*X"
-DPI = 80  # as shown in the notebook
+DPI = 75  # as shown in the notebook, which has many figures and must stay small
 PAPER = {  # claims about speed, and what the text says of the F1 there (its worst case)
     "bst-06-base-even": ("BERT-base", 0.0),
     "bst-06-base-fast": ("BERT-base", -1.5),
@@ -30,11 +30,14 @@ def paper_points(claims: Mapping[str, Claim] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "speedup", "change"])
 
 
-def f1_against_speedup(points: pd.DataFrame, paper: pd.DataFrame) -> Figure:
+def f1_against_speedup(
+    points: pd.DataFrame, paper: pd.DataFrame, chosen: pd.DataFrame | None = None
+) -> Figure:
     """How much F1 every speed-up costs: ours filled, the paper's open, a panel for each data set.
 
     points  columns data, reader, speedup, change (F1 minus that of reading everything)
     paper   columns name, speedup, change; drawn in the first panel, where the data are the paper's
+    chosen  columns data, speedup, change: points with a ring around them, chosen without test data
     """
     panels, readers = (list(dict.fromkeys(points[name])) for name in ("data", "reader"))
     shades = sns.color_palette("colorblind", len(readers) + paper["name"].nunique())
@@ -50,12 +53,68 @@ def f1_against_speedup(points: pd.DataFrame, paper: pd.DataFrame) -> Figure:
             ax.axhline(0, color="0.5", lw=1)
             ax.axvline(1, color="0.5", lw=1)
             ax.set_title(data, fontsize=11)
+            if chosen is not None:
+                _rings(ax, chosen[chosen["data"] == data])
         groups = paper.groupby("name", sort=False)
         for (name, rows), shade in zip(groups, shades[len(readers) :], strict=True):
             look = {"mfc": "none", "mew": 1.8, "ms": 9, "ls": "", "color": shade}
             axes[0, 0].plot(rows["speedup"], rows["change"], "o", label=f"paper, {name}", **look)
         axes[0, 0].set(ylabel="F1 minus that of reading everything")
         fig.supxlabel("times faster than reading everything, unpadded, same dtype", fontsize=11)
+        _legend(fig, *axes[0])
+    return fig
+
+
+def _rings(ax: Axes, rows: pd.DataFrame) -> None:
+    look = {"mfc": "none", "mec": "0.2", "mew": 1.2, "ms": 13, "ls": "", "zorder": 3}
+    ax.plot(rows["speedup"], rows["change"], "o", label="chosen without test data", **look)
+
+
+def ideals(points: pd.DataFrame) -> Figure:
+    """Ideal speed-ups over the share that goes on.  columns by, kept, speedup"""
+    names = list(dict.fromkeys(points["by"]))
+    shades = ["0.3", *sns.color_palette("viridis", len(names) - 1)]
+    with style():
+        fig, ax = plt.subplots(figsize=(8, 3.8), dpi=DPI)
+        for name, shade in zip(names, shades, strict=True):
+            rows = points[points["by"] == name]
+            ax.plot(rows["kept"], rows["speedup"], color=shade, label=name)
+        ax.set(xlabel="share of the tokens that goes on", ylabel="ideal speed-up")
+        _legend(fig, ax)
+    return fig
+
+
+def promises(tried: pd.DataFrame) -> Figure:
+    """What was found over what was asked for, a panel for each calibration; below the line: less.
+
+    columns calibrated, tested, asked, found, low, high (shares), of one rule and layer. Sets stand
+    beside each other at every asked share.
+    """
+    panels, sets = (list(dict.fromkeys(tried[name])) for name in ("calibrated", "tested"))
+    levels = sorted(tried["asked"].unique())
+    shades = dict(zip(sets, sns.color_palette("colorblind", len(sets)), strict=True))
+    marks = dict(zip(sets, _markers(sets), strict=True))
+    with style():
+        size = (8, 3.6)
+        fig, axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, sharey=True, squeeze=False)
+        for ax, panel in zip(axes[0], panels, strict=True):
+            for number, name in enumerate(sets):
+                rows = tried[(tried["calibrated"] == panel) & (tried["tested"] == name)]
+                place = [
+                    levels.index(x) + 0.16 * (number - (len(sets) - 1) / 2) for x in rows["asked"]
+                ]
+                errors = [rows["found"] - rows["low"], rows["high"] - rows["found"]]
+                look = {"color": shades[name], "marker": marks[name], "ls": "", "ms": 6, "lw": 1.4}
+                ax.errorbar(
+                    place, 100 * rows["found"], [100 * e for e in errors], label=name, **look
+                )
+            for place, level in enumerate(levels):
+                ax.plot([place - 0.4, place + 0.4], [100 * level] * 2, color="0.4", lw=1.5)
+            ax.set_xticks(range(len(levels)), [f"{100 * level:g} %" for level in levels])
+            ax.set_title(f"on {panel}", fontsize=11)
+            ax.grid(axis="x", visible=False)
+        axes[0, 0].set(ylabel="answers kept, percent")
+        fig.supxlabel("asked for (grey line)", fontsize=11)
         _legend(fig, *axes[0])
     return fig
 

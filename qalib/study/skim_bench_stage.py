@@ -258,7 +258,7 @@ def bench_text(run: Run, lengths: Sequence[int] = (384,)) -> str:
         f"{OLD}. Difference: the largest of a logit from the baseline's.",
         "Where the time goes, milliseconds per question; predictor and bookkeeping as percent of "
         "the time of the plain model:",
-        stages.round(2).fillna("").to_markdown(index=False),
+        stages.round(2).astype(object).fillna("").to_markdown(index=False),
         *left_out(run),
     ]
     return "\n\n".join(said)

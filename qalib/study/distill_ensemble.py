@@ -1,0 +1,81 @@
+"""An ensemble as one reader: the mean of its members' probabilities, position by position.
+
+    q(i)  = mean_t softmax(a_t)(i)
+    logit = log q(i) + mean_t logsumexp(a_t)
+
+The second term is the same at all positions of a window, so it changes nothing within it; between
+the windows of a long passage it keeps the scale on which they compete. One reader alone comes out
+as it is. Spans are decoded from these logits like those of any other reader: members do not vote
+on finished answers, and none is chosen by what is right.
+
+Notation: T members, B windows, L positions.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from qalib.data.batches import Batch
+from qalib.distill.losses import teacher_probabilities
+from qalib.errors import QalibError
+from qalib.readers.word_vectors import WordVectors, piece_vectors
+from qalib.spans import ReaderOutput, mask_logits
+from qalib.study.distill_stages import trained_reader
+from qalib.study.entries import Run
+
+
+class Ensemble(nn.Module):
+    """Readers of the same tokens as one reader. Raises QalibError if there is none."""
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        if not members:
+            raise QalibError("an ensemble needs at least one reader.")
+        self.members = nn.ModuleList(members)
+        self.vocabulary = members[0].vocabulary
+
+    def forward(self, batch: Batch) -> ReaderOutput:
+        """Logits (B, L) as above; attention is the mean of the members' maps."""
+        outputs = [member(batch) for member in self.members]
+        mask = outputs[0].mask
+        sides = [
+            average([output[side] for output in outputs], mask)
+            for side in (0, 1)  # start, end
+        ]
+        maps = {
+            name: _mean([o.attentions[name] for o in outputs]) for name in outputs[0].attentions
+        }
+        return ReaderOutput(*sides, mask, maps)
+
+
+def average(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """The ensemble's logits of one boundary.  T times (B, L), (B, L) -> (B, L) float32"""
+    stacked = torch.stack(list(logits)).float()
+    q = teacher_probabilities(stacked, mask)
+    scale = mask_logits(stacked, mask).logsumexp(dim=2, keepdim=True).mean(dim=0)
+    return q.clamp(min=torch.finfo(q.dtype).tiny).log() + scale
+
+
+def _mean(maps: Sequence[Tensor]) -> Tensor:
+    """The mean of attention maps; of masks, which are all the same, the first."""
+    return maps[0] if maps[0].dtype == torch.bool else torch.stack(list(maps)).float().mean(dim=0)
+
+
+class Readers:
+    """Trained readers, and ensembles of them, that share one embedding.
+
+    Reading it takes longer than all the rest of a small reader, so it is read once, and not at
+    all where every run is found in the store.
+    """
+
+    @cached_property
+    def vectors(self) -> WordVectors:
+        """The frozen embedding of all readers of the study."""
+        return piece_vectors()
+
+    def load(self, runs: Sequence[Run]) -> nn.Module:
+        """The reader of one run, or several as an ensemble."""
+        loaded = [trained_reader(run, self.vectors) for run in runs]
+        return loaded[0] if len(loaded) == 1 else Ensemble(loaded)
