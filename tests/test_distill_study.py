@@ -49,17 +49,6 @@ from qalib.study.stages import predictions, read_log
 from qalib.study.store import Store
 
 
-@pytest.fixture(scope="module", autouse=True)
-def embedding_checked_once():
-    """Hashing the packaged model for every reader would take longer than all the training."""
-    from qalib.readers.encoder_reader import MINILM_SHA256, model_folder
-
-    model_folder("minilm-l6")  # the real check
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qalib.readers.encoder_reader.file_sha256", lambda path: MINILM_SHA256)
-        yield
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
     store = Store(tmp_path_factory.mktemp("runs"), records=None)

