@@ -187,7 +187,8 @@ def test_notebooks_are_numbered_and_small():
     notebooks = list_notebooks()
     numbers = [notebook.name[:2] for notebook in notebooks]
     assert all(number.isdigit() for number in numbers)
-    assert sorted(set(numbers)) == numbers and numbers[0] == "00"
+    assert sorted(set(numbers)) == numbers
+    assert numbers[0] == "00"
     every = sorted(path.name for path in Places().notebooks.glob("*.ipynb"))
     assert every == [notebook.path.name for notebook in notebooks]
     sizes = {notebook.name: notebook.path.stat().st_size for notebook in notebooks}
