@@ -12,7 +12,7 @@ from qalib.study.figures import style
 from qalib.study.skim_reports import ORACLE
 
 MARKERS = "osD^vP*X"
-DPI = 80  # as shown in the notebook, which has many figures and must stay small
+DPI = 60  # as shown in the notebook, which has many figures and must stay small
 KEEP = "tokens for 99 % of the answers, %"
 PLAIN = {"random": ("0.6", ":"), "oracle": ("0.15", "--")}  # what is no predictor of its own
 
