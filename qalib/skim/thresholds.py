@@ -90,6 +90,8 @@ def allowed_rank(questions: int, recall: float, confidence: float | None = None)
 
     Raises QalibError if even the lowest one is too high, and for wishes outside 0 to 1.
     """
+    from scipy.stats import binom
+
     _check_share("recall", recall)
     if confidence is None:
         # a wish is meant as it is written: 0.9 is nine tenths, and its floor must not be one short
@@ -97,7 +99,7 @@ def allowed_rank(questions: int, recall: float, confidence: float | None = None)
         needed = math.ceil(1 / (1 - Fraction(repr(float(recall))))) - 1
     else:
         _check_share("confidence", confidence)
-        tail = binomial_tail(questions, 1 - recall)
+        tail = binom.cdf(np.arange(questions + 1), questions, 1 - recall)
         rank = int(np.searchsorted(tail, 1 - confidence, side="right"))
         needed = math.ceil(math.log(1 - confidence) / math.log(recall))
     if rank < 1:
@@ -242,39 +244,18 @@ def under_shift(
     return Coverage(told.found, low, high, told.questions, told.left_out, told.read, told.work)
 
 
-def binomial_tail(trials: int, chance: float) -> np.ndarray:
-    """P(X <= k) for k = 0 .. n, X binomial with 0 < chance < 1.  -> (n + 1,) float64"""
-    k = np.arange(trials + 1)
-    factorial = np.concatenate([[0.0], np.log(np.arange(1, trials + 1)).cumsum()])  # log k!
-    ways = factorial[-1] - factorial - factorial[::-1]
-    return np.exp(ways + k * math.log(chance) + (trials - k) * math.log1p(-chance)).cumsum()
-
-
 def exact_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Clopper and Pearson's interval of a probability: those that leave each tail its share.
 
     Raises QalibError without trials.
     """
+    from scipy.stats import binomtest
+
     _check_share("confidence", confidence)
     if trials < 1:
         raise QalibError("an interval needs at least one question with an answer.")
-    tail = (1 - confidence) / 2
-    # the interval of the misses is that of the hits seen in a mirror
-    return 1 - _highest(trials - hits, trials, tail), _highest(hits, trials, tail)
-
-
-def _highest(hits: int, trials: int, tail: float) -> float:
-    """The highest probability at which as few hits as these have the chance ``tail``."""
-    if hits == trials:
-        return 1.0
-    low, high = hits / trials, 1.0
-    for _ in range(50):  # to 2^-50
-        middle = (low + high) / 2
-        if middle < 1 and binomial_tail(trials, middle)[hits] > tail:
-            low = middle
-        else:
-            high = middle
-    return high
+    found = binomtest(hits, trials).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
 
 
 def _known(replay: Replay, layer: int) -> None:
