@@ -26,6 +26,7 @@ from qalib.data.squad import Example, check_example
 from qalib.errors import QalibError
 from qalib.readers.encoder_reader import EncoderReader
 from qalib.skim.reader import SkimReader
+from qalib.skim.weights import halve
 from qalib.skim.wishes import Wish
 from qalib.spans import best_spans, mask_logits
 from qalib.train import choose_precision
@@ -99,10 +100,13 @@ class Answerer:
         if not skim and (wish is not None or drop is not None):
             raise QalibError("a wish, or a bound to drop windows, is for skimming; add --skim.")
         config = config or AnswerConfig(windows=windows_of(checkpoint))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         reader = load_reader(checkpoint)
+        if device == "cpu" and choose_precision(config.precision, device)[0] == "bf16":
+            reader = EncoderReader(halve(reader.encoder), reader.tokenizer)
         if skim:
             reader = skimming(reader, checkpoint, skim, wish, drop)
-        return cls(reader.to("cuda" if torch.cuda.is_available() else "cpu"), config)
+        return cls(reader.to(device), config)
 
     def answer(self, question: str, passage: str) -> list[Candidate]:
         """The n best answers to one question, best first. Raises QalibError on empty text."""

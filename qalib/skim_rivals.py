@@ -177,7 +177,7 @@ class TokenPruner(Rival):
         if not seen:
             return attend(layer, *query_key_value, mask), None
         context, attention = attend_in_view(layer, *query_key_value, mask)
-        return context, attention.out_of(real).float().mean(dim=1)
+        return context, attention.out_of(real[:, None]).float().mean(dim=(1, 2))
 
     def _chosen(self, number: int, received: Tensor, places: Tensor, given: Tensor) -> Tensor:
         """Where the tokens that go on stand now, in order.  -> (B, L''), -1: padding"""

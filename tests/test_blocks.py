@@ -210,7 +210,7 @@ def test_attention_in_pieces_is_the_map_in_loops(rows, size):
     attention = attention_for(blocks)
     maps = attention.probabilities
     for chosen in (blocks.question, blocks.separators, blocks.passage):
-        into, out_of = attention.into(chosen), attention.out_of(chosen)
+        into, out_of = (ask(chosen[:, None])[:, :, 0] for ask in (attention.into, attention.out_of))
         for row, positions in enumerate(chosen):
             at = positions.nonzero().flatten().tolist()
             for head in range(2):
@@ -241,11 +241,11 @@ def test_the_diagonal_is_every_block_with_itself(rows, size, asked):
 
 def test_attention_may_be_of_half_precision():
     blocks = blocks_for([(2, 7), (3, 2)], size=3)
-    exact = attention_for(blocks)
+    exact, asked = attention_for(blocks), blocks.question[:, None]
     half = FullAttention(exact.probabilities.bfloat16())
     for one, other in (
-        (half.into(blocks.question), exact.into(blocks.question)),
-        (half.out_of(blocks.question), exact.out_of(blocks.question)),
+        (half.into(asked), exact.into(asked)),
+        (half.out_of(asked), exact.out_of(asked)),
         (half.diagonal(blocks, 3), exact.diagonal(blocks, 3)),
     ):
         assert one.dtype == torch.bfloat16
@@ -255,9 +255,9 @@ def test_attention_may_be_of_half_precision():
 def test_gradients_flow_through_every_piece_to_the_map():
     blocks = blocks_for([(2, 5)], size=2)
     maps = attention_for(blocks).probabilities.clone().requires_grad_()
-    attention = FullAttention(maps)
-    total = attention.into(blocks.question).sum() + attention.diagonal(blocks, 2).sum()
-    (total + attention.out_of(blocks.question).sum()).backward()
+    attention, asked = FullAttention(maps), blocks.question[:, None]
+    total = attention.into(asked).sum() + attention.diagonal(blocks, 2).sum()
+    (total + attention.out_of(asked).sum()).backward()
     assert maps.grad is not None
     assert (maps.grad > 0).any()
     assert maps.grad.isfinite().all()

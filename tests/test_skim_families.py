@@ -188,9 +188,9 @@ def test_the_view_of_attention_is_a_distribution_over_real_keys():
     mask = encoder.masks(torch.arange(real.shape[1])[None], real, hidden.dtype)["all"]
     layer = encoder.layers[0]
     _, view = attend_in_view(layer, *layer.project(hidden, torch.zeros(1)), mask)
-    total = view.into(real)
+    total = view.into(real[:, None])
     torch.testing.assert_close(total, torch.ones_like(total))
-    assert not view.into(~real).any()
+    assert not view.into(~real[:, None]).any()
 
 
 def test_token_types_reach_the_models_that_know_them():

@@ -99,8 +99,8 @@ def test_a_view_of_survivors_says_what_the_whole_view_said():
     there = places[:, None, :].clamp(min=0).expand(-1, 2, -1)
     real = ~left.padding[:, None, :].expand(-1, 2, -1)
     for ask in ("into", "out_of"):
-        got = getattr(view, ask)(left.question)
-        wanted = getattr(whole, ask)(blocks.question).gather(2, there)
+        got = getattr(view, ask)(left.question[:, None]).squeeze(2)
+        wanted = getattr(whole, ask)(blocks.question[:, None]).squeeze(2).gather(2, there)
         assert torch.equal(got[real], wanted[real])
     got, wanted = view.diagonal(left, 4), whole.diagonal(blocks, 4)
     for row in range(3):

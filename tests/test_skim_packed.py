@@ -15,7 +15,7 @@ from qalib.skim.settings import SkimConfig
 from qalib.skim.skimmer import Skimmer
 from qalib.skim.stacks import runs, whole
 from qalib.skim.walk import FLOOR, Walk
-from qalib.skim.weights import halve, quantize
+from qalib.skim.weights import PORTION, LaidOut, halve, quantize
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
 MIXED = ((3, 21), (5, 8), (2, 30), (1, 0), (4, 17), (3, 17), (5, 2))
@@ -446,6 +446,32 @@ def test_only_the_layers_are_made_smaller():
     half = halve(model).electra
     assert half.encoder.layer[2].attention.self.query.weight.dtype == torch.bfloat16
     assert half.embeddings_project.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [(1,), (5, 7), (PORTION - 1,), (2, PORTION), (2, 3 * PORTION)])
+@torch.inference_mode()
+def test_weights_laid_out_multiply_as_autocast(rows):
+    """Also where rows go through in portions: narrower layers never do, wider ones never do."""
+    torch.manual_seed(0)
+    for shape in ((640, 576), (48, 32), (576, 640)):
+        linear = torch.nn.Linear(*shape)
+        rounded = torch.nn.Linear(*shape, dtype=torch.bfloat16)
+        rounded.load_state_dict(linear.state_dict())
+        laid_out, x = LaidOut(rounded), torch.randn(*rows, shape[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = linear(x)
+        for given in (x, x.bfloat16()):
+            torch.testing.assert_close(laid_out(given), expected, atol=1e-3, rtol=0.01)
+
+
+def test_without_the_operators_weights_are_bf16_all_the_same(monkeypatch):
+    def gone(*_):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(LaidOut, "_multiply", gone)
+    query = halve(tiny_encoder()).bert.encoder.layer[0].attention.self.query
+    assert type(query) is torch.nn.Linear
+    assert query.weight.dtype == torch.bfloat16
 
 
 def test_an_attached_model_is_not_copied():

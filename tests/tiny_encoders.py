@@ -133,8 +133,9 @@ class Mass(nn.Module):
         share = inside / inside.sum(dim=2, keepdim=True).clamp(min=1)
         for number in self.layers:
             view = sight.layers[number]
-            mass = self.heads[0] @ view.attention.into(blocks.question).float()
-            mass = mass + self.heads[1] @ view.attention.out_of(blocks.question).float()
+            asked = blocks.question[:, None]
+            mass = self.heads[0] @ view.attention.into(asked)[:, :, 0].float()
+            mass = mass + self.heads[1] @ view.attention.out_of(asked)[:, :, 0].float()
             mass = mass + view.hidden.float() @ self.hidden  # (B, L)
             total = total + (share * mass[:, None, :]).sum(dim=2)
         return total

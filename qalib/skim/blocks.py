@@ -22,7 +22,7 @@ PADDING = -2
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which block every position of a batch belongs to."""
+    """Which block every position of a batch belongs to. A block is a run of neighbours."""
 
     of: Tensor  # (B, L) int64, 0 to K - 1 in the passage, KEPT or PADDING elsewhere
     question: Tensor  # (B, L) bool, the question's tokens
@@ -71,6 +71,14 @@ class Blocks:
     def _sizes(self) -> Tensor:
         counts = self.of.new_zeros(len(self.of), self.count + 1)
         return counts.scatter_add(1, self.slots, torch.ones_like(self.of))[:, :-1]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The first position of every block, L where a row has no such block.  (B, K) int64"""
+        rows, length = self.of.shape
+        place = torch.arange(length, device=self.of.device).expand(rows, -1)
+        firsts = self.of.new_full((rows, self.count + 1), length)
+        return firsts.scatter_reduce(1, self.slots, place, "amin")[:, :-1]
 
     def spread(self, values: Tensor, elsewhere: float | bool) -> Tensor:
         """The value of its block at every passage position, ``elsewhere`` at all others.

@@ -63,11 +63,11 @@ def six_features(view: LayerView, blocks: Blocks) -> Tensor:
     of the set gives to the whole block, on average over the set. All six lie between 0 and 1; 0
     where the set is empty. Source: Block-Skim, section 3 and Eq. 2.
     """
-    numbers = []
-    for tokens in (blocks.question, first_position(blocks), blocks.separators):
-        numbers.append(block_mean(view.attention.into(tokens), blocks))
-        numbers.append(block_sum(view.attention.out_of(tokens).float(), blocks))
-    return torch.stack(numbers, dim=-1).transpose(1, 2)  # (B, H, K, 6) -> (B, K, H, 6)
+    sets = torch.stack([blocks.question, first_position(blocks), blocks.separators], dim=1)
+    given, got = view.attention.into(sets), view.attention.out_of(sets)  # (B, H, 3, L)
+    given = block_mean(given.flatten(1, 2), blocks).unflatten(1, given.shape[1:3])  # (B, H, 3, K)
+    got = block_sum(got.float().flatten(1, 2), blocks).unflatten(1, got.shape[1:3])
+    return torch.stack([given, got], dim=3).flatten(2, 3).permute(0, 3, 1, 2)
 
 
 FLOOR = 1e-6  # added to attention before its logarithm
@@ -83,16 +83,9 @@ def question_features(view: LayerView, blocks: Blocks, size: int) -> Tensor:
     tokens. Attention spans orders of magnitude and its ratios carry the meaning, hence the
     logarithm.
     """
-    question, first = blocks.question, first_position(blocks)
-    per_token = torch.stack(
-        [
-            view.attention.into(question),
-            view.attention.out_of(question),
-            view.attention.into(first),
-            view.attention.out_of(first),
-        ],
-        dim=1,
-    ).flatten(1, 2)  # (B, 4 H, L)
+    sets = torch.stack([blocks.question, first_position(blocks)], dim=1)
+    both = torch.stack([view.attention.into(sets), view.attention.out_of(sets)], dim=1)
+    per_token = both.permute(0, 3, 1, 2, 4).flatten(1, 3)  # (B, 2, H, 2, L) -> (B, 4 H, L)
     within = view.attention.diagonal(blocks, size).float().sum(dim=-1)  # (B, H, K, S)
     sizes = blocks.sizes()[:, None].clamp(1, size)  # (B, 1, K)
     masses = torch.cat(

@@ -77,32 +77,36 @@ def attend_in_the_open(
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """What ``views.Attention`` asks for, from queries, keys and sums; all of it float32."""
+    """What ``views.Attention`` asks for, from queries, keys and sums; the answers are float32.
+
+    Products are computed in the dtype of queries and keys, as attention in the open would.
+    """
 
     query: Tensor  # (B, L, H, d)
     key: Tensor  # (B, L, H, d)
     sums: Tensor  # (B, H, L), the log-sum-exp of every query's scores
     bias: Tensor | None = None  # to (B, H, L, L), what was added to the scores
 
-    def into(self, keys: Tensor) -> Tensor:
+    def into(self, sets: Tensor) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""
-        near = _chosen(keys)
+        near = _chosen(sets)
         bias = None if self.bias is None else self.bias.index_select(3, near)
-        key = self._keys.index_select(2, near)
-        entries = _entries(self._queries, key, bias, self.sums)  # (B, H, L, M)
-        return (entries @ keys.index_select(1, near).float()[:, None, :, None]).squeeze(-1)
+        key = _by_head(self.key.index_select(1, near))
+        entries = self._entries(self._queries, key, bias, self.sums)  # (B, H, L, M)
+        chosen = sets.index_select(2, near).float()[:, None]  # (B, 1, G, M)
+        return chosen @ entries.transpose(2, 3)
 
-    def out_of(self, queries: Tensor) -> Tensor:
+    def out_of(self, sets: Tensor) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""
-        near = _chosen(queries)
+        near = _chosen(sets)
         # A mask that is the same for all queries has one row, which stands for each of them.
         shared = self.bias is None or self.bias.shape[2] == 1
         bias = self.bias if shared else self.bias.index_select(2, near)
-        query, sums = self._queries.index_select(2, near), self.sums.index_select(2, near)
-        entries = _entries(query, self._keys, bias, sums)  # (B, H, M, L)
-        chosen = queries.index_select(1, near).float()
-        share = chosen / chosen.sum(dim=1, keepdim=True).clamp(min=1)
-        return (share[:, None, None] @ entries).squeeze(-2)
+        query = _by_head(self.query.index_select(1, near))
+        entries = self._entries(query, self._keys, bias, self.sums.index_select(2, near))
+        chosen = sets.index_select(2, near).float()
+        share = chosen / chosen.sum(dim=2, keepdim=True).clamp(min=1)
+        return share[:, None] @ entries  # (B, 1, G, M) @ (B, H, M, L)
 
     def diagonal(self, blocks: Blocks, size: int) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""
@@ -113,43 +117,53 @@ class FusedAttention:
 
         ``places`` are positions, ``real`` says which of them are meant: 0 at all others.
         """
-        rows, length, heads, _ = self.query.shape
+        rows, length, heads, width = self.query.shape
+        count, size = places.shape[1:]
         map_of = torch.arange(rows * heads, device=places.device).view(rows, heads, 1, 1)
         cells = (map_of * length + places[:, None]).flatten()  # (B H K S), in B x H x L
-
-        def pick(values: Tensor) -> Tensor:
-            """(B, H, L, ...) -> (B, H, K, S, ...)"""
-            found = values.reshape(rows * heads * length, *values.shape[3:]).index_select(0, cells)
-            return found.view(rows, heads, *places.shape[1:], *values.shape[3:])
-
+        query, key = (
+            x.flatten(0, 1).index_select(0, cells).view(rows * heads * count, size, width)
+            for x in (self._queries, self._keys)
+        )
+        sums = self.sums.flatten().index_select(0, cells).view(rows, heads, count * size)
         bias = None
         if self.bias is not None:
             row = torch.arange(rows, device=places.device)[:, None, None, None]
             full = self.bias.expand(rows, -1, length, -1)
             bias = full[row, :, places[..., None], places[:, :, None, :]]  # (B, K, S, S, H or 1)
-            bias = bias.movedim(-1, 1)
-        entries = _entries(pick(self._queries), pick(self._keys), bias, pick(self.sums))
+            bias = bias.movedim(-1, 1).flatten(2, 3)
+        entries = self._entries(query, key, bias, sums).view(rows, heads, count, size, size)
+        if real.all():
+            return entries
         return entries.mul_((real[..., None] & real[..., None, :])[:, None])
+
+    def _entries(self, query: Tensor, key: Tensor, bias: Tensor | None, sums: Tensor) -> Tensor:
+        """exp(s q k + bias - lse).  (B H, m, d), (B H, n, d), (B, H, m) -> (B, H, m, n)
+
+        Also for more and smaller maps of a head: (B H K, S, d) twice, with m = K S and n = S.
+        """
+        scores = torch.bmm(query, key.transpose(1, 2)).view(*sums.shape, key.shape[1])
+        less = sums.neg()[..., None]
+        # One pass over the scores where one number a query is all there is to add.
+        less = less if bias is None else less + bias
+        return torch.add(less, scores, alpha=query.shape[-1] ** -0.5).exp_()
 
     @cached_property
     def _queries(self) -> Tensor:
-        """s q, head by head.  (B, H, L, d)"""
-        return self.query.transpose(1, 2).contiguous().float() * self.query.shape[-1] ** -0.5
+        """Head by head.  (B H, L, d)"""
+        return _by_head(self.query)
 
     @cached_property
     def _keys(self) -> Tensor:
-        """Head by head.  (B, H, L, d)"""
-        return self.key.transpose(1, 2).contiguous().float()
+        """Head by head.  (B H, L, d)"""
+        return _by_head(self.key)
 
 
-def _entries(query: Tensor, key: Tensor, bias: Tensor | None, sums: Tensor) -> Tensor:
-    """exp(q k + bias - lse).  (..., m, d), (..., n, d), to (..., m, n), (..., m) -> (..., m, n)"""
-    scores = query @ key.transpose(-1, -2)
-    if bias is not None:
-        scores += bias
-    return scores.sub_(sums[..., None]).exp_()
+def _by_head(values: Tensor) -> Tensor:
+    """(B, L, H, d) -> (B H, L, d), for one row without a copy"""
+    return values.transpose(1, 2).flatten(0, 1)
 
 
 def _chosen(sets: Tensor) -> Tensor:
-    """Positions that any row has chosen: the others need not be read.  (B, L) bool -> (M,)"""
-    return sets.any(dim=0).nonzero().squeeze(1)
+    """Positions that any set has chosen: the others need not be read.  (B, G, L) bool -> (M,)"""
+    return sets.flatten(0, 1).any(dim=0).nonzero().squeeze(1)

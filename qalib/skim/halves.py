@@ -67,15 +67,14 @@ class Cut:
 class OpenAttention(FullAttention):
     """The whole map, asked in a way that depends on no value, as a graph needs it."""
 
-    def into(self, keys: Tensor) -> Tensor:
+    def into(self, sets: Tensor) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""
-        chosen = keys.to(self.probabilities.dtype)[:, None, :, None]
-        return (self.probabilities @ chosen).squeeze(-1)
+        return sets.to(self.probabilities.dtype)[:, None] @ self.probabilities.transpose(2, 3)
 
-    def out_of(self, queries: Tensor) -> Tensor:
+    def out_of(self, sets: Tensor) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""
-        share = queries.float() / queries.sum(dim=1, keepdim=True).clamp(min=1)
-        return (share.to(self.probabilities.dtype)[:, None, None] @ self.probabilities).squeeze(-2)
+        share = sets.float() / sets.sum(dim=2, keepdim=True).clamp(min=1)
+        return share.to(self.probabilities.dtype)[:, None] @ self.probabilities
 
 
 class First(nn.Module):

@@ -137,21 +137,23 @@ class Survivors:
     blocks: Blocks  # as they were in that layer
     places: Tensor  # (B, L'), positions in that layer
 
-    def into(self, keys: Tensor) -> Tensor:
+    def into(self, sets: Tensor) -> Tensor:
         """See :class:`Attention`."""
-        return self._now(self.earlier.into(self._then(keys)))
+        return self._now(self.earlier.into(self._then(sets)))
 
-    def out_of(self, queries: Tensor) -> Tensor:
+    def out_of(self, sets: Tensor) -> Tensor:
         """See :class:`Attention`."""
-        return self._now(self.earlier.out_of(self._then(queries)))
+        return self._now(self.earlier.out_of(self._then(sets)))
 
     def diagonal(self, blocks: Blocks, size: int) -> Tensor:
         """See :class:`Attention`; blocks that were skipped since are all zero."""
         there = blocks.real[:, None, :, None, None]
         return self.earlier.diagonal(self.blocks, size) * there
 
-    def _then(self, chosen: Tensor) -> Tensor:
-        return put(chosen, self.places, torch.zeros_like(self.blocks.of, dtype=chosen.dtype))
+    def _then(self, sets: Tensor) -> Tensor:
+        chosen = sets.transpose(1, 2)  # (B, L', G)
+        under = chosen.new_zeros(*self.blocks.of.shape, sets.shape[1])
+        return put(chosen, self.places, under).transpose(1, 2)
 
     def _now(self, values: Tensor) -> Tensor:
         return take(values.movedim(-1, 1), self.places).movedim(1, -1)

@@ -135,10 +135,12 @@ class TokenClues(nn.Module):
 
     def forward(self, view: LayerView, blocks: Blocks) -> Tensor:
         """See the class."""
-        weights = self.inner.weight.chunk(2, dim=1)  # two products save writing [h; c] down
-        given = linear(self.before(view.hidden.float()), weights[0], self.inner.bias)
-        made = linear(self.after(view.context.float()), weights[1])
-        clues = self.outer(gelu(given + made)).transpose(1, 2)
+        # What is trained is float32; beside an encoder in bf16 the wide products are bf16, too.
+        dtype = torch.float32 if self.training else view.context.dtype
+        weights = self.inner.weight.to(dtype).chunk(2, dim=1)  # two products save writing [h; c]
+        given = linear(self.before(view.hidden.float()).to(dtype), weights[0])
+        made = linear(self.after(view.context.float()).to(dtype), weights[1])
+        clues = self.outer(gelu((given + made).float() + self.inner.bias)).transpose(1, 2)
         pooled = torch.cat([block_mean(clues, blocks), block_max(clues, blocks)], dim=1)
         return pooled.transpose(1, 2)
 

@@ -20,8 +20,8 @@ from qalib.skim.families import EncoderParts, LayerParts
 from qalib.skim.fused import FusedAttention, attend_fused, attend_with_sums
 from qalib.skim.keep import Survivors, staying, take
 from qalib.skim.stacks import Stack, StackedAttention, runs, whole
-from qalib.skim.views import Attention, Sight
-from qalib.skim.walk import FLOOR, attention_dtype
+from qalib.skim.views import Attention
+from qalib.skim.walk import FLOOR, Pass, attention_dtype
 
 
 class LazyView:
@@ -52,7 +52,7 @@ class LazyView:
 
 
 @dataclass
-class PackedWalk:
+class PackedWalk(Pass):
     """What a pass stands at; the same steps as those of :class:`~qalib.skim.walk.Walk`."""
 
     parts: EncoderParts
@@ -113,15 +113,6 @@ class PackedWalk:
                 attention, lambda: spread(hidden), lambda: spread(context)
             )
         return context
-
-    def sight(self, layers: tuple[int, ...]) -> Sight:
-        """What a predictor may look at."""
-        views = {number: self.views[number] for number in layers}
-        return Sight(views, self.blocks, self.input_ids, self.answers)
-
-    def head(self) -> Tensor:
-        """The span head, applied to what stands here.  (T, 2), start and end logits"""
-        return torch.stack(self.parts.head(self.hidden), dim=-1)
 
     def shorten(
         self,

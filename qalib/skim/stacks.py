@@ -86,13 +86,13 @@ class StackedAttention:
     rows: int  # B
     length: int  # L'
 
-    def into(self, keys: Tensor) -> Tensor:
+    def into(self, sets: Tensor) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""
-        return self._join(lambda at, x: x.into(keys[at.rows, : at.length]), self.length)
+        return self._join(lambda at, x: x.into(sets[at.rows, :, : at.length]), self.length)
 
-    def out_of(self, queries: Tensor) -> Tensor:
+    def out_of(self, sets: Tensor) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""
-        return self._join(lambda at, x: x.out_of(queries[at.rows, : at.length]), self.length)
+        return self._join(lambda at, x: x.out_of(sets[at.rows, :, : at.length]), self.length)
 
     def diagonal(self, blocks: Blocks, size: int) -> Tensor:
         """See :class:`~qalib.skim.views.Attention`."""

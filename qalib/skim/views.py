@@ -1,6 +1,6 @@
 """What a predictor may see of a layer: its attention, asked for in pieces, and its input.
 
-Notation: B batch, H heads, L positions, K blocks, S block size, D width.
+Notation: B batch, H heads, L positions, G sets of positions, K blocks, S block size, D width.
 
 A predictor never gets the whole (B, H, L, L) map. It asks for rows, columns or diagonal blocks, so
 that an engine which computes only these can stand behind the same three questions.
@@ -19,13 +19,16 @@ from qalib.skim.blocks import Blocks
 class Attention(Protocol):
     """Attention probabilities of one layer, P (B, H, L, L), rows sum to 1 over real keys."""
 
-    def into(self, keys: Tensor) -> Tensor:
-        """How much every position attends to a set: sum_{j in keys} P_ij.  (B, L) -> (B, H, L)"""
+    def into(self, sets: Tensor) -> Tensor:
+        """How much every position attends to a set X: sum_{j in X} P_ij.
 
-    def out_of(self, queries: Tensor) -> Tensor:
-        """How much a set attends to every position: mean_{i in queries} P_ij.
+        (B, G, L) bool -> (B, H, G, L)
+        """
 
-        (B, L) bool -> (B, H, L); 0 where the set is empty
+    def out_of(self, sets: Tensor) -> Tensor:
+        """How much a set X attends to every position: mean_{i in X} P_ij.
+
+        (B, G, L) bool -> (B, H, G, L); 0 where the set is empty
         """
 
     def diagonal(self, blocks: Blocks, size: int) -> Tensor:
@@ -41,18 +44,18 @@ class FullAttention:
 
     probabilities: Tensor  # (B, H, L, L)
 
-    def into(self, keys: Tensor) -> Tensor:
+    def into(self, sets: Tensor) -> Tensor:
         """See :class:`Attention`."""
-        near = _stretch(keys)
-        chosen = keys[:, near].to(self.probabilities.dtype)[:, None, :, None]  # (B, 1, M, 1)
-        return (self.probabilities[..., near] @ chosen).squeeze(-1)
+        near = _stretch(sets)
+        chosen = sets[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
+        return chosen @ self.probabilities[..., near].transpose(2, 3)
 
-    def out_of(self, queries: Tensor) -> Tensor:
+    def out_of(self, sets: Tensor) -> Tensor:
         """See :class:`Attention`."""
-        near = _stretch(queries)
-        share = queries.float() / queries.sum(dim=1, keepdim=True).clamp(min=1)
-        share = share[:, near].to(self.probabilities.dtype)[:, None, None, :]  # (B, 1, 1, M)
-        return (share @ self.probabilities[:, :, near]).squeeze(-2)
+        near = _stretch(sets)
+        share = sets.float() / sets.sum(dim=2, keepdim=True).clamp(min=1)
+        share = share[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
+        return share @ self.probabilities[:, :, near]
 
     def diagonal(self, blocks: Blocks, size: int) -> Tensor:
         """See :class:`Attention`."""
@@ -65,8 +68,8 @@ class FullAttention:
 
 
 def _stretch(chosen: Tensor) -> slice:
-    """Positions from the first to the last that any row has chosen: the rest need not be read."""
-    places = chosen.any(dim=0).nonzero()
+    """Positions from the first to the last that any set has chosen: the rest need not be read."""
+    places = chosen.flatten(0, 1).any(dim=0).nonzero()
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
@@ -75,19 +78,9 @@ def block_positions(blocks: Blocks, size: int) -> tuple[Tensor, Tensor]:
 
     -> (B, K, S) int64 (0 where there is none), (B, K, S) bool
     """
-    rows, length = blocks.of.shape
-    if not blocks.count:
-        empty = blocks.of.new_zeros(rows, 0, size)
-        return empty, empty.bool()
-    rank = blocks.membership().long().cumsum(dim=2) - 1  # (B, K, L)
-    rank = rank.gather(1, blocks.of.clamp(min=0)[:, None]).squeeze(1)  # (B, L), within its block
-    cell = blocks.of * size + rank
-    last = blocks.count * size  # where all that has no cell goes
-    cell = torch.where(blocks.passage & (rank < size), cell, last)
-    place = torch.arange(length, device=cell.device).expand(rows, -1)
-    found = torch.full((rows, last + 1), -1, device=cell.device).scatter(1, cell, place)
-    found = found[:, :-1].unflatten(1, (blocks.count, size))
-    return found.clamp(min=0), found >= 0
+    rank = torch.arange(size, device=blocks.of.device)
+    real = rank < blocks.sizes()[..., None]
+    return torch.where(real, blocks.starts[..., None] + rank, 0), real
 
 
 @dataclass(frozen=True)

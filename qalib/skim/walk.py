@@ -18,8 +18,28 @@ from qalib.skim.views import FullAttention, LayerView, Sight
 FLOOR = torch.finfo(torch.float32).min  # a logit that is never chosen
 
 
+class Pass:
+    """What both kinds of a pass can say of where they stand."""
+
+    parts: EncoderParts
+    hidden: Tensor
+    blocks: Blocks
+    input_ids: Tensor
+    answers: Tensor | None
+    views: dict[int, LayerView]
+
+    def sight(self, layers: tuple[int, ...]) -> Sight:
+        """What a predictor may look at."""
+        views = {number: self.views[number] for number in layers}
+        return Sight(views, self.blocks, self.input_ids, self.answers)
+
+    def head(self) -> Tensor:
+        """The span head, applied to what stands here.  (..., 2), start and end logits"""
+        return torch.stack(self.parts.head(self.hidden), dim=-1)
+
+
 @dataclass
-class Walk:
+class Walk(Pass):
     """What a pass stands at: everything here has L' positions, except for ``left``."""
 
     parts: EncoderParts
@@ -64,15 +84,6 @@ class Walk:
         probabilities, *states = (x.detach() for x in seen) if detach else seen
         self.views[number] = LayerView(FullAttention(probabilities), *states)
         return context
-
-    def sight(self, layers: tuple[int, ...]) -> Sight:
-        """What a predictor may look at."""
-        views = {number: self.views[number] for number in layers}
-        return Sight(views, self.blocks, self.input_ids, self.answers)
-
-    def head(self) -> Tensor:
-        """The span head, applied to what stands here.  (B, L', 2), start and end logits"""
-        return torch.stack(self.parts.head(self.hidden), dim=-1)
 
     def shorten(
         self,

@@ -259,7 +259,7 @@ def mean_attention(reader: nn.Module, windows: list[Window], size: int, budget: 
 
 def _attention_of(attention, blocks: Blocks, holds: Tensor, there: Tensor, size: int) -> dict:
     """One value a row of a batch; NaN where a row has no such block.  each (B,)"""
-    to = attention.out_of(blocks.question).float().mean(dim=1)  # (B, L)
+    to = attention.out_of(blocks.question[:, None]).float().mean(dim=(1, 2))  # (B, L)
     given, passage = (to * there).sum(1), (to * blocks.passage).sum(1)
     inside = attention.diagonal(blocks, size).float().sum((-1, -2)).mean(dim=1)  # (B, K)
     inside = inside / size
