@@ -174,7 +174,7 @@ def bench_train(
     as_json: JsonOption = False,
 ) -> None:
     """Training throughput against the defaults of transformers, on the same questions."""
-    from qalib.bench import TrainBench
+    from qalib.benches.training import TrainBench
     from qalib.study.stages import bench_training, bench_training_table
 
     run = bench_training(TrainBench(rounds=rounds))
@@ -187,7 +187,7 @@ def bench_bytes(
     as_json: JsonOption = False,
 ) -> None:
     """The byte-level page, literally, against this kit's reader, and what each variant costs."""
-    from qalib.byte_bench import ByteBench
+    from qalib.benches.byte_training import ByteBench
     from qalib.study import byte_bench_stage
 
     run = byte_bench_stage.bench_bytes(ByteBench(rounds=rounds))
@@ -225,7 +225,7 @@ def bench_answer(
     as_json: JsonOption = False,
 ) -> None:
     """Whole questions per second: tokenising, reading and decoding, with EM and F1."""
-    from qalib.skim_watch import AnswerBench
+    from qalib.benches.watch import AnswerBench
     from qalib.study import skim_bench_stage as stage
 
     run = stage.bench_answers(AnswerBench(questions, rounds), data, skimmer)

@@ -2,7 +2,7 @@
 
 from tiny import examples
 
-from qalib.bench import TrainBench, bench_train_steps, rivals
+from qalib.benches.training import TrainBench, bench_train_steps, rivals
 from qalib.data.features import WindowConfig, make_windows
 from qalib.readers.encoder_reader import EncoderConfig, build_encoder
 from qalib.study.entries import Run

@@ -7,7 +7,7 @@ import torch
 from tiny import examples
 from torch.utils.flop_counter import FlopCounterMode
 
-from qalib.byte_bench import ByteBench, Work, bench_byte_readers, rivals
+from qalib.benches.byte_training import ByteBench, Work, bench_byte_readers, rivals
 from qalib.data.byte_features import SYMBOLS, collate_passages, passage_features
 from qalib.data.squad import Answer, Example
 from qalib.errors import QalibError

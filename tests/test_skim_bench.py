@@ -12,8 +12,22 @@ import torch
 from tiny import examples, tiny_reader
 from torch import nn
 
-from qalib import skim_race
 from qalib.answer import Answerer
+from qalib.benches import race as race_module
+from qalib.benches.entrants import entrants_of, oracle_keep, told
+from qalib.benches.race import PLAIN, Entrant, Grid, Model, SkimBench, in_dtypes, race, rows_of
+from qalib.benches.rivals import (
+    Lexical,
+    Padded,
+    StaticLengths,
+    Threshold,
+    best_blocks,
+    passage_blocks,
+    schedule,
+    theta_for,
+)
+from qalib.benches.skimming import batches_of, bench_skim
+from qalib.benches.watch import STAGES, AnswerBench, bench_answers, time_stages
 from qalib.data.almanac import AlmanacConfig, build_almanac
 from qalib.data.batches import collate
 from qalib.data.features import WindowConfig, make_windows
@@ -26,20 +40,6 @@ from qalib.skim.reader import SkimReader
 from qalib.skim.settings import SkimConfig
 from qalib.skim.skimmer import Skimmer
 from qalib.skim.walk import FLOOR
-from qalib.skim_bench import batches_of, bench_skim
-from qalib.skim_entrants import entrants_of, oracle_keep, told
-from qalib.skim_race import PLAIN, Entrant, Grid, Model, SkimBench, in_dtypes, race, rows_of
-from qalib.skim_rivals import (
-    Lexical,
-    Padded,
-    StaticLengths,
-    Threshold,
-    best_blocks,
-    passage_blocks,
-    schedule,
-    theta_for,
-)
-from qalib.skim_watch import STAGES, AnswerBench, bench_answers, time_stages
 from qalib.spans import ReaderOutput
 from qalib.study import plots_tradeoff, skim_bench_stage
 from qalib.study.paper import Claim
@@ -320,7 +320,7 @@ def worker(clock, name, dtype, seconds, log):
 
 def test_rounds_are_interleaved_and_ratios_are_taken_within_them(reader, monkeypatch):
     clock, log = Clock(), []
-    monkeypatch.setattr(skim_race.time, "perf_counter", clock)
+    monkeypatch.setattr(race_module.time, "perf_counter", clock)
     entrants = [
         worker(clock, PLAIN, "fp32", [9, 4, 8, 4], log),
         worker(clock, "half", "fp32", [9, 2, 4, 4], log),
@@ -344,7 +344,7 @@ def test_rounds_are_interleaved_and_ratios_are_taken_within_them(reader, monkeyp
 
 def test_a_cell_ends_with_its_seconds_but_not_before_its_least_rounds(reader, monkeypatch):
     clock, log = Clock(), []
-    monkeypatch.setattr(skim_race.time, "perf_counter", clock)
+    monkeypatch.setattr(race_module.time, "perf_counter", clock)
     entrants = [worker(clock, PLAIN, "fp32", [1], log)]
     batches = batches_of(reader, 64, 1, None)[:1]
     config = replace(BENCH, rounds=9, least=2)
@@ -507,16 +507,16 @@ def test_a_command_may_ask_for_everything():
     full = skim_bench_stage.configured("almanac", 9, 300.0, full=True)
     for wide, usual in zip(full.bench.grids, SkimBench().grids, strict=True):
         assert (wide.name, wide.layers, wide.kept) == (usual.name, usual.layers, usual.kept)
-        assert set(usual.rivals) < set(wide.rivals) == set(skim_race.RIVALS)
+        assert set(usual.rivals) < set(wide.rivals) == set(race_module.RIVALS)
         assert set(usual.lengths) <= set(wide.lengths)
         assert set(usual.dtypes) <= set(wide.dtypes)
 
 
 def test_bf16_is_left_out_where_it_does_not_pay(monkeypatch):
-    monkeypatch.setattr(skim_race, "choose_precision", lambda *_: ("fp32", "no units"))
-    assert skim_race.usable(skim_race.DTYPES) == ["fp32", "int8"]
-    monkeypatch.setattr(skim_race, "choose_precision", lambda *_: ("bf16", "units"))
-    assert skim_race.usable(skim_race.DTYPES) == list(skim_race.DTYPES)
+    monkeypatch.setattr(race_module, "choose_precision", lambda *_: ("fp32", "no units"))
+    assert race_module.usable(race_module.DTYPES) == ["fp32", "int8"]
+    monkeypatch.setattr(race_module, "choose_precision", lambda *_: ("bf16", "units"))
+    assert race_module.usable(race_module.DTYPES) == list(race_module.DTYPES)
 
 
 def test_profiles_can_say_all_of_it():

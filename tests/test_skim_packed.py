@@ -460,8 +460,8 @@ def test_weights_laid_out_multiply_as_autocast(rows):
         laid_out, x = LaidOut(rounded), torch.randn(*rows, shape[0])
         with torch.autocast("cpu", torch.bfloat16):
             expected = linear(x)
-        for given in (x, x.bfloat16()):
-            torch.testing.assert_close(laid_out(given), expected, atol=1e-3, rtol=0.01)
+        for asked in (x, x.bfloat16()):
+            torch.testing.assert_close(laid_out(asked), expected, atol=1e-3, rtol=0.01)
 
 
 def test_without_the_operators_weights_are_bf16_all_the_same(monkeypatch):

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import examples, tiny_reader
 
+from qalib.benches.points import PointClock, entrants_of, like_lengths, time_points
+from qalib.benches.race import PLAIN
 from qalib.data.features import WindowConfig, make_windows
 from qalib.data.squad import make_dataset
 from qalib.errors import QalibError
@@ -23,8 +25,6 @@ from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import SkimReader
 from qalib.skim.settings import SkimConfig
 from qalib.skim.skimmer import Skimmer
-from qalib.skim_points import PointClock, entrants_of, like_lengths, time_points
-from qalib.skim_race import PLAIN
 from qalib.study import plots_tradeoff, skim_promise, skim_tradeoff, tradeoff_tables
 from qalib.study.profiles import load_profile, profile_names
 from qalib.study.skim_bench_stage import SkimCosts

@@ -61,6 +61,8 @@ class Stack:
 def whole(lengths: Sequence[int], row: Tensor) -> Stack:
     """All rows of a pack as one stack.  lengths (B,), row (T,) int64, the row of every token"""
     longest = max(1, *lengths)
+    if set(lengths) == {longest}:
+        return Stack(lengths, 0, 0, longest, torch.arange(len(row), device=row.device))
     size = torch.tensor(lengths, device=row.device)
     skipped = torch.arange(len(size), device=row.device) * longest - (size.cumsum(0) - size)
     slots = skipped.index_select(0, row) + torch.arange(len(row), device=row.device)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from qalib.byte_bench import ByteBench, bench_byte_readers
+from qalib.benches.byte_training import ByteBench, bench_byte_readers
 from qalib.study.byte_stages import VARIANTS, ByteStudy, ByteTraining, variant
 from qalib.study.entries import Run
 from qalib.study.session import Study

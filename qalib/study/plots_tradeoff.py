@@ -8,8 +8,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qalib.skim_race import OLD
-from qalib.skim_watch import STAGES
+from qalib.benches.race import OLD
+from qalib.benches.watch import STAGES
 from qalib.study.figures import style
 from qalib.study.paper import Claim, load_claims
 

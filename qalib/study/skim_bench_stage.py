@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qalib.data.squad import Dataset
-from qalib.errors import QalibError
-from qalib.skim_race import (
+from qalib.benches.race import (
     BERT_BASE,
     MINILM,
     OLD,
@@ -20,7 +18,9 @@ from qalib.skim_race import (
     padded_name,
     usable,
 )
-from qalib.skim_watch import STAGES, AnswerBench
+from qalib.benches.watch import STAGES, AnswerBench
+from qalib.data.squad import Dataset
+from qalib.errors import QalibError
 from qalib.study.entries import Run
 from qalib.study.session import Study
 from qalib.study.store import Store
@@ -92,7 +92,7 @@ def bench_answers(
         raise QalibError("random word pieces have no answers; name a data set.")
 
     def compute(work: Path) -> dict:
-        from qalib.skim_watch import bench_answers as measure
+        from qalib.benches.watch import bench_answers as measure
         from qalib.study.stages import note_data
 
         note_data(work, asked)
@@ -119,10 +119,10 @@ def _recorded(store: Store, config: SkimCosts, skimmer: str, force: bool | str) 
 
 
 def _measure(config: SkimCosts, models: dict[str, Model], asked: Dataset | None) -> dict:
-    from qalib.skim_bench import batches_of
-    from qalib.skim_bench import bench_skim as measure
-    from qalib.skim_entrants import by_chance
-    from qalib.skim_watch import time_stages
+    from qalib.benches.entrants import by_chance
+    from qalib.benches.skimming import batches_of
+    from qalib.benches.skimming import bench_skim as measure
+    from qalib.benches.watch import time_stages
 
     found = measure(config.bench, models, asked)
     clock, grid = config.clock, config.bench.grids[0]

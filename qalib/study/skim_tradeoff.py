@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from qalib.answer import AnswerConfig, Answerer
+from qalib.benches.points import PointClock, time_points
+from qalib.benches.race import OLD, PLAIN
 from qalib.data.features import WindowConfig, make_windows
 from qalib.data.squad import Dataset, make_dataset
 from qalib.errors import QalibError
@@ -23,8 +25,6 @@ from qalib.skim.cost import CostModel
 from qalib.skim.recall import recall_curve
 from qalib.skim.replay import Replay
 from qalib.skim.thresholds import Choice, describe
-from qalib.skim_points import PointClock, time_points
-from qalib.skim_race import OLD, PLAIN
 from qalib.study import ship_skim, skim_beyond
 from qalib.study.entries import Run
 from qalib.study.session import Study
@@ -226,7 +226,7 @@ def scored(
 def timed(study: Study, skimmer: Run, passages: str, case: Case, tried: Sequence[Point]) -> Run:
     """Every point on real test questions, with everything read and with padding in the same rounds.
 
-    metrics: ``rows``, see ``skim_points.time_points``; ``tokens``, the mean length of an input.
+    metrics: ``rows``, see ``benches.points.time_points``; ``tokens``, the mean length of an input.
     """
     plan, data = asked(study), evenly(case.test, case.timed)
     settings = {point.name: point.settings(plan) for point in tried}

@@ -268,7 +268,7 @@ def evaluate_lexical(study: Study) -> Run:
 
 def bench_training(config=None) -> Run:
     """Training throughput, climbed from the defaults of transformers; always measured anew."""
-    from qalib.bench import TrainBench, bench_train_steps
+    from qalib.benches.training import TrainBench, bench_train_steps
 
     config = config or TrainBench()
 

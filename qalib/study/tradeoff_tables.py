@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from qalib.benches.race import PLAIN
 from qalib.skim.cost import CostModel, ideal_speedup, lengths
 from qalib.skim.thresholds import loss_threshold
-from qalib.skim_race import PLAIN
 from qalib.study import skim_promise
 from qalib.study.entries import Run
 from qalib.study.reader_stages import interval, per_question

@@ -16,15 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from qalib.answer import AnswerConfig, Answerer
-from qalib.data.batches import Batch
-from qalib.data.features import WindowConfig
-from qalib.data.squad import Dataset
-from qalib.errors import QalibError
-from qalib.metrics import score
-from qalib.skim.families import EncoderParts, LayerParts
-from qalib.skim.reader import SkimReader
-from qalib.skim.skimmer import Skimmer
-from qalib.skim_race import (
+from qalib.benches.race import (
     DTYPES,
     OLD,
     PLAIN,
@@ -35,7 +27,15 @@ from qalib.skim_race import (
     spread,
     usable,
 )
-from qalib.skim_rivals import Padded
+from qalib.benches.rivals import Padded
+from qalib.data.batches import Batch
+from qalib.data.features import WindowConfig
+from qalib.data.squad import Dataset
+from qalib.errors import QalibError
+from qalib.metrics import score
+from qalib.skim.families import EncoderParts, LayerParts
+from qalib.skim.reader import SkimReader
+from qalib.skim.skimmer import Skimmer
 
 STAGES = (
     "embeddings",

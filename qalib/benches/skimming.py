@@ -2,7 +2,7 @@
 
     found = bench_skim(SkimBench(), models, data)     # -> {"rows": [...], ...}
 
-How is told in ``qalib.skim_race``, against whom in ``qalib.skim_entrants``.
+How is told in ``qalib.benches.race``, against whom in ``qalib.benches.entrants``.
 """
 
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from qalib.benches.entrants import entrants_of, prepared_exports
+from qalib.benches.race import QUESTION, Grid, Model, SkimBench, race, rows_of
 from qalib.data.batches import Batch, collate
 from qalib.data.features import Window, WindowConfig, make_windows
 from qalib.data.squad import Dataset
 from qalib.errors import QalibError
 from qalib.readers.encoder_reader import EncoderReader
 from qalib.skim.cost import lengths
-from qalib.skim_entrants import entrants_of, prepared_exports
-from qalib.skim_race import QUESTION, Grid, Model, SkimBench, race, rows_of
 
 DISTINCT = 8  # batches of a cell, at most; later rounds see them again
 

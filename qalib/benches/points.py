@@ -14,12 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qalib.data.batches import Batch, collate
-from qalib.data.features import Window
-from qalib.errors import QalibError
-from qalib.skim.cost import CostModel
-from qalib.skim.reader import SkimReader
-from qalib.skim_race import (
+from qalib.benches.race import (
     OLD,
     PLAIN,
     Entrant,
@@ -32,14 +27,19 @@ from qalib.skim_race import (
     spread,
     usable,
 )
-from qalib.skim_rivals import Padded
+from qalib.benches.rivals import Padded
+from qalib.data.batches import Batch, collate
+from qalib.data.features import Window
+from qalib.errors import QalibError
+from qalib.skim.cost import CostModel
+from qalib.skim.reader import SkimReader
 
 
 @dataclass(frozen=True)
 class PointClock:
     """How points are timed: so many rounds after one to warm up, batches of like length.
 
-    dtypes as of ``skim_race.Grid``. Raises QalibError for what cannot be measured.
+    dtypes as of ``race.Grid``. Raises QalibError for what cannot be measured.
     """
 
     batches: tuple[int, ...] = (1, 16)
@@ -59,7 +59,7 @@ def time_points(
     clock: PointClock,
     padded: int = OLD,
 ) -> list[dict]:
-    """One row for each batch size, dtype and way of reading; see ``skim_race.rows_of``.
+    """One row for each batch size, dtype and way of reading; see ``race.rows_of``.
 
     ``points``: by name, settings for ``Skimmer.tune``. ``over_padded``: over fp32 with every input
     padded to ``padded`` tokens. ``seconds`` are per input; an input is a window. Raises QalibError

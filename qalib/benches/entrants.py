@@ -9,6 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qalib.benches.race import OLD, PLAIN, Entrant, Grid, Model, SkimBench, padded_name, usable
+from qalib.benches.rivals import (
+    Lexical,
+    Padded,
+    StaticLengths,
+    Threshold,
+    best_blocks,
+    passage_blocks,
+    schedule,
+    theta_for,
+)
 from qalib.data.batches import Batch
 from qalib.skim.blocks import answer_blocks
 from qalib.skim.cost import CostModel, ideal_speedup
@@ -21,17 +32,6 @@ from qalib.skim.export import (
 )
 from qalib.skim.halves import compiled
 from qalib.skim.reader import SkimReader
-from qalib.skim_race import OLD, PLAIN, Entrant, Grid, Model, SkimBench, padded_name, usable
-from qalib.skim_rivals import (
-    Lexical,
-    Padded,
-    StaticLengths,
-    Threshold,
-    best_blocks,
-    passage_blocks,
-    schedule,
-    theta_for,
-)
 from qalib.spans import ReaderOutput
 
 Exports = Mapping[str, nn.Module]
