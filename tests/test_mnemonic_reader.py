@@ -14,6 +14,7 @@ from qalib.data.word_features import WORD, WordConfig, Words, word_windows
 from qalib.errors import QalibError
 from qalib.losses import span_loss
 from qalib.readers.byte_reader import count_parameters
+from qalib.readers.encoder_reader import MINILM
 from qalib.readers.mnemonic_reader import (
     BiLSTM,
     Fusion,
@@ -26,7 +27,7 @@ from qalib.readers.mnemonic_reader import (
     others,
     pool,
 )
-from qalib.readers.word_vectors import WordVectors
+from qalib.readers.word_vectors import WordVectors, packaged_vectors
 from qalib.spans import best_spans
 from qalib.word_answer import WordAnswerer
 
@@ -291,6 +292,15 @@ def test_wrong_settings_are_named(wrong):
 def test_words_without_their_vectors_are_an_error():
     with pytest.raises(QalibError, match="'glove' needs its vectors"):
         build_mnemonic_reader(MnemonicConfig(embedding="glove"))
+
+
+def test_readers_share_the_packaged_vectors_and_do_not_move_them():
+    one, two = (build_mnemonic_reader(replace(TINY, embedding=MINILM), seed=n) for n in (0, 1))
+    shared = packaged_vectors().matrix
+    assert one.embed.table.weight.data_ptr() == shared.data_ptr()
+    assert two.embed.table.weight.data_ptr() == shared.data_ptr()
+    assert not one.embed.table.weight.requires_grad
+    assert "embed.table.weight" not in trained_tensors(one)
 
 
 def test_a_seed_gives_the_same_reader_and_dropout_stops_in_evaluation():

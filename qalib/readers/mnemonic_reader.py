@@ -36,7 +36,7 @@ from qalib.data.word_features import FEATURES
 from qalib.errors import QalibError
 from qalib.readers.byte_reader import RecurrentLayer, TextConvolution
 from qalib.readers.encoder_reader import MINILM
-from qalib.readers.word_vectors import WordVectors, piece_vectors
+from qalib.readers.word_vectors import WordVectors, packaged_vectors
 from qalib.spans import ReaderOutput, mask_logits
 
 EMBEDDINGS = (MINILM, "glove", "own")
@@ -295,6 +295,6 @@ def build_mnemonic_reader(
                 f"the embedding {config.embedding!r} needs its vectors: give those of "
                 "glove_vectors or own_vectors."
             )
-        vectors = piece_vectors()
+        vectors = packaged_vectors()
     torch.manual_seed(seed)
     return MnemonicReader(config, vectors)

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,15 @@ def piece_vectors(name: str = MINILM) -> WordVectors:
             f"BERT-like model in safetensors, or {MINILM!r}."
         ) from None
     return WordVectors(WordPieces(tokenizer), standardise(matrix))
+
+
+@cache
+def packaged_vectors() -> WordVectors:
+    """:func:`piece_vectors` of the packaged MiniLM, read once in a process and never written to.
+
+    Reading them takes longer than all the rest of a small reader, and readers share the matrix.
+    """
+    return piece_vectors()
 
 
 def standardise(matrix: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from functools import partial
 from qalib.study import (
     byte_final,
     byte_stages,
+    distill_bytes,
     distill_settings,
     distill_stages,
     distill_study,
@@ -63,6 +64,7 @@ def _readers_of_words(study: Study) -> dict[str, Callable[[Study], Sequence[Run]
             known[f"student: {name}" + f" {number}" * (number > 0)] = partial(
                 _row, name=name, number=number
             )
+    known["other students"] = distill_bytes.trained
     return known
 
 

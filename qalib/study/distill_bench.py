@@ -11,12 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from qalib.data.squad import Dataset, Example, make_dataset
 from qalib.errors import QalibError
-from qalib.study.distill_ensemble import Ensemble
-from qalib.study.distill_scores import ENSEMBLE, SINGLE, STUDENT_ROW
+from qalib.study.distill_ensemble import reader_of
+from qalib.study.distill_scores import (
+    SINGLE,
+    STUDENT_ROW,
+    ensemble_name,
+    ensembles,
+)
 from qalib.study.distill_settings import WordTraining, ablation_data, asked
 from qalib.study.distill_stages import (
     answerer_of,
@@ -63,8 +69,7 @@ def bench(study: Study) -> Run:
         note_data(work, test, data)
         readers = {SINGLE: trained_reader(single), STUDENT_ROW: trained_reader(taught)}
         for size in sorted({*asked(study).counts, asked(study).teachers} - {1}):
-            name = ENSEMBLE if size == len(members) else f"{ENSEMBLE} of {size}"
-            readers[name] = Ensemble([trained_reader(run) for run in members[:size]])
+            readers[ensemble_name(study, size)] = reader_of(members[:size])
         how = training_of(single)
         step = {"step": step_rows(data, asked_lesson(study), lessons, config)}
         return {"latency": latency_rows(readers, how, test.examples, config), **step}
@@ -197,3 +202,25 @@ def turns(rivals: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def side_by_side(
+    study: Study,
+    clock: Run,
+    sets: Mapping[str, Dataset],
+    scored: Mapping[str, Mapping[str, Sequence[Run]]],
+) -> pd.DataFrame:
+    """What a question costs, one at a time and from text to text, and the F1 that it buys.
+
+    ``scored``: the ``evaluate`` runs of the main table on these test sets. columns reader,
+    milliseconds, times (the single reader's), and each test set: F1, the mean over seeds
+    """
+    rows = [row for row in clock.metrics["latency"] if row["batch"] == 1]
+    names = {"reader": "reader", "milliseconds": "answering_ms", "times": "answering_ratio"}
+    table = {name: [row[key] for row in rows] for name, key in names.items()}
+    for place, runs in scored.items():
+        f1 = {name: statistics.mean(run.metrics["f1"] for run in of) for name, of in runs.items()}
+        for size, run in ensembles(study, sets[place], place).items():
+            f1.setdefault(ensemble_name(study, size), run.metrics["f1"])
+        table[place] = [f1[row["reader"]] for row in rows]
+    return pd.DataFrame(table)

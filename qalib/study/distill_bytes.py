@@ -13,6 +13,7 @@ from qalib.study.byte_stages import ByteStudy, ByteTraining, byte_task, variant
 from qalib.study.distill_others import (
     asked,
     encoder_knowledge,
+    encoder_teachers,
     evaluate_shallow,
     learn_other,
     learnt_from,
@@ -105,7 +106,7 @@ def evaluate_bytes(study: Study, run: Run) -> Run:
         put_weights(reader, load_weights(path), str(path))
         return ByteAnswerer(reader, settings).predictions(test.examples)
 
-    return evaluate(study, "bytes, first answer", {"weights": run.key}, answer, settings)
+    return evaluate(study, "bytes, first answer", {"weights": run.key}, answer, settings, lean=True)
 
 
 def other_scores(study: Study) -> dict[str, dict[str, list[Run]]]:
@@ -118,3 +119,10 @@ def other_scores(study: Study) -> dict[str, dict[str, list[Run]]]:
             n: [evaluate_bytes(study, byte_reader(study, n == TAUGHT))] for n in (PLAIN, TAUGHT)
         },
     }
+
+
+def trained(study: Study) -> list[Run]:
+    """All that notebook 08 trains here: encoders as teachers, what they know, four readers."""
+    kinds = (True, False)
+    readers = [f(study, taught) for f in (shallow, byte_reader) for taught in kinds]
+    return [*encoder_teachers(study), encoder_knowledge(study), *readers]

@@ -12,7 +12,6 @@ Notation: T members, B windows, L positions.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from qalib.data.batches import Batch
 from qalib.distill.losses import teacher_probabilities
 from qalib.errors import QalibError
-from qalib.readers.word_vectors import WordVectors, piece_vectors
 from qalib.spans import ReaderOutput, mask_logits
 from qalib.study.distill_stages import trained_reader
 from qalib.study.entries import Run
@@ -63,19 +61,7 @@ def _mean(maps: Sequence[Tensor]) -> Tensor:
     return maps[0] if maps[0].dtype == torch.bool else torch.stack(list(maps)).float().mean(dim=0)
 
 
-class Readers:
-    """Trained readers, and ensembles of them, that share one embedding.
-
-    Reading it takes longer than all the rest of a small reader, so it is read once, and not at
-    all where every run is found in the store.
-    """
-
-    @cached_property
-    def vectors(self) -> WordVectors:
-        """The frozen embedding of all readers of the study."""
-        return piece_vectors()
-
-    def load(self, runs: Sequence[Run]) -> nn.Module:
-        """The reader of one run, or several as an ensemble."""
-        loaded = [trained_reader(run, self.vectors) for run in runs]
-        return loaded[0] if len(loaded) == 1 else Ensemble(loaded)
+def reader_of(runs: Sequence[Run]) -> nn.Module:
+    """The reader of one run, or several as an ensemble."""
+    loaded = [trained_reader(run) for run in runs]
+    return loaded[0] if len(loaded) == 1 else Ensemble(loaded)

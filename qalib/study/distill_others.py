@@ -14,6 +14,7 @@ from qalib.errors import QalibError
 from qalib.study.distill_settings import LONGEST
 from qalib.study.distill_teaching import Asking, Kind, ask_teachers, lessons_of
 from qalib.study.entries import Run
+from qalib.study.marks import LEAN
 from qalib.study.parallel import get_or_run
 from qalib.study.session import Study
 from qalib.study.skim_study import asked as skim_asked
@@ -83,7 +84,8 @@ def encoder_knowledge(study: Study) -> Run:
     """What the encoders know of their data."""
     config = Asking(MiningConfig(max_length=LONGEST), attention=False)
     told = (learnt_from(study), encoder_teachers(study), config, study.force)
-    return study.keep(ask_teachers(study.store, *told, encoders(skim_asked(study).base)))
+    run = ask_teachers(study.store, *told, encoders(skim_asked(study).base))
+    return study.keep(run, LEAN)
 
 
 def _windows(reader, data: Dataset, config: EncoderTraining) -> list:
@@ -184,4 +186,4 @@ def evaluate_shallow(study: Study, run: Run) -> Run:
         put_weights(reader, load_weights(path), str(path))
         return Answerer(reader, settings).predictions(test.examples)
 
-    return evaluate(study, "shallow encoder", {"weights": run.key}, answer, settings)
+    return evaluate(study, "shallow encoder", {"weights": run.key}, answer, settings, lean=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from qalib.data.squad import Dataset, hold_out
 from qalib.data.word_features import WordWindow, word_windows
 from qalib.errors import QalibError
-from qalib.readers.word_vectors import WordVectors
 from qalib.study.distill_settings import (
     WordTraining,
     ablation_data,
@@ -133,14 +132,11 @@ def answerer_of(reader, config: WordTraining):
     return WordAnswerer(reader, answer_settings(), config.text)
 
 
-def trained_reader(trained: Run, vectors: WordVectors | None = None):
-    """The reader of a ``train-words`` or ``train-student`` run, in evaluation mode.
-
-    ``vectors``: its embedding, where it is at hand already.
-    """
+def trained_reader(trained: Run):
+    """The reader of a ``train-words`` or ``train-student`` run, in evaluation mode."""
     from qalib.readers.mnemonic_reader import build_mnemonic_reader
 
-    reader = build_mnemonic_reader(training_of(trained).reader, vectors)
+    reader = build_mnemonic_reader(training_of(trained).reader)
     put_trained(reader, trained)
     return reader.eval()
 

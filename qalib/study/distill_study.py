@@ -1,6 +1,8 @@
 """What notebooks 08 and 09 train with teachers: the student, the rows of Table 5, the controls."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from qalib.distill.schedule import Schedule
 from qalib.errors import QalibError
@@ -9,8 +11,10 @@ from qalib.study.distill_stages import ablated, plain, teachers, train_words
 from qalib.study.distill_students import StudentTraining, stage_names, train_student
 from qalib.study.distill_teaching import Asking, ask_teachers, without_fold
 from qalib.study.entries import Run
+from qalib.study.marks import LEAN
 from qalib.study.session import Study
 
+T = TypeVar("T")
 STUDENT = "all losses"
 PLAIN, SMOOTHED = "no distillation", "smoothed labels"  # trained without teachers
 OUTSIDE = "out-of-fold distractors"
@@ -22,7 +26,7 @@ def knowledge(study: Study) -> Run:
     sizes = tuple(sorted({1, *plan.counts, plan.teachers} - {1}))
     asking = Asking(plan.mining, ensembles=sizes)
     run = ask_teachers(study.store, training_data(study), teachers(study), asking, study.force)
-    return study.keep(run)
+    return study.keep(run, LEAN)
 
 
 def outside_teacher(study: Study, fold: int) -> Run:
@@ -42,7 +46,7 @@ def outside_knowledge(study: Study) -> Run:
     asking = Asking(plan.mining, attention=False, folds=plan.folds)
     outside = [outside_teacher(study, fold) for fold in range(plan.folds)]
     run = ask_teachers(study.store, ablation_data(study), outside, asking, study.force)
-    return study.keep(run)
+    return study.keep(run, LEAN)
 
 
 def mining(study: Study) -> dict[str, Run]:
@@ -119,3 +123,11 @@ def row_runs(study: Study) -> dict[str, list[Run]]:
     """Every reader of notebook 09 by name, one run a seed."""
     seeds = range(asked(study).row_seeds)
     return {name: [row(study, name, number) for number in seeds] for name in row_names(study)}
+
+
+def by_teachers(study: Study, by_row: Mapping[str, T]) -> dict[int, T]:
+    """The rows of notebook 09 that differ by the number of teachers alone, by that number."""
+    plan = asked(study)
+    names = {1: "1 teacher", plan.teachers: STUDENT}
+    names |= {count: f"{count} teachers" for count in plan.counts}
+    return {size: by_row[name] for size, name in sorted(names.items())}

@@ -1,6 +1,6 @@
 """Asking an ensemble what it knows, once: the runs of stage ``teacher-knowledge``."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -180,9 +180,3 @@ def outside_mined(lessons: Lessons, data: Dataset, outside: Run) -> Mined:
     confidence = np.zeros(len(lessons), dtype=np.float32)
     spans[rows], confidence[rows] = found.spans, found.confidence
     return Mined(spans, confidence)
-
-
-def knowledge_table(runs: Mapping[str, Run]) -> list[dict]:
-    """What mining found, one row a ``teacher-knowledge`` run, for a table."""
-    names = ("windows", "teachers", "yield_percent", "confidence", "same_kind_percent")
-    return [{"mining": kind, **{n: run.metrics[n] for n in names}} for kind, run in runs.items()]

@@ -33,6 +33,7 @@ class Study:
     force: str = ""  # when a forced pass began; runs older than that are computed again
     runs: dict[str, Run] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
+    loaded: dict[tuple, Dataset] = field(default_factory=dict)  # what was read once already
 
     def section(self, name: str, kind):
         """A section of the profile as a dataclass. Raises QalibError for unknown keys."""
@@ -43,16 +44,20 @@ class Study:
         config = self.section(section, DataConfig)
         names = config.train if split == "train" else config.test
         count = config.train_questions if split == "train" else config.test_questions
-        dataset = _load(split, names, count, config)
+        key = (split, config)
+        if key not in self.loaded:  # notebooks ask for the same data again and again
+            self.loaded[key] = _load(split, names, count, config)
+        dataset = self.loaded[key]
         self.datasets[dataset.name] = dataset
         note("data", dataset.name, dataset.provenance())
         return dataset
 
-    def keep(self, run: Run) -> Run:
-        """Note a run; in profile ``study`` its small files go to the committed records."""
+    def keep(self, run: Run, max_bytes: int = 2_000_000) -> Run:
+        """Note a run; in profile ``study`` its files up to ``max_bytes`` go to the records."""
+        known = run.short in self.runs
         self.runs[run.short] = run
-        if self.profile.name == "study":
-            self.store.publish(run)
+        if self.profile.name == "study" and not known:
+            self.store.publish(run, max_bytes)
         return run
 
     def save(self, name: str, fig, data, caption: str = "") -> None:

@@ -172,15 +172,17 @@ def evaluate(
     answer: Callable[[Dataset], dict | tuple[dict, dict]],
     settings: object = None,
     test: Dataset | None = None,
+    lean: bool = False,
 ) -> Run:
     """Score a reader on the profile's test data, or on ``test``; keeps predictions.json.
 
     ``inputs`` says what the reader is made of, ``settings`` how it decodes; ``answer`` gives id to
     answer text, or to answers in order: then p@1 to p@5 are measured too, and ranks.json has the
     rank of the right answer of every question, in order (0: not among the first five). It may add
-    a second dictionary, of more metrics.
+    a second dictionary, of more metrics. ``lean``: only marks go to the records, no answers.
     """
     from qalib.metrics import correct_ranks, precision_at_n, score
+    from qalib.study.marks import LEAN, write_marks
 
     test = study.data("test") if test is None else test
 
@@ -196,15 +198,17 @@ def evaluate(
         if ranked:
             ranks = correct_ranks(test, ranked).tolist()
             (work / "ranks.json").write_text(json.dumps(ranks))
+        if lean:
+            write_marks(work, test, predictions)
         (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
         rate = {"seconds": round(seconds, 2), "questions_per_second": len(test) / seconds}
         hits = {f"p@{n}": 100 * share for n, share in enumerate(precision, start=1)}
         return {**score(test, predictions), **hits, **more, "questions": len(test), **rate}
 
-    inputs = {**inputs, "test": test.content_sha256}
     config = {"reader": name, "settings": settings}
-    run = study.store.get_or_run("evaluate", config, compute, inputs=inputs, force=study.force)
-    return study.keep(run)
+    how = {"inputs": {**inputs, "test": test.content_sha256}, "version": 2 if lean else 1}
+    run = study.store.get_or_run("evaluate", config, compute, force=study.force, **how)
+    return study.keep(run, LEAN) if lean else study.keep(run)
 
 
 def predictions(run: Run) -> dict[str, str]:
@@ -216,7 +220,6 @@ def evaluate_encoder(
     study: Study, trained: Run, test: Dataset | None = None, name: str = "encoder"
 ) -> Run:
     """The trained encoder reader on the test data, or on ``test``."""
-
     from qalib.answer import AnswerConfig, Answerer
 
     settings = AnswerConfig(windows=training_of(trained).windows)
