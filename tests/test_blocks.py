@@ -160,6 +160,16 @@ def test_blocks_cut_otherwise_are_taken_as_they_are():
     assert blocks.sizes().tolist() == [[1, 3], [2, 0]]
 
 
+def test_a_block_in_two_pieces_is_refused():
+    """What a skim layer gathers is counted from the first position of a block."""
+    ids, real, passage = batch_of([(1, 4), (1, 4)])
+    whole = [-1, -1, -1, 0, 0, 1, 1, -1]
+    broken = [-1, -1, -1, 0, 1, 1, 0, -1]
+    make_blocks(ids, real, passage, SPECIAL, of=torch.tensor([whole, whole]))
+    with pytest.raises(QalibError, match="block 0 of row 1 is in more than one piece"):
+        make_blocks(ids, real, passage, SPECIAL, of=torch.tensor([whole, broken]))
+
+
 def test_no_passage_no_block():
     blocks = blocks_for([(3, 0)], size=4)
     assert blocks.count == 0

@@ -130,10 +130,14 @@ def make_blocks(
 
     input_ids (B, L), real (B, L) bool (the attention mask), passage (B, L) bool.
     ``of`` (B, L): blocks that were cut otherwise, at sentences for instance; ``size`` is not used
-    then.
+    then. Raises QalibError if one of them is not a run of neighbours.
     """
-    of = even_blocks(passage, size) if of is None else of
-    of = torch.where(passage, of, torch.where(real, KEPT, PADDING))
+    outside = torch.where(real, KEPT, PADDING)
+    if of is None:
+        of = torch.where(passage, even_blocks(passage, size), outside)
+    else:
+        of = torch.where(passage, of, outside)
+        _check_runs(of)
     special = torch.zeros_like(passage)
     if special_ids:
         special = torch.isin(input_ids, input_ids.new_tensor(list(special_ids))) & real & ~passage
@@ -146,6 +150,17 @@ def make_blocks(
         separators=special & ~first,
         count=max(0, count),
     )
+
+
+def _check_runs(of: Tensor) -> None:
+    for row, numbers in enumerate(of):
+        runs = numbers.unique_consecutive()
+        found, times = runs[runs >= 0].unique(return_counts=True)
+        if (times > 1).any():
+            raise QalibError(
+                f"block {int(found[times > 1][0])} of row {row} is in more than one piece; a block "
+                "is a run of neighbouring positions, so give each piece a number of its own."
+            )
 
 
 def blocks_of_answers(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qalib.study.describe import QUESTION_WORDS
@@ -106,6 +107,19 @@ def f1_by_question_word(scores: pd.DataFrame) -> Figure:
         ax.set(xlabel="", ylabel="F1, with 95 % interval", ylim=(0, 100))
         _legend_above(fig, ax)
     return fig
+
+
+def shared_legend(fig: Figure, *axes: Axes) -> None:
+    """One legend above all panels for what any of them shows, in rows of like length."""
+    entries: dict[str, object] = {}
+    for ax in axes:
+        handles, names = ax.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    longest = max(map(len, entries), default=0)
+    most = max(1, min(5, 100 // (longest + 6)))
+    rows = max(1, -(-len(entries) // most))
+    place = {"loc": "outside upper center", "ncols": max(1, -(-len(entries) // rows))}
+    fig.legend(list(entries.values()), list(entries), **place)
 
 
 def _legend_above(fig: Figure, ax) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qalib.study.figures import style
+from qalib.study.plots import shared_legend
 from qalib.study.skim_reports import ORACLE
 
 MARKERS = "osD^vP*X"
@@ -41,7 +41,7 @@ def rows_against(gains: pd.DataFrame, over: str) -> Figure:
             ax.margins(x=0.12)
         axes[0].set(ylim=(len(rows) - 0.5, -0.5))
         fig.supxlabel(f"F1 minus that of “{over}”", fontsize=11)
-        _legend(fig, axes[0])
+        shared_legend(fig, axes[0])
     return fig
 
 
@@ -69,7 +69,7 @@ def block_sizes(table: pd.DataFrame) -> Figure:
             ax.set_xticks(sizes, sizes)
             ax.set_title(title, fontsize=11)
             ax.set(xlabel="tokens in a block", ylim=(0, 103))
-        _legend(fig, *axes)
+        shared_legend(fig, *axes)
     return fig
 
 
@@ -89,7 +89,7 @@ def by_layer(classifiers: pd.DataFrame) -> Figure:
             ax.set(xlabel="layer", xticks=sorted(set(classifiers.index.get_level_values("layer"))))
             ax.set_title(title, fontsize=11)
             ax.set(ylim=(0, 103))
-        _legend(fig, axes[0])
+        shared_legend(fig, axes[0])
     return fig
 
 
@@ -117,7 +117,7 @@ def recall_curves(points: pd.DataFrame, layers: Sequence[int]) -> Figure:
             ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
         axes[0, 0].set(ylabel="share of the answers kept")
         fig.supxlabel("share of the passage's tokens kept", fontsize=11)
-        _legend(fig, axes[0, 0])
+        shared_legend(fig, axes[0, 0])
     return fig
 
 
@@ -132,7 +132,7 @@ def f1_by_read(points: pd.DataFrame) -> Figure:
             ax.plot(rows["read"], rows["F1"], marker=marker, color=shade, lw=1.6, label=name)
         ax.set(xlabel="percent of the passage that all layers read", ylabel="F1")
         ax.set(xlim=(None, 102))
-        _legend(fig, ax)
+        shared_legend(fig, ax)
     return fig
 
 
@@ -147,15 +147,3 @@ def _looks(names: Iterable[str]) -> dict[str, dict]:
         else {"color": PLAIN[name][0], "ls": PLAIN[name][1], "marker": "."}
         for name in names
     }
-
-
-def _legend(fig: Figure, *axes: Axes) -> None:
-    """One legend above all panels, in rows of like length."""
-    entries: dict[str, object] = {}
-    for ax in axes:
-        handles, names = ax.get_legend_handles_labels()
-        entries |= dict(zip(names, handles, strict=True))
-    rows = -(-len(entries) // 5)
-    columns = -(-len(entries) // rows)
-    place = {"loc": "outside upper center", "ncols": columns}
-    fig.legend(list(entries.values()), list(entries), **place)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from qalib.study.distill_case import WHO, Case, stretches
 from qalib.study.figures import style
+from qalib.study.plots import shared_legend
 
 BLUE, ORANGE, GREEN, RED = sns.color_palette("colorblind", 4)
 GOLD, TAKEN = GREEN, RED  # the right answer, and what was taken for it
@@ -41,7 +42,7 @@ def shared_words(words: pd.DataFrame) -> Figure:
         axes[1].set_xticks(place, words["word"], rotation=60, ha="right", fontsize=9)
         _colour(axes[1], words["of"])
         axes[1].set(xlim=(-0.7, len(words) - 0.3))
-        _legend(fig, axes[0])
+        shared_legend(fig, axes[0])
     return fig
 
 
@@ -144,7 +145,7 @@ def f1_by_teachers(table: pd.DataFrame) -> Figure:
             ax.set(xlabel="teachers", xticks=sorted(set(table["teachers"])))
             ax.set_title(test, fontsize=11)
         axes[0, 0].set(ylabel="F1")
-        _legend(fig, axes[0, 0])
+        shared_legend(fig, axes[0, 0])
     return fig
 
 
@@ -160,7 +161,7 @@ def f1_by_time(table: pd.DataFrame, tests: Sequence[str]) -> Figure:
             ax.set_title(test, fontsize=11)
             ax.margins(y=0.2)
         axes[0, 0].set(ylabel="F1")
-        _legend(fig, axes[0, 0])
+        shared_legend(fig, axes[0, 0])
     return fig
 
 
@@ -183,16 +184,5 @@ def losses(logs: Mapping[str, pd.DataFrame]) -> Figure:
             ax.set(ylim=(0, None))
         for ax in axes[1]:
             ax.set(xlabel="step")
-        _legend(fig, *axes.flat)
+        shared_legend(fig, *axes.flat)
     return fig
-
-
-def _legend(fig: Figure, *axes: Axes) -> None:
-    """One legend above all panels, in rows of like length."""
-    entries: dict[str, object] = {}
-    for ax in axes:
-        handles, names = ax.get_legend_handles_labels()
-        entries |= dict(zip(names, handles, strict=True))
-    rows = -(-len(entries) // 5)
-    columns = -(-len(entries) // rows)
-    fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns)

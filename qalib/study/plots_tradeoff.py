@@ -12,6 +12,7 @@ from qalib.benches.race import OLD
 from qalib.benches.watch import STAGES
 from qalib.study.figures import style
 from qalib.study.paper import Claim, load_claims
+from qalib.study.plots import shared_legend
 
 MARKERS = "osD^vP*X"
 DPI = 75  # as shown in the notebook, which has many figures and must stay small
@@ -61,7 +62,7 @@ def f1_against_speedup(
             axes[0, 0].plot(rows["speedup"], rows["change"], "o", label=f"paper, {name}", **look)
         axes[0, 0].set(ylabel="F1 minus that of reading everything")
         fig.supxlabel("times faster than reading everything, unpadded, same dtype", fontsize=11)
-        _legend(fig, *axes[0])
+        shared_legend(fig, *axes[0])
     return fig
 
 
@@ -80,7 +81,7 @@ def ideals(points: pd.DataFrame) -> Figure:
             rows = points[points["by"] == name]
             ax.plot(rows["kept"], rows["speedup"], color=shade, label=name)
         ax.set(xlabel="share of the tokens that goes on", ylabel="ideal speed-up")
-        _legend(fig, ax)
+        shared_legend(fig, ax)
     return fig
 
 
@@ -115,7 +116,7 @@ def promises(tried: pd.DataFrame) -> Figure:
             ax.grid(axis="x", visible=False)
         axes[0, 0].set(ylabel="answers kept, percent")
         fig.supxlabel("asked for (grey line)", fontsize=11)
-        _legend(fig, *axes[0])
+        shared_legend(fig, *axes[0])
     return fig
 
 
@@ -142,7 +143,7 @@ def where_time_goes(stages: pd.DataFrame) -> Figure:
         ax.set(xlabel="milliseconds a question", xlim=(0, 1.12 * left.max()))
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
-        _legend(fig, ax)
+        shared_legend(fig, ax)
     return fig
 
 
@@ -173,7 +174,7 @@ def measured_against_ideal(table: pd.DataFrame, ideal: str = "ideal") -> Figure:
         axes[0, 0].set(ylabel="measured speed-up")
         names = {"ideal": "ideal speed-up, Eq. 6", "ideal_macs": "ideal speed-up, multiply-adds"}
         fig.supxlabel(names.get(ideal, ideal), fontsize=11)
-        _legend(fig, *axes[0])
+        shared_legend(fig, *axes[0])
     return fig
 
 
@@ -196,21 +197,9 @@ def padding_claims(table: pd.DataFrame, rivals: Sequence[str]) -> Figure:
         ax.axhline(1, color="0.5", lw=1)
         ax.set(xlabel="tokens of the input", ylabel="times faster", ylim=(0, None))
         ax.set_xticks(sorted(table["length"].unique()))
-        _legend(fig, ax)
+        shared_legend(fig, ax)
     return fig
 
 
 def _markers(names: Sequence) -> list[str]:
     return [MARKERS[n % len(MARKERS)] for n in range(len(names))]
-
-
-def _legend(fig: Figure, *axes: Axes) -> None:
-    """One legend above all panels."""
-    entries: dict[str, object] = {}
-    for ax in axes:
-        handles, names = ax.get_legend_handles_labels()
-        entries |= dict(zip(names, handles, strict=True))
-    longest = max(map(len, entries), default=0)
-    columns = max(1, min(4, 100 // max(1, longest + 6)))
-    place = {"loc": "outside upper center", "ncols": columns}
-    fig.legend(list(entries.values()), list(entries), **place)

@@ -45,12 +45,22 @@ class ShippedSkimmer:
     epochs: int = 1
     held_out: float = 0.1  # of the passages
     found: float = 0.99  # share of the held-out questions whose answer is to be kept
+    spare: float = 0.1  # rows that would be spared less go on whole; see ``SkimConfig``
+    min_tokens: int = 96  # and shorter ones are not judged
     measured: tuple[float, ...] = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)  # kept, where F1 is scored
 
 
 def asked(study: Study) -> ShippedSkimmer:
     """The profile's section."""
     return study.section("ship_skim", ShippedSkimmer)
+
+
+@dataclass(frozen=True)
+class Shipped(Skimming):
+    """How the skimmer skims as it ships: only where notebook 06 finds that it pays."""
+
+    spare: float = 0.0
+    min_tokens: int = 0
 
 
 def skimmer_run(study: Study) -> Run:
@@ -76,16 +86,19 @@ def held_out_blocks(study: Study, run: Run) -> dict[str, Run]:
     return {SHORT: judge_blocks(study, run, held), **far}
 
 
-def cheapest(study: Study, judged: Run, depth: int) -> Skimming:
+def cheapest(study: Study, judged: Run, depth: int) -> Shipped:
     """The layer that leaves least work when it is to keep ``found`` of the answers judged.
 
     Work is counted in tokens read by layers: a skim layer l of N leaves l + (N - l) k of N, for
-    the share k of the tokens that it keeps (Block-Skim, Eq. 6). ``depth`` is N.
+    the share k of the tokens that it keeps (Block-Skim, Eq. 6); what ``spare`` and ``min_tokens``
+    leave whole comes on top. ``depth`` is N.
     """
-    share, table = asked(study).found, layer_table(judged)
+    plan, table = asked(study), layer_table(judged)
+    share = plan.found
     work = table.index + (depth - table.index) * table[f"kept at {share:g}"]
     best = int(work.idxmin())
-    return Skimming((best,), (float(table.loc[best, f"threshold at {share:g}"]),))
+    threshold = float(table.loc[best, f"threshold at {share:g}"])
+    return Shipped((best,), (threshold,), spare=plan.spare, min_tokens=plan.min_tokens)
 
 
 def wishes(study: Study, run: Run) -> Calibration:
@@ -94,7 +107,7 @@ def wishes(study: Study, run: Run) -> Calibration:
     return calibration(study, run, judged, held, asked(study).measured)
 
 
-def choices(study: Study, run: Run) -> dict[str, Skimming]:
+def choices(study: Study, run: Run) -> dict[str, Shipped]:
     """Where to skim, and how sharply, on passages as they are and on longer ones."""
     depth = trained_skim_reader(run, study.store).skimmer.shape.layers
     found = held_out_blocks(study, run)
@@ -190,7 +203,9 @@ reader is not changed: without `--skim` it answers as before.
 
 - **As it ships** it decides at layer {at}, at a threshold of {threshold:.4f}: {found} of the
   answers to {held:,} questions on held-out passages of the training data were kept. The predictors
-  have not seen these passages; the reader has, so expect less on new text.
+  have not seen these passages; the reader has, so expect less on new text. Inputs of fewer than
+  {min_tokens} tokens are not judged, and one that would be spared less than {spare:.0%} of its
+  tokens is read whole.
 - **Asked for by meaning** (`--keep`, `--work`, `--lost`) it decides where `calibration.json` says
   that the wish was granted on these passages. The promise is about questions like those; on
   {tested} it kept
@@ -231,6 +246,8 @@ def write_card(
         at=chosen[SHORT].skim_at[0],
         threshold=chosen[SHORT].thresholds[0],
         found=f"{100 * plan.found:g} %",
+        min_tokens=plan.min_tokens,
+        spare=plan.spare,
         held=len(held_out(study)),
         data=data.name.replace("+", ", "),
         questions=run.metrics["questions"],
