@@ -302,13 +302,21 @@ class Clock:
         return self.now
 
 
+COLD = 100  # seconds that fetching other weights takes
+
+
 def worker(clock, name, dtype, seconds, log):
-    """An entrant that takes so many seconds, turn by turn."""
+    """An entrant that takes so many seconds, turn by turn, and more after one of another dtype."""
+    warm = []
 
     def read(batch):
+        cold = bool(log) and log[-1][1] != dtype
         log.append((name, dtype))
-        turn = log.count((name, dtype)) - 1
-        clock.now += seconds[min(turn, len(seconds) - 1)]
+        if cold:
+            clock.now += COLD
+        else:
+            clock.now += seconds[min(len(warm), len(seconds) - 1)]
+            warm.append(name)
         tokens = batch.inputs["attention_mask"].sum(dim=1, keepdim=True).expand(-1, 3).clone()
         if name != PLAIN:
             tokens[:, 1:] //= 2
@@ -322,14 +330,15 @@ def test_rounds_are_interleaved_and_ratios_are_taken_within_them(reader, monkeyp
     clock, log = Clock(), []
     monkeypatch.setattr(race_module.time, "perf_counter", clock)
     entrants = [
-        worker(clock, PLAIN, "fp32", [9, 4, 8, 4], log),
+        worker(clock, PLAIN, "fp32", [9, 9, 4, 8, 4], log),
         worker(clock, "half", "fp32", [9, 2, 4, 4], log),
         worker(clock, PLAIN, "int8", [1], log),
     ]
     batches = batches_of(reader, 64, 2, None)
     config = replace(BENCH, rounds=3, least=2, seconds=1e9)
     tallies = race(entrants, batches[:2], config, 1e9)
-    assert log == [(e.name, e.dtype) for _ in range(4) for e in entrants]
+    turn = [(PLAIN, "fp32")] * 2 + [("half", "fp32")] + [(PLAIN, "int8")] * 2
+    assert log == turn * 4  # once more after other weights, with the clock off
     assert [t.seconds for t in tallies] == [[2, 4, 2], [1, 2, 2], [0.5, 0.5, 0.5]]
     plain, half, other = rows_of(entrants, tallies)
     assert (plain["speedup"], other["speedup"]) == (1, 1)

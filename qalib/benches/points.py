@@ -19,6 +19,7 @@ from qalib.benches.race import (
     PLAIN,
     Entrant,
     Tally,
+    are_cold,
     check_dtypes,
     in_dtypes,
     padded_name,
@@ -103,13 +104,18 @@ def like_lengths(windows: Sequence[Window], size: int, pad: int) -> list[Batch]:
 
 
 def rounds(entrants: Sequence[Entrant], batches: Sequence[Batch], count: int) -> list[Tally]:
-    """Everybody answers every batch in turns: once to warm up and be counted, then timed."""
-    tallies = [Tally() for _ in entrants]
+    """Everybody answers every batch in turns: once to warm up and be counted, then timed.
+
+    Whoever follows one with other weights answers first with the clock off, as in ``race``.
+    """
+    tallies, cold = [Tally() for _ in entrants], are_cold(entrants)
     inputs = sum(len(batch) for batch in batches)
     for turn in range(1 + count):
         spent = [0.0] * len(entrants)
         for batch in batches:
             for number, entrant in enumerate(entrants):
+                if cold[number]:
+                    entrant.answer(batch)
                 begin = time.perf_counter()
                 output = entrant.answer(batch)
                 spent[number] += time.perf_counter() - begin
