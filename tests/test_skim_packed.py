@@ -15,7 +15,7 @@ from qalib.skim.settings import SkimConfig
 from qalib.skim.skimmer import Skimmer
 from qalib.skim.stacks import runs, whole
 from qalib.skim.walk import FLOOR, Walk
-from qalib.skim.weights import PORTION, LaidOut, halve, quantize
+from qalib.skim.weights import PORTION, LaidOut, filled_up, halve, quantize
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
 MIXED = ((3, 21), (5, 8), (2, 30), (1, 0), (4, 17), (3, 17), (5, 2))
@@ -466,6 +466,19 @@ def test_weights_laid_out_multiply_as_autocast(rows):
             expected = linear(x)
         for asked in (x, x.bfloat16()):
             torch.testing.assert_close(laid_out(asked), expected, atol=1e-3, rtol=0.01)
+
+
+def test_few_numbers_of_rows_reach_the_library():
+    """Each of them costs it machine code; little is added for that, and only in bf16."""
+    counts = range(1, 4097)
+    one = torch.randn(1, 1).bfloat16()
+    reached = [len(filled_up(one.expand(count, 1))) for count in counts]
+    assert len(set(reached)) < 120
+    assert all(n <= m <= max(n + 7, n * 17 / 16) for n, m in zip(counts, reached, strict=True))
+    states = torch.randn(3, 61, 4)
+    torch.testing.assert_close(filled_up(states.bfloat16())[:183], states.bfloat16().flatten(0, 1))
+    assert filled_up(states).shape == (183, 4)
+    assert filled_up(states[:0].bfloat16()).shape == (0, 4)
 
 
 def test_without_the_operators_weights_are_bf16_all_the_same(monkeypatch):

@@ -12,6 +12,7 @@ from qalib.skim.blocks import Blocks
 from qalib.skim.features import block_max, block_mean
 from qalib.skim.predictor import BlockScorer, Predictor, block_count
 from qalib.skim.views import LayerView, Sight
+from qalib.skim.weights import filled_up
 
 PARTS = ("question", "late", "lexical", "placement", "tokens")
 CLUES = 4  # numbers that the part "tokens" reads off every token
@@ -138,9 +139,10 @@ class TokenClues(nn.Module):
         # What is trained is float32; beside an encoder in bf16 the wide products are bf16, too.
         dtype = torch.float32 if self.training else view.context.dtype
         weights = self.inner.weight.to(dtype).chunk(2, dim=1)  # two products save writing [h; c]
-        given = linear(self.before(view.hidden.float()).to(dtype), weights[0])
-        made = linear(self.after(view.context.float()).to(dtype), weights[1])
-        clues = self.outer(gelu((given + made).float() + self.inner.bias)).transpose(1, 2)
+        given = linear(filled_up(self.before(view.hidden.float()).to(dtype)), weights[0])
+        made = linear(filled_up(self.after(view.context.float()).to(dtype)), weights[1])
+        both = (given + made)[: blocks.of.numel()].view(*blocks.of.shape, -1)
+        clues = self.outer(gelu(both.float() + self.inner.bias)).transpose(1, 2)
         pooled = torch.cat([block_mean(clues, blocks), block_max(clues, blocks)], dim=1)
         return pooled.transpose(1, 2)
 
