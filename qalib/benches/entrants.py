@@ -56,7 +56,7 @@ def entrants_of(
         skims = "skims" in name
         prepare = by_chance(model, grid.kept[-1], config.seed) if skims else _as_it_is
         cost = model.cost if skims else model.plain_cost
-        found.append(Entrant(name, dtype, reader, cost, prepare, own=name))
+        found.append(Entrant(name, dtype, reader, cost, prepare))
     return found
 
 

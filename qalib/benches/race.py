@@ -2,9 +2,9 @@
 
 The honest baseline is the same model in the same dtype on inputs of one length, without padding, as
 transformers runs it. In each round every entrant answers the same batch once; ratios are taken
-within a round, and the median over rounds counts. Whoever follows one with other weights answers
-once before its clock runs, since a processor is faster with weights that it has just used: the
-baseline, first of its dtype, would pay for that and flatter the others. All on the CPU.
+within a round, and the median over rounds counts. In its turn everybody answers twice, and the
+second time counts: a processor is faster with weights and code that it has just used, as it has in
+service, and whoever follows another kind of entrant would pay for that. All on the CPU.
 
 Two ideals stand beside what was measured: Eq. 6 of the Block-Skim paper, which counts tokens that
 arrive at layers, and exact multiply-adds (``qalib.skim.cost``), which know of the quadratic part of
@@ -168,17 +168,13 @@ def in_dtypes(reader: EncoderReader, dtypes: Sequence[str]) -> dict[str, Encoder
 
 @dataclass(frozen=True)
 class Entrant:
-    """One who takes part. ``prepare`` is done once to every batch, before the clock runs.
-
-    ``own``: a name, where its weights are not those that its dtype shares.
-    """
+    """One who takes part. ``prepare`` is done once to every batch, before the clock runs."""
 
     name: str
     dtype: str
     read: Callable[[Batch], Output]
     cost: CostModel
     prepare: Callable[[Batch], Batch] = lambda batch: batch
-    own: str = ""
 
     def answer(self, batch: Batch) -> Output:
         """One timed turn, on a prepared batch."""
@@ -187,13 +183,6 @@ class Entrant:
             torch.autocast("cpu", torch.bfloat16, enabled=self.dtype.startswith("bf16")),
         ):
             return self.read(batch)
-
-
-def are_cold(entrants: Sequence[Entrant]) -> list[bool]:
-    """Who comes after somebody with other weights, when all take turns again and again."""
-    weights = [(entrant.dtype, entrant.own) for entrant in entrants]
-    before = weights[-1:] + weights[:-1]
-    return [mine != theirs for mine, theirs in zip(weights, before, strict=True)]
 
 
 @dataclass
@@ -236,15 +225,13 @@ def race(
     ``seconds`` are over, within ``config.least`` and ``config.rounds``.
     """
     prepared = [[entrant.prepare(batch) for batch in batches] for entrant in entrants]
-    tallies, plain, cold = [Tally() for _ in entrants], {}, are_cold(entrants)
-    begun = time.perf_counter()
+    tallies, plain, begun = [Tally() for _ in entrants], {}, time.perf_counter()
     for turn in range(1 + config.rounds):
         if turn > config.least and time.perf_counter() - begun > seconds:
             break
         number = turn % len(batches)
-        for entrant, given, tally, fetch in zip(entrants, prepared, tallies, cold, strict=True):
-            if fetch:
-                entrant.answer(given[number])
+        for entrant, given, tally in zip(entrants, prepared, tallies, strict=True):
+            entrant.answer(given[number])
             begin = time.perf_counter()
             output = entrant.answer(given[number])
             passed = time.perf_counter() - begin
