@@ -183,13 +183,9 @@ def test_notebooks_keep_the_conventions(name):
     assert broken == {}
 
 
-TO_COME = {"06"}  # the only number that may be left out
-
-
-def test_notebooks_are_numbered_without_another_gap_and_small():
+def test_notebooks_are_numbered_without_a_gap_and_small():
     notebooks = list_notebooks()
-    numbers = [f"{n:02d}" for n in range(len(notebooks) + len(TO_COME))]
-    assert [n.name[:2] for n in notebooks] == [n for n in numbers if n not in TO_COME]
+    assert [n.name[:2] for n in notebooks] == [f"{n:02d}" for n in range(len(notebooks))]
     assert notebooks
     every = sorted(path.name for path in Places().notebooks.glob("*.ipynb"))
     assert every == [notebook.path.name for notebook in notebooks]
