@@ -31,6 +31,8 @@ from qalib.skim.wishes import Wish
 from qalib.spans import best_spans, mask_logits
 from qalib.train import choose_precision
 
+LIGHT = 256  # tokens from which asking a predictor pays in bf16 (notebook 06)
+
 
 @dataclass(frozen=True)
 class AnswerConfig:
@@ -93,7 +95,7 @@ class Answerer:
         Without a ``config`` inputs are cut as they were in training. ``skim``: read only the
         blocks that matter, with the predictors that ship, or those of a folder; as sharply as the
         ``wish`` allows, and leaving windows of long passages by ``drop`` (see ``SkimConfig``), or
-        as the skimmer is set.
+        as the skimmer is set; its ``min_tokens`` are at least ``LIGHT`` where a CPU reads in bf16.
         """
         from qalib.readers.shipped import load_reader, windows_of
 
@@ -102,10 +104,13 @@ class Answerer:
         config = config or AnswerConfig(windows=windows_of(checkpoint))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         reader = load_reader(checkpoint)
-        if device == "cpu" and choose_precision(config.precision, device)[0] == "bf16":
+        light = device == "cpu" and choose_precision(config.precision, device)[0] == "bf16"
+        if light:
             reader = EncoderReader(halve(reader.encoder), reader.tokenizer)
         if skim:
             reader = skimming(reader, checkpoint, skim, wish, drop)
+            if light and wish is None and reader.skimmer.config.min_tokens:
+                reader.skimmer.tune(min_tokens=max(LIGHT, reader.skimmer.config.min_tokens))
         return cls(reader.to(device), config)
 
     def answer(self, question: str, passage: str) -> list[Candidate]:

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny import examples, tiny_reader
 
-from qalib.answer import AnswerConfig, Answerer
+from qalib.answer import LIGHT, AnswerConfig, Answerer
 from qalib.data.features import WindowConfig
 from qalib.data.squad import Example
 from qalib.errors import QalibError
+from qalib.skim.wishes import Wish
 
 FP32 = AnswerConfig(n_best=5, precision="fp32")
 
@@ -107,3 +109,18 @@ def test_duplicated_ids_do_not_mix_answers(reader):
     found = Answerer(reader, FP32).answer_many([one, two])
     assert found[0][0].text in "Ada"
     assert found[1][0].text in "Bo"
+
+
+@pytest.mark.parametrize(
+    "precision, wish, tokens",
+    [("fp32", None, 96), ("bf16", None, LIGHT), ("bf16", Wish(keep=0.95), 96)],
+)
+def test_in_bf16_short_inputs_are_not_judged_unless_there_is_a_wish(precision, wish, tokens):
+    """There asking costs more than it saves; but what was promised is kept."""
+    if torch.cuda.is_available():
+        pytest.skip("this is about processors")
+    config = AnswerConfig(precision=precision)
+    assert (
+        Answerer.load(config=config, skim=True, wish=wish).reader.skimmer.config.min_tokens
+        == tokens
+    )

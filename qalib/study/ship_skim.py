@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from qalib.answer import LIGHT
 from qalib.data.squad import Dataset, hold_out
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.recall import question_scores
@@ -204,8 +205,8 @@ reader is not changed: without `--skim` it answers as before.
 - **As it ships** it decides at layer {at}, at a threshold of {threshold:.4f}: {found} of the
   answers to {held:,} questions on held-out passages of the training data were kept. The predictors
   have not seen these passages; the reader has, so expect less on new text. Inputs of fewer than
-  {min_tokens} tokens are not judged, and one that would be spared less than {spare} of its
-  tokens is read whole.
+  {min_tokens} tokens (of {light}, where `qalib answer` reads in bf16 on a CPU) are not judged, and
+  one that would be spared less than {spare} of its tokens is read whole.
 - **Asked for by meaning** (`--keep`, `--work`, `--lost`) it decides where `calibration.json` says
   that the wish was granted on these passages. The promise is about questions like those; on
   {tested} it kept
@@ -247,6 +248,7 @@ def write_card(
         threshold=chosen[SHORT].thresholds[0],
         found=f"{100 * plan.found:g} %",
         min_tokens=plan.min_tokens,
+        light=LIGHT,
         spare=f"{100 * plan.spare:g} %",
         held=len(held_out(study)),
         data=data.name.replace("+", ", "),
