@@ -112,7 +112,7 @@ def test_duplicated_ids_do_not_mix_answers(reader):
 
 
 @pytest.mark.parametrize(
-    "precision, wish, tokens",
+    ("precision", "wish", "tokens"),
     [("fp32", None, 96), ("bf16", None, LIGHT), ("bf16", Wish(keep=0.95), 96)],
 )
 def test_in_bf16_short_inputs_are_not_judged_unless_there_is_a_wish(precision, wish, tokens):
