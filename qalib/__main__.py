@@ -203,7 +203,7 @@ def bench_skim(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
     rounds: Annotated[int, typer.Option(help="interleaved rounds of a cell, at most")] = 25,
-    seconds: Annotated[float, typer.Option(help="for all cells together, about")] = 300.0,
+    seconds: Annotated[float, typer.Option(help="for all cells together, about")] = 200.0,
     full: Annotated[bool, typer.Option("--full", help="every length, batch and rival")] = False,
     lengths: Annotated[str, typer.Option(help="lengths to print; empty: all")] = "384",
     as_json: JsonOption = False,
