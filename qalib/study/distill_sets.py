@@ -39,16 +39,18 @@ class DistillTests:
 
     ``every``: these further tests take every so many-th question. ``candidates``: sentences of
     which the worst counts. ``trigger_questions``: training questions that the fixed words are
-    searched on.
+    searched on, among so many ``trigger_words``, the most common ones of training answers.
     """
 
     every: int = 1
     candidates: int = 4
     trigger: TriggerConfig = field(default_factory=TriggerConfig)
     trigger_questions: int = 100
+    trigger_words: int = 300
 
     def __post_init__(self):
-        for name, least in (("every", 1), ("candidates", 2), ("trigger_questions", 1)):
+        least_of = {"every": 1, "candidates": 2, "trigger_questions": 1, "trigger_words": 2}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 value = getattr(self, name)
                 raise QalibError(f"distill_tests: {name} must be at least {least}, not {value}.")
@@ -161,8 +163,10 @@ def further_sets(study: Study) -> dict[str, Dataset]:
 def trigger(study: Study) -> Run:
     """Words that, at the end of training passages, mislead the first single reader most.
 
-    They are searched among the words of training answers. -> metrics text, before, after (F1)
+    They are searched among common words of training answers. -> metrics text, before, after (F1)
     """
+    from collections import Counter
+
     import numpy as np
 
     from qalib.data.adversary_baselines import find_trigger
@@ -175,7 +179,8 @@ def trigger(study: Study) -> Run:
     def compute(work: Path) -> dict:
         note_data(work, data)
         chosen = data.examples[:: max(1, len(data) // plan.trigger_questions)]
-        words = {w for e in data.examples for w in words_of(e.answers[0].text) if len(w) > 2}
+        words = Counter(w for e in data.examples for w in words_of(e.answers[0].text))
+        common = [word for word, _ in words.most_common(plan.trigger_words)]
         answerer = answerer_of(trained_reader(reader), training_of(reader))
 
         def mean_f1(examples) -> float:
@@ -184,11 +189,12 @@ def trigger(study: Study) -> Run:
             return 100 * float(np.mean(question_scores(there, found)[1]))
 
         before = mean_f1(chosen)
-        found = find_trigger(chosen, sorted(words), mean_f1, plan.trigger)
+        found = find_trigger(chosen, common, mean_f1, plan.trigger)
         return {"text": found.text, "before": before, "after": found.scores[-1]}
 
     inputs = {"data": data.content_sha256, "weights": reader.key}
     given = {"trigger": plan.trigger, "questions": plan.trigger_questions}
+    given["words"] = plan.trigger_words
     run = study.store.get_or_run("trigger", given, compute, inputs=inputs, force=study.force)
     return study.keep(run)
 
