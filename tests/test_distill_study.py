@@ -185,6 +185,13 @@ def test_tuning_looks_at_held_out_training_passages_alone(study):
     assert 0 <= run.metrics["held_out_f1"] <= 100
     assert run.metrics["questions"] < len(ablation_data(study))
     assert "test" not in run.inputs
+    (row,) = distill_views.tuning_table(study).to_dict("records")
+    assert row == {
+        "learning rate": 3e-3,
+        "epochs": 1,
+        "EM": run.metrics["held_out_exact_match"],
+        "F1": run.metrics["held_out_f1"],
+    }
 
 
 def test_the_smoothed_control_differs_by_its_labels_alone(study):

@@ -17,6 +17,7 @@ from qalib.distill.characters import Place, span_positions
 from qalib.distill.lessons import Lessons
 from qalib.distill.losses import entropy, teacher_probabilities
 from qalib.study.distill_settings import asked, training_data
+from qalib.study.distill_stages import tuning
 from qalib.study.distill_study import knowledge
 from qalib.study.distill_teaching import lessons_of
 from qalib.study.entries import Run
@@ -29,6 +30,17 @@ WORDS = 20  # of the shown row, those with the largest shares
 BITS = 1 / np.log(2)
 WHO = ("one", "all", "all, softened")  # who is asked, and at which temperature
 MISTAKE = ("question", "gold", "taken for it", "probability")
+
+
+def tuning_table(study: Study) -> pd.DataFrame:
+    """EM and F1 on held-out training passages by learning rate and epochs, if any were tried."""
+    rows = []
+    for run in tuning(study).values():
+        schedule = run.config["train"]
+        row = {"learning rate": schedule["learning_rate"], "epochs": schedule["epochs"]}
+        row |= {"EM": run.metrics["held_out_exact_match"], "F1": run.metrics["held_out_f1"]}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["learning rate", "epochs", "EM", "F1"])
 
 
 def ensemble_view(study: Study) -> Run:
