@@ -546,6 +546,9 @@ def test_other_readers_learn_from_encoders(study):
     }
     plain, taught = (distill_others.shallow(study, how) for how in (False, True))
     assert plain.config["base"] == taught.config["base"]
+    assert plain.config["base"]["train"]["epochs"] == 2 != stages_of(study).train.epochs
+    with pytest.raises(QalibError, match="epochs must be at least 0"):
+        distill_others.OtherStudents(epochs=-1)
     assert (
         distill_others.shallow_reader(
             distill_others.ShallowTraining(stages_of(study), (2,))

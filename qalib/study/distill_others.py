@@ -25,16 +25,20 @@ from qalib.train import Task
 @dataclass(frozen=True)
 class OtherStudents:
     """Who teaches and who learns. ``keep``: the teacher's layers that the shallow one starts with,
-    from 1. ``loss``: without attention. ``variant``: of the byte reader."""
+    from 1. ``epochs``: of the shallow one; 0 = as many as its teachers had. ``loss``: without
+    attention. ``variant``: of the byte reader."""
 
     teachers: int = 2
     keep: tuple[int, ...] = (2, 4, 6)
+    epochs: int = 0
     loss: DistillConfig = field(default_factory=lambda: DistillConfig(delta=0.0))
     variant: str = "plain"
 
     def __post_init__(self):
         if self.teachers < 1 or not self.keep or min(self.keep) < 1:
             raise QalibError("distill_others: teachers and layers to keep count from 1.")
+        if self.epochs < 0:
+            raise QalibError(f"distill_others: epochs must be at least 0, not {self.epochs}.")
         if self.loss.delta:
             raise QalibError("distill_others: encoders and bytes learn no attention; delta is 0.")
 
@@ -121,6 +125,8 @@ def shallow(study: Study, taught: bool) -> Run:
     """The shallow encoder on their data, with teachers or without."""
     plan, data = asked(study), learnt_from(study)
     base = replace(skim_asked(study).base, seed=study.seed)
+    if plan.epochs:
+        base = replace(base, train=replace(base.train, epochs=plan.epochs))
     config = ShallowTraining(base, plan.keep)
     if taught:
         config = replace(config, loss=plan.loss, teachers=tuple(range(plan.teachers)))
