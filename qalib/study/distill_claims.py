@@ -122,4 +122,5 @@ def together(scored: Runs, plain: str) -> dict[str, float | str]:
 
 def all_together(scored: Mapping[str, Runs], plain: str) -> pd.DataFrame:
     """:func:`together` on every test set, as a table."""
-    return pd.DataFrame({place: together(runs, plain) for place, runs in scored.items()}).T
+    rows = {place: together(runs, plain) for place, runs in scored.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
