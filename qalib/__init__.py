@@ -3,8 +3,8 @@
 __version__ = "0.1.0"
 
 
-def start(name: str, profile: str, seed: int = 0):
-    """Open a notebook's study: see ``qalib.study.session.start``."""
-    from qalib.study.session import start
+def open_study(name: str, profile: str, seed: int = 0):
+    """Open the study of a notebook: see ``qalib.study.session.open_study``."""
+    from qalib.study.session import open_study
 
-    return start(name, profile, seed)
+    return open_study(name, profile, seed)

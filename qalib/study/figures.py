@@ -1,4 +1,4 @@
-"""Figures: one look, and with each picture the points in it and where they come from.
+"""Figures: each picture is saved with its points and their provenance.
 
 ``figures/<profile>/`` gets four files for every figure: ``name.png``, ``name.svg`` (the same bytes
 whenever the points are the same), ``name.csv`` with the points and ``name.json`` with the
@@ -14,59 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qalib.data.squad import file_sha256
+from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.environment import environment
-from qalib.study.files import note, plain, pretty, write_whole
+from qalib.study.provenance import environment
+from qalib.study.files import log_usage, pretty, to_json_data, write_atomically
 
 FIGURES = ROOT / "figures"
 NOTEBOOKS = ROOT / "notebooks"
 KINDS = ("png", "svg", "csv")
+STABLE_SVG = {"svg.fonttype": "path", "svg.hashsalt": "qalib"}  # the same bytes on every machine
 PASSING = ("created", "git", "command")  # provenance that may differ though nothing else does
-
-LOOK = {  # sizes are for a page 800 pixels wide, as GitHub shows a notebook
-    "figure.figsize": (8.0, 4.2),
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "grid.color": "0.9",
-    "lines.linewidth": 2.0,
-    "svg.fonttype": "path",  # letters as shapes: the same picture where a font is missing
-    "svg.hashsalt": "qalib",  # element names do not change from run to run
-}
-
-
-def look() -> dict[str, object]:
-    """The house look as matplotlib settings: seaborn's white grid, a palette for every eye."""
-    import seaborn
-    from matplotlib import cycler
-
-    return {
-        **seaborn.axes_style("whitegrid"),
-        **LOOK,
-        "axes.prop_cycle": cycler(color=seaborn.color_palette("colorblind")),
-    }
-
-
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-    """``with style():`` draws in the house look and leaves other figures as they are."""
-    import matplotlib
-
-    with matplotlib.rc_context(look()):
-        yield
-
 
 def save_figure(
     name: str,
@@ -106,7 +64,7 @@ def save_figure(
         "csv": table.to_csv(index=has_names, lineterminator="\n").encode(),
     }
     for kind, content in contents.items():
-        write_whole(_part(stem, kind), content)
+        write_atomically(_part(stem, kind), content)
     record = {
         "figure": name,
         "caption": caption,
@@ -120,10 +78,10 @@ def save_figure(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(),
     }
-    _write_record(_part(stem, "json"), plain(record, f"figure {name}"))
-    note("figure", name, record["sha256"])
+    _write_record(_part(stem, "json"), to_json_data(record, f"figure {name}"))
+    log_usage("figure", name, record["sha256"])
     for dataset, content_hash in record["data"].items():
-        note("data", dataset, content_hash)
+        log_usage("data", dataset, content_hash)
     return _part(stem, "png")
 
 
@@ -131,8 +89,8 @@ def _render(fig, kind: str, metadata: dict) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({key: LOOK[key] for key in ("svg.fonttype", "svg.hashsalt")}):
-        fig.savefig(buffer, format=kind, dpi=LOOK["savefig.dpi"], metadata=metadata)
+    with matplotlib.rc_context(STABLE_SVG):
+        fig.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
 
 
@@ -146,7 +104,7 @@ def _write_record(path: Path, record: dict) -> None:
         old = json.loads(path.read_text(encoding="utf-8"))
         if {**old, **{key: record[key] for key in PASSING}} == record:
             return
-    write_whole(path, pretty(record))
+    write_atomically(path, pretty(record))
 
 
 def _cell_that_names(notebook: str, name: str) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from qalib.errors import QalibError
 
 
-def plain(value: object, place: str = "value") -> object:
+def to_json_data(value: object, place: str = "value") -> object:
     """``value`` as plain JSON data: tuples become lists, dataclasses and mappings dictionaries.
 
     Raises QalibError, naming the place, for anything that has no single written form: NaN and
@@ -26,9 +26,9 @@ def plain(value: object, place: str = "value") -> object:
         for key in value:
             if type(key) is not str:
                 raise QalibError(f"{place}: the key {key!r} is not a string; JSON keys must be.")
-        return {key: plain(item, f"{place}.{key}") for key, item in value.items()}
+        return {key: to_json_data(item, f"{place}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
+        return [to_json_data(item, f"{place}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise QalibError(f"{place}: {value} is not a finite number; use None for no value.")
     if value is None or isinstance(value, bool | int | float) or type(value) is str:
@@ -40,17 +40,17 @@ def plain(value: object, place: str = "value") -> object:
 def canonical(value: object, place: str = "value") -> str:
     """The one JSON text of ``value``: keys sorted, no spaces, ASCII, floats as ``repr`` does.
 
-    Equal values give equal texts, so its hash names a configuration. Raises as ``plain`` does.
+    Equal values give equal texts, so its hash names a configuration. Raises as ``to_json_data`` does.
     """
-    return json.dumps(plain(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(to_json_data(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def pretty(value: object, place: str = "value") -> str:
     """The same data for people: indented, keys sorted, characters as they are, newline at end."""
-    return json.dumps(plain(value, place), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(to_json_data(value, place), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode("utf-8") if isinstance(content, str) else content
@@ -104,7 +104,7 @@ def exclusive(lock: Path, what: str) -> Iterator[None]:
         handle.release()
 
 
-def swap_in(draft: Path, final: Path) -> None:
+def replace_dir(draft: Path, final: Path) -> None:
     """Give a complete folder its name; an older one of that name goes last."""
     old = final.with_name(f"{final.name}.old")
     if final.exists():
@@ -115,7 +115,7 @@ def swap_in(draft: Path, final: Path) -> None:
 
 
 @contextmanager
-def trouble_named(root: Path) -> Iterator[None]:
+def translate_os_errors(root: Path) -> Iterator[None]:
     """Turn what the file system refuses below ``root`` into one sentence that says what to do."""
     try:
         yield
@@ -147,7 +147,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def note(kind: str, name: str, value: object = None) -> None:
+def log_usage(kind: str, name: str, value: object = None) -> None:
     """Tell the notebook runner, if one is listening, what a notebook used or made.
 
     ``kind``: "run", "figure", "data" or "section". The runner names the file to write to in

@@ -11,21 +11,19 @@ a table for each section in it. A profile may extend another one, whose keys it 
     steps = 600
 """
 
-import dataclasses
-import difflib
 import tomllib
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.files import note
+from qalib.settings import build, nearest
+from qalib.study.files import log_usage
 
 PROFILES = Path(__file__).with_name("profiles.toml")
-T = typing.TypeVar("T")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Profile:
         """
         place = f"{_shown(self.path)}: [{self.name}.{name}]"
         if name not in self.sections:
-            known = _nearest(name, self.sections)
+            known = nearest(name, self.sections)
             raise QalibError(f"{place} is not there; {known}.")
-        note("section", name)
+        log_usage("section", name)
         return build(self.sections[name], kind, place)
 
     def budget(self, notebook: str) -> int:
@@ -61,11 +59,6 @@ class Profile:
         return seconds
 
 
-def profile_names(path: Path = PROFILES) -> list[str]:
-    """The profiles of the file, in its order."""
-    return list(_read(path))
-
-
 def load_profile(name: str, path: Path = PROFILES) -> Profile:
     """The profile of that name, with what it takes over from those that it extends.
 
@@ -77,7 +70,7 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
     while following is not None:
         if not isinstance(following, str) or following not in tables:
             said = f"[{line[-1]}] extends" if line else "there is no profile"
-            raise QalibError(f"{_shown(path)}: {said} {following!r}; {_nearest(name, tables)}.")
+            raise QalibError(f"{_shown(path)}: {said} {following!r}; {nearest(name, tables)}.")
         if following in line:
             circle = " -> ".join([*line, following])
             raise QalibError(
@@ -115,57 +108,6 @@ def _over(base: dict, top: Mapping) -> dict:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _over(base[key], value) if both else value
     return merged
-
-
-def build(table: Mapping, kind: type[T], place: str) -> T:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in table:
-        if key not in fields:
-            raise QalibError(f"{place} has no key {key!r}; {_nearest(key, fields)}.")
-    for name, field in fields.items():
-        if name not in table and field.default is field.default_factory is dataclasses.MISSING:
-            raise QalibError(f"{place} must set {name!r}.")
-    return kind(**{key: _value(table[key], hints[key], f"{place} {key}") for key in table})
-
-
-def _value(value: object, hint: object, place: str) -> object:
-    """``value`` if it is of the type ``hint``; lists become tuples, tables dataclasses."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return build(value, hint, place)
-    if origin in (typing.Union, types.UnionType):
-        for option in inner:
-            try:
-                return _value(value, option, place)
-            except QalibError:
-                continue
-    elif origin is typing.Literal:
-        if value in inner:
-            return value
-        raise QalibError(f"{place}: {value!r} is not among {', '.join(map(repr, inner))}.")
-    elif origin is tuple and isinstance(value, list):
-        if inner[-1] is not Ellipsis and len(inner) != len(value):
-            raise QalibError(f"{place}: needs {len(inner)} values, has {len(value)}.")
-        hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(
-            _value(v, h, f"{place}[{i}]") for i, (v, h) in enumerate(zip(value, hints, strict=True))
-        )
-    elif origin in (dict, Mapping) and isinstance(value, dict):
-        return {key: _value(item, inner[1], f"{place}.{key}") for key, item in value.items()}
-    elif hint is float and type(value) in (int, float):
-        return float(value)
-    elif type(value) is hint or hint in (object, typing.Any):
-        return value
-    wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-    raise QalibError(f"{place}: must be {wanted}, but is {value!r}.")
-
-
-def _nearest(name: object, known: Iterable[str]) -> str:
-    """ "did you mean 'steps'" if something is near, else the list of what there is."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {near[0]!r}" if near else f"there are {', '.join(known) or 'none'}"
 
 
 def _shown(path: Path) -> str:

@@ -1,67 +1,79 @@
-"""What a notebook holds in its hand: a profile, its data, the runs it used, its figures."""
+"""A study: one notebook in one profile, with its data, its runs and its figures."""
 
+import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from qalib.data.squad import Dataset
-from qalib.study.entries import Run
-from qalib.study.files import note
+from qalib.data.schema import Dataset
+from qalib.settings import settings
+from qalib.study.files import log_usage
 from qalib.study.profiles import Profile, load_profile
-from qalib.study.store import Store
+from qalib.study.run_cache import Run, RunCache
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@settings
 class DataConfig:
-    """Which data a profile trains and tests on: names of sources, or "almanac" (embedded)."""
+    """The data of a profile: names of sources, or "almanac" for the embedded corpus."""
 
     train: tuple[str, ...] = ("almanac",)
     test: tuple[str, ...] = ("almanac",)
-    train_questions: int = 0  # of the almanac, or the first so many of the sources; 0 = all
+    train_questions: int = 0  # of the corpus, or the first of the sources; 0 = all
     test_questions: int = 0
-    passage_length: int = 800  # characters, almanac only
-    distractors: int = 3  # almanac only
+    passage_length: int = 800  # characters, corpus only
+    distractors: int = 3  # corpus only
 
 
 @dataclass
 class Study:
-    """One notebook in one profile. Notes every run and data set it hands out."""
+    """A notebook's access to settings, data, cached runs and figures.
+
+    Every run and data set that it hands out is noted, and saved with each figure.
+    """
 
     name: str
     profile: Profile
     seed: int
-    store: Store
-    force: str = ""  # when a forced pass began; runs older than that are computed again
+    cache: RunCache
+    precision: str = "fp32"  # replaces "auto" in every configuration, before it is hashed
+    force: str = ""  # when a forced pass began; older runs are computed again
     runs: dict[str, Run] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    loaded: dict[tuple, Dataset] = field(default_factory=dict)  # what was read once already
+    _loaded: dict[tuple, Dataset] = field(default_factory=dict)
 
-    def section(self, name: str, kind):
-        """A section of the profile as a dataclass. Raises QalibError for unknown keys."""
-        return self.profile.section(name, kind)
+    def config(self, section: str, kind: type[T]) -> T:
+        """A section of the profile as settings. Raises QalibError for unknown keys."""
+        return self.profile.section(section, kind)
 
     def data(self, split: str, section: str = "data") -> Dataset:
-        """The profile's "train" or "test" data, or the embedded almanac's, as ``section`` says."""
-        config = self.section(section, DataConfig)
-        names = config.train if split == "train" else config.test
-        count = config.train_questions if split == "train" else config.test_questions
-        key = (split, config)
-        if key not in self.loaded:  # notebooks ask for the same data again and again
-            self.loaded[key] = _load(split, names, count, config)
-        dataset = self.loaded[key]
+        """The "train" or "test" data that a section of the profile names."""
+        config = self.config(section, DataConfig)
+        if (split, config) not in self._loaded:
+            self._loaded[split, config] = load_data(config, split)
+        dataset = self._loaded[split, config]
         self.datasets[dataset.name] = dataset
-        note("data", dataset.name, dataset.provenance())
+        log_usage("data", dataset.name, dataset.provenance())
         return dataset
 
-    def keep(self, run: Run, max_bytes: int = 2_000_000) -> Run:
-        """Note a run; in profile ``study`` its files up to ``max_bytes`` go to the records."""
-        known = run.short in self.runs
+    def run(self, function: Callable, config: object, *, force: bool = False, **inputs) -> Run:
+        """The run of a stage: found in the store or the records, or computed now.
+
+        ``config`` are all settings that the result depends on; ``inputs`` are what it is computed
+        from (data sets, runs, texts, lists of them) and are given to the stage as they are. In
+        profile study the run is added to the records. Raises as ``RunCache.run``.
+        """
+        config = resolve_precision(config, self.precision)
+        run = self.cache.run(function, config, inputs, force=force or self.force)
+        if self.profile.name == "study" and run.short not in self.runs:
+            self.cache.publish(run, function.stage.publish)
         self.runs[run.short] = run
-        if self.profile.name == "study" and not known:
-            self.store.publish(run, max_bytes)
         return run
 
-    def save(self, name: str, fig, data, caption: str = "") -> None:
-        """Save a figure with its points and where they come from, and close it."""
+    def save_figure(self, name: str, fig, data, caption: str = "") -> None:
+        """Save a figure with its points and their provenance, and close it."""
         import matplotlib.pyplot as plt
 
         from qalib.study.figures import save_figure
@@ -80,48 +92,73 @@ class Study:
         plt.close(fig)
 
     def compare(self, measured, scale=""):
-        """What the papers say beside what came out here: a table with verdicts."""
-        from qalib.study.paper import compare
+        """A table of the papers' claims beside what was measured here, with verdicts."""
+        from qalib.study.claims import compare
 
         return compare(measured, self.profile.name, scale)
 
 
-def start(name: str, profile: str, seed: int = 0) -> Study:
-    """Open a study for a notebook and print what it runs on: profile, device, precision, commit.
+def open_study(name: str, profile: str, seed: int = 0) -> Study:
+    """Open a study for a notebook and print profile, device, precision, seed and commit.
 
     Raises QalibError for an unknown profile.
     """
     import torch
 
-    from qalib.study.environment import git_state
-    from qalib.train import choose_precision
+    from qalib.study.provenance import git_state
+    from qalib.training import choose_precision
 
-    force = os.environ.get("QALIB_FORCE", "")
-    study = Study(name, load_profile(profile), seed, Store(), force)
+    loaded = load_profile(profile)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision, why = choose_precision("auto", device)
+    wanted = loaded.section("compute", Compute).precision
+    precision, reason = choose_precision(wanted, device)
     commit = (git_state()["commit"] or "no commit")[:8]
-    print(f"qalib {profile}: {device}, {precision} ({why}); seed {seed}; {commit}")
+    print(f"qalib {profile}: {device}, {precision} ({reason}); seed {seed}; {commit}")
     if profile in ("ci", "laptop"):
-        print(f"Profile {profile}: see what happens here, not the numbers of the paper.")
-    return study
+        print(f"Profile {profile} is for following the method; its numbers are not the papers'.")
+    force = os.environ.get("QALIB_FORCE", "")
+    return Study(name, loaded, seed, RunCache(), precision, force)
 
 
-def _load(split: str, names: tuple[str, ...], count: int, config: DataConfig) -> Dataset:
-    from qalib.data import sources
-    from qalib.data.almanac import AlmanacConfig, build_almanac
-    from qalib.data.squad import make_dataset, merge
+@settings
+class Compute:
+    """How a profile computes."""
 
+    precision: str = "auto"  # auto, fp32 or bf16
+
+
+def resolve_precision(config: T, precision: str) -> T:
+    """Settings with every ``precision`` "auto" replaced, at any depth."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    changes = {}
+    for name in (f.name for f in dataclasses.fields(config)):
+        value = getattr(config, name)
+        new = precision if (name, value) == ("precision", "auto") else None
+        new = resolve_precision(value, precision) if new is None else new
+        if new is not value:
+            changes[name] = new
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def load_data(config: DataConfig, split: str) -> Dataset:
+    """The data sets that a configuration names, merged; the embedded corpus for "almanac"."""
+    from qalib.data.corpus import CorpusConfig, build_corpus
+    from qalib.data.schema import make_dataset, merge
+    from qalib.data.sources import load
+
+    names = config.train if split == "train" else config.test
+    count = config.train_questions if split == "train" else config.test_questions
     if names == ("almanac",):
-        return build_almanac(
-            AlmanacConfig(
+        return build_corpus(
+            CorpusConfig(
                 questions=count,
                 split=split,
                 length=config.passage_length,
                 distractors=config.distractors,
             )
         )
-    parts = [sources.load(name) for name in names]
+    parts = [load(name) for name in names]
     family = names[0].split("-")[0]
     together = "+".join(names).replace(f"+{family}-", "+")
     whole = parts[0] if len(parts) == 1 else merge(together, parts)

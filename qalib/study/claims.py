@@ -29,7 +29,7 @@ from pathlib import Path
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.files import note
+from qalib.study.files import log_usage
 
 PAPER = ROOT / "data" / "paper"
 COLUMNS = ["claim_id", "paper", "table", "page", "setting", "metric", "value"]
@@ -204,7 +204,7 @@ def compare(
             near = difflib.get_close_matches(claim_id, claims, n=1)
             hint = f"did you mean {near[0]!r}" if near else "add it to data/paper"
             raise QalibError(f"No paper's claim is called {claim_id!r}; {hint}.")
-        note("claim", claim_id)
+        log_usage("claim", claim_id)
         claim, here = claims[claim_id], _checked(claim_id, here)
         other = claims.get(claim.against)
         verdict = judge(claim, here, other, _checked(claim_id, measured.get(claim.against)))

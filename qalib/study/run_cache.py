@@ -1,0 +1,654 @@
+"""The run cache: what was computed once from the same inputs is never computed again.
+
+A *stage* is a function ``f(config, work, **inputs)`` that writes files into the folder ``work``
+and returns metrics. A *run* is one call of it, addressed by the SHA-256 of stage name, version,
+configuration and inputs; the code is not part of the key. Runs live in two places:
+
+    runs/<stage>-<key>/           the store of this machine: config.json, metrics.json, env.json,
+                                  the files of the stage, and DONE.json with their hashes
+    data/results/<stage>.jsonl    the records that are committed: one run a line
+    data/results/<stage>.zip      the small files of recorded runs, as <key>/<name>
+
+While a run is computed its folder ends in ``.partial``. It survives any kind of death, so a
+training finds its checkpoints there and resumes; it is renamed only when every file is on disk.
+"""
+
+import contextlib
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from qalib.data.schema import Dataset, file_sha256
+from qalib.errors import QalibError
+from qalib.paths import ROOT, store_dir
+from qalib.settings import build
+from qalib.study.files import (
+    canonical,
+    exclusive,
+    log_usage,
+    pretty,
+    replace_dir,
+    sync_tree,
+    to_json_data,
+    translate_os_errors,
+    write_atomically,
+)
+from qalib.study.provenance import environment, peak_memory_gb
+
+RECORDS = ROOT / "data" / "results"
+HASHED_ON_READ = 50_000_000  # bytes; of larger files only the size is checked
+SHORT = 12  # hexadecimal digits of the key in a folder's name
+OWN_FILES = {"config.json", "metrics.json", "env.json"}
+UNLISTED = ("scratch", "clock.json", "DONE.json")  # not part of the result
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # equal contents give equal archives
+
+
+class Stage(NamedTuple):
+    """What ``@stage`` attaches to a function: its name in keys, and the files to publish."""
+
+    name: str
+    version: int
+    publish: tuple[str, ...]
+
+
+def stage(
+    name: str, version: int = 1, publish: Sequence[str] = ("log.jsonl",)
+) -> Callable[[Callable], Callable]:
+    """Declare ``f(config, work, **inputs) -> metrics`` to be a stage that ``Study.run`` caches.
+
+    version: raise it when a change of the code changes the results
+    publish: patterns of the file names that are copied to the records
+
+    Files below ``work/scratch`` (checkpoints) are removed when the run is finished.
+    """
+    if not re.fullmatch(r"\w[\w-]*", name, re.ASCII):
+        raise QalibError(f"the stage name {name!r} may hold letters, digits, - and _ only.")
+
+    def declare(function: Callable) -> Callable:
+        function.stage = Stage(name, version, tuple(publish))
+        return function
+
+    return declare
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. ``archive`` is the zip file of a recorded run, None in the store."""
+
+    stage: str
+    key: str
+    config: dict
+    inputs: dict
+    metrics: dict
+    env: dict
+    folder: Path
+    files: dict[str, dict] = field(default_factory=dict, repr=False)
+    archive: Path | None = None
+
+    @property
+    def short(self) -> str:
+        """The name of its folder: stage and the first twelve digits of the key."""
+        return short_name(self.stage, self.key)
+
+    def settings(self, kind: type):
+        """Its configuration as the settings class it was made from."""
+        return build(self.config, kind, f"{self.short}: config")
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files; a recorded one is unpacked and checked first.
+
+        Raises QalibError if the file is not kept on this machine or is damaged.
+        """
+        path = self.folder / name
+        if self.archive and not path.is_file():
+            self._unpack(name, path)
+        if not path.is_file():
+            raise QalibError(
+                f"{self.short}: {name} is not on this machine, only its hash was recorded; "
+                "compute the run again with `force=True` (a notebook: --force)."
+            )
+        return path
+
+    def _unpack(self, name: str, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError, KeyError):
+            with zipfile.ZipFile(self.archive) as archive:
+                content = archive.read(f"{self.key[:SHORT]}/{name}")
+            if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
+                raise QalibError(
+                    f"{self.archive}: {self.key[:SHORT]}/{name} is damaged (its SHA-256 "
+                    "differs); restore the archive from git."
+                )
+            write_atomically(path, content)
+
+    def log(self):
+        """The training log as a DataFrame: a row per logged step and per epoch."""
+        import pandas as pd
+
+        lines = self.file("log.jsonl").read_text(encoding="utf-8").splitlines()
+        return pd.DataFrame([json.loads(line) for line in lines])
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of the list of runs. ``state``: finished, recorded, partial or damaged."""
+
+    state: str
+    stage: str
+    key: str
+    started: str
+    seconds: float | None
+    metrics: dict
+
+
+def run_key(stage: str, config: object, inputs: Mapping[str, str], version: int = 1) -> str:
+    """SHA-256 of the canonical JSON of stage, version, configuration and inputs."""
+    request = {"stage": stage, "version": version, "config": config, "inputs": dict(inputs)}
+    return hashlib.sha256(canonical(request, stage).encode()).hexdigest()
+
+
+def short_name(stage: str, key: str) -> str:
+    """The folder name of a run."""
+    return f"{stage}-{key[:SHORT]}"
+
+
+def input_hashes(inputs: Mapping[str, object]) -> dict[str, str]:
+    """What stands for each input in a key; None is left out, items of a list are numbered."""
+    hashes: dict[str, str] = {}
+    for name, value in inputs.items():
+        if isinstance(value, list | tuple):
+            hashes |= input_hashes({f"{name}.{i}": item for i, item in enumerate(value)})
+        elif value is not None:
+            hashes[name] = _input_hash(name, value)
+    return hashes
+
+
+def _input_hash(name: str, value: object) -> str:
+    if isinstance(value, Run):
+        return value.key
+    if isinstance(value, Dataset):
+        return value.content_sha256
+    if isinstance(value, str):
+        return value
+    raise QalibError(
+        f"the input {name!r} is a {type(value).__name__}; give a Dataset, a Run or a text."
+    )
+
+
+class RunCache:
+    """Finds runs by what they are made of and computes the missing ones."""
+
+    def __init__(self, root: Path | None = None, records: Path | None = RECORDS):
+        self.root = Path(root) if root else store_dir()
+        self.records = Path(records) if records else None
+
+    def run(
+        self,
+        function: Callable,
+        config: object,
+        inputs: Mapping[str, object] | None = None,
+        *,
+        force: bool | str = False,
+    ) -> Run:
+        """The run of a stage with this configuration and these inputs, found or computed.
+
+        function: declared with ``@stage``
+
+        force: compute again; the old run stays until the new one is finished. With a time (ISO,
+        UTC) a run that was started since then counts as new.
+
+        Under ``accelerate launch`` the main process decides, and all processes compute together.
+        Raises QalibError for a damaged run, one that another process is computing, a full disk,
+        metrics that are not finite, and a missing run where QALIB_COMPUTE is "never".
+        """
+        inputs = dict(inputs or {})
+        request = _request(function.stage, config, inputs)
+
+        def compute(work: Path) -> dict:
+            return function(config, work, **inputs)
+
+        if _processes() > 1:
+            return self._run_together(request, compute, force)
+        return self._run(request, compute, force)
+
+    def _run(self, request: dict, compute: Callable[[Path], dict], force: bool | str) -> Run:
+        if run := self._known(request, force):
+            log_usage("run", run.short, "found")
+            return run
+        name = short_name(request["stage"], request["key"])
+        if os.environ.get("QALIB_COMPUTE") == "never":
+            raise QalibError(
+                f"{name} is neither in the store nor in the records, and QALIB_COMPUTE is "
+                "'never'; unset it to compute the run."
+            )
+        final, work = self.root / name, self.root / f"{name}.partial"
+        with translate_os_errors(self.root), self._locked(name):
+            if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
+                _finish(work, final)
+            if run := self._known(request, force):
+                return run  # another process has just finished it
+            if force:
+                shutil.rmtree(work, ignore_errors=True)
+            _compute(work, request, compute)
+            _finish(work, final)
+        log_usage("run", name, "computed")
+        return read_run(final, request["key"])
+
+    def _run_together(self, request: dict, compute: Callable, force: bool | str) -> Run:
+        """As ``_run``, in several processes; only the main one's files and metrics count."""
+        from accelerate import Accelerator
+        from accelerate.utils import broadcast_object_list
+
+        def broadcast(text: str = "") -> str:
+            return broadcast_object_list([text])[0]
+
+        if not Accelerator(mixed_precision="no").is_main_process:
+            if work := broadcast():
+                compute(Path(work))
+            return self.get(broadcast())
+        announced = []
+
+        def compute_together(work: Path) -> dict:
+            announced.append(broadcast(str(work)))
+            return compute(work)
+
+        run = self._run(request, compute_together, force)
+        if not announced:
+            broadcast("")
+        broadcast(run.short)
+        return run
+
+    def _known(self, request: dict, force: bool | str) -> Run | None:
+        if force is True:
+            return None
+        try:
+            run = self._find(request["stage"], request["key"])
+        except QalibError:
+            if force:  # what is damaged is about to be replaced
+                return None
+            raise
+        return run if run and (not force or run.env["started"] >= force) else None
+
+    def _find(self, stage: str, key: str) -> Run | None:
+        folder = self.root / short_name(stage, key)
+        if folder.is_dir():
+            return read_run(folder, key)
+        return self._recorded(stage).get(key)
+
+    def get(self, name: str) -> Run:
+        """The finished run with this name or beginning of a key.
+
+        Raises QalibError if there is none or more than one.
+        """
+        stage, _, digits = name.rpartition("-")
+        found = {
+            run.key: run
+            for run in [*self._recorded_runs(), *self._stored_runs()]
+            if run.key.startswith(digits) and stage in ("", run.stage)
+        }
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if found:
+            raise QalibError(f"{name!r} fits several runs; give more digits of the key.")
+        raise QalibError(f"no finished run is called {name!r}; `python -m qalib runs list`.")
+
+    def _recorded(self, stage: str) -> dict[str, Run]:
+        return read_records(self.records / f"{stage}.jsonl", self.root) if self.records else {}
+
+    def _recorded_runs(self) -> Iterator[Run]:
+        for path in sorted(self.records.glob("*.jsonl")) if self.records else ():
+            yield from self._recorded(path.stem).values()
+
+    def _folders(self) -> list[Path]:
+        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return [folder for folder in folders if folder.is_dir() and split_name(folder)]
+
+    def _stored_runs(self) -> Iterator[Run]:
+        for folder in self._folders():
+            if folder.suffix != ".partial":
+                with contextlib.suppress(QalibError):
+                    yield read_run(folder)
+
+    def summaries(self) -> list[RunSummary]:
+        """Every run of the store and the records, the newest first."""
+        rows = [self._summary(folder) for folder in self._folders()]
+        stored = {(row.stage, row.key) for row in rows}
+        for run in self._recorded_runs():
+            if (run.stage, run.key[:SHORT]) not in stored:
+                started, seconds = run.env["started"], run.env["seconds"]
+                rows.append(
+                    RunSummary(
+                        "recorded", run.stage, run.key[:SHORT], started, seconds, run.metrics
+                    )
+                )
+        return sorted(rows, key=lambda row: row.started, reverse=True)
+
+    def _summary(self, folder: Path) -> RunSummary:
+        name = split_name(folder)
+        changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        if folder.suffix == ".partial":
+            return RunSummary("partial", *name, changed, None, {})
+        try:
+            run = read_run(folder)
+        except QalibError:
+            return RunSummary("damaged", *name, changed, None, {})
+        return RunSummary("finished", *name, run.env["started"], run.env["seconds"], run.metrics)
+
+    def explain(self, name: str, nearest: int = 3) -> list[tuple[str, str, object, object]]:
+        """How a run differs from the most similar runs of its stage, to explain a cache miss.
+
+        Returns rows (other run, dotted field, value here, value there). ``name`` may be that of a
+        partial run. Raises QalibError if there is no such run.
+        """
+        requests = {run.short: run for run in [*self._recorded_runs(), *self._stored_runs()]}
+        fields = {
+            short: {"config": run.config, "inputs": run.inputs} for short, run in requests.items()
+        }
+        for folder in self._folders():
+            with contextlib.suppress(QalibError):
+                if folder.suffix == ".partial":
+                    request = read_json(folder, "config.json")
+                    fields[folder.stem] = {k: request.get(k) for k in ("config", "inputs")}
+        chosen = [short for short in fields if short == name or name in short.rpartition("-")[2]]
+        if len(chosen) != 1:
+            raise QalibError(f"{len(chosen)} runs are called {name!r}; `python -m qalib runs list`.")
+        stage = chosen[0].rpartition("-")[0]
+        others = {
+            short: differences(fields[chosen[0]], other)
+            for short, other in fields.items()
+            if short != chosen[0] and short.rpartition("-")[0] == stage
+        }
+        ranked = sorted(others.items(), key=lambda item: len(item[1]))[:nearest]
+        return [(short, *row) for short, rows in ranked for row in rows]
+
+    def delete(self, name: str) -> list[Path]:
+        """Delete the run with this name, finished or partial, from the store; never a record.
+
+        Raises QalibError if the store has no such run, or several.
+        """
+        stage, _, digits = name.removesuffix(".partial").rpartition("-")
+        found: dict[str, list[Path]] = {}
+        for folder in self._folders():
+            own_stage, key = split_name(folder)
+            if key.startswith(digits[:SHORT]) and stage in ("", own_stage):
+                found.setdefault(f"{own_stage}-{key}", []).append(folder)
+        if len(found) != 1:
+            raise QalibError(
+                f"{len(found)} runs of the store {self.root} begin with {name!r}; "
+                "`python -m qalib runs list` shows them. Records are deleted with git only."
+            )
+        short, folders = next(iter(found.items()))
+        with self._locked(short):
+            for folder in folders:
+                shutil.rmtree(folder)
+        return folders
+
+    def publish(self, run: Run, patterns: Sequence[str]) -> None:
+        """Add a run of the store to the records, with those of its files that fit a pattern.
+
+        The other files stay listed with their hashes. Raises QalibError if a file contains the
+        path of a folder of this machine.
+        """
+        if self.records is None or run.archive:
+            return
+        kept = {
+            name: run.file(name).read_bytes()
+            for name in run.files
+            if name not in OWN_FILES and any(fnmatch.fnmatch(name, p) for p in patterns)
+        }
+        for name, content in kept.items():
+            self._refuse_private_paths(f"{run.short}: {name}", content)
+        with translate_os_errors(self.records), self._locked(f"records-{run.stage}"):
+            write_record(self.records, run, kept)
+
+    def _refuse_private_paths(self, place: str, content: bytes) -> None:
+        for private in (ROOT, self.root.resolve(), Path.home()):
+            if f"{private}{os.sep}".encode() in content:
+                raise QalibError(
+                    f"{place} contains the path {private}, which exists on this machine only; "
+                    "let the stage write relative paths."
+                )
+
+    def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return exclusive(self.root / ".locks" / f"{name}.lock", f"the run {name}")
+
+
+def _request(stage: Stage, config: object, inputs: Mapping[str, object]) -> dict:
+    hashes = input_hashes(inputs)
+    key = run_key(stage.name, config, hashes, stage.version)
+    about = {"stage": stage.name, "key": key, "version": stage.version}
+    return to_json_data({**about, "config": config, "inputs": hashes}, stage.name)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+# --- computing ------------------------------------------------------------------------------------
+
+
+def _compute(work: Path, request: dict, compute: Callable[[Path], dict]) -> None:
+    """Compute a run in its working folder, until the folder is complete and on disk."""
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "config.json").exists():
+        write_atomically(work / "config.json", pretty(request))
+    with _clock(work) as clock:
+        metrics = to_json_data(compute(work), f"{request['stage']} metrics")
+    config = request["config"]
+    seed = config.get("seed") if isinstance(config, dict) else None
+    env = {**environment(), **clock, "seed": seed, "peak_memory_gb": peak_memory_gb()}
+    (work / "metrics.json").write_text(pretty(metrics), encoding="utf-8")
+    (work / "env.json").write_text(pretty(env), encoding="utf-8")
+    files = list_files(work)
+    sync_tree(work)  # everything is on disk before DONE.json says so
+    write_atomically(work / "DONE.json", pretty({"files": files}))
+
+
+def _finish(work: Path, final: Path) -> None:
+    replace_dir(work, final)
+    shutil.rmtree(final / "scratch", ignore_errors=True)
+    (final / "clock.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _clock(work: Path) -> Iterator[dict]:
+    """Start time and seconds of work over all sessions of a run, killed ones included.
+
+    A killed session is counted up to the last file that it wrote.
+    """
+    path, now = work / "clock.json", datetime.now(UTC).isoformat(timespec="seconds")
+    clock = {"started": now, "seconds": 0.0, "sessions": 0}
+    since = None
+    with contextlib.suppress(OSError, ValueError):
+        clock, since = json.loads(path.read_text(encoding="utf-8"))
+    if since is not None:
+        last = max(file.stat().st_mtime for file in work.rglob("*") if file != path)
+        clock["seconds"] += max(0.0, last - since)
+    clock["sessions"] += 1
+    path.write_text(json.dumps([clock, time.time()]), encoding="utf-8")
+    begin = time.monotonic()
+    try:
+        yield clock
+    finally:
+        clock["seconds"] = round(clock["seconds"] + time.monotonic() - begin, 2)
+        with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
+            path.write_text(json.dumps([clock, None]), encoding="utf-8")
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+def split_name(folder: Path) -> tuple[str, str] | None:
+    """Stage and short key from a folder name; None for another folder."""
+    stage, _, key = folder.name.removesuffix(".partial").rpartition("-")
+    is_key = len(key) == SHORT and set(key) <= set("0123456789abcdef")
+    return (stage, key) if stage and is_key else None
+
+
+def read_run(folder: Path, key: str = "") -> Run:
+    """A finished run from its folder, every file checked.
+
+    Raises QalibError naming run, file and way out if anything is missing or has changed, or if
+    the run is not that of ``key``.
+    """
+    files = read_json(folder, "DONE.json").get("files")
+    if not isinstance(files, dict) or not set(files) >= OWN_FILES:
+        raise _damaged(folder, "DONE.json", "does not list the files of the run")
+    for name, expected in files.items():
+        if not isinstance(expected, dict) or not set(expected) >= {"sha256", "size"}:
+            raise _damaged(folder, "DONE.json", f"does not give hash and size of {name}")
+        _check(folder, name, expected)
+    request, metrics, env = (read_json(folder, name) for name in sorted(OWN_FILES, key=_ORDER))
+    stage, config, inputs = (request.get(name) for name in ("stage", "config", "inputs"))
+    found = run_key(stage, config, inputs or {}, request.get("version"))
+    if found != request.get("key") or key not in ("", found):
+        raise _damaged(folder, "config.json", "is not the configuration of this run")
+    return Run(stage, found, config, inputs, metrics, env, folder, files)
+
+
+_ORDER = ["config.json", "metrics.json", "env.json"].index
+
+
+def _check(folder: Path, name: str, expected: dict) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise _damaged(folder, name, "is missing")
+    if path.stat().st_size != expected["size"]:
+        raise _damaged(folder, name, f"has {path.stat().st_size} bytes, not {expected['size']}")
+    if expected["size"] <= HASHED_ON_READ and file_sha256(path) != expected["sha256"]:
+        raise _damaged(folder, name, "has changed since it was written (its SHA-256 differs)")
+
+
+def read_json(folder: Path, name: str) -> dict:
+    """One of the JSON files of a run. Raises QalibError if it is missing or damaged."""
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _damaged(folder, name, "is missing") from None
+    except (OSError, ValueError):
+        raise _damaged(folder, name, "is not readable as JSON") from None
+    if not isinstance(value, dict):
+        raise _damaged(folder, name, "holds no JSON object")
+    return value
+
+
+def _damaged(folder: Path, name: str, what: str) -> QalibError:
+    return QalibError(
+        f"The run {folder.name} is damaged: {folder / name} {what}; delete it with "
+        f"`python -m qalib runs delete {folder.name}`, or compute it again with --force."
+    )
+
+
+def list_files(folder: Path) -> dict[str, dict]:
+    """SHA-256 and size of every file of a run, by its relative name."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: {"sha256": file_sha256(path), "size": path.stat().st_size}
+        for name, path in names.items()
+        if name.split("/")[0] not in UNLISTED
+    }
+
+
+def differences(here: dict, there: dict) -> list[tuple[str, object, object]]:
+    """Where two nested dictionaries differ: rows (dotted field, value here, value there)."""
+    ours, theirs = flatten(here), flatten(there)
+    return [
+        (name, ours.get(name), theirs.get(name))
+        for name in sorted(ours | theirs)
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def flatten(value: object, prefix: str = "") -> dict[str, object]:
+    """A nested dictionary as a flat one with dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, item in value.items()
+        for name, leaf in flatten(item, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+# --- the records ----------------------------------------------------------------------------------
+
+
+def read_records(path: Path, root: Path | None = None) -> dict[str, Run]:
+    """The recorded runs of one stage by key. Raises QalibError naming a line that is damaged."""
+    if not path.is_file():
+        return {}
+    return _read_records(path, path.stat().st_mtime_ns, Path(root) if root else store_dir())
+
+
+@functools.lru_cache(maxsize=64)
+def _read_records(path: Path, _changed: int, root: Path) -> dict[str, Run]:
+    runs = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            key = run_key(path.stem, row["config"], row["inputs"], row["version"])
+            columns = [row[name] for name in ("config", "inputs", "metrics", "env")]
+            files = row["files"]
+        except (ValueError, KeyError, TypeError):
+            key = ""
+        if not key or key != row.get("key"):
+            raise QalibError(f"{path}, line {number}: is damaged; restore the file from git.")
+        folder = root / ".records" / short_name(path.stem, key)
+        archive = path.with_suffix(".zip")
+        runs[key] = Run(path.stem, key, *columns, folder, files, archive)
+    return runs
+
+
+def write_record(records: Path, run: Run, kept: Mapping[str, bytes], version: int = 1) -> None:
+    """Write a run's line, and the files ``kept`` of it, to the records of its stage."""
+    path = records / f"{run.stage}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = {json.loads(line)["key"]: line for line in lines}
+    files = {n: entry for n, entry in run.files.items() if n not in OWN_FILES}
+    row = {"key": run.key, "version": version}
+    row |= {name: getattr(run, name) for name in ("config", "inputs", "metrics", "env")}
+    rows[run.key] = canonical({**row, "files": files}, run.short)
+    if kept:
+        _write_archive(path.with_suffix(".zip"), run.key[:SHORT], kept)
+    write_atomically(path, "".join(f"{rows[key]}\n" for key in sorted(rows)))
+
+
+def _write_archive(path: Path, prefix: str, kept: Mapping[str, bytes]) -> None:
+    contents = {}
+    if path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+    new = {f"{prefix}/{name}": content for name, content in kept.items()}
+    if new.items() <= contents.items():
+        return
+    draft = path.with_suffix(".zip.tmp")
+    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in sorted((contents | new).items()):
+            archive.writestr(
+                zipfile.ZipInfo(name, ZIP_DATE), content, zipfile.ZIP_DEFLATED, compresslevel=9
+            )
+    os.replace(draft, path)
+
+
+def list_runs(cache: RunCache, as_json: bool = False) -> str:
+    """The list of runs as text, for the command line."""
+    from tabulate import tabulate
+
+    rows = [asdict(row) for row in cache.summaries()]
+    if as_json:
+        return pretty(rows)
+    for row in rows:
+        numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
+        row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
+    return tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet."
