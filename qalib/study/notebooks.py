@@ -1,15 +1,18 @@
-"""Runs the notebooks: papermill made strict, with a stamp and an executed copy for each.
+"""Run the notebooks with papermill, report progress, and keep their figures and stamps current.
 
-What a notebook needs from here is one cell tagged ``parameters`` that sets ``profile``; how large
-everything is, the profile says. A notebook whose stamp shows no change is not run again.
+A notebook needs one cell tagged ``parameters`` that sets ``profile``. One whose stamp shows no
+change is not run again.
 """
 
 import ast
+import base64
 import contextlib
+import io
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +21,27 @@ from pathlib import Path
 
 from qalib.errors import QalibError
 from qalib.study import readme, stamps
-from qalib.study.environment import command_line
 from qalib.study.figures import figure_problems
-from qalib.study.files import exclusive, trouble_named
-from qalib.study.outputs import bring_back
+from qalib.study.files import exclusive, translate_os_errors, write_atomically
 from qalib.study.profiles import load_profile
-from qalib.study.stamps import Notebook, Places, list_notebooks, stale, write_stamp
+from qalib.study.provenance import command_line
+from qalib.study.stamps import Notebook, ProjectPaths, list_notebooks, why_stale, write_stamp
+
+LARGEST = 200_000  # bytes of a committed notebook, outputs included
+WIDEST = 900  # pixels of a picture in a notebook that would be too large
+EVERY = 20.0  # seconds between two lines of progress
+KERNEL = """
+import os, sys
+log = os.open(sys.argv.pop(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(log, 2)  # what libraries write to the terminal, not to a cell
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+"""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one notebook went. ``status``: done, up to date or failed (then ``message`` says why)."""
+    """Outcome for one notebook. ``status``: done, up to date or failed (see ``message``)."""
 
     notebook: str
     status: str
@@ -47,39 +60,43 @@ def run_notebooks(
     params: Mapping[str, object] | None = None,
     *,
     sync: bool | None = None,
-    places: Places | None = None,
-    say: Callable[[str], None] = print,
+    paths: ProjectPaths | None = None,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> list[Result]:
     """Execute the notebooks in a profile and write their figures, stamps and executed copies.
 
-    ``only``   beginnings of names: "03", "00,03" or a list of such
-    ``force``  runs also what is up to date, and computes every run that it uses anew
-    ``params`` further parameters, which every notebook must have
-    ``sync``   bring the outputs back into the notebooks; by default in profile study only
+    only:   beginnings of names: "03", "00,03" or a list of such
+    force:  run also what is up to date, and compute every run again
+    params: further parameters, which every notebook must have
+    sync:   copy the outputs into the notebooks; by default in profile study only
+    say:    called with every line of progress
 
     A notebook that fails is reported and the next one is run. Raises QalibError for an unknown
-    profile, notebook or parameter and if the notebooks are being run already.
+    profile, notebook or parameter, and if another process is running the notebooks.
     """
-    places, params = places or Places(), dict(params or {})
-    settings = load_profile(profile, places.profiles)
+    paths, params = paths or ProjectPaths(), dict(params or {})
+    settings = load_profile(profile, paths.profiles)
     sync = profile == "study" if sync is None else sync
     if sync and profile not in ("study", "laptop"):
         raise QalibError(f"Outputs of profile {profile} are not kept; use study or laptop.")
-    chosen = list_notebooks(only, places)
+    chosen = list_notebooks(only, paths)
     for notebook in chosen:
         check_parameters(notebook, params)
     results = []
-    with trouble_named(places.build), exclusive(places.build / "figures.lock", "the notebooks"):
+    with translate_os_errors(paths.build), exclusive(paths.build / "figures.lock", "the notebooks"):
         begun = datetime.now(UTC).isoformat(timespec="seconds") if force else ""
-        for notebook in chosen:
+        for number, notebook in enumerate(chosen, 1):
             budget = settings.budget(notebook.name[:2])
-            problems = stale(notebook, profile, params, places)
-            problems += figure_problems(profile, notebook.name, places.figures)
+            problems = why_stale(notebook, profile, params, paths)
+            problems += figure_problems(profile, notebook.name, paths.figures)
+            place = f"{notebook.name} ({number} of {len(chosen)})"
             if problems or force:
-                result = _run(notebook, profile, params, budget, sync, begun, places)
+                say(f"{place}: started in profile {profile}")
+                result = _run(notebook, profile, params, budget, sync, begun, paths, say)
+                say(f"{place}: {result.message or f'done in {result.seconds:.0f} s'}")
             else:
                 result = Result(notebook.name, "up to date", budget=budget)
-            say(result.message or f"{result.notebook}: {result.status}")
+                say(f"{place}: up to date")
             results.append(result)
     return results
 
@@ -96,20 +113,20 @@ def summary(results: list[Result]) -> str:
     return tabulate(rows, headers=columns, tablefmt="github")
 
 
-def command_figures(
+def command(
     profile: str,
     only: Sequence[str] | None = None,
     force: bool = False,
     check: bool = False,
     params: Sequence[str] = (),
 ) -> int:
-    """What ``python -m qalib figures`` does; returns the exit status.
+    """What ``python -m qalib run-notebooks`` does; returns the exit status.
 
-    ``check`` runs nothing and looks at what is committed, the figures, notebooks and README of
-    profile study, whichever profile is named. ``params`` are texts "name=value".
+    ``check`` runs nothing: it compares figures, notebooks and (in profile study) the README with
+    what they were made from. ``params`` are texts "name=value".
     """
     if check:
-        problems = stamps.check() + readme.check_readme()
+        problems = stamps.check(profile) + (readme.check_readme() if profile == "study" else [])
         print("\n".join(problems) if problems else "Everything is up to date.")
         return 1 if problems else 0
     results = run_notebooks(profile, only, force, parse_params(params))
@@ -142,7 +159,7 @@ def check_parameters(notebook: Notebook, params: Mapping[str, object]) -> None:
     if "profile" not in known:
         raise QalibError(f"{notebook.path.name}: its parameters cell must set 'profile'.")
     if "profile" in params:
-        raise QalibError("The profile is no further parameter; give it as --profile.")
+        raise QalibError("Set the profile with --profile, not as a parameter.")
     for name in params:
         if name not in known:
             raise QalibError(
@@ -157,44 +174,45 @@ def _run(
     budget: int,
     sync: bool,
     force: str,
-    places: Places,
+    paths: ProjectPaths,
+    say: Callable[[str], None],
 ) -> Result:
-    executed = places.build / "executed" / profile / notebook.path.name
+    executed = paths.build / "executed" / profile / notebook.path.name
     executed.parent.mkdir(parents=True, exist_ok=True)
-    notes = executed.with_suffix(".notes")
-    notes.unlink(missing_ok=True)
-    begun = time.monotonic()
-    with kernel_environment(profile, notes, force, places):
-        trouble = _execute(notebook, executed, {"profile": profile, **params}, budget)
-    seconds = round(time.monotonic() - begun, 2)
-    used = read_notes(notes)
-    if not trouble:
+    usage = executed.with_suffix(".usage")
+    usage.unlink(missing_ok=True)
+    begin = time.monotonic()
+    with (
+        kernel_environment(profile, executed, force, paths),
+        _Progress(notebook, executed.with_suffix(".progress"), say) as progress,
+    ):
+        problem = _execute(
+            notebook, executed, {"profile": profile, **params}, budget, progress.cell_started
+        )
+    seconds = round(time.monotonic() - begin, 2)
+    used = read_usage(usage)
+    if not problem:
         try:
             if sync:
-                bring_back(notebook.path, executed)
+                copy_outputs(notebook.path, executed)
                 notebook = Notebook(notebook.path)
-            write_stamp(notebook, profile, params, used, seconds, places)
+            write_stamp(notebook, profile, params, used, seconds, paths)
         except QalibError as error:
-            trouble = f"{notebook.name}: {error}"
+            problem = f"{notebook.name}: {error}"
     computed = sum(how == "computed" for how in used["run"].values())
-    return Result(
-        notebook.name,
-        "failed" if trouble else "done",
-        seconds,
-        budget,
-        len(used["run"]) - computed,
-        computed,
-        len(used["figure"]),
-        trouble,
-    )
+    status, found = "failed" if problem else "done", len(used["run"]) - computed
+    figures = len(used["figure"])
+    return Result(notebook.name, status, seconds, budget, found, computed, figures, problem)
 
 
-def _execute(notebook: Notebook, executed: Path, params: dict, budget: int) -> str:
+def _execute(
+    notebook: Notebook, executed: Path, params: dict, budget: int, cell_started: Callable
+) -> str:
     """Run a notebook; returns what went wrong in one line, "" if nothing did."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    name = notebook.name
+    number = notebook.name[:2]
     try:
         papermill.execute_notebook(
             _literal(notebook.path),
@@ -206,18 +224,53 @@ def _execute(notebook: Notebook, executed: Path, params: dict, budget: int) -> s
             start_timeout=120,
             execution_timeout=budget,
             request_save_on_cell_execute=params["profile"] != "ci",
-            progress_bar={"desc": name} if sys.stderr.isatty() else False,
+            progress_bar=False,
+            on_cell_start=cell_started,
         )
     except papermill.PapermillExecutionError as error:
-        said = (str(error.evalue).strip().splitlines() or [""])[0]
-        return f"{name[:2]} {_place(notebook, error.source)} {error.ename}: {said}"
+        message = (str(error.evalue).strip().splitlines() or [""])[0]
+        return f"{number} {_place(notebook, error.source)} {error.ename}: {message}"
     except DeadKernelError:
-        return f"{name[:2]} the kernel died, most likely for want of memory; try --profile laptop"
+        return f"{number} the kernel died, probably for lack of memory; try --profile laptop"
     except RuntimeError as error:
-        return f"{name[:2]} the kernel did not start: {error}"
+        return f"{number} the kernel did not start: {error}"
     except CellTimeoutError:
-        return f"{name[:2]} a cell took more than the {budget} s that the profile allows"
+        return f"{number} a cell took more than the {budget} s that the profile allows"
     return ""
+
+
+class _Progress:
+    """Says at least every half minute which cell is running, and the step and time left in it."""
+
+    def __init__(self, notebook: Notebook, path: Path, say: Callable[[str], None]):
+        self.notebook, self.path, self.say = notebook, path, say
+        self.begin, self.cell, self.stopped = time.monotonic(), "", threading.Event()
+        self.cells = [cell.get("id") for cell in notebook.code]
+
+    def cell_started(self, cell, cell_index: int) -> None:
+        if cell.cell_type == "code" and cell.get("id") in self.cells:
+            number = self.cells.index(cell.id) + 1
+            self.cell = f"cell {number} of {len(self.cells)} [{cell.id}]"
+
+    def __enter__(self) -> "_Progress":
+        self.path.unlink(missing_ok=True)
+        self.thread = threading.Thread(target=self._report, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stopped.set()
+        self.thread.join()
+        self.path.unlink(missing_ok=True)
+
+    def _report(self) -> None:
+        while not self.stopped.wait(EVERY):
+            task = ""
+            with contextlib.suppress(OSError):
+                if time.time() - self.path.stat().st_mtime < 2 * EVERY:
+                    task = f", {self.path.read_text(encoding='utf-8')}"
+            seconds = time.monotonic() - self.begin
+            self.say(f"  {self.notebook.name[:2]} {self.cell}, {seconds:.0f} s{task}")
 
 
 def _place(notebook: Notebook, source: str) -> str:
@@ -228,33 +281,39 @@ def _place(notebook: Notebook, source: str) -> str:
 
 
 @contextlib.contextmanager
-def kernel_environment(profile: str, notes: Path, force: str, places: Places) -> Iterator[None]:
+def kernel_environment(
+    profile: str, executed: Path, force: str, paths: ProjectPaths
+) -> Iterator[None]:
     """The environment that a kernel inherits: this interpreter, this package, no network.
 
-    A kernel specification of this very interpreter goes first on Jupyter's path, because a
-    ``python3`` that the user has installed elsewhere would run another environment.
+    A kernel specification for this interpreter goes first on Jupyter's path, because a
+    ``python3`` that the user has installed elsewhere would run another environment. What the
+    kernel's process writes to its standard error goes to ``<notebook>.kernel.log``.
     """
-    from ipykernel.kernelspec import write_kernel_spec
-
     with tempfile.TemporaryDirectory() as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "python3")
+        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
+        log = str(executed.with_suffix(".kernel.log").resolve())
+        argv = [sys.executable, "-Xfrozen_modules=off", "-c", KERNEL]
+        argv += ["-f", "{connection_file}", log]
+        spec.parent.mkdir(parents=True)
+        spec.write_text(json.dumps({"argv": argv, "display_name": "qalib", "language": "python"}))
         defaults = {
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             "TOKENIZERS_PARALLELISM": "false",
-            "TQDM_MININTERVAL": "5",  # a bar in a saved notebook is only noise
         }
         if profile != "paper":  # the only one that may look for models and data elsewhere
             defaults["HF_HUB_OFFLINE"] = "1"
         wanted = {name: value for name, value in defaults.items() if name not in os.environ}
         wanted |= {
             "QALIB_PROFILE": profile,
-            "QALIB_NOTES": str(notes.resolve()),
+            "QALIB_NOTES": str(executed.with_suffix(".usage").resolve()),
+            "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
             "QALIB_COMMAND": command_line(),
             "QALIB_FORCE": force,  # runs begun before this moment are computed again
             "IPYTHONDIR": folder,  # no start-up files of the user
             "JUPYTER_PATH": _first(folder, "JUPYTER_PATH"),
-            "PYTHONPATH": _first(str(places.root), "PYTHONPATH"),
+            "PYTHONPATH": _first(str(paths.root), "PYTHONPATH"),
         }
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
@@ -277,17 +336,67 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def read_notes(path: Path) -> dict[str, dict[str, object]]:
-    """What a notebook used and made, by kind and name; the first note of a name counts."""
+def read_usage(path: Path) -> dict[str, dict[str, object]]:
+    """What a notebook used and made, by kind and name; the first entry of a name counts."""
     used: dict[str, dict[str, object]] = {
         kind: {} for kind in ("run", "figure", "data", "section", "claim")
     }
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             kind, name, value = json.loads(line)
-        except ValueError:  # the kernel was killed in the middle of it
+        except ValueError:  # the kernel was killed while writing
             continue
         if kind == "figure":
-            used[kind][name] = value  # a figure that is drawn again is the later one
+            used[kind][name] = value  # a figure that is drawn again replaces the earlier one
         used.setdefault(kind, {}).setdefault(name, value)
     return used
+
+
+def copy_outputs(path: Path, executed: Path) -> None:
+    """Copy the outputs of an executed notebook into its source, cell by cell.
+
+    Cells are numbered from 1; warnings, widget state and papermill's metadata are left out.
+    Raises QalibError if the file would become larger than ``LARGEST``.
+    """
+    import nbformat
+
+    notebook, ran = nbformat.read(path, as_version=4), nbformat.read(executed, as_version=4)
+    done = {cell.id: cell for cell in ran.cells if cell.cell_type == "code"}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, 1):
+        cell.execution_count = number
+        cell.outputs = [o for o in done[cell.id].outputs if o.get("name") != "stderr"]
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    for mark in ("papermill", "widgets"):
+        notebook.metadata.pop(mark, None)
+    text = nbformat.writes(notebook) + "\n"
+    if len(text.encode()) > LARGEST:
+        for cell in code:
+            _shrink_pictures(cell.outputs)
+        text = nbformat.writes(notebook) + "\n"
+    if len(text.encode()) > LARGEST:
+        sizes = {cell.id: len(json.dumps(cell.outputs)) for cell in code}
+        worst = sorted(sizes, key=sizes.get, reverse=True)[:3]
+        named = ", ".join(f"[{name}] {sizes[name] // 1000} KB" for name in worst)
+        raise QalibError(
+            f"{path.name}: with its outputs it has {len(text.encode()) // 1000} KB, more than "
+            f"{LARGEST // 1000}; let these cells show less: {named}."
+        )
+    if text != path.read_text(encoding="utf-8"):
+        write_atomically(path, text)
+
+
+def _shrink_pictures(outputs: list) -> None:
+    """Make png pictures small: no wider than ``WIDEST``, 64 colours."""
+    from PIL import Image
+
+    for output in outputs:
+        if "image/png" in output.get("data", {}):
+            picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+            picture.thumbnail((WIDEST, 10 * WIDEST))
+            buffer = io.BytesIO()
+            picture.convert("RGB").quantize(64).save(buffer, "PNG", optimize=True)
+            output.data["image/png"] = base64.b64encode(buffer.getvalue()).decode()

@@ -1,16 +1,17 @@
-"""Stamps: what a notebook's figures and outputs were made from, so that staleness can be seen.
+"""Stamps: what the figures and outputs of a notebook were made from, to detect stale ones.
 
-A stamp is the file ``figures/<profile>/<notebook>.stamp.json``, written when the notebook has run
-through. It holds hashes of the code cells, of every module of qalib that they can reach, of the
-profile's sections that were read, and of the data; and it lists runs and figures. Comparing it
-with what is there now takes a second and executes nothing. Comments and docstrings do not count.
+``figures/<profile>/<notebook>.stamp.json`` is written when a notebook has run. It holds hashes of
+the code cells, of the stage modules that they import, of the profile's sections and the claims
+that were used, and lists runs and figures. Checking it executes nothing. A change in other
+modules of the library does not count: the tests hold those, and a notebook is run again from its
+recorded runs in seconds.
 """
 
 import ast
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,27 +19,27 @@ from pathlib import Path
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.environment import environment
+from qalib.study.claims import load_claims
 from qalib.study.figures import FIGURES, check_figures
-from qalib.study.files import pretty, write_whole
-from qalib.study.paper import load_claims
+from qalib.study.files import pretty, write_atomically
 from qalib.study.profiles import PROFILES, load_profile
-from qalib.study.store import RECORDS
+from qalib.study.provenance import environment
+from qalib.study.run_cache import RECORDS, read_records
 
 NOTEBOOKS = ROOT / "notebooks"
 DIGITS = 16  # of a hash in a stamp
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where things lie; tests put toys in their stead."""
+class ProjectPaths:
+    """Folders of the project; tests substitute temporary ones."""
 
     notebooks: Path = NOTEBOOKS
     figures: Path = FIGURES
     records: Path = RECORDS
     build: Path = ROOT / "build"
     profiles: Path = PROFILES
-    root: Path = ROOT  # the folder that the package lies in
+    root: Path = ROOT  # the folder that holds the package
 
     def stamp(self, name: str, profile: str) -> Path:
         """The stamp file of a notebook ("00_start_here")."""
@@ -47,7 +48,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook file, as JSON; raises QalibError when it is read if it is none."""
+    """A notebook file. Raises QalibError if it cannot be read as one."""
 
     path: Path
 
@@ -78,19 +79,27 @@ class Notebook:
             raise QalibError(
                 f"{self.path.name}: {len(tagged)} cells are tagged 'parameters'; tag exactly one."
             )
-        tree = _tree(tagged[0]["source"]) or ast.Module(body=[], type_ignores=[])
-        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        names = [node for node in ast.walk(_parse(tagged[0]["source"]))]
+        names = [node for node in names if isinstance(node, ast.Name)]
         return sorted({name.id for name in names if isinstance(name.ctx, ast.Store)})
+
+    def stages(self) -> list[str]:
+        """The modules of ``qalib.study.stages`` that its cells import."""
+        text = "\n".join(cell["source"] for cell in self.code)
+        found = set(re.findall(r"qalib\.study\.stages\.(\w+)", text))
+        for names in re.findall(r"from qalib\.study\.stages import ([\w, ]+)", text):
+            found |= {name.split(" as ")[0].strip() for name in names.split(",")}
+        return sorted(found)
 
 
 def list_notebooks(
-    only: Sequence[str] | str | None = None, places: Places | None = None
+    only: Sequence[str] | str | None = None, paths: ProjectPaths | None = None
 ) -> list[Notebook]:
     """The numbered notebooks, or those whose names begin so: "03", "03,05" or a list of such.
 
-    Raises QalibError if nothing begins so.
+    Raises QalibError if there is no such notebook.
     """
-    folder = (places or Places()).notebooks
+    folder = (paths or ProjectPaths()).notebooks
     found = [Notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
     texts = [only] if isinstance(only, str) else only or []
     wanted = [word.strip() for text in texts for word in text.split(",") if word.strip()]
@@ -103,38 +112,34 @@ def list_notebooks(
     return [notebook for notebook in found if notebook.name.startswith(tuple(wanted))]
 
 
-def stamp(
+def make_stamp(
     notebook: Notebook,
     profile: str,
     params: Mapping[str, object],
     sections: Iterable[str] = (),
     claims: Iterable[str] = (),
-    places: Places | None = None,
+    paths: ProjectPaths | None = None,
 ) -> dict[str, dict]:
-    """What the notebook's results depend on, as it is now; equal means up to date.
-
-    ``sections`` of the profile and ``claims`` of papers are those that it was seen to use.
-    """
-    places = places or Places()
-    settings = load_profile(profile, places.profiles).sections
+    """What the results of a notebook depend on, as it is now."""
+    paths = paths or ProjectPaths()
+    settings = load_profile(profile, paths.profiles).sections
     papers = load_claims() if claims else {}
+    stages = {name: paths.root / "qalib/study/stages" / f"{name}.py" for name in notebook.stages()}
     return {
-        "cells": {
-            "": _hash([[cell.get("id"), _meaning(cell["source"])] for cell in notebook.code])
-        },
+        "cells": {"": _hash([[cell.get("id"), cell["source"]] for cell in notebook.code])},
         "params": dict(params),
-        "modules": _modules(notebook, places.root),
+        "stages": {name: _hash(path.read_text()) for name, path in stages.items() if path.is_file()},
         "sections": {name: _hash(settings.get(name)) for name in sorted(sections)},
         "claims": {name: _hash(repr(papers.get(name))) for name in sorted(claims)},
     }
 
 
 def write_stamp(
-    notebook: Notebook, profile: str, params: dict, used: dict, seconds: float, places: Places
+    notebook: Notebook, profile: str, params: dict, used: dict, seconds: float, paths: ProjectPaths
 ) -> None:
-    """Write down what a notebook was run with: ``used`` by kind and name, as it noted it."""
+    """Write the stamp of a notebook that has run: ``used`` by kind and name, as it was noted."""
     record = {
-        **stamp(notebook, profile, params, used["section"], used["claim"], places),
+        **make_stamp(notebook, profile, params, used["section"], used["claim"], paths),
         "notebook": notebook.name,
         "profile": profile,
         "figures": used["figure"],
@@ -145,148 +150,83 @@ def write_stamp(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
     }
-    write_whole(places.stamp(notebook.name, profile), pretty(record))
+    write_atomically(paths.stamp(notebook.name, profile), pretty(record))
 
 
 def outputs_hash(notebook: Notebook) -> str:
-    """Hash of all outputs that the notebook file shows."""
+    """Hash of all outputs in the notebook file."""
     return _hash([[cell.get("id"), cell.get("outputs", [])] for cell in notebook.code])
 
 
-WORDS = {  # how a kind of change is told
+CHANGES = {  # what changed, in words
     "cells": "its code cells",
     "params": "the parameter {}",
-    "modules": "{}",
+    "stages": "qalib/study/stages/{}.py",
     "sections": "the profile's section {}",
     "claims": "the paper's claim {}",
 }
 
 
-def stale(
+def why_stale(
     notebook: Notebook,
     profile: str,
     params: Mapping[str, object] | None = None,
-    places: Places | None = None,
+    paths: ProjectPaths | None = None,
 ) -> list[str]:
     """Why the notebook has to run again in this profile; an empty list if it need not."""
-    places = places or Places()
-    path = places.stamp(notebook.name, profile)
+    paths = paths or ProjectPaths()
+    path = paths.stamp(notebook.name, profile)
     if not path.exists():
         return ["has not been run"]
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        now = stamp(notebook, profile, params or {}, old["sections"], old["claims"], places)
+        now = make_stamp(notebook, profile, params or {}, old["sections"], old["claims"], paths)
         changed = [
-            WORDS[kind].format(name)
-            for kind in WORDS
+            CHANGES[kind].format(name)
+            for kind in CHANGES
             for name in sorted(old[kind] | now[kind])
             if old[kind].get(name) != now[kind].get(name)
         ]
         lost = []
-        if profile == "study":  # what is committed has to be there
+        if profile == "study":  # its outputs and records are committed
             changed += ["the outputs in it"] if old["outputs"] != outputs_hash(notebook) else []
-            lost = [run for run in old["runs"] if not (places.records / run).is_dir()]
+            lost = [run for run in old["runs"] if not _is_recorded(run, paths.records)]
     except (ValueError, KeyError, TypeError, AttributeError):
         return ["has a damaged stamp"]
-    reasons = [f"since it was run, {', '.join(changed)} changed"] if changed else []
+    reasons = [f"{', '.join(changed)} changed since it was run"] if changed else []
     return reasons + [f"its run {run} is not in the records" for run in lost]
 
 
-def check(profile: str = "study", places: Places | None = None) -> list[str]:
-    """Everything that is not up to date in a profile, each with the command that mends it.
+def _is_recorded(short: str, records: Path) -> bool:
+    stage, _, digits = short.rpartition("-")
+    return any(key.startswith(digits) for key in read_records(records / f"{stage}.jsonl"))
 
-    Reads files only, no notebook runs: a fresh clone can do it at once.
+
+def check(profile: str = "study", paths: ProjectPaths | None = None) -> list[str]:
+    """Everything that is stale in a profile, each with the command that updates it.
+
+    Reads files only, so a fresh clone can do it at once.
     """
-    places = places or Places()
-    load_profile(profile, places.profiles)
-    notebooks = list_notebooks(places=places)
+    paths = paths or ProjectPaths()
+    load_profile(profile, paths.profiles)
+    notebooks = list_notebooks(paths=paths)
     problems = []
     for notebook in notebooks:
-        command = f"python -m qalib figures --profile {profile} --only {notebook.name[:2]}"
-        for reason in stale(notebook, profile, places=places):
+        command = f"python -m qalib run-notebooks --profile {profile} --only {notebook.name[:2]}"
+        for reason in why_stale(notebook, profile, paths=paths):
             problems.append(f"{notebook.name}: {reason}; run `{command}`.")
     names = {notebook.name for notebook in notebooks}
-    for path in sorted((places.figures / profile).glob("*.stamp.json")):
+    for path in sorted((paths.figures / profile).glob("*.stamp.json")):
         if path.name.removesuffix(".stamp.json") not in names:
             problems.append(f"figures/{profile}/{path.name}: its notebook is gone; delete it.")
-    return problems + check_figures(profile, places.figures)
+    return problems + check_figures(profile, paths.figures)
 
 
-def _modules(notebook: Notebook, root: Path) -> dict[str, str]:
-    """Hash of every module of qalib that the notebook's code can reach by imports."""
-    found: dict[str, str] = {}
-    waiting = [m for cell in notebook.code for m in _imports(_tree(cell["source"]), "qalib")]
-    while waiting:
-        path = _module_file(waiting.pop(), root)
-        name = path.relative_to(root).as_posix() if path else ""
-        if path is None or name in found:
-            continue
-        tree = _tree(path.read_text(encoding="utf-8"))
-        found[name] = _hash(_dump(_without_docstrings(tree)))
-        waiting += _imports(tree, "qalib")
-    return dict(sorted(found.items()))
-
-
-def _module_file(module: str, root: Path) -> Path | None:
-    path = root / module.replace(".", "/")
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _imports(tree: ast.AST | None, package: str) -> Iterator[str]:
-    """Names of modules of the package that a module names: in imports, or in plain strings.
-
-    A string such as ``"qalib.study"`` counts because that is how a lazy import is written. Names
-    that are no modules do no harm.
-    """
-    named: list[str] = []
-    for node in ast.walk(tree) if tree else ():
-        if isinstance(node, ast.Import):
-            named += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            named += [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            named += [node.value] if re.fullmatch(rf"{package}(\.\w+)+", node.value) else []
-    for name in named:
-        parts = name.split(".")
-        if parts[0] == package:  # importing a.b.c runs a and a.b first
-            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-
-
-def _tree(source: str) -> ast.AST | None:
+def _parse(source: str) -> ast.AST:
     try:
         return ast.parse(source)
     except SyntaxError:
-        return None
-
-
-def _meaning(source: str) -> object:
-    """A cell's code without its comments and layout; what is not Python stands for itself."""
-    tree = _tree(source)
-    return source if tree is None else _dump(tree)
-
-
-def _without_docstrings(tree: ast.AST | None) -> ast.AST | None:
-    for node in ast.walk(tree) if tree else ():
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                body.pop(0)
-    return tree
-
-
-def _dump(node: object) -> object:
-    """A syntax tree as plain data that is the same in every Python from 3.11 on.
-
-    ``ast.dump`` is not: newer versions have more fields. Empty fields are left out here.
-    """
-    if isinstance(node, ast.AST):
-        fields = {name: _dump(value) for name, value in ast.iter_fields(node) if name != "kind"}
-        return [type(node).__name__, {k: v for k, v in fields.items() if v not in ("None", [])}]
-    return [_dump(item) for item in node] if isinstance(node, list) else repr(node)
+        return ast.Module(body=[], type_ignores=[])
 
 
 def _hash(value: object) -> str:
