@@ -1,39 +1,354 @@
-"""Losses as functions of tensors, formula first. Each returns one value per example, shape (B,).
+"""Every loss of the kit as a function of tensors, formula first. Each returns (B,), one a row.
 
-Notation: B batch, L positions, A gold answers of an example (padded with weight 0).
+Notation: B batch, L positions, A gold answers of an example (padded with weight 0), K blocks,
+T teachers, M question tokens; p1 and p2 a reader's probabilities of the start and of the end.
 
 Masks are boolean, true = real. Masked logits become the dtype's minimum before any softmax, so
-padding has probability 0 and no example sees what else is in its batch.
+padding has probability 0 and no example depends on the rest of its batch. All losses are averaged
+over all rows of a batch, also over those where one of them is 0.
+
+- Span prediction: :func:`span_loss`, :func:`smoothed_span_loss`, :func:`gaussian_span_loss`.
+- Block-Skim (Guan et al. 2022): :func:`skim_loss`, :func:`block_labels`, :func:`kl_divergence`.
+- Answer distillation (Hu et al. 2018): :func:`kd_loss`, :func:`margin_loss`,
+  :func:`attention_loss`, joined by :func:`distillation_loss`.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, NamedTuple
+
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Generator, Tensor
+from torch.nn.functional import kl_div, relu, softplus
 
-from qalib.spans import ReaderOutput, mask_logits
+from qalib.decoding import ReaderOutput, mask_logits
+from qalib.errors import QalibError
+from qalib.settings import settings
 
-REDUCTIONS = ("mean", "marginal", "min")
+Reduction = Literal["mean", "marginal", "min"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+# --- span prediction ------------------------------------------------------------------------------
 
 
 def span_loss(
-    output: ReaderOutput, spans: Tensor, weights: Tensor, reduction: str = "mean"
+    output: ReaderOutput, spans: Tensor, weights: Tensor, reduction: Reduction = "mean"
 ) -> Tensor:
     """Negative log-likelihood of the gold spans (s_a, e_a) with weights w_a, sum_a w_a = 1.
 
-        nll_a    = -log p_start(s_a) - log p_end(e_a)
-        mean     : sum_a w_a nll_a             every annotator counts by his share
+        nll_a    = -log p1(s_a) - log p2(e_a)
+        mean     : sum_a w_a nll_a                     every annotator counts by their share
         marginal : -log sum_{a: w_a > 0} exp(-nll_a)   any gold answer will do
-        min      : min_{a: w_a > 0} nll_a      the easiest gold answer (byte-level page)
+        min      : min_{a: w_a > 0} nll_a              the easiest gold answer (byte-level page)
 
     spans (B, A, 2) int64 inclusive, weights (B, A) float -> (B,) float32. Raises ValueError for
     an unknown reduction.
     """
-    log_start = mask_logits(output.start_logits, output.mask).log_softmax(dim=1)
-    log_end = mask_logits(output.end_logits, output.mask).log_softmax(dim=1)
-    nll = -log_start.gather(1, spans[..., 0]) - log_end.gather(1, spans[..., 1])  # (B, A)
+    log_p1, log_p2 = _log_probabilities(output)
+    nll = -log_p1.gather(1, spans[..., 0]) - log_p2.gather(1, spans[..., 1])  # (B, A)
     if reduction == "mean":
         return (weights * nll.masked_fill(weights == 0, 0.0)).sum(dim=1)
     if reduction == "marginal":
         return -torch.logsumexp((-nll).masked_fill(weights == 0, -torch.inf), dim=1)
     if reduction == "min":
         return nll.masked_fill(weights == 0, torch.inf).amin(dim=1)
-    raise ValueError(f"unknown reduction {reduction!r}; known are {', '.join(REDUCTIONS)}")
+    raise ValueError(f"unknown reduction {reduction!r}; known are mean, marginal and min")
+
+
+def smoothed_span_loss(
+    output: ReaderOutput,
+    spans: Tensor,
+    weights: Tensor,
+    smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """:func:`span_loss` with a share s of the label spread evenly over the n real positions.  (B,)
+
+    (1 - s) span_loss + s (-1/n sum_i log p1(i) - 1/n sum_j log p2(j))
+    """
+    loss = span_loss(output, spans, weights, reduction)
+    if not smoothing:
+        return loss
+    uniform = output.mask / output.mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return (1 - smoothing) * loss + smoothing * kd_loss(output, uniform, uniform)
+
+
+def gaussian_span_loss(
+    output: ReaderOutput,
+    spans: Tensor,
+    weights: Tensor,
+    sigma: float,
+    reduction: Literal["min", "mean", "random"] = "min",
+    generator: Generator | None = None,
+) -> Tensor:
+    """KL divergence of the predicted from Gaussian starts and ends (s_a, e_a), weights w_a.
+
+        loss_a = KL(N(s_a, sigma) || p1) + KL(N(e_a, sigma) || p2)
+        min    : min_{a: w_a > 0} loss_a    the easiest gold answer (byte-level page)
+        mean   : sum_a w_a loss_a           every annotator counts by their share
+        random : loss_a, a drawn by w_a     one annotator at random, from ``generator``
+
+    A guess two characters off is nearly right, and a target that decays with distance says so.
+    spans (B, A, 2) int64 inclusive, weights (B, A) float, sigma in positions -> (B,) float32;
+    sigma 0 is cross-entropy. Every row needs a gold answer. Raises ValueError for a negative
+    sigma, an unknown reduction, or "random" without a generator.
+    """
+    starts, ends = (gaussian_target(spans[..., side], output.mask, sigma) for side in (0, 1))
+    log_p1, log_p2 = _log_probabilities(output)
+    loss = _divergence(starts, log_p1) + _divergence(ends, log_p2)  # (B, A)
+    if reduction == "min":
+        return loss.masked_fill(weights == 0, torch.inf).amin(dim=1)
+    if reduction == "mean":
+        return (weights * loss.masked_fill(weights == 0, 0.0)).sum(dim=1)
+    if reduction == "random" and generator is not None:
+        drawn = torch.multinomial(weights.to(generator.device), 1, generator=generator)
+        return loss.gather(1, drawn.to(loss.device)).squeeze(1)
+    if reduction == "random":
+        raise ValueError("the reduction 'random' draws answers and needs a generator")
+    raise ValueError(f"unknown reduction {reduction!r}; known are min, mean and random")
+
+
+def gaussian_target(centres: Tensor, mask: Tensor, sigma: float) -> Tensor:
+    """A Gaussian around every centre, normalised over the valid positions.
+
+        t(l) = exp(-(l - centre)^2 / (2 sigma^2)) / sum over valid l';  sigma 0: 1 at the centre
+
+    centres (B, A) int64, mask (B, L) bool, sigma in positions -> (B, A, L) float32. Raises
+    ValueError for a negative sigma.
+    """
+    if not sigma >= 0:
+        raise ValueError(f"sigma must not be negative, got {sigma}")
+    distance = torch.arange(mask.shape[1], device=mask.device) - centres[..., None]
+    if sigma < 0.05:  # the next position gets less than exp(-200), which is 0 in float32
+        return (distance == 0).float()
+    return mask_logits(-((distance / sigma) ** 2) / 2, mask[:, None]).softmax(dim=2)
+
+
+def _log_probabilities(output: ReaderOutput) -> tuple[Tensor, Tensor]:
+    """log p1 and log p2, each (B, L) float32."""
+    start, end = (mask_logits(logits, output.mask) for logits in output[:2])
+    return start.log_softmax(dim=1), end.log_softmax(dim=1)
+
+
+def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:
+    """KL(target || prediction), with 0 log 0 = 0.  (B, A, L), (B, L) -> (B, A)"""
+    expanded = log_prediction[:, None].expand_as(target)
+    return kl_div(expanded, target, reduction="none").sum(dim=2)
+
+
+# --- Block-Skim -----------------------------------------------------------------------------------
+
+
+@settings
+class SkimLossConfig:
+    """Which block loss, and its two weights; ``PAPER`` and ``RELEASED`` below are ready-made.
+
+    ``two_tokens``: label blocks as the released code does, see :func:`block_labels`.
+    """
+
+    kind: Literal["paper", "released"] = "paper"
+    alpha: Weight = 1.0  # weight of this loss relative to the answer loss
+    beta: Weight = 4.0  # weight of a block with an answer relative to one without
+    two_tokens: bool = False
+
+
+PAPER = SkimLossConfig()  # section 5.1; for ALBERT, whose layers share weights, alpha = 0.05
+RELEASED = SkimLossConfig("released", alpha=0.1, beta=20.0, two_tokens=True)
+
+
+def skim_loss(
+    logits: Iterable[Tensor], labels: Tensor, real: Tensor, config: SkimLossConfig = PAPER
+) -> Tensor:
+    """alpha times the sum over layers of the block loss.  -> (B,) float32
+
+        c_k = -log sigma(x_k) if y_k else -log (1 - sigma(x_k)),   w_k = beta if y_k else 1
+        paper    : alpha sum_l sum_k w_k c_k             Eq. 4 and 5
+        released : alpha sum_l sum_k w_k c_k / sum_k w_k
+
+    logits: x, (B, K) per layer l; labels y (B, K) bool; real (B, K) bool, blocks that exist and
+    were scored. 0 for a row without blocks. The released code takes its weighted mean over all
+    blocks of a batch, question and padding included; here it is over each row's passage blocks.
+    """
+    weights = torch.where(labels, config.beta, 1.0) * real  # (B, K)
+    if config.kind == "released":
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo().tiny)
+    total = weights.new_zeros(len(weights))
+    for layer in logits:
+        x = layer.float().masked_fill(~real, 0.0)  # masked logits may be the lowest number
+        total = total + (weights * softplus(torch.where(labels, -x, x))).sum(dim=1)
+    return config.alpha * total
+
+
+def block_labels(
+    membership: Tensor, spans: Tensor, weights: Tensor, two_tokens: bool = False
+) -> Tensor:
+    """Which blocks hold a token of any gold answer.  -> (B, K) bool
+
+    membership (B, K, L) bool: position l is in block k; spans (B, A, 2) int64 inclusive; weights
+    (B, A), 0 where padded. ``two_tokens``: the rule of the released code, at least two tokens of
+    the first gold answer, by which an answer of one word piece has no block.
+    """
+    position = torch.arange(membership.shape[2], device=spans.device)
+    inside = (position >= spans[..., :1]) & (position <= spans[..., 1:])  # (B, A, L)
+    inside &= (weights > 0)[..., None]
+    if two_tokens:
+        return (membership & inside[:, :1]).sum(dim=2) > 1
+    return (membership & inside.any(dim=1, keepdim=True)).any(dim=2)
+
+
+def kl_divergence(student: ReaderOutput, teacher: ReaderOutput) -> Tensor:
+    """KL(teacher || student) of the start and of the end position, summed.  -> (B,) float32"""
+    total = 0.0
+    mask = student.mask
+    for ours, theirs in zip(
+        _log_probabilities(student), _log_probabilities(teacher._replace(mask=mask)), strict=True
+    ):
+        total = total + (theirs.exp() * (theirs - ours)).sum(dim=1)
+    return total
+
+
+# --- answer distillation --------------------------------------------------------------------------
+
+
+@settings
+class DistillConfig:
+    """The weights of the four distillation losses; the defaults are the paper's."""
+
+    ce_weight: Weight = 1.0
+    kd_weight: Weight = 1.0  # times temperature^2, which keeps the gradient's size
+    margin_weight: Weight = 0.3  # gamma
+    attention_weight: Weight = 0.1  # delta
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    margin: Weight = 1.0
+    answers: Reduction = "mean"  # how several gold answers count
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the gold label
+
+    def __post_init__(self):
+        if not any((self.ce_weight, self.kd_weight, self.margin_weight, self.attention_weight)):
+            raise QalibError("all four distillation weights are 0; set one above 0.")
+
+
+def teacher_probabilities(logits: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Soft targets of an ensemble, the mean of its members' probabilities (section 3.4).
+
+        q = 1/T sum_t softmax(a_t / tau)
+
+    A mean of logits would let one confident teacher overrule the others. logits a (T, B, L), mask
+    (B, L) -> (B, L) float32, 0 at padding.
+    """
+    scaled = logits.float() / temperature  # before masking: tau < 1 must not overflow the minimum
+    q = mask_logits(scaled, mask).softmax(dim=2).mean(dim=0)
+    return q.masked_fill(~mask, 0.0)  # also where a row has no real position at all
+
+
+def kd_loss(output: ReaderOutput, start: Tensor, end: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of the student with soft targets (section 3.2).  -> (B,) float32
+
+        L_KD = -sum_i q1(i) log p1(i) - sum_j q2(j) log p2(j),   p = softmax(b / tau)
+
+    start, end (B, L): q1 and q2 at the same temperature. The minimum is their :func:`entropy`.
+    Equation 1 multiplies it by tau^2, because its gradient shrinks by 1 / tau^2.
+    """
+    total = 0.0
+    for logits, q in zip(output[:2], (start, end), strict=True):
+        log_p = mask_logits(logits.float() / temperature, output.mask).log_softmax(dim=1)
+        total = total - (q * log_p.masked_fill(~output.mask, 0.0)).sum(dim=1)
+    return total
+
+
+def entropy(start: Tensor, end: Tensor) -> Tensor:
+    """-sum_i q1(i) log q1(i) - sum_j q2(j) log q2(j), with 0 log 0 = 0.  (B, L) x 2 -> (B,)"""
+    return torch.special.entr(start).sum(dim=1) + torch.special.entr(end).sum(dim=1)
+
+
+def margin_loss(
+    output: ReaderOutput,
+    spans: Tensor,
+    weights: Tensor,
+    distractors: Tensor,
+    found: Tensor,
+    margin: float = 1.0,
+) -> Tensor:
+    """Hinge loss between the gold span (k, l) and the distractor (i, j) (section 3.2).  -> (B,)
+
+        L_ANS = max(0, margin - b1(k) + b1(i)) + max(0, margin - b2(l) + b2(j))
+
+    On raw logits, without temperature. spans (B, A, 2), weights (B, A): several gold answers count
+    by their weights. distractors (B, 2) int64, found (B,) bool: 0 where there is no distractor.
+    Where i = k or j = l a hinge is constant; :func:`constant_hinges` counts those.
+    """
+    total = 0.0
+    for side, logits in enumerate((output.start_logits.float(), output.end_logits.float())):
+        gold = logits.gather(1, spans[..., side])  # (B, A)
+        distractor = logits.gather(1, distractors[:, side : side + 1])  # (B, 1)
+        hinge = relu(margin - gold + distractor).masked_fill(weights == 0, 0.0)
+        total = total + (weights * hinge).sum(dim=1)
+    return total.masked_fill(~found, 0.0)
+
+
+def constant_hinges(spans: Tensor, weights: Tensor, distractors: Tensor, found: Tensor) -> Tensor:
+    """How many of an example's two hinges are constant: i = k or j = l.  -> (B,), 0 to 2"""
+    same = spans == distractors[:, None]  # (B, A, 2)
+    return (weights[..., None] * same).sum(dim=(1, 2)).masked_fill(~found, 0.0)
+
+
+def attention_loss(student: Tensor, teacher: Tensor, words: Tensor, question: Tensor) -> Tensor:
+    """Squared distance of two attention maps, summed over passage words (section 3.3).  -> (B,)
+
+        L_ATT = 1/2 sum_j sum_i (D_ij - E_ij)^2     j passage words, i question tokens
+
+    student E, teacher D (B, L, M): probabilities over the question's tokens; words (B, L) and
+    question (B, M) bool. A sum, not a mean, so it grows with the passage: with a mean, the paper's
+    delta of 0.1 would have no effect.
+    """
+    real = words[:, :, None] & question[:, None]
+    difference = (teacher.float() - student.float()).masked_fill(~real, 0.0)
+    return 0.5 * difference.square().sum(dim=(1, 2))
+
+
+def hops_loss(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], words: Tensor, question: Tensor
+) -> Tensor:
+    """:func:`attention_loss` averaged over the hops of a reader, "align 1", "align 2", ...  (B,)
+
+    Raises QalibError if one of the two has no hops or not as many as the other.
+    """
+    ours, theirs = hop_names(student), hop_names(teacher)
+    if not ours or len(ours) != len(theirs):
+        raise QalibError(
+            f"attention distillation needs equally many alignment maps: the student has "
+            f"{len(ours)} and the teachers {len(theirs)}; set attention_weight to 0."
+        )
+    losses = [
+        attention_loss(student[a], teacher[b], words, question)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack(losses).mean(dim=0)
+
+
+def hop_names(attentions: Mapping[str, object]) -> list[str]:
+    """The names of a reader's alignment maps, "align 1", "align 2", ..., in order of hops."""
+    named = [name for name in attentions if name.startswith("align ")]
+    return sorted(named, key=lambda name: int(name.removeprefix("align ")))
+
+
+class DistillationLosses(NamedTuple):
+    """The four losses of a batch, unweighted, each (B,) float32."""
+
+    ce: Tensor
+    kd: Tensor
+    margin: Tensor
+    attention: Tensor
+
+
+def distillation_loss(losses: DistillationLosses, config: DistillConfig) -> Tensor:
+    """The joint objective, Equation 1.  -> (B,)
+
+        L = L_CE + tau^2 L_KD + gamma L_ANS + delta L_ATT
+
+    A loss of weight 0 is left out of the graph.
+    """
+    kd_weight = config.kd_weight * config.temperature**2
+    weights = (config.ce_weight, kd_weight, config.margin_weight, config.attention_weight)
+    return sum(w * loss for w, loss in zip(weights, losses, strict=True) if w)

@@ -21,7 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from qalib.data.squad import Dataset, load_squad, parse_json, read_bytes
+from qalib.data.formats import load_squad, parse_json, read_bytes
+from qalib.data.schema import Dataset
 from qalib.errors import QalibError
 
 Rule = Literal["1.1", "2.0"]

@@ -16,12 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qalib.data.batches import Batch
-from qalib.distill.losses import teacher_probabilities
+from qalib.data.batching import Batch
+from qalib.decoding import ReaderOutput, mask_logits
 from qalib.errors import QalibError
-from qalib.spans import ReaderOutput, mask_logits
-from qalib.study.distill_stages import trained_reader
-from qalib.study.entries import Run
+from qalib.losses import teacher_probabilities
 
 
 class Ensemble(nn.Module):
@@ -59,9 +57,3 @@ def average(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
 def _mean(maps: Sequence[Tensor]) -> Tensor:
     """The mean of attention maps; of masks, which are all the same, the first."""
     return maps[0] if maps[0].dtype == torch.bool else torch.stack(list(maps)).float().mean(dim=0)
-
-
-def reader_of(runs: Sequence[Run]) -> nn.Module:
-    """The reader of one run, or several as an ensemble."""
-    loaded = [trained_reader(run) for run in runs]
-    return loaded[0] if len(loaded) == 1 else Ensemble(loaded)

@@ -31,13 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalib.data.batches import Batch
-from qalib.data.word_features import FEATURES
+from qalib.data.batching import Batch
+from qalib.data.words import FEATURES
+from qalib.decoding import ReaderOutput, mask_logits
 from qalib.errors import QalibError
-from qalib.readers.byte_reader import RecurrentLayer, TextConvolution
-from qalib.readers.encoder_reader import MINILM
-from qalib.readers.word_vectors import WordVectors, packaged_vectors
-from qalib.spans import ReaderOutput, mask_logits
+from qalib.models.byte_reader import RecurrentLayer, TextConvolution
+from qalib.models.encoder import MINILM
+from qalib.models.word_embeddings import WordVectors, packaged_vectors
 
 EMBEDDINGS = (MINILM, "glove", "own")
 

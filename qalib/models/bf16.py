@@ -33,7 +33,7 @@ def quantize(model: nn.Module) -> nn.Module:
         return quantize_dynamic(model, dict.fromkeys(names, per_channel_dynamic_qconfig))
 
 
-def halve(model: nn.Module) -> nn.Module:
+def to_bf16(model: nn.Module) -> nn.Module:
     """A copy whose encoder layers keep their weights in bf16, to be run under bf16 autocast.
 
     The numbers are those of autocast alone, which rounds the same weights anew in every pass: at
@@ -45,13 +45,13 @@ def halve(model: nn.Module) -> nn.Module:
     for name in names:
         linear = lighter.get_submodule(name).to(torch.bfloat16)
         try:
-            lighter.set_submodule(name, LaidOut(linear))
+            lighter.set_submodule(name, PrepackedLinear(linear))
         except (AttributeError, NotImplementedError, RuntimeError):
             continue  # not on this processor, or not by this torch: bf16 it is all the same
     return lighter
 
 
-class LaidOut(nn.Module):
+class PrepackedLinear(nn.Module):
     """A linear layer in bf16 whose weights lie as the CPU's matrix units read them.
 
     (..., in) any dtype -> (..., out) bf16, what ``linear`` itself gives but for the order of its
@@ -74,7 +74,7 @@ class LaidOut(nn.Module):
         # For some hundred rows, and outputs neither narrow nor wider than the inputs, the library
         # leaves all cores but one idle: 4.2 microseconds a row of 3,072 to 768 in place of 2.1.
         idle = 2 * PORTION <= rows < 6 * PORTION and 512 < self.out_features <= self.in_features
-        flat = filled_up(x)
+        flat = pad_rows(x)
         parts = [self._multiply(part) for part in (flat.split(PORTION) if idle else [flat])]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole[:rows].view(*x.shape[:-1], self.out_features)
@@ -83,7 +83,7 @@ class LaidOut(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def filled_up(states: torch.Tensor) -> torch.Tensor:
+def pad_rows(states: torch.Tensor) -> torch.Tensor:
     """Rows of states with others behind them, up to a number that comes often.  (..., D) -> (T, D)
 
     In bf16 on a CPU only, elsewhere T is what it was. What is added means nothing and is at most a

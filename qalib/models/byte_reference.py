@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalib.data.byte_features import ByteBatch, byte_vector
+from qalib.data.bytes import ByteBatch, byte_vector
+from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
-from qalib.readers.byte_reader import ByteReader, ConvolutionLayer
-from qalib.spans import ReaderOutput
+from qalib.models.byte_reader import ByteReader, ConvolutionLayer
 
 
 class LiteralLayer(nn.Module):
@@ -78,7 +78,7 @@ class LiteralReader(nn.Module):
             c = self.encode(batch.passages[batch.owner], batch.mask)
         q = self.encode(batch.questions, batch.question_real)
         found = [self.attend(c, q, asked, head) for head in range(self.config.heads)]
-        compared = [c * each for each in found] if self.config.compare else []
+        compared = [c * each for each in found] if self.config.multiplicative_features else []
         x = torch.cat([c, *found, *compared], dim=1) * real
         for layer in self.mixer:
             x = layer(x, real)

@@ -16,19 +16,20 @@ import torch
 from torch import Tensor
 
 from qalib.checkpoints import load_weights, save_weights
-from qalib.data.features import WindowConfig
-from qalib.data.squad import file_sha256, parse_json, read_bytes
+from qalib.data.formats import parse_json, read_bytes
+from qalib.data.schema import file_sha256
+from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.paths import ROOT
-from qalib.readers.encoder_reader import (
+from qalib.models.encoder import (
     MINILM,
     MINILM_HUB,
     EncoderConfig,
     EncoderReader,
     build_encoder,
 )
+from qalib.paths import ROOT
 
-SHIPPED = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
+DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
 SETTINGS, WEIGHTS = "qalib.json", "adapter_model.safetensors"
 LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense)"  # the matrices of a BERT layer
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
@@ -82,7 +83,7 @@ def load_reader(folder: str | Path = "") -> EncoderReader:
 
     Raises QalibError if the folder or its weights are missing, damaged or of another model.
     """
-    folder = Path(folder or SHIPPED)
+    folder = Path(folder or DEFAULT_CHECKPOINT)
     if not (folder / SETTINGS).exists():
         if (folder / "config.json").exists():
             return build_encoder(EncoderConfig(name=str(folder), train_embeddings=True))
@@ -115,7 +116,7 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
 
 def windows_of(folder: str | Path = "") -> WindowConfig:
     """How the reader of a checkpoint folder cuts its inputs; the default for a plain model."""
-    folder = Path(folder or SHIPPED)
+    folder = Path(folder or DEFAULT_CHECKPOINT)
     if not (folder / SETTINGS).exists():
         return WindowConfig()
     return _config(WindowConfig, _settings(folder), "windows", folder)

@@ -12,57 +12,50 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from qalib.data.batches import Batch, training_batches
-from qalib.data.byte_features import ByteBatch
+from qalib.data.batching import Batch, training_batches
+from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
-from qalib.spans import ReaderOutput
+from qalib.settings import settings
 
 SCRATCH = "scratch"  # the folder of what is needed only until a run is finished
 
 
-@dataclass(frozen=True)
+@settings
 class TrainConfig:
     """How a model is trained. A token is a word piece, a word or a byte, as the reader counts."""
 
-    epochs: int = 2
+    num_train_epochs: Annotated[int, Field(ge=1)] = 2
     max_steps: int = 0  # stop here even if epochs are left; 0 = no limit
-    tokens_per_batch: int = 4096  # padded tokens of a step, over all processes
-    learning_rate: float = 1.5e-4  # reached after the warm-up, then linear to 0
-    warmup: float = 0.06  # share of all steps
+    tokens_per_batch: Annotated[int, Field(ge=1)] = 4096  # padded, per step over all processes
+    learning_rate: float = 1.5e-4  # after the warm-up; then linear decay to 0
+    warmup_ratio: float = 0.06  # fraction of all steps
     weight_decay: float = 0.01  # not on biases and norms
     max_grad_norm: float = 1.0
-    precision: str = "auto"  # auto, fp32 or bf16
-    checkpoint_every: int = 200  # steps
-    log_every: int = 20  # steps
-
-    def __post_init__(self):
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise QalibError(f"precision must be auto, fp32 or bf16, not {self.precision!r}.")
-        for name in ("epochs", "tokens_per_batch", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise QalibError(f"{name} must be at least 1, not {getattr(self, name)}.")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """What is learnt: items of known length, how some of them become a batch, and the loss.
 
     A batch has one row for each of its items. ``loss`` gives one value per row, shape (B,).
-    ``batches(seed, epoch)`` plans an epoch, from its arguments alone; without it batches of like
-    length fill the token budget. ``told()`` gives more values for every line of the log, such as
-    the parts of the loss since the last line, on the main process; they do not outlive a restart.
+    ``batches(seed, epoch)`` plans an epoch, from its arguments alone; by default batches of similar
+    length fill the token budget. ``log_metrics()`` returns further values for every line of the
+    log, such as the parts of the loss since the last line; it is called on the main process only.
     """
 
     lengths: Sequence[int]
-    collate: Callable[[Sequence[int]], Batch | ByteBatch]
-    loss: Callable[[ReaderOutput, Batch | ByteBatch], Tensor]
+    collate: Callable[[Sequence[int]], Batch]
+    loss: Callable[[ReaderOutput, Batch], Tensor]
     batches: Callable[[int, int], list[list[int]]] | None = None
-    told: Callable[[], dict] | None = None
+    log_metrics: Callable[[], dict] | None = None
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
@@ -81,7 +74,7 @@ def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, st
 
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
     """Linear warm-up over a share of the steps, then linear decay to 0.  step counts from 0."""
-    warm = max(1, math.ceil(config.warmup * steps))
+    warm = max(1, math.ceil(config.warmup_ratio * steps))
     if step < warm:
         return config.learning_rate * (step + 1) / warm
     return config.learning_rate * (steps - step) / max(1, steps - warm)
@@ -104,13 +97,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 def train(
     model: nn.Module,
-    task: Task,
+    task: TrainingTask,
     config: TrainConfig,
     folder: str | Path,
     seed: int = 0,
     progress: bool = True,
     after_epoch: Callable[[int], dict] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    logging_steps: int = 20,
+    save_steps: int = 200,
 ) -> dict:
     """Train ``model`` in place; returns steps, tokens, the last losses and the seconds taken.
 
@@ -118,8 +113,9 @@ def train(
     is set by ``config`` either way, times ``scale`` for groups of parameters that have one.
 
     ``folder`` takes ``log.jsonl`` and, under ``scratch``, the checkpoints. The log has one line
-    every ``log_every`` steps: step, epoch, loss (mean since the last line), learning rate, tokens
-    per second; and one line after every epoch with what ``after_epoch(epoch)`` returns.
+    every ``logging_steps`` steps: step, epoch, loss (mean since the last line), learning rate,
+    tokens per second; and one line after every epoch with what ``after_epoch(epoch)`` returns.
+    A checkpoint is saved every ``save_steps`` steps.
 
     Raises QalibError if nothing can be learnt from the data, if the loss stops being a number and
     if ``folder`` holds the checkpoint of another run.
@@ -137,6 +133,7 @@ def train(
     optimizer = make_optimizer(bare, config) if optimizer is None else optimizer
     model, optimizer = accelerator.prepare(bare, optimizer)
     loop = _Loop(accelerator, bare, model, optimizer, task, config, folder, seed)
+    loop.logging_steps, loop.save_steps = logging_steps, save_steps
     loop.resume()
     bar = _progress_bar(loop, progress and accelerator.is_main_process)
     for epoch in range(loop.epochs):
@@ -164,7 +161,7 @@ class _Loop:
         per_epoch = len(self.batches(0))
         if not per_epoch:
             raise QalibError("nothing to train on: no input holds a gold answer.")
-        self.epochs = config.epochs
+        self.epochs = config.num_train_epochs
         # epochs differ by a few batches; the schedule takes the exact number
         self.sizes = [len(self.batches(epoch)) for epoch in range(self.epochs)]
         self.steps = sum(self.sizes)
@@ -193,9 +190,9 @@ class _Loop:
             loss, tokens = self.train_step(indices)
             self.count(loss, len(indices), tokens, time.perf_counter() - begin)
             bar.update(1)
-            if self.step % self.config.log_every == 0 or self.step == self.steps:
+            if self.step % self.logging_steps == 0 or self.step == self.steps:
                 self.write_line(bar)
-            if self.step % self.config.checkpoint_every == 0:
+            if self.step % self.save_steps == 0:
                 self.checkpoint()
         self.epoch, self.finished_epoch = epoch + 1, True
 
@@ -217,7 +214,7 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         seen = torch.tensor(
-            [total.item(), batch.tokens if mine else 0], device=self.accelerator.device
+            [total.item(), batch.num_tokens if mine else 0], device=self.accelerator.device
         )
         loss, tokens = self.accelerator.reduce(seen, reduction="sum").tolist()
         if not math.isfinite(loss):
@@ -246,7 +243,7 @@ class _Loop:
                 "loss": self.last_loss,
                 "learning_rate": rate,
                 "tokens_per_second": round(speed),
-                **(self.task.told() if self.task.told else {}),
+                **(self.task.log_metrics() if self.task.log_metrics else {}),
             }
         )
         bar.set_postfix_str(f"loss {self.last_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)

@@ -14,7 +14,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
-from qalib.data.squad import Dataset
+from qalib.data.schema import Dataset
 
 LONGEST = 6  # words of an answer, clauses apart
 SEARCHED = 3  # sentences, those that share most with the question

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from qalib.answer import Answered, Answerer, as_rows
-from qalib.data.squad import Example, read_bytes
+from qalib.data.schema import Example, read_bytes
 from qalib.errors import QalibError
 
 Load = Callable[[], Answerer]  # after the files have been looked at: it takes seconds

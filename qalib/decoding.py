@@ -1,0 +1,73 @@
+"""The output of every reader, and its decoding into answer spans.
+
+Notation: B batch, L positions, W longest answer in positions, K spans wanted.
+
+A reader scores a span (i, j) by ``start_logits[i] + end_logits[j]`` for i <= j < i + W.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool1d, pad
+
+
+class ReaderOutput(NamedTuple):
+    """The output of a reader for a batch; logits outside the mask carry no meaning."""
+
+    start_logits: Tensor  # (B, L)
+    end_logits: Tensor  # (B, L)
+    mask: Tensor  # (B, L) bool, true where an answer may start or end
+    attentions: Mapping[str, Tensor] = {}  # named attention maps, where requested
+    aux: Any = None  # further results of one kind of reader, such as ``skim.skimmer.SkimOutput``
+
+
+class SpanPredictions(NamedTuple):
+    """The K best spans of each row, best first; ``scores`` is -inf where a row has fewer."""
+
+    starts: Tensor  # (B, K) int64
+    ends: Tensor  # (B, K) int64, inclusive
+    scores: Tensor  # (B, K) float32, start logit + end logit
+    log_total: Tensor  # (B,) float32, log of the summed exp(score) of all valid spans
+
+
+def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
+    """``logits`` as float32 with the dtype's minimum where ``mask`` is false.  (B, L) -> (B, L)"""
+    logits = logits.float()
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
+def decode_spans(
+    start_logits: Tensor, end_logits: Tensor, mask: Tensor, k: int = 1, max_length: int = 30
+) -> SpanPredictions:
+    """The k best spans of every row, ties to the earliest.  (B, L) x 3 -> SpanPredictions
+
+    Exact without scoring all spans: a span among the k best begins at one of the k starts with
+    the best span each. ``max_length`` W counts positions, both ends included. Raises ValueError
+    if ``k`` or ``max_length`` is not positive.
+    """
+    if k < 1 or max_length < 1:
+        raise ValueError(f"k and max_length must be positive, got {k} and {max_length}")
+    length = start_logits.shape[1]
+    width = min(max_length, length)
+    start = start_logits.float().masked_fill(~mask, -torch.inf)
+    end = pad(end_logits.float().masked_fill(~mask, -torch.inf), (0, width - 1), value=-torch.inf)
+    best = start + max_pool1d(end, width, stride=1)  # (B, L), the best span from each start
+    begins = best.topk(min(k, length), dim=1).indices.sort(dim=1).values  # (B, k)
+    reach = begins[:, :, None] + torch.arange(width, device=end.device)
+    ends = end.gather(1, reach.flatten(1)).view_as(reach)
+    scores = (start.gather(1, begins)[:, :, None] + ends).flatten(1)  # (B, k W)
+    scores, indices = scores.topk(min(k, length * width), dim=1)
+    starts = begins.gather(1, indices.div(width, rounding_mode="floor"))
+    log_total = (start + window_logsumexp(end, width)).logsumexp(dim=1)
+    return SpanPredictions(starts, starts + indices % width, scores, log_total)
+
+
+def window_logsumexp(x: Tensor, width: int) -> Tensor:
+    """log sum exp over every window of W neighbours, by recursive halving.  (B, n) -> (B, n-W+1)"""
+    if width == 1:
+        return x
+    half = window_logsumexp(x, width // 2)
+    both = torch.logaddexp(half[:, : -(width // 2)], half[:, width // 2 :])
+    return torch.logaddexp(both[:, :-1], x[:, width - 1 :]) if width % 2 else both

@@ -1,0 +1,370 @@
+"""Answer questions with a trained reader: n-best spans with probabilities, in long passages too.
+
+    answerer = QuestionAnswerer.load()
+    answerer.answer("Who built the bridge?", passage)[0].text
+
+A long passage is split into overlapping windows, batch by batch. The probability of a span is its
+share among all spans of all windows, ``exp(score) / sum exp(score')``, so windows compete.
+Predictions do not depend on what else is in the batch.
+
+:class:`QuestionAnswerer` is for encoders, :class:`WordQuestionAnswerer` for word-level readers and
+:class:`ByteQuestionAnswerer` for byte-level readers, which take a passage in one piece.
+
+A reader that skims (``qalib.skim.reader.SkimReader``) is used like any encoder reader. Its output's
+``aux`` has ``token_fraction`` (B,), the fraction of each passage that was processed by all layers,
+``dropped`` (B,) bool, windows left before the last layer, and ``max_block_score`` (B,). Only where
+the reader's ``drops_windows`` is true is ``batch.inputs["optional"]`` (B,) bool set, for windows of
+passages with several. Where all windows of a passage are dropped, the one with the highest block
+score is processed after all.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from qalib.data.batching import Batch, collate, inference_batches
+from qalib.data.bytes import ByteConfig, QuestionRows, padded_length, passage_features
+from qalib.data.schema import Example, check_example
+from qalib.data.windows import LazyWindows, Window, WindowConfig
+from qalib.data.words import WordConfig, WordWindow, collate_words, word_windows
+from qalib.decoding import ReaderOutput, decode_spans, mask_logits
+from qalib.models.bf16 import to_bf16
+from qalib.models.byte_reader import ByteReader
+from qalib.models.encoder import EncoderReader
+from qalib.models.mnemonic_reader import MnemonicReader
+from qalib.models.pretrained import load_reader, windows_of
+from qalib.settings import settings
+from qalib.training import choose_precision
+
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@settings
+class AnswerConfig:
+    """How spans are decoded and how inputs are batched."""
+
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    n_best_size: Count = 1
+    max_answer_length: Count = 30  # in tokens
+    null_score_diff_threshold: float = 0.0  # SQuAD 2.0: no answer if null - best span is above
+    tokens_per_batch: Count = 8192  # padded tokens
+    precision: Precision = "auto"
+
+
+@settings
+class ByteAnswerConfig:
+    """How spans of characters are decoded and how questions are batched."""
+
+    text: ByteConfig = field(default_factory=ByteConfig)
+    n_best_size: Count = 1
+    max_answer_length: Count = 160  # in positions, that of the longest in SQuAD's dev set
+    positions_per_batch: Count = 32768  # padded passage positions, counted for every question
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class AnswerCandidate:
+    """One answer: characters [start, end) of the passage; "no answer" is "" at [0, 0)."""
+
+    text: str
+    start: int
+    end: int
+    probability: float
+    score: float  # start logit + end logit
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answers to one question, and how much of the passage was processed."""
+
+    candidates: list[AnswerCandidate]  # best first
+    token_fraction: float  # of the passage's tokens processed by all layers; 1 without skimming
+    windows: int = 1  # of the passage
+    dropped: int = 0  # windows left before the last layer
+
+
+class _Answering:
+    """What all question answerers share; subclasses define ``predict``."""
+
+    def __init__(self, reader: nn.Module, config):
+        self.reader = reader.eval()
+        self.config = config
+        self.device = next(reader.parameters()).device
+        self.precision, _ = choose_precision(config.precision, self.device.type)
+
+    def predict(self, examples: Sequence[Example], progress: bool = False) -> list[Prediction]:
+        """Predictions for all examples, in their order. Raises QalibError on empty text."""
+        raise NotImplementedError
+
+    def answer(self, question: str, passage: str) -> list[AnswerCandidate]:
+        """The n best answers to one question, best first. Raises QalibError on empty text."""
+        return self.predict([Example("question", question, passage)])[0].candidates
+
+    def answer_many(
+        self, examples: Sequence[Example], progress: bool = False
+    ) -> list[list[AnswerCandidate]]:
+        """The n best answers to every question, best first, in the order of ``examples``."""
+        return [prediction.candidates for prediction in self.predict(examples, progress)]
+
+    def predictions(self, examples: Sequence[Example], progress: bool = False) -> dict[str, str]:
+        """Question id to best answer text: the official prediction format."""
+        found = self.answer_many(examples, progress)
+        return {e.id: best[0].text for e, best in zip(examples, found, strict=True)}
+
+    @torch.inference_mode()
+    def forward(self, batch) -> ReaderOutput:
+        """The reader's output for a batch, in the configured precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.reader(batch.to(self.device))
+
+
+class QuestionAnswerer(_Answering):
+    """Answer questions with an encoder reader."""
+
+    def __init__(self, reader: EncoderReader, config: AnswerConfig | None = None):
+        super().__init__(reader, config or AnswerConfig())
+
+    @classmethod
+    def load(
+        cls, checkpoint: str | Path = "", config: AnswerConfig | None = None
+    ) -> "QuestionAnswerer":
+        """The default reader or that of a checkpoint folder. Raises QalibError if it is damaged.
+
+        Without ``config``, inputs are cut as in training. On a CPU with bf16 units the weights are
+        converted once.
+        """
+        config = config or AnswerConfig(windows=windows_of(checkpoint))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        reader = load_reader(checkpoint)
+        if device == "cpu" and choose_precision(config.precision, device)[0] == "bf16":
+            reader = EncoderReader(to_bf16(reader.encoder), reader.tokenizer)
+        return cls(reader.to(device), config)
+
+    def predict(self, examples: Sequence[Example], progress: bool = False) -> list[Prediction]:
+        """Predictions for all examples, in their order. Raises QalibError on empty text."""
+        _check(examples)
+        windows = self.make_windows(examples)
+        windows_of_example: list[list[int]] = [[] for _ in examples]
+        for index, window in enumerate(windows):
+            windows_of_example[window.example].append(index)
+        optional = {i for indices in windows_of_example if len(indices) > 1 for i in indices}
+        scored = self._score(windows, range(len(windows)), examples, optional, progress)
+        all_dropped = [ids for ids in windows_of_example if all(scored[i].dropped for i in ids)]
+        best = [max(ids, key=lambda i: scored[i].max_block_score) for ids in all_dropped]
+        scored |= self._score(windows, best, examples)
+        return [
+            self._merge(example, [(windows[i], scored[i]) for i in ids])
+            for example, ids in zip(examples, windows_of_example, strict=True)
+        ]
+
+    def token_probabilities(self, question: str, passage: str) -> list[tuple[str, float, float]]:
+        """Each passage token of the first window: (text, p(starts here), p(ends here))."""
+        examples = [Example("question", question, passage)]
+        window = self.make_windows(examples)[0]
+        output = self.reader(self.collate([window], examples).to(self.device))
+        start, end = (
+            mask_logits(logits, output.mask).softmax(dim=1)[0].tolist() for logits in output[:2]
+        )
+        return [
+            (passage[a:b], start[position], end[position])
+            for position, (a, b) in enumerate(window.offsets.tolist(), window.context_start)
+        ]
+
+    def make_windows(self, examples: Sequence[Example]) -> Sequence[Window]:
+        """The inputs of some examples, as the reader takes them."""
+        return LazyWindows(examples, self.reader.tokenizer, self.config.windows)
+
+    def collate(self, windows: list[Window], examples: Sequence[Example]) -> Batch:
+        """A batch of some windows of ``examples``."""
+        return collate(windows, self.reader.tokenizer.pad_token_id or 0)
+
+    def _score(
+        self,
+        windows: Sequence[Window],
+        chosen: Sequence[int],
+        examples: Sequence[Example],
+        optional: Collection[int] = (),
+        progress: bool = False,
+    ) -> dict[int, "_ScoredWindow"]:
+        """Best spans of the chosen windows, by index; the ``optional`` ones may be dropped."""
+        scored: dict[int, _ScoredWindow] = {}
+        drops = bool(optional) and getattr(self.reader, "drops_windows", False)
+
+        def score(rows: list[int]) -> None:
+            indices = [chosen[row] for row in rows]
+            batch = self.collate([windows[i] for i in indices], examples)
+            if drops:
+                batch.inputs["optional"] = torch.tensor([i in optional for i in indices])
+            scored.update(zip(indices, self._score_batch(batch), strict=True))
+
+        lengths = [len(windows[i]) for i in chosen]
+        _for_each_batch(lengths, self.config.tokens_per_batch, score, progress and "window")
+        return scored
+
+    def _score_batch(self, batch: Batch) -> list["_ScoredWindow"]:
+        output, config = self.forward(batch), self.config
+        k = max(20, 4 * config.n_best_size)  # more than wanted: some spans have the same text
+        spans = decode_spans(*output[:3], k=k, max_length=config.max_answer_length)
+        null = output.start_logits[:, 0].float() + output.end_logits[:, 0].float()
+        aux, zeros = output.aux, torch.zeros(len(batch))
+        skimming: tuple[Tensor, ...] = (zeros + 1, zeros > 0, zeros)
+        if aux is not None:
+            skimming = (aux.token_fraction, aux.dropped, aux.max_block_score)
+        columns = [column.tolist() for column in (*spans, null, *skimming)]
+        return [_ScoredWindow(*row) for row in zip(*columns, strict=True)]
+
+    def _merge(self, example: Example, parts: list[tuple[Window, "_ScoredWindow"]]) -> Prediction:
+        """The prediction for one question from all its windows."""
+        kept = [part for part in parts if not part[1].dropped]
+        tokens = sum(len(window.offsets) for window, _ in parts)
+        processed = sum(len(window.offsets) * scored.token_fraction for window, scored in parts)
+        fraction = processed / tokens if tokens else 1.0
+        return Prediction(self._rank(example, kept), fraction, len(parts), len(parts) - len(kept))
+
+    def _rank(
+        self, example: Example, parts: list[tuple[Window, "_ScoredWindow"]]
+    ) -> list[AnswerCandidate]:
+        """The n best distinct answers over the processed windows of one question."""
+        logs = [scored.log_total for _, scored in parts]
+        null = min(scored.null for _, scored in parts)
+        if self.config.windows.null:
+            logs.append(null)
+        total = torch.tensor(logs).logsumexp(dim=0).item()
+        found: dict[str, AnswerCandidate] = {}
+        for window, scored in parts:
+            for start, end, score in zip(scored.starts, scored.ends, scored.scores, strict=True):
+                if score == -torch.inf:
+                    break
+                a, b = window.characters(start, end)
+                text = example.context[a:b]
+                if text not in found or score > found[text].score:
+                    probability = _probability(score, total)
+                    found[text] = AnswerCandidate(text, a, b, probability, score)
+        ranked = sorted(found.values(), key=lambda c: -c.score)
+        if self.config.windows.null or not ranked:
+            no_answer = AnswerCandidate("", 0, 0, _probability(null, total), null)
+            ranked = self._with_null(ranked, no_answer)
+        return ranked[: self.config.n_best_size]
+
+    def _with_null(
+        self, ranked: list[AnswerCandidate], no_answer: AnswerCandidate
+    ) -> list[AnswerCandidate]:
+        """Rank "no answer" first if its score passes the threshold, else by its score."""
+        threshold = self.config.null_score_diff_threshold
+        if not ranked or no_answer.score - ranked[0].score > threshold:
+            return [no_answer, *ranked]
+        return [ranked[0], *sorted([*ranked[1:], no_answer], key=lambda c: -c.score)]
+
+
+class WordQuestionAnswerer(QuestionAnswerer):
+    """Answer questions with a word-level reader; ``text`` is how passages are cut."""
+
+    def __init__(
+        self,
+        reader: MnemonicReader,
+        config: AnswerConfig | None = None,
+        text: WordConfig | None = None,
+    ):
+        super().__init__(reader, config)
+        self.text = text or WordConfig()
+
+    def make_windows(self, examples: Sequence[Example]) -> list[WordWindow]:
+        """The inputs of some examples, as the reader takes them."""
+        return word_windows(examples, self.reader.vocabulary, self.text)
+
+    def collate(self, windows: list[WordWindow], examples: Sequence[Example]) -> Batch:
+        """A batch of some windows of ``examples``."""
+        return collate_words(windows)
+
+
+class ByteQuestionAnswerer(_Answering):
+    """Answer questions with a byte-level reader.
+
+    A passage is processed in one piece, whatever its length, and once for all questions about it
+    that are in a batch.
+    """
+
+    def __init__(self, reader: ByteReader, config: ByteAnswerConfig | None = None):
+        super().__init__(reader, config or ByteAnswerConfig())
+
+    def predict(self, examples: Sequence[Example], progress: bool = False) -> list[Prediction]:
+        """Predictions for all examples, in their order. Raises QalibError on empty text."""
+        _check(examples)
+        rows = QuestionRows(passage_features(examples, self.config.text), gold_only=False)
+        found: dict[int, Prediction] = {}
+
+        def score(chosen: list[int]) -> None:
+            for row, candidates in zip(chosen, self._score(rows, chosen, examples), strict=True):
+                found[rows.example(row)] = Prediction(candidates, token_fraction=1.0)
+
+        lengths = [padded_length(length) for length in rows.lengths]
+        _for_each_batch(lengths, self.config.positions_per_batch, score, progress and "question")
+        return [found[index] for index in range(len(examples))]
+
+    def _score(
+        self, rows: QuestionRows, chosen: list[int], examples: Sequence[Example]
+    ) -> list[list[AnswerCandidate]]:
+        """The n best answers of different text for some questions, by row."""
+        output, n = self.forward(rows.collate(chosen)), self.config.n_best_size
+        k = n if n == 1 else 8 * n  # more than wanted: some spans have the same text
+        spans = decode_spans(*output[:3], k=k, max_length=self.config.max_answer_length)
+        probabilities = (spans.scores - spans.log_total[:, None]).exp()
+        columns = (spans.starts, spans.ends, probabilities, spans.scores)
+        answers = []
+        for row, *best in zip(chosen, *(c.tolist() for c in columns), strict=True):
+            passage, feature = examples[rows.example(row)].context, rows.feature(row)
+            found: dict[str, AnswerCandidate] = {}
+            for start, end, probability, score in zip(*best, strict=True):
+                if score > -torch.inf:  # a short passage has fewer spans than wanted
+                    a, b = feature.characters(start, end)
+                    text = passage[a:b]
+                    found.setdefault(text, AnswerCandidate(text, a, b, probability, score))
+            answers.append(list(found.values())[:n])
+        return answers
+
+
+@dataclass(frozen=True)
+class _ScoredWindow:
+    """The best spans of one window, as plain numbers."""
+
+    starts: list[int]
+    ends: list[int]
+    scores: list[float]
+    log_total: float
+    null: float
+    token_fraction: float
+    dropped: bool
+    max_block_score: float
+
+
+def _check(examples: Sequence[Example]) -> None:
+    for example in examples:
+        check_example(replace(example, answers=()), f"question {example.id!r}")
+
+
+def _for_each_batch(
+    lengths: Sequence[int], budget: int, score: Callable[[list[int]], None], unit: str | bool
+) -> None:
+    """Call ``score`` on batches of rows of like length, with a progress bar in a terminal."""
+    from tqdm import tqdm
+
+    hidden = None if unit else True  # None: no bar unless the output is a terminal
+    with tqdm(total=len(lengths), desc="answer", unit=unit or "", disable=hidden) as bar:
+        for rows in inference_batches(lengths, budget):
+            score(rows)
+            bar.update(len(rows))
+
+
+def _probability(score: float, total: float) -> float:
+    return float(torch.tensor(score - total).exp()) if total > -torch.inf else 0.0
+
+
+def as_rows(candidates: Sequence[AnswerCandidate]) -> list[dict]:
+    """Candidates as plain dictionaries, for JSON."""
+    return [asdict(candidate) for candidate in candidates]
