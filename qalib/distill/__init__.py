@@ -1,1 +1,1 @@
-"""Answer distillation: what an ensemble of readers knows, kept on disk and taught to one reader."""
+"""Answer distillation (Hu et al. 2018): an ensemble teaches a single reader."""

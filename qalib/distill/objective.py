@@ -1,16 +1,17 @@
-"""One distillation for all readers: a batch with its lesson, and the loss that learns from both.
+"""The distillation objective for any reader: a batch with soft targets, and the joint loss.
 
-    distillation = Distillation(task.collate, places, lessons, config)
-    taught = replace(task, collate=distillation.collate, loss=distillation)
+    distillation = Distillation(task.collate, spans, targets, config)
+    task = replace(task, collate=distillation.collate, loss=distillation.loss,
+                   log_metrics=distillation.log_metrics)
 
-The student is any reader. What its teachers say is carried to its own tokens through the
-characters of the passage, so it may read word pieces after teachers of bytes, or the other way
-round; only attention needs the same tokens on both sides.
+What the teachers predict is projected onto the student's tokens through the characters of the
+passage, so that teachers of word pieces can teach a student of bytes; only attention needs the
+same tokens on both sides.
 
 Notation: B batch, L positions of the student, N question tokens, T teachers, P teacher tokens.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,49 +20,55 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qalib.distill.characters import Place, carry, carry_places, match_rows, span_positions
-from qalib.distill.distractors import Mined
-from qalib.distill.lessons import Lessons
-from qalib.distill.losses import (
+from qalib.decoding import ReaderOutput
+from qalib.distill.alignment import (
+    TokenSpan,
+    character_alignment,
+    match_rows,
+    project,
+    span_positions,
+)
+from qalib.distill.distractors import DistractorSpans
+from qalib.distill.teacher_cache import TeacherTargets
+from qalib.errors import QalibError
+from qalib.losses import (
+    DistillationLosses,
     DistillConfig,
-    Parts,
+    constant_hinges,
+    distillation_loss,
     entropy,
     hops_loss,
     kd_loss,
-    label_loss,
     margin_loss,
+    smoothed_span_loss,
     teacher_probabilities,
-    tied,
-    total_loss,
 )
-from qalib.errors import QalibError
-from qalib.spans import ReaderOutput
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What the teachers say of one batch, in the student's positions."""
+class BatchTargets:
+    """What the teachers predict for one batch, in the student's positions."""
 
     start: Tensor  # (B, L) float32, the ensemble's probabilities at the config's temperature
     end: Tensor  # (B, L)
-    confusing: Tensor  # (B, 2) int64, the confusing answer, inclusive positions
+    distractors: Tensor  # (B, 2) int64, the confusing answer, inclusive positions
     found: Tensor  # (B,) bool, whether there is one
-    attentions: dict[str, Tensor]  # each hop (B, L, N) float32; empty where none is learnt
+    attentions: dict[str, Tensor]  # each hop (B, L, N) float32; empty where none is distilled
     question: Tensor  # (B, N) bool
 
-    def to(self, device: torch.device) -> "Lesson":
-        """The same lesson on another device."""
+    def to(self, device: torch.device) -> "BatchTargets":
+        """The same targets on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         maps = {name: x.to(device) for name, x in values.pop("attentions").items()}
-        return Lesson(**{n: x.to(device) for n, x in values.items()}, attentions=maps)
+        return BatchTargets(**{n: x.to(device) for n, x in values.items()}, attentions=maps)
 
 
 @dataclass(frozen=True)
-class TaughtBatch:
-    """A reader's batch with its lesson. The reader sees its own batch and nothing more."""
+class DistillationBatch:
+    """A reader's batch with its soft targets. The reader sees its own batch and nothing more."""
 
-    batch: Any  # Batch, ByteBatch or what else the student reads
-    lesson: Lesson
+    batch: Any  # Batch, ByteBatch or whatever the student reads
+    targets: BatchTargets
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.batch, name)
@@ -69,193 +76,173 @@ class TaughtBatch:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def to(self, device: torch.device) -> "TaughtBatch":
+    def to(self, device: torch.device) -> "DistillationBatch":
         """The same batch on another device."""
-        return TaughtBatch(self.batch.to(device), self.lesson.to(device))
+        return DistillationBatch(self.batch.to(device), self.targets.to(device))
 
 
 class Distillation:
-    """The joint objective of answer distillation (Equation 1): ``collate`` and ``loss`` of a task.
+    """The joint objective (Equation 1) as ``collate`` and ``loss`` of a task.
 
-    ``collate``    makes the student's batch of some of its rows
-    ``places``     where the passage tokens of every row of the student stand
-    ``lessons``    what its teachers know
-    ``mined``      the confusing answer of every row of the lessons; theirs, unless others are given
-    ``tokenizer``  what tells the student's tokenizer from others, as in the teachers' cache; needed
-                   for attention only
+    ``collate``      makes the student's batch from some of its rows
+    ``spans``        the passage tokens of every row of the student
+    ``targets``      what its teachers predict
+    ``distractors``  the confusing answer of every row of the targets; those of the teachers by
+                     default
+    ``tokenizer``    the student's tokenizer hash; needed for attention only
 
-    A row of the student learns from the teachers' row about the same question that has most text
-    in common with it. Raises QalibError if a question has none, or if attention is to be learnt
-    and the two have not the same tokens or nothing was kept.
+    A row of the student is taught by the teachers' row of the same question that has most text in
+    common with it. Raises QalibError if a question has none, or if attention is to be distilled
+    and the two do not have the same tokens or no attention was cached.
     """
 
     def __init__(
         self,
         collate: Callable[[Sequence[int]], Any],
-        places: Sequence[Place],
-        lessons: Lessons,
+        spans: Sequence[TokenSpan],
+        targets: TeacherTargets,
         config: DistillConfig,
-        mined: Mined | None = None,
+        distractors: DistractorSpans | None = None,
         tokenizer: str = "",
     ):
-        self.student_batch, self.places, self.lessons = collate, places, lessons
+        self.student_batch, self.spans, self.targets = collate, spans, targets
         self.config = config
-        self.mined = lessons.mined() if mined is None else mined
-        if len(self.mined.spans) != len(lessons):
-            raise QalibError(
-                f"{len(self.mined.spans)} confusing answers for {len(lessons)} rows of lessons; "
-                "give one for each row, or none."
-            )
-        self.teacher_row = match_rows(places, lessons.places)  # (student's rows,)
-        if config.delta:
+        self.teacher_row = match_rows(spans, targets.spans)  # (student's rows,)
+        if config.attention_weight:
             self._check_attention(tokenizer)
-        self.confusing, self.found = self._confusing()
+        mined = targets.distractors() if distractors is None else distractors
+        self.distractors, self.found = self._in_positions(mined)
         self._sums, self._rows = None, 0
 
     def _check_attention(self, tokenizer: str) -> None:
         """Raise QalibError unless teachers and student attend from and to the same tokens."""
-        way_out = "set delta to 0, or let the student read with the teachers' tokens."
-        if not self.lessons.hops:
+        way_out = "set attention_weight to 0, or use the teachers' tokenizer for the student."
+        if not self.targets.hops:
             raise QalibError(
-                "attention distillation: the teachers kept no attention; set delta to 0."
+                "attention distillation: no attention was cached; set attention_weight to 0."
             )
-        if tokenizer != self.lessons.tokenizer:
+        if tokenizer != self.targets.tokenizer:
             raise QalibError(
                 f"attention distillation: the student's tokenizer is not the teachers' "
-                f"({tokenizer[:12] or 'not named'}, not {self.lessons.tokenizer[:12]}); {way_out}"
+                f"({tokenizer[:12] or 'no hash'}, not {self.targets.tokenizer[:12]}); {way_out}"
             )
-        for place, row in zip(self.places, self.teacher_row.tolist(), strict=True):
-            theirs = self.lessons.places[row]
-            same = np.array_equal(place.offsets, theirs.offsets)
-            if not same or place.question != theirs.question:
+        for span, row in zip(self.spans, self.teacher_row.tolist(), strict=True):
+            theirs = self.targets.spans[row]
+            same = np.array_equal(span.offsets, theirs.offsets)
+            if not same or span.question_tokens != theirs.question_tokens:
                 raise QalibError(
-                    f"attention distillation: question {place.id!r} has {len(place.offsets)} x "
-                    f"{place.question} tokens of passage and question, its teachers have "
-                    f"{len(theirs.offsets)} x {theirs.question}; {way_out}"
+                    f"attention distillation: question {span.id!r} has {len(span.offsets)} x "
+                    f"{span.question_tokens} tokens of passage and question, its teachers have "
+                    f"{len(theirs.offsets)} x {theirs.question_tokens}; {way_out}"
                 )
 
-    def _confusing(self) -> tuple[Tensor, Tensor]:
-        """Every row's confusing answer in the student's positions.  -> (rows, 2), (rows,) bool"""
-        spans = np.zeros((len(self.places), 2), dtype=np.int64)
-        found = np.zeros(len(self.places), dtype=bool)
-        for row, (place, of) in enumerate(zip(self.places, self.teacher_row, strict=True)):
-            positions = span_positions(*self.mined.spans[of].tolist(), place)
+    def _in_positions(self, mined: DistractorSpans) -> tuple[Tensor, Tensor]:
+        """Every row's distractor in the student's positions.  -> (rows, 2), (rows,) bool"""
+        distractors = np.zeros((len(self.spans), 2), dtype=np.int64)
+        found = np.zeros(len(self.spans), dtype=bool)
+        for row, (span, teacher_row) in enumerate(zip(self.spans, self.teacher_row, strict=True)):
+            positions = span_positions(*mined.spans[teacher_row].tolist(), span)
             if positions is not None:
-                spans[row], found[row] = positions, True
-        return torch.from_numpy(spans), torch.from_numpy(found)
+                distractors[row], found[row] = positions, True
+        return torch.from_numpy(distractors), torch.from_numpy(found)
 
-    def collate(self, rows: Sequence[int]) -> TaughtBatch:
-        """The student's batch of some of its rows, with their lesson."""
+    def collate(self, rows: Sequence[int]) -> DistillationBatch:
+        """The student's batch of some of its rows, with their targets."""
         rows = list(rows)
         batch = self.student_batch(rows)
-        length, of = batch.mask.shape[1], self.teacher_row[rows]
-        students = [self.places[row] for row in rows]
-        start, end, real = self.lessons.logits(of)
-        offsets = [self.lessons.places[row].offsets for row in of]
-        where = carry_places(offsets, students, real.shape[1])
-        q = [
-            teacher_probabilities(logits, real, self.config.temperature, self.config.average)
-            for logits in (start, end)
-        ]
-        sides = [carry(x, there, length) for x, there in zip(q, where, strict=True)]
+        length, teacher_rows = batch.mask.shape[1], self.teacher_row[rows]
+        students = [self.spans[row] for row in rows]
+        start, end, real = self.targets.logits(teacher_rows)
+        offsets = [self.targets.spans[row].offsets for row in teacher_rows]
+        q = [teacher_probabilities(x, real, self.config.temperature) for x in (start, end)]
+        aligned = character_alignment(offsets, students, real.shape[1])
+        sides = [project(x, positions, length) for x, positions in zip(q, aligned, strict=True)]
         maps, question = {}, torch.zeros((len(rows), 0), dtype=torch.bool)
-        if self.config.delta:
-            maps, question = self.lessons.attention(of)
-            maps = {hop: _placed(table, students, length) for hop, table in maps.items()}
-        lesson = Lesson(*sides, self.confusing[rows], self.found[rows], maps, question)
-        return TaughtBatch(batch, lesson)
+        if self.config.attention_weight:
+            maps, question = self.targets.attention(teacher_rows)
+            maps = {hop: _at_positions(table, students, length) for hop, table in maps.items()}
+        distractors, found = self.distractors[rows], self.found[rows]
+        return DistillationBatch(batch, BatchTargets(*sides, distractors, found, maps, question))
 
-    def __call__(self, output: ReaderOutput, batch: TaughtBatch) -> Tensor:
-        """The weighted loss of each row, for backward; its four parts are noted.  -> (B,)"""
-        parts = self.parts(output, batch)
-        self._note(parts, output, batch)
-        return total_loss(parts, self.config)
+    def loss(self, output: ReaderOutput, batch: DistillationBatch) -> Tensor:
+        """The weighted loss of each row; adds its parts to :meth:`log_metrics`.  -> (B,)"""
+        losses = self.losses(output, batch)
+        self._record(losses, output, batch)
+        return distillation_loss(losses, self.config)
 
-    def parts(self, output: ReaderOutput, batch: TaughtBatch) -> Parts:
-        """The four losses of a batch, unweighted.  Attention is 0 where it is not learnt."""
-        lesson, config = batch.lesson, self.config
-        gold = (batch.spans, batch.weights)
-        ce = label_loss(output, *gold, config.smoothing, config.answers)
-        kd = kd_loss(output, lesson.start, lesson.end, config.temperature)
-        ans = margin_loss(output, *gold, lesson.confusing, lesson.found, config.margin)
-        att = torch.zeros_like(ce)
-        if config.delta:
-            question, maps = self._fit(lesson, output)
-            att = hops_loss(output.attentions, maps, output.mask, question, config.hops)
-        return Parts(ce, kd, ans, att)
+    def losses(self, output: ReaderOutput, batch: DistillationBatch) -> DistillationLosses:
+        """The four losses of a batch, unweighted.  Attention is 0 where it is not distilled."""
+        targets, config = batch.targets, self.config
+        gold = (batch.answer_spans, batch.answer_weights)
+        ce = smoothed_span_loss(output, *gold, config.smoothing, config.answers)
+        kd = kd_loss(output, targets.start, targets.end, config.temperature)
+        margin = margin_loss(output, *gold, targets.distractors, targets.found, config.margin)
+        attention = torch.zeros_like(ce)
+        if config.attention_weight:
+            question, maps = self._pad_question(targets, output)
+            attention = hops_loss(output.attentions, maps, output.mask, question)
+        return DistillationLosses(ce, kd, margin, attention)
 
-    def _fit(self, lesson: Lesson, output: ReaderOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        """The lesson's question and maps, padded as the student's; QalibError if they differ."""
-        ours = output.attentions.get("question")
-        if ours is None:
+    def _pad_question(
+        self, targets: BatchTargets, output: ReaderOutput
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The targets' question mask and maps, padded as the student's.
+
+        Raises QalibError if their questions differ.
+        """
+        student = output.attentions.get("question")
+        if student is None:
             raise QalibError(
-                "attention distillation: the student's output does not say which question tokens "
-                'there are ("question" in its attentions); set delta to 0 for this reader.'
+                "attention distillation: the student has no attention on the question; set "
+                "attention_weight to 0 for this reader."
             )
-        room = ours.shape[1] - lesson.question.shape[1]
-        question = pad(lesson.question, (0, max(0, room)))
-        if room < 0 or not torch.equal(question, ours):
+        missing = student.shape[1] - targets.question.shape[1]
+        question = pad(targets.question, (0, max(0, missing)))
+        if missing < 0 or not torch.equal(question, student):
             raise QalibError(
-                f"attention distillation: the student's questions have {_counts(ours)} tokens, "
-                f"their teachers' {_counts(lesson.question)}; set delta to 0, or use one tokenizer."
+                "attention distillation: the student's questions have "
+                f"{student.sum(dim=1).tolist()} tokens, the teachers' "
+                f"{targets.question.sum(dim=1).tolist()}; set attention_weight to 0, or use one "
+                "tokenizer."
             )
-        return question, {hop: pad(x, (0, room)) for hop, x in lesson.attentions.items()}
+        return question, {hop: pad(x, (0, missing)) for hop, x in targets.attentions.items()}
 
-    def _note(self, parts: Parts, output: ReaderOutput, batch: TaughtBatch) -> None:
-        """Add a batch to what :meth:`told` will tell; stays on the device, so nothing waits."""
-        lesson = batch.lesson
-        excess = parts.kd - entropy(lesson.start, lesson.end)
-        constant = tied(batch.spans, batch.weights, lesson.confusing, lesson.found)
-        per_word = parts.att / output.mask.sum(dim=1).clamp(min=1)
-        rows = (*parts, excess, per_word, lesson.found, constant)
+    def _record(
+        self, losses: DistillationLosses, output: ReaderOutput, batch: DistillationBatch
+    ) -> None:
+        """Add a batch to the sums of :meth:`log_metrics`, on the device: nothing waits."""
+        targets = batch.targets
+        excess = losses.kd - entropy(targets.start, targets.end)
+        constant = constant_hinges(
+            batch.answer_spans, batch.answer_weights, targets.distractors, targets.found
+        )
+        per_word = losses.attention / output.mask.sum(dim=1).clamp(min=1)
+        rows = (*losses, excess, per_word, targets.found, constant)
         sums = torch.stack([x.detach().float().sum() for x in rows])
         self._sums = sums if self._sums is None else self._sums + sums
         self._rows += len(batch)
 
-    def told(self) -> dict[str, float]:
-        """The mean over all rows since it was last asked, for a log; empty if there were none.
+    def log_metrics(self) -> dict[str, float]:
+        """The means over all rows since the last call; empty if there were none.
 
-        ``ce``, ``kd``, ``ans`` and ``att`` unweighted; ``kd_excess``, the divergence from the
-        teachers, 0 at best; ``att_per_word``; ``confused``, the share of rows with a confusing
-        answer; ``tied``, how many of their hinges are constant because a boundary is shared.
+        ``ce``, ``kd``, ``ans`` (margin) and ``att``, unweighted; ``kd_excess``, the divergence from
+        the teachers; ``att_per_word``; ``distractors``, the share of rows that have one;
+        ``constant_hinges`` a row.
         """
-        names = (*Parts._fields, "kd_excess", "att_per_word", "confused", "tied")
+        names = ("ce", "kd", "ans", "att", "kd_excess", "att_per_word")
+        names += ("distractors", "constant_hinges")
         if not self._rows:
             return {}
-        values = (self._sums / self._rows).tolist()
+        values = dict(zip(names, (self._sums / self._rows).tolist(), strict=True))
         self._sums, self._rows = None, 0
-        learnt = self.config.delta > 0
-        told = dict(zip(names, values, strict=True))
-        return {name: value for name, value in told.items() if learnt or "att" not in name}
+        if self.config.attention_weight:
+            return values
+        return {name: value for name, value in values.items() if "att" not in name}
 
 
-def gradient_norms(parts: Parts, parameters: Iterable[Tensor]) -> dict[str, float]:
-    """The size of each unweighted loss's gradient, for its mean over the batch.
-
-    Which loss steers? Costs a backward pass for each; leaves ``.grad`` alone.
-    """
-    trained = [p for p in parameters if p.requires_grad]
-    norms = {}
-    for name, part in zip(Parts._fields, parts, strict=True):
-        norms[name] = 0.0
-        if part.requires_grad:
-            made = torch.autograd.grad(part.mean(), trained, retain_graph=True, allow_unused=True)
-            squares = [g.float().square().sum() for g in made if g is not None]
-            norms[name] = float(torch.stack(squares).sum().sqrt())
-    return norms
-
-
-def _placed(table: Tensor, students: Sequence[Place], length: int) -> Tensor:
-    """Maps of passage tokens at the positions of the student.  (B, P, N) -> (B, L, N)"""
+def _at_positions(table: Tensor, students: Sequence[TokenSpan], length: int) -> Tensor:
+    """Maps of passage tokens at the student's positions.  (B, P, N) -> (B, L, N)"""
     placed = table.new_zeros((len(table), length, table.shape[2]))
-    for row, place in enumerate(students):
-        count = len(place.offsets)
-        placed[row, place.first : place.first + count] = table[row, :count]
+    for row, span in enumerate(students):
+        placed[row, span.positions] = table[row, : len(span.offsets)]
     return placed
-
-
-def _counts(question: Tensor) -> str:
-    """How many tokens some questions have: "9" or "5 to 12"."""
-    counts = question.sum(dim=1).tolist()
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"

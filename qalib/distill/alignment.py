@@ -1,0 +1,174 @@
+"""Alignment of readers with different tokenizers, through the characters of the passage.
+
+An answer starts at the first character of a token and ends at the last character of one. So the
+probability that it starts at a teacher's token goes to the student's token that contains that
+token's first character, and likewise for ends. Characters between tokens, such as spaces, belong
+to the next token for starts and to the previous one for ends: the rule by which gold answers
+become token positions.
+
+Notation: P passage tokens of a row, L positions of a padded row, B batch. A *row* is one input of
+a reader; a long passage makes several rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qalib.data.bytes import QuestionRows
+from qalib.data.schema import Example
+from qalib.data.windows import Window
+from qalib.data.words import WordWindow
+from qalib.errors import QalibError
+
+
+class TokenSpan(NamedTuple):
+    """The passage tokens of one row: their positions in the row and in the passage."""
+
+    id: str  # of the question
+    offsets: np.ndarray  # (P, 2) int32, characters [start, end) of each passage token
+    context_start: int = 0  # position of the first passage token in the row
+    question_tokens: int = 0  # that attention maps cover; 0 for readers without such maps
+
+    @property
+    def positions(self) -> slice:
+        """The positions of the passage tokens in the row."""
+        return slice(self.context_start, self.context_start + len(self.offsets))
+
+
+def token_spans(
+    windows: Sequence[Window | WordWindow], examples: Sequence[Example]
+) -> list[TokenSpan]:
+    """The token spans of windows made from ``examples``, of encoders or word-level readers."""
+    return [
+        TokenSpan(
+            examples[w.example].id,
+            w.offsets,
+            w.context_start,
+            len(w.question) if isinstance(w, WordWindow) else 0,
+        )
+        for w in windows
+    ]
+
+
+def byte_spans(rows: QuestionRows, examples: Sequence[Example]) -> list[TokenSpan]:
+    """The token spans of a byte reader's rows: each position is its character."""
+    spans = []
+    for row in range(len(rows)):
+        begin = rows.feature(row).offsets
+        offsets = np.stack([begin, begin + 1], axis=1)
+        spans.append(TokenSpan(examples[rows.example(row)].id, offsets))
+    return spans
+
+
+def start_positions(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
+    """The student's positions that contain the first characters of tokens.  (P, 2) -> (P,) int64
+
+    -1 for a token outside the student's stretch of the passage.
+    """
+    if np.array_equal(offsets, student.offsets):
+        return student.context_start + np.arange(len(offsets))
+    token = np.searchsorted(student.offsets[:, 1], offsets[:, 0], side="right")
+    return np.where(_visible(offsets, student), student.context_start + token, -1)
+
+
+def end_positions(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
+    """The student's positions that contain the last characters of tokens.  (P, 2) -> (P,) int64
+
+    -1 for a token outside the student's stretch of the passage.
+    """
+    if np.array_equal(offsets, student.offsets):
+        return student.context_start + np.arange(len(offsets))
+    token = np.searchsorted(student.offsets[:, 0], _ends(offsets), side="left") - 1
+    return np.where(_visible(offsets, student), student.context_start + token, -1)
+
+
+def _ends(offsets: np.ndarray) -> np.ndarray:
+    """The character after each token, at least one after its start: some tokens are empty."""
+    return np.maximum(offsets[:, 1], offsets[:, 0] + 1)
+
+
+def _visible(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
+    """Which tokens overlap the student's stretch of the passage.  -> (P,) bool"""
+    if not len(student.offsets):
+        return np.zeros(len(offsets), dtype=bool)
+    begin, end = student.offsets[0, 0], student.offsets[-1, 1]
+    return (offsets[:, 0] < end) & (_ends(offsets) > begin)
+
+
+def character_alignment(
+    teachers: Sequence[np.ndarray], students: Sequence[TokenSpan], padded: int
+) -> tuple[Tensor, Tensor]:
+    """The student positions of the teachers' starts and ends.  -> (B, P) int64, twice
+
+    teachers: (P_b, 2) offsets of each row; rows are padded to ``padded`` tokens with -1
+    """
+    positions = np.full((2, len(students), padded), -1, dtype=np.int64)
+    for row, (offsets, student) in enumerate(zip(teachers, students, strict=True)):
+        positions[0, row, : len(offsets)] = start_positions(offsets, student)
+        positions[1, row, : len(offsets)] = end_positions(offsets, student)
+    starts, ends = torch.from_numpy(positions)
+    return starts, ends
+
+
+def project(probabilities: Tensor, positions: Tensor, length: int) -> Tensor:
+    """Sum each row's probabilities at the student's ``positions``; -1 drops them.
+
+        projected(p) = sum over teacher tokens i with positions(i) = p of probabilities(i)
+
+    (B, P) float, (B, P) int64 -> (B, ``length``). A row keeps its mass, except for what falls on
+    text that the student does not see.
+    """
+    index = positions.masked_fill(positions < 0, length)  # one extra position takes the dropped
+    projected = probabilities.new_zeros((len(probabilities), length + 1))
+    return projected.scatter_add_(1, index, probabilities)[:, :length]
+
+
+def span_positions(start: int, end: int, student: TokenSpan) -> tuple[int, int] | None:
+    """Characters [start, end) as inclusive positions; None if the student does not see them all."""
+    offsets = student.offsets
+    if start < 0 or not len(offsets) or start < offsets[0, 0] or end > offsets[-1, 1]:
+        return None
+    begin = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+    first = student.context_start
+    return (first + begin, first + last) if begin <= last else None
+
+
+def match_rows(students: Sequence[TokenSpan], teachers: Sequence[TokenSpan]) -> np.ndarray:
+    """The teachers' row for each row of the student: same question, largest common text.
+
+    -> (students,) int64. Raises QalibError naming a question that the teachers have not read.
+    """
+    by_question: dict[str, list[int]] = {}
+    for row, span in enumerate(teachers):
+        by_question.setdefault(span.id, []).append(row)
+    matched = np.empty(len(students), dtype=np.int64)
+    for number, span in enumerate(students):
+        if span.id not in by_question:
+            raise QalibError(
+                f"question {span.id!r}: the teachers have not read it; cache their outputs for "
+                "the data that the student learns from."
+            )
+        rows = by_question[span.id]
+        matched[number] = max(rows, key=lambda row: _common(span, teachers[row]))
+    return matched
+
+
+def _common(a: TokenSpan, b: TokenSpan) -> int:
+    """The number of passage characters that two rows have in common."""
+    if not len(a.offsets) or not len(b.offsets):
+        return 0
+    begin = max(a.offsets[0, 0], b.offsets[0, 0])
+    return int(min(a.offsets[-1, 1], b.offsets[-1, 1]) - begin)
+
+
+def tokenizer_hash(tokenizer) -> str:
+    """SHA-256 of a fast Hugging Face tokenizer, without truncation and padding (set per call)."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {name: value for name, value in rules.items() if name not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

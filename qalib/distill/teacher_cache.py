@@ -1,0 +1,257 @@
+"""The teacher cache: what every teacher predicts for the training data, computed once.
+
+    folder/rows.json            question ids and lengths of all rows, tokenizer, attention maps
+    folder/offsets.npy          (sum P, 2) int32, characters of every passage token
+    folder/teacher-<n>/         start.npy, end.npy (sum P,) fp16 logits
+                                align-1.npy ... (sum P N,) fp16, one for each hop
+                                distractors.npz: spans (R, 2), confidence (R,)
+
+Rows of different lengths are stored flat, one after the other, and memory-mapped. Logits are kept
+per teacher, so that temperature and ensemble can still be chosen; each row's maximum is
+subtracted, which no softmax notices and which keeps fp16 precise where it matters.
+
+Notation: T teachers, R rows, B rows of a batch, P passage tokens of a row (0 is the first one of
+the passage, whatever precedes it in the teacher's input), N question tokens.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qalib.decoding import ReaderOutput
+from qalib.distill.alignment import TokenSpan
+from qalib.distill.distractors import DistractorMiner, DistractorSpans, MiningConfig, most_confident
+from qalib.errors import QalibError
+from qalib.settings import settings
+
+LOWEST = float(np.finfo(np.float16).min)
+Outputs = Iterable[tuple[Sequence[int], ReaderOutput]]  # (rows, the teacher's output for them)
+
+
+@settings
+class TeacherCacheConfig:
+    """What is cached, next to the teachers and their data.
+
+    ``folds``: teacher k was not trained on the passages of fold k, and only it contributes
+    confusing answers there (out-of-fold); 0 = all teachers were trained on everything.
+    """
+
+    mining: MiningConfig = MiningConfig()
+    attention: bool = True
+    folds: Annotated[int, Field(ge=0)] = 0
+
+
+def cache_teacher_outputs(
+    folder: Path,
+    spans: Sequence[TokenSpan],
+    teachers: Sequence[Callable[[], Outputs]],
+    miner: DistractorMiner,
+    hops: Sequence[str] = (),
+    tokenizer: str = "",
+) -> None:
+    """Write what each teacher predicts for the rows ``spans`` to ``folder``.
+
+    teachers: functions that give (rows, output) until every row had its turn; those that a killed
+    run has finished are not called again
+    hops: names of the attention maps to keep, such as "align 1"; tokenizer: a hash of it
+
+    Raises QalibError if there is nothing to cache or if a teacher's output does not fit the rows.
+    """
+    if not any(len(span.offsets) for span in spans):
+        raise QalibError(f"{folder}: no row has a passage token; there is nothing to cache.")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {
+        "ids": [span.id for span in spans],
+        "tokens": [len(span.offsets) for span in spans],
+        "context_start": [int(span.context_start) for span in spans],
+        "question_tokens": [int(span.question_tokens) for span in spans],
+        "hops": list(hops),
+        "tokenizer": tokenizer,
+    }
+    np.save(folder / "offsets.npy", np.concatenate([s.offsets for s in spans]).astype(np.int32))
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="ascii")
+    for number, outputs in enumerate(teachers):
+        if not teacher_folder(folder, number).is_dir():
+            _Writer(folder, number, spans, hops).write(outputs(), miner)
+
+
+def teacher_folder(folder: Path, number: int) -> Path:
+    """The folder of one teacher's arrays."""
+    return folder / f"teacher-{number}"
+
+
+class _Writer:
+    """The arrays of one teacher while they are filled."""
+
+    def __init__(self, folder: Path, number: int, spans: Sequence[TokenSpan], hops: Sequence[str]):
+        self.final, self.spans = teacher_folder(folder, number), spans
+        self.folder = self.final.with_suffix(".partial")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        tokens = np.array([len(span.offsets) for span in spans])
+        self.begin = _begins(tokens)
+        self.map_begin = _begins(tokens * [span.question_tokens for span in spans])
+        self.sides = [self._array(side, self.begin[-1]) for side in ("start", "end")]
+        self.maps = {hop: self._array(_file(hop), self.map_begin[-1]) for hop in hops}
+        self.distractors = np.full((len(spans), 2), -1, dtype=np.int32)
+        self.confidence = np.zeros(len(spans), dtype=np.float32)
+
+    def _array(self, name: str, size: int) -> np.memmap:
+        path = self.folder / f"{name}.npy"
+        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(size),))
+
+    def write(self, outputs: Outputs, miner: DistractorMiner) -> None:
+        for rows, output in outputs:
+            self.fill(list(rows), _on_cpu(output), miner)
+        for array in (*self.sides, *self.maps.values()):
+            array.flush()
+        np.savez(
+            self.folder / "distractors.npz", spans=self.distractors, confidence=self.confidence
+        )
+        self.folder.rename(self.final)
+
+    def fill(self, rows: list[int], output: ReaderOutput, miner: DistractorMiner) -> None:
+        """Add the teacher's output for some rows."""
+        spans = [self.spans[row] for row in rows]
+        self.check(spans, output)
+        mined = miner.mine(output.start_logits, output.end_logits, output.mask, spans)
+        self.distractors[rows], self.confidence[rows] = mined
+        for logits, flat in zip(output[:2], self.sides, strict=True):
+            logits = logits.masked_fill(~output.mask, -torch.inf)
+            values = (logits - logits.amax(dim=1, keepdim=True)).numpy()
+            for row, span, line in zip(rows, spans, values, strict=True):
+                kept = line[span.positions]
+                if np.isnan(kept).any():
+                    raise QalibError(
+                        f"{self.final.name}: its logits for question {span.id!r} are not numbers; "
+                        "train it again with a lower learning rate."
+                    )
+                flat[self.begin[row] : self.begin[row + 1]] = kept.clip(min=LOWEST)
+        for hop, flat in self.maps.items():
+            for row, span, table in zip(rows, spans, output.attentions[hop].numpy(), strict=True):
+                kept = table[span.positions, : span.question_tokens]
+                flat[self.map_begin[row] : self.map_begin[row + 1]] = kept.ravel()
+
+    def check(self, spans: list[TokenSpan], output: ReaderOutput) -> None:
+        """Raise QalibError unless an output is about the tokens of these rows."""
+        for span, mask in zip(spans, output.mask.numpy(), strict=True):
+            real = np.zeros_like(mask)
+            real[span.positions] = True
+            if len(mask) < span.positions.stop or (real != mask).any():
+                raise QalibError(
+                    f"{self.final.name}: question {span.id!r} has {int(mask.sum())} passage "
+                    f"tokens, {len(span.offsets)} in the cache; all teachers of a cache need the "
+                    "same tokens."
+                )
+        missing = [hop for hop in self.maps if hop not in output.attentions]
+        if missing:
+            raise QalibError(
+                f"{self.final.name}: has no attention {missing[0]!r} on the question; set "
+                "attention to false."
+            )
+
+
+class TeacherTargets:
+    """The soft targets of some teachers of a cache: one teacher, or an ensemble of them."""
+
+    def __init__(self, folder: Path, teachers: Sequence[int]):
+        rows = json.loads((folder / "rows.json").read_text(encoding="ascii"))
+        self.teachers = tuple(sorted(teachers))  # so that no result depends on their order
+        self.tokenizer, self.hops = rows["tokenizer"], rows["hops"]
+        tokens, question = (np.array(rows[name]) for name in ("tokens", "question_tokens"))
+        self.begin = _begins(tokens)  # (R + 1,) of a row's tokens in the flat arrays
+        self.map_begin = _begins(tokens * question)  # (R + 1,) of its attention map
+        offsets = np.split(np.load(folder / "offsets.npy"), self.begin[1:-1])
+        columns = zip(
+            rows["ids"], offsets, rows["context_start"], rows["question_tokens"], strict=True
+        )
+        self.spans = [TokenSpan(*column) for column in columns]
+        folders = [teacher_folder(folder, number) for number in self.teachers]
+        self._sides = [
+            [np.load(f / f"{side}.npy", mmap_mode="r") for f in folders]
+            for side in ("start", "end")
+        ]
+        self._maps = {
+            hop: [np.load(f / f"{_file(hop)}.npy", mmap_mode="r") for f in folders]
+            for hop in self.hops
+        }
+        mined = [np.load(f / "distractors.npz") for f in folders]
+        self.distractor_spans = np.stack([m["spans"] for m in mined])  # (T, R, 2), characters
+        self.confidence = np.stack([m["confidence"] for m in mined])  # (T, R)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def distractors(self, allowed: np.ndarray | None = None) -> DistractorSpans:
+        """The confusing answers of the ensemble, see :func:`most_confident`."""
+        return most_confident(self.distractor_spans, self.confidence, allowed)
+
+    def logits(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Start and end logits (T, B, P) float32, and which of them are real (B, P) bool.
+
+        They are known up to a constant; the largest of each row is 0.
+        """
+        index, real = _padded(self.begin[rows], np.diff(self.begin)[rows])
+        start, end = (
+            torch.from_numpy(np.stack([flat[index] for flat in side]).astype(np.float32))
+            for side in self._sides
+        )
+        return start, end, torch.from_numpy(real)
+
+    def attention(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """The teachers' mean map of each hop (B, P, N) float32, and the real question (B, N) bool.
+
+        Each passage token's map sums to 1 in fp16; padding is 0.
+        """
+        question_tokens = np.array([self.spans[row].question_tokens for row in rows])
+        tokens = np.diff(self.begin)[rows]
+        question = np.arange(question_tokens.max(initial=0)) < question_tokens[:, None]
+        words = np.arange(tokens.max(initial=0)) < tokens[:, None]
+        real = words[:, :, None] & question[:, None]  # (B, P, N), in the order of the flat arrays
+        index, taken = _padded(self.map_begin[rows], tokens * question_tokens)
+        maps = {}
+        for hop, flats in self._maps.items():
+            table = np.zeros(real.shape, dtype=np.float32)
+            table[real] = sum(flat[index[taken]].astype(np.float32) for flat in flats) / len(flats)
+            maps[hop] = torch.from_numpy(table)
+        return maps, torch.from_numpy(question)
+
+
+def _memory_maps(folders: Sequence[Path], name: str) -> list[np.ndarray]:
+    return [np.load(folder / f"{name}.npy", mmap_mode="r") for folder in folders]
+
+
+def _file(hop: str) -> str:
+    return hop.replace(" ", "-")
+
+
+def _begins(lengths: np.ndarray) -> np.ndarray:
+    """Where each row begins in a flat array, and where the last ends.  (R,) -> (R + 1,)"""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _padded(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of rows in a flat array, padded to the longest, and which are real.  -> (B, P) x 2
+
+    Padding points at the first value, so that every index is valid.
+    """
+    steps = np.arange(lengths.max(initial=0))
+    real = steps < lengths[:, None]
+    return np.where(real, begin[:, None] + steps, 0), real
+
+
+def _on_cpu(output: ReaderOutput) -> ReaderOutput:
+    """An output as float32 or bool on the CPU, without gradients."""
+
+    def plain(x: Tensor) -> Tensor:
+        return x.detach().to("cpu", x.dtype if x.dtype == torch.bool else torch.float32)
+
+    maps = {name: plain(x) for name, x in output.attentions.items()}
+    return ReaderOutput(*map(plain, output[:3]), maps)
