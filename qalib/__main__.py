@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,58 +15,65 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Wall-clock benchmarks; ratios within one run.", no_args_is_help=True)
+bench = typer.Typer(help="Benchmarks: interleaved rounds, ratios in one run.", no_args_is_help=True)
+runs = typer.Typer(help="List, explain or delete cached runs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(runs, name="runs")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-P", help="ci, laptop, study or paper")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
 
 
 @app.command()
 def answer(
     question: Annotated[str, typer.Argument(help="the question")] = "",
-    passage: Annotated[Path | None, typer.Option(help="text file; without it, stdin")] = None,
-    questions: Annotated[Path | None, typer.Option(help="a file of them, one a line")] = None,
-    dataset: Annotated[Path | None, typer.Option(help="answer a SQuAD or MRQA file")] = None,
-    output: Annotated[Path | None, typer.Option(help="where its predictions go (JSON)")] = None,
-    n_best: Annotated[int, typer.Option(help="how many answers")] = 1,
+    passage: Annotated[Path | None, typer.Option(help="text file; default: stdin")] = None,
+    questions: Annotated[Path | None, typer.Option(help="a file of questions, one a line")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="a SQuAD or MRQA file to answer")] = None,
+    output: Annotated[Path | None, typer.Option(help="file for its predictions (JSON)")] = None,
+    n_best: Annotated[int, typer.Option(help="number of answers")] = 1,
     as_json: JsonOption = False,
-    checkpoint: Annotated[str, typer.Option(help="a checkpoint folder; default: shipped")] = "",
+    checkpoint: Annotated[str, typer.Option(help="checkpoint folder; default: shipped")] = "",
     null: Annotated[bool, typer.Option(help="allow 'no answer' (SQuAD 2.0 models)")] = False,
-    skim: Annotated[bool, typer.Option("--skim", help="read only what matters")] = False,
-    keep: Annotated[float | None, typer.Option(help="... and keep so many answers: 0.995")] = None,
-    work: Annotated[float | None, typer.Option(help="... or do so much of the work: 0.5")] = None,
-    lost: Annotated[float | None, typer.Option(help="... or lose so many F1 points: 0.5")] = None,
-    drop: Annotated[
-        float | None, typer.Option(help="... and of long passages no window below: 0.1")
+    skim: Annotated[bool, typer.Option("--skim", help="enable block skimming")] = False,
+    min_recall: Annotated[
+        float | None, typer.Option(help="skimming: minimum share of answers kept, e.g. 0.995")
+    ] = None,
+    max_flops: Annotated[
+        float | None, typer.Option(help="skimming: maximum FLOPs relative to full inference")
+    ] = None,
+    max_f1_drop: Annotated[
+        float | None, typer.Option(help="skimming: maximum drop in F1 points, e.g. 0.5")
+    ] = None,
+    window_threshold: Annotated[
+        float | None,
+        typer.Option(help="skimming: stop windows whose best block scores below, e.g. 0.1"),
     ] = None,
 ) -> None:
     """Answer a question about a passage, a list of questions, or a whole data set.
 
-    What --keep and --lost promise was counted on held-out questions, and holds for such.
+    Operating points (--min-recall, --max-f1-drop) were calibrated on held-out questions and hold
+    for questions of the same kind.
     """
-    from qalib.answer import AnswerConfig, Answerer
-    from qalib.readers.shipped import windows_of
-    from qalib.skim.wishes import Wish
-    from qalib.study import answers
+    from qalib.answer_command import answer_command
 
-    if [bool(question), bool(dataset), bool(questions)].count(True) != 1:
-        raise QalibError(
-            'give either a question, as in: qalib answer "Who ...?", or --questions, or --dataset.'
-        )
-    asked = (keep, work, lost)
-    wish = None if asked == (None, None, None) else Wish(*asked)
-    config = AnswerConfig(windows=replace(windows_of(checkpoint), null=null), n_best=n_best)
-
-    def load() -> Answerer:
-        return Answerer.load(checkpoint, config, skim, wish, drop)
-
-    if dataset:
-        answers.answer_dataset(load, dataset, output)
-    elif questions:
-        answers.answer_list(load, questions, passage, as_json)
-    else:
-        answers.answer_question(load, question, passage, as_json)
+    answer_command(
+        question,
+        passage,
+        questions,
+        dataset,
+        output,
+        n_best,
+        as_json,
+        checkpoint,
+        null,
+        skim,
+        min_recall,
+        max_flops,
+        max_f1_drop,
+        window_threshold,
+    )
 
 
 @app.command()
@@ -82,7 +88,7 @@ def score(dataset: Path, predictions: Path) -> None:
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="sources; none: list them")] = None,
 ) -> None:
-    """Fetch data by name, verify it and say where it is; without a name, list what there is."""
+    """Download data by name, verify it and print its path; without a name, list the sources."""
     from qalib.data.sources import fetch as fetch_source
 
     if not names:
@@ -94,8 +100,7 @@ def fetch(
 def _sources() -> str:
     from tabulate import tabulate
 
-    from qalib.data.registry import SOURCES
-    from qalib.data.sources import find
+    from qalib.data.sources import SOURCES, find
 
     rows = [
         [source.name, "here" if find(source.name) else "", source.questions, source.file]
@@ -104,150 +109,146 @@ def _sources() -> str:
     return tabulate(rows, headers=["name", "", "questions", "file"], intfmt=",")
 
 
-@app.command()
-def figures(
+@app.command("run-notebooks")
+def run_notebooks(
     profile: ProfileOption = "laptop",
     only: Annotated[list[str] | None, typer.Option(help="notebook numbers, e.g. 00")] = None,
-    force: Annotated[bool, typer.Option(help="compute everything again")] = False,
-    check: Annotated[bool, typer.Option(help="only say what is out of date")] = False,
+    force: Annotated[bool, typer.Option(help="compute every run again")] = False,
+    check: Annotated[bool, typer.Option(help="only report what is out of date")] = False,
     param: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for a notebook")] = None,
 ) -> None:
-    """Run the notebooks and regenerate their figures."""
-    from qalib.study.notebooks import command_figures
+    """Run the notebooks with papermill and regenerate their figures."""
+    from qalib.study.notebooks import command
 
-    raise typer.Exit(
-        command_figures(profile, only=only, force=force, check=check, params=param or ())
-    )
+    raise typer.Exit(command(profile, only, force, check, param or ()))
+
+
+app.command("figures", help="The same as run-notebooks.")(run_notebooks)
 
 
 @app.command()
 def train(
-    stage: Annotated[
-        str, typer.Argument(help="encoder, 'bytes: VARIANT', 'bytes: final', 'skim: ROW', ...")
-    ],
+    stage: Annotated[str, typer.Argument(help="encoder, bytes, block-skim or words")],
     profile: ProfileOption = "laptop",
-    seed: Annotated[int, typer.Option(help="seed")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
 ) -> None:
-    """Train a reader into the store; with several GPUs: accelerate launch -m qalib train ..."""
-    from qalib.study import session
-    from qalib.study.commands import stages_by_name
+    """Train a reader with the settings of a profile; with several GPUs: accelerate launch -m qalib.
 
-    study = session.start("train", profile, seed)
-    known = stages_by_name(study)
-    if stage not in known:
-        raise QalibError(f"nothing called {stage!r} can be trained; there is {'; '.join(known)}.")
-    for run in known[stage](study):
-        print(f"{run.short}: {json.dumps(run.metrics)}")
+    The notebooks train all others: variants, ablations and students.
+    """
+    from qalib.study.session import train_by_name
+
+    run = train_by_name(stage, profile, seed)
+    print(f"{run.short}: {json.dumps(run.metrics)}")
 
 
-@app.command()
-def ship(
+@app.command("export-checkpoint")
+def export_checkpoint(
     what: Annotated[str, typer.Argument(help="reader or skimmer")] = "reader",
     profile: ProfileOption = "study",
 ) -> None:
-    """Write data/checkpoints from what a profile trained, scored, with its card."""
-    from qalib.study.session import start
-    from qalib.study.ship import ship as ship_reader
-    from qalib.study.ship_skim import ship_skimmer
+    """Write data/checkpoints from what a profile trained: adapter, scores, model card."""
+    from qalib.study.publish import export_reader, export_skimmer
+    from qalib.study.session import open_study
 
-    known = {"reader": ship_reader, "skimmer": ship_skimmer}
+    known = {"reader": export_reader, "skimmer": export_skimmer}
     if what not in known:
-        raise QalibError(f"nothing called {what!r} ships; there is {' and '.join(known)}.")
-    print(known[what](start("ship", profile)))
+        raise QalibError(f"{what!r} is not shipped; choose {' or '.join(known)}.")
+    print(known[what](open_study("export-checkpoint", profile)))
 
 
-@app.command()
-def runs(
-    why: Annotated[str, typer.Option(help="KEY: how this run differs from its neighbours")] = "",
-    drop: Annotated[str, typer.Option(help="KEY: delete this run")] = "",
-    as_json: JsonOption = False,
+@runs.command("list")
+def runs_list(as_json: JsonOption = False) -> None:
+    """List the runs of the store and the records, the newest first."""
+    from qalib.study.run_cache import RunCache, list_runs
+
+    print(list_runs(RunCache(), as_json))
+
+
+@runs.command("explain")
+def runs_explain(key: Annotated[str, typer.Argument(help="name or beginning of a key")]) -> None:
+    """Explain a cache miss: compare a run's configuration with the most similar runs."""
+    from tabulate import tabulate
+
+    from qalib.study.run_cache import RunCache
+
+    rows = RunCache().explain(key)
+    headers = ["compared with", "field", "here", "there"]
+    print(tabulate(rows, headers, tablefmt="github") if rows else "No other run of its stage.")
+
+
+@runs.command("delete")
+def runs_delete(
+    key: Annotated[str, typer.Argument(help="name or beginning of a key")],
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """List recorded runs, explain why one was computed anew, or delete one."""
-    from qalib.study.store import command_runs
+    """Delete a run from the store; records are never deleted."""
+    from qalib.study.run_cache import RunCache
 
-    print(command_runs(why=why, drop=drop, as_json=as_json))
-
-
-@bench.command("train")
-def bench_train(
-    rounds: Annotated[int, typer.Option(help="interleaved rounds; the median counts")] = 5,
-    as_json: JsonOption = False,
-) -> None:
-    """Training throughput against the defaults of transformers, on the same questions."""
-    from qalib.benches.training import TrainBench
-    from qalib.study.stages import bench_training, bench_training_table
-
-    run = bench_training(TrainBench(rounds=rounds))
-    print(json.dumps(run.metrics, indent=2) if as_json else bench_training_table(run))
-
-
-@bench.command("bytes")
-def bench_bytes(
-    rounds: Annotated[int, typer.Option(help="interleaved rounds; the median counts")] = 5,
-    as_json: JsonOption = False,
-) -> None:
-    """The byte-level page, literally, against this kit's reader, and what each variant costs."""
-    from qalib.benches.byte_training import ByteBench
-    from qalib.study import byte_bench_stage
-
-    run = byte_bench_stage.bench_bytes(ByteBench(rounds=rounds))
-    print(json.dumps(run.metrics, indent=2) if as_json else byte_bench_stage.bench_bytes_table(run))
+    if not yes:
+        typer.confirm(f"Delete the run {key} from the store?", abort=True)
+    for folder in RunCache().delete(key):
+        print(f"Deleted {folder}")
 
 
 DataOption = Annotated[str, typer.Option(help="almanac (embedded), a source or a file")]
 SkimmerOption = Annotated[str, typer.Option(help="folder of a trained skimmer; default: shipped")]
+SecondsOption = Annotated[float, typer.Option(help="time for the whole benchmark, about")]
 
 
-@bench.command("skim")
-def bench_skim(
+@bench.command("training")
+def bench_training(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+    """Training throughput against the defaults of transformers, on the same questions."""
+    from qalib.study.stages import benchmarks
+
+    print(benchmarks.bench_training(rounds=rounds, as_json=as_json))
+
+
+@bench.command("byte-models")
+def bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+    """Byte-level readers: the published code's structure against this kit's, and every variant."""
+    from qalib.study.stages import benchmarks
+
+    print(benchmarks.bench_byte_models(rounds=rounds, as_json=as_json))
+
+
+@bench.command("block-skim")
+def bench_block_skim(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
-    rounds: Annotated[int, typer.Option(help="interleaved rounds of a cell, at most")] = 25,
-    seconds: Annotated[float, typer.Option(help="for all cells together, about")] = 200.0,
+    seconds: SecondsOption = 200.0,
     full: Annotated[bool, typer.Option("--full", help="every length, batch and rival")] = False,
-    lengths: Annotated[str, typer.Option(help="lengths to print; empty: all")] = "384",
     as_json: JsonOption = False,
 ) -> None:
-    """Skimming against its rivals on the same questions: speed-ups, ideals, where the time goes."""
-    from qalib.study import skim_bench_stage as stage
+    """Skimming against other ways to run the same encoder on the same batches."""
+    from qalib.study.stages import benchmarks
 
-    shown = _whole_numbers(lengths)
-    run = stage.bench_skim(stage.configured(data, rounds, seconds, full), skimmer)
-    print(json.dumps(run.metrics, indent=2) if as_json else stage.bench_text(run, shown))
+    print(benchmarks.bench_block_skim(data, skimmer, seconds, full, as_json=as_json))
 
 
-@bench.command("answer")
-def bench_answer(
+@bench.command("end-to-end")
+def bench_end_to_end(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
-    questions: Annotated[int, typer.Option(help="how many, the first of the data")] = 200,
-    rounds: Annotated[int, typer.Option(help="interleaved rounds; the median counts")] = 3,
+    questions: Annotated[int, typer.Option(help="the first so many of the data")] = 200,
+    rounds: RoundsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Whole questions per second: tokenising, reading and decoding, with EM and F1."""
-    from qalib.benches.watch import AnswerBench
-    from qalib.study import skim_bench_stage as stage
+    """Questions per second with tokenisation and decoding, and EM and F1."""
+    from qalib.study.stages import benchmarks
 
-    run = stage.bench_answers(AnswerBench(questions, rounds), data, skimmer)
-    print(json.dumps(run.metrics, indent=2) if as_json else stage.answer_text(run))
-
-
-def _whole_numbers(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdigit() for word in words):
-        raise QalibError(f"{text!r}: give whole numbers with commas, as in --lengths 128,384.")
-    return [int(word) for word in words]
+    print(benchmarks.bench_end_to_end(data, skimmer, questions, rounds, as_json=as_json))
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and exit status 2."""
+    """Run the command line; a user error is one line and exit status 2."""
     try:
-        app()
+        app(standalone_mode=True)
     except QalibError as error:
         print(f"qalib: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("qalib: interrupted; what was recorded is kept.", file=sys.stderr)
+        print("qalib: interrupted; finished runs and checkpoints are kept.", file=sys.stderr)
         sys.exit(130)
 
 

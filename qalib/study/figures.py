@@ -26,6 +26,7 @@ KINDS = ("png", "svg", "csv")
 STABLE_SVG = {"svg.fonttype": "path", "svg.hashsalt": "qalib"}  # the same bytes on every machine
 PASSING = ("created", "git", "command")  # provenance that may differ though nothing else does
 
+
 def save_figure(
     name: str,
     fig,

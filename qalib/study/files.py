@@ -42,12 +42,16 @@ def canonical(value: object, place: str = "value") -> str:
 
     Equal values give equal texts, so its hash names a configuration. Raises as ``to_json_data`` does.
     """
-    return json.dumps(to_json_data(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(
+        to_json_data(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
 
 
 def pretty(value: object, place: str = "value") -> str:
     """The same data for people: indented, keys sorted, characters as they are, newline at end."""
-    return json.dumps(to_json_data(value, place), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(to_json_data(value, place), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -1,9 +1,9 @@
 """Plots that several notebooks share. All take a tidy DataFrame and draw on given axes.
 
-    with style():
-        fig, ax = plt.subplots()
-        training_curves(ax, curves, x="step", y="loss", hue="reader")
-        legend_below(fig, ax)
+with style():
+    fig, ax = plt.subplots()
+    training_curves(ax, curves, x="step", y="loss", hue="reader")
+    legend_below(fig, ax)
 """
 
 import contextlib
@@ -89,7 +89,10 @@ def forest(ax, rows: pd.DataFrame, label: str = "name", zero: float = 0.0, **lin
 
 
 def recall_curves(
-    ax, points: pd.DataFrame, hue: str = "layer", baselines: Mapping[str, pd.DataFrame] | None = None
+    ax,
+    points: pd.DataFrame,
+    hue: str = "layer",
+    baselines: Mapping[str, pd.DataFrame] | None = None,
 ):
     """Answers kept over tokens kept, both in percent.  columns: ``hue``, tokens, answers
 

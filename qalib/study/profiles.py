@@ -1,4 +1,4 @@
-"""Profiles: how big everything is, in one file, so that no notebook needs a branch.
+"""Profiles: data, sizes and training settings in one file, so that no notebook needs a branch.
 
 ``profiles.toml`` beside this module has a table for each profile (ci, laptop, study, paper), with
 a table for each section in it. A profile may extend another one, whose keys it then overrides:
@@ -35,17 +35,21 @@ class Profile:
     path: Path = PROFILES
 
     def section(self, name: str, kind: type[T]) -> T:
-        """The section as an instance of the dataclass ``kind``; what it leaves out is default.
+        """The section as settings of class ``kind``; what it leaves out keeps its default.
 
-        Raises QalibError naming file, section and key, with the nearest key that there is, for
-        a section or key that is unknown, a value of the wrong type and a missing one.
+        ``name`` may lead into a section with dots ("bytes.base"). Raises QalibError naming file,
+        section and key, with the nearest known name, for a section or key that is unknown, a
+        value that is not allowed and one that is missing.
         """
         place = f"{_shown(self.path)}: [{self.name}.{name}]"
-        if name not in self.sections:
-            known = nearest(name, self.sections)
-            raise QalibError(f"{place} is not there; {known}.")
-        log_usage("section", name)
-        return build(self.sections[name], kind, place)
+        first, *inner = name.split(".")
+        if first not in self.sections:
+            raise QalibError(f"{place} is not there; {nearest(first, self.sections)}.")
+        log_usage("section", first)
+        table = self.sections[first]
+        for part in inner:
+            table = table.get(part, {})
+        return build(table, kind, place)
 
     def budget(self, notebook: str) -> int:
         """Seconds that a notebook ("00") may take here: section ``budget``, else its default."""
@@ -60,9 +64,9 @@ class Profile:
 
 
 def load_profile(name: str, path: Path = PROFILES) -> Profile:
-    """The profile of that name, with what it takes over from those that it extends.
+    """The profile of that name, merged with those that it extends.
 
-    Raises QalibError for an unknown name, a circle of extensions and a file that is not TOML.
+    Raises QalibError for an unknown name, cyclic extension and a file that is not TOML.
     """
     tables = _read(path)
     line: list[str] = []  # the profile and its ancestors, the nearest first
@@ -73,9 +77,7 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
             raise QalibError(f"{_shown(path)}: {said} {following!r}; {nearest(name, tables)}.")
         if following in line:
             circle = " -> ".join([*line, following])
-            raise QalibError(
-                f"{_shown(path)}: the profiles {circle} extend each other in a circle."
-            )
+            raise QalibError(f"{_shown(path)}: the profiles {circle} extend each other in a cycle.")
         line.append(following)
         following = tables[following].get("extends")
     merged: dict = {}
@@ -85,7 +87,7 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
     for key, value in merged.items():
         if not isinstance(value, dict):
             raise QalibError(
-                f"{_shown(path)}: {key!r} stands in [{name}] itself; put it into a section."
+                f"{_shown(path)}: {key!r} is set in [{name}] itself; move it into a section."
             )
     return Profile(name, merged, path)
 
@@ -97,12 +99,12 @@ def _read(path: Path) -> dict[str, dict]:
         raise QalibError(f"{_shown(path)}: cannot be read as TOML: {error}.") from None
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise QalibError(f"{_shown(path)}: {name!r} stands outside of every profile.")
+            raise QalibError(f"{_shown(path)}: {name!r} is outside of every profile.")
     return tables
 
 
 def _over(base: dict, top: Mapping) -> dict:
-    """``base`` with the keys of ``top`` laid over it, table by table."""
+    """``base`` updated with the keys of ``top``, table by table."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)

@@ -1,6 +1,6 @@
-"""The tables of the README, written from the recorded runs and nothing else.
+"""The tables of the README, written from the recorded runs.
 
-``data/results/table.toml`` says what stands in it:
+``data/results/table.toml`` defines them:
 
     [columns]
     F1 = "metrics.f1"               # heading = where the number is in a run
@@ -27,10 +27,9 @@ from pathlib import Path
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.entries import Run, read_run, split_name
-from qalib.study.files import pretty, write_whole
-from qalib.study.paper import Claim, load_claims, markdown_table, mean_and_spread
-from qalib.study.store import RECORDS, Store
+from qalib.study.claims import Claim, load_claims, markdown_table, mean_and_spread
+from qalib.study.files import pretty, write_atomically
+from qalib.study.run_cache import RECORDS, Run, RunCache, read_records
 
 README = ROOT / "README.md"
 NOTEBOOKS, FIGURES = ROOT / "notebooks", ROOT / "figures"
@@ -63,7 +62,7 @@ def readme_table(records: Path = RECORDS) -> str:
 
 def _facts(run: Run, runs: list[Run], trained: str) -> dict:
     """What a cell may show of a run, and of the run that its weights are from."""
-    weights = run.inputs.get("weights")
+    weights = run.inputs.get("weights", run.inputs.get("weights.0"))
     source = [r for r in runs if (r.short == trained if trained else r.key == weights)]
     own = {"metrics": run.metrics, "env": run.env, "config": run.config}
     return own | ({"trained": {"metrics": source[0].metrics}} if source else {})
@@ -76,9 +75,8 @@ def _claimed(name: str, claims: Mapping[str, Claim], path: Path) -> str:
 
 
 def recorded_runs(records: Path = RECORDS) -> list[Run]:
-    """Every run that is published in ``records``, in the order of their names."""
-    folders = sorted(records.iterdir()) if records.is_dir() else []
-    return [read_run(folder) for folder in folders if folder.is_dir() and split_name(folder)]
+    """Every recorded run, by stage and key."""
+    return [run for path in sorted(records.glob("*.jsonl")) for run in read_records(path).values()]
 
 
 def update_readme(records: Path = RECORDS, path: Path = README) -> bool:
@@ -88,14 +86,14 @@ def update_readme(records: Path = RECORDS, path: Path = README) -> bool:
     """
     old, new = _before_and_after(records, path)
     if new != old:
-        write_whole(path, new)
+        write_atomically(path, new)
     return new != old
 
 
 def check_readme(records: Path = RECORDS, path: Path = README) -> list[str]:
     """What is wrong with the README's table: an empty list if it is the one of the records."""
     old, new = _before_and_after(records, path)
-    mend = "run `python -m qalib figures --profile study`"
+    mend = "run `python -m qalib run-notebooks --profile study`"
     return [] if old == new else [f"{path.name}: its results are not those recorded; {mend}."]
 
 
@@ -128,7 +126,9 @@ def notebook_index(records: Path = RECORDS, notebooks: Path = NOTEBOOKS) -> str:
         taken = minutes.get(path.stem, {})
         shown = {name: f"{taken[name]:.0f}" if name in taken else "-" for name in PROFILES}
         columns = {f"{name}, minutes": value for name, value in shown.items()}
-        rows.append({"notebook": f"[{path.stem}](notebooks/{path.name})", "asks": title, **columns})
+        rows.append(
+            {"notebook": f"[{path.stem}](notebooks/{path.name})", "question": title, **columns}
+        )
     return markdown_table(rows)
 
 
@@ -136,18 +136,18 @@ def note_minutes(records: Path = RECORDS, figures: Path = FIGURES) -> None:
     """Note the minutes of passes on this machine: all that their runs and their cells took."""
     path = records / "minutes.json"
     minutes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    store = Store(records=records)
+    cache = RunCache(records=records)
     for profile in PROFILES:
         for stamp in sorted((figures / profile).glob("*.stamp.json")):
             told = json.loads(stamp.read_text(encoding="utf-8"))
             try:
-                computed = sum(store.get(run).env["seconds"] for run in told["runs"])
+                computed = sum(cache.get(run).env["seconds"] for run in told["runs"])
             except QalibError:  # its runs were removed: what they took is no longer known
                 continue
             name = stamp.name.removesuffix(".stamp.json")
             whole = max(computed, told["seconds"]) / 60
             minutes.setdefault(name, {})[profile] = max(1, round(whole))
-    write_whole(path, pretty(minutes))
+    write_atomically(path, pretty(minutes))
 
 
 def _holds(config: object, where: Mapping) -> bool:

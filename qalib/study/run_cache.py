@@ -291,9 +291,12 @@ class RunCache:
         Raises QalibError if there is none or more than one.
         """
         stage, _, digits = name.rpartition("-")
+        if (self.root / name).is_dir() and split_name(self.root / name):
+            return read_run(self.root / name)
+        recorded = self._recorded(stage).values() if stage else self._recorded_runs()
         found = {
             run.key: run
-            for run in [*self._recorded_runs(), *self._stored_runs()]
+            for run in [*recorded, *self._stored_runs()]
             if run.key.startswith(digits) and stage in ("", run.stage)
         }
         if len(found) == 1:
@@ -361,7 +364,9 @@ class RunCache:
                     fields[folder.stem] = {k: request.get(k) for k in ("config", "inputs")}
         chosen = [short for short in fields if short == name or name in short.rpartition("-")[2]]
         if len(chosen) != 1:
-            raise QalibError(f"{len(chosen)} runs are called {name!r}; `python -m qalib runs list`.")
+            raise QalibError(
+                f"{len(chosen)} runs are called {name!r}; `python -m qalib runs list`."
+            )
         stage = chosen[0].rpartition("-")[0]
         others = {
             short: differences(fields[chosen[0]], other)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from qalib.data.schema import Dataset
+from qalib.errors import QalibError
 from qalib.settings import settings
 from qalib.study.files import log_usage
 from qalib.study.profiles import Profile, load_profile
@@ -165,3 +166,28 @@ def load_data(config: DataConfig, split: str) -> Dataset:
     if not count:
         return whole
     return make_dataset(whole.name, whole.examples[:count], whole.path, whole.raw_sha256)
+
+
+TRAINABLE = {  # stage module and function, section of the settings, of the data
+    "encoder": ("baseline", "train_encoder", "EncoderTraining", "encoder", "data"),
+    "bytes": ("bytes", "train_bytes", "ByteTraining", "bytes.base", "byte_data"),
+    "block-skim": ("block_skim", "train_skim", "SkimTraining", "skim.base", "skim_ablations"),
+    "words": ("distillation", "train_words", "WordTraining", "distill.base", "distill_data"),
+}
+
+
+def train_by_name(name: str, profile: str, seed: int = 0) -> Run:
+    """Train one reader with a profile's settings, as ``python -m qalib train`` does.
+
+    Raises QalibError for an unknown name.
+    """
+    from importlib import import_module
+
+    if name not in TRAINABLE:
+        raise QalibError(f"no reader is called {name!r}; the readers are {', '.join(TRAINABLE)}.")
+    module, function, kind, section, data = TRAINABLE[name]
+    stages = import_module(f"qalib.study.stages.{module}")
+    study = open_study("train", profile, seed)
+    config = study.config(section, getattr(stages, kind))
+    config = dataclasses.replace(config, seed=seed)
+    return study.run(getattr(stages, function), config, data=study.data("train", data))

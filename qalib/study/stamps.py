@@ -128,7 +128,9 @@ def make_stamp(
     return {
         "cells": {"": _hash([[cell.get("id"), cell["source"]] for cell in notebook.code])},
         "params": dict(params),
-        "stages": {name: _hash(path.read_text()) for name, path in stages.items() if path.is_file()},
+        "stages": {
+            name: _hash(path.read_text()) for name, path in stages.items() if path.is_file()
+        },
         "sections": {name: _hash(settings.get(name)) for name in sorted(sections)},
         "claims": {name: _hash(repr(papers.get(name))) for name in sorted(claims)},
     }
