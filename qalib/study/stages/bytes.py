@@ -67,13 +67,22 @@ class ByteStudy:
     """What notebooks 01 to 03 train: one set-up, several readers, some seeds."""
 
     base: ByteTraining = field(default_factory=ByteTraining)  # of the plain convolutional reader
-    seeds: Annotated[int, Field(ge=1)] = 1  # of plain and dense
+    seeds: Annotated[int, Field(ge=1)] = 1  # of plain and dense; the other variants have one
+    variants: tuple[str, ...] = ("plain", "dense", "dilated", "recurrent", "plain, recurrent")
+    recurrent: str = "recurrent"  # the variant that is compared with plain
+    page: str = "recurrent"  # the variant that is compared with the page's recurrent reader
     sigmas: tuple[float, ...] = (0.0, 2.0)  # of the sweep
     sweep_steps: Annotated[int, Field(ge=0)] = 0  # training steps in a sweep; 0 = as ``base``
     held_out: float = 0.1  # fraction of the passages on which the sweeps are scored
     finetune_steps: Annotated[int, Field(ge=1)] = 1  # with sigma 0, before a reader is evaluated
     finetune_rate: float = 1e-3
     epoch_multiplier: Annotated[int, Field(ge=1)] = 1  # of the longer training of plain
+    gradient_batches: Annotated[int, Field(ge=1)] = 4
+
+    def __post_init__(self):
+        for name in ("plain", "dense", self.recurrent, self.page):
+            if name not in self.variants:
+                raise QalibError(f"variants must include {name!r}, which others are compared with.")
 
 
 @settings
@@ -91,7 +100,7 @@ class ByteFinal:
 
 @settings
 class Gradients:
-    """``batches`` of training, in the order that ``seed`` gives."""
+    """On how many training batches gradients are measured; ``seed`` draws them."""
 
     batches: Annotated[int, Field(ge=1)] = 4
     seed: int = 0
