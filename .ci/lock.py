@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KIT = ["torch==2.13.0", f"{ROOT}[dev]"]
+KIT = ["torch==2.13.0", f"{ROOT}[study,bench,dev]"]
 ELSEWHERE = {
     "appnope": 'sys_platform == "darwin"',  # ipykernel
     "aiohttp": 'python_version == "3.12"',  # papermill

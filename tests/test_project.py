@@ -20,7 +20,11 @@ from qalib.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
-DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+GROUPS = PROJECT["optional-dependencies"]
+STUDY, BENCH, DEV = (
+    [Requirement(line) for line in GROUPS[group]] for group in ("study", "bench", "dev")
+)
+ALL = CORE + STUDY + BENCH + DEV
 
 
 def name(requirement: Requirement) -> str:
@@ -59,7 +63,7 @@ def files_of_the_project() -> list[Path]:
 # Packages
 
 
-@pytest.mark.parametrize("requirement", CORE + DEV, ids=name)
+@pytest.mark.parametrize("requirement", ALL, ids=name)
 def test_every_dependency_has_a_lower_and_an_upper_bound(requirement: Requirement) -> None:
     assert {bound.operator for bound in requirement.specifier} == {">=", "<"}
 
@@ -70,7 +74,7 @@ def test_conda_gets_the_same_packages_within_the_same_bounds() -> None:
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     *packages, itself = from_pip["pip"]
     assert itself == "--editable ."
-    assert packages == [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    assert packages == [*PROJECT["dependencies"], *(line for group in GROUPS.values() for line in group)]
 
 
 def test_lock_is_exact_and_within_bounds() -> None:
@@ -78,7 +82,7 @@ def test_lock_is_exact_and_within_bounds() -> None:
     for pin in pins.values():
         assert [bound.operator for bound in pin.specifier] == ["=="], pin
         assert "+" not in str(pin.specifier), f"{pin}: a local build is on no index"
-    for requirement in CORE + DEV:
+    for requirement in ALL:
         (version,) = (bound.version for bound in pins[name(requirement)].specifier)
         assert requirement.specifier.contains(version), f"{requirement} but locked {version}"
     assert str(pins["torch"].specifier) == "==2.13.0"
@@ -107,7 +111,7 @@ def test_lock_holds_whatever_a_locked_package_asks_for(system: str, version: str
                 assert name(needed) in pins, f"{package} asks for {needed}"
 
 
-@pytest.mark.parametrize(("folder", "allowed"), [("qalib", CORE), ("tests", CORE + DEV)])
+@pytest.mark.parametrize(("folder", "allowed"), [("qalib", CORE + STUDY + BENCH), ("tests", ALL)])
 def test_what_is_imported_is_declared(folder: str, allowed: list[Requirement]) -> None:
     declared = {name(requirement) for requirement in allowed}
     owners = metadata.packages_distributions()
@@ -176,8 +180,30 @@ def test_citation_is_of_this_version() -> None:
 def test_command_line_lists_its_commands() -> None:
     shown = python("-m", "qalib", "--help")
     assert shown.returncode == 0, shown.stderr
-    for command in ("figures", "runs", "fetch", "score", "answer"):
+    for command in ("run-notebooks", "runs", "fetch", "score", "answer"):
         assert command in shown.stdout
+
+
+def test_answering_needs_the_core_packages_only(tmp_path) -> None:
+    """Everything behind `answer` and `score` imports without the packages of other groups."""
+    others = {name(requirement) for requirement in STUDY + BENCH + DEV}
+    owners = metadata.packages_distributions()
+    blocked = [m for m, by in owners.items() if {canonicalize_name(b) for b in by} <= others]
+    code = f"""
+import sys
+class Block:
+    def find_spec(self, module, path=None, target=None):
+        if module.partition(".")[0] in {blocked!r}:
+            raise ImportError(module)
+sys.meta_path.insert(0, Block())
+from qalib.inference import QuestionAnswerer
+import qalib.skim.reader, qalib.training, qalib.metrics
+answers = QuestionAnswerer.load().answer("Who built it?", "The bridge was built by Mira Kovac.")
+print(answers[0].text)
+"""
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Mira" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -185,7 +211,7 @@ def test_command_line_lists_its_commands() -> None:
     [
         ("qalib.__main__", "torch transformers datasets accelerate pandas matplotlib sklearn"),
         ("qalib.data", "torch transformers datasets accelerate pandas matplotlib sklearn"),
-        ("qalib.data.batches", "transformers datasets accelerate pandas matplotlib sklearn"),
+        ("qalib.data.batching", "transformers datasets accelerate pandas matplotlib sklearn"),
     ],
 )
 def test_light_modules_import_nothing_heavy(modules: str, heavy: str) -> None:
@@ -193,7 +219,7 @@ def test_light_modules_import_nothing_heavy(modules: str, heavy: str) -> None:
     names = [modules]
     if modules == "qalib.data":  # all of it, but for the tensors
         rooms = sorted((ROOT / "qalib" / "data").glob("[!_]*.py"))
-        names = [f"qalib.data.{path.stem}" for path in rooms if path.stem != "batches"]
+        names = [f"qalib.data.{path.stem}" for path in rooms if path.stem != "batching"]
     code = (
         f"import sys, {', '.join(names)}; print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
     )
