@@ -83,19 +83,26 @@ def train_encoder(
             output, batch.answer_spans, batch.answer_weights, config.loss
         ),
     )
-    scores: dict[str, float] = {}
 
     def after_epoch(epoch: int) -> dict:
-        for name, dataset in {"held_out": held, "watch": watch}.items():
-            if dataset:
-                found = reader_scores(reader, dataset, config.windows)
-                scores.update({f"{name}_{metric}": value for metric, value in found.items()})
-        return dict(scores)
+        return {
+            f"{name}_{metric}": value
+            for name, dataset in {"held_out": held, "watch": watch}.items()
+            if dataset
+            for metric, value in reader_scores(reader, dataset, config.windows).items()
+        }
 
     summary = train(reader, task, config.train, work, config.seed, after_epoch=after_epoch)
     if Accelerator(mixed_precision="no").is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
-    return {"questions": len(rest), "windows": len(windows), **summary, **scores}
+    return {"questions": len(rest), "windows": len(windows), **summary, **_last_scores(work)}
+
+
+def _last_scores(work: Path) -> dict:
+    """What was measured after the last epoch, possibly before the training was resumed."""
+    lines = (work / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    epochs = [line for line in map(json.loads, lines) if "step" not in line]
+    return {name: value for name, value in epochs[-1].items() if name != "epoch"} if epochs else {}
 
 
 def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConfig) -> dict:

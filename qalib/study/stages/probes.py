@@ -43,7 +43,7 @@ class ProbeConfig:
 class BlockFeatures(NamedTuple):
     """The passage blocks of some questions, a row each, in the order of questions and passage."""
 
-    attention: np.ndarray  # (N, layers, H, 6) float32, see skim.features.six_features
+    attention: np.ndarray  # (N, layers, H, 6) float32, see skim.features.paper_features
     lexical: np.ndarray  # (N, 5) float32: word overlap, the same minus its mean, position, length
     labels: np.ndarray  # (N,) bool, whether the block has an answer token
     passages: np.ndarray  # (N,) int64, equal for all questions on a passage
@@ -111,9 +111,9 @@ def _batch_features(reader: "EncoderReader", batch, size: int) -> list[tuple[np.
     """Attention features, lexical features and labels of the K blocks of every window."""
     import torch
 
+    from qalib.skim.activations import FullAttention, LayerActivations
     from qalib.skim.blocks import answer_blocks, make_blocks
-    from qalib.skim.features import position, relative, six_features, word_overlap
-    from qalib.skim.padded import FullAttention, LayerActivations
+    from qalib.skim.features import block_position, paper_features, relative, word_overlap
 
     batch = batch.to(next(reader.parameters()).device)
     ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"]
@@ -126,11 +126,11 @@ def _batch_features(reader: "EncoderReader", batch, size: int) -> list[tuple[np.
         )
     blocks = make_blocks(ids, real, batch.mask, reader.tokenizer.all_special_ids, size)
     layers = zip(output.attentions, output.hidden_states, strict=False)  # one hidden state more
-    features = [six_features(LayerActivations(FullAttention(p), h), blocks) for p, h in layers]
+    features = [paper_features(LayerActivations(FullAttention(p), h), blocks) for p, h in layers]
     overlap = word_overlap(ids, blocks)[..., None]
     arrays = [
         torch.stack(features, dim=2).float(),
-        torch.cat([overlap, relative(overlap, blocks), position(blocks)], dim=2),
+        torch.cat([overlap, relative(overlap, blocks), block_position(blocks)], dim=2),
         answer_blocks(blocks, batch.answer_spans, batch.answer_weights),
     ]
     arrays = [array.cpu().numpy() for array in arrays]
@@ -248,7 +248,7 @@ def probe_parts(
     heads.csv: layer, head, auc; numbers.csv: layer, number (name of one of the six features),
     alone, without (the other five), all.
     """
-    from qalib.skim.features import SIX
+    from qalib.skim.features import PAPER_FEATURES
 
     data = _features(config, evenly(train, config.train_questions), weights, True)
     splits = passage_folds(data, config.folds)
@@ -264,7 +264,7 @@ def probe_parts(
             row = {"layer": layer + 1, "head": head + 1, "auc": auc(attention[:, head])}
             by_head.append(row)
         everything = auc(attention)
-        for index, name in enumerate(SIX):
+        for index, name in enumerate(PAPER_FEATURES):
             row = {"layer": layer + 1, "number": name, "alone": auc(attention[..., index])}
             row |= {"without": auc(np.delete(attention, index, axis=-1)), "all": everything}
             by_number.append(row)
