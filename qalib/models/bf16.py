@@ -1,81 +1,59 @@
-"""Copies of a model whose encoder layers keep their weights in fewer bits.
+"""Encoders with bf16 weights, packed for the matrix units of a CPU, for inference.
 
-Both skim as the model itself does: packed rows of any number go through the same linear layers.
+Private operators of torch are used in this file only: ``torch.ops.mkldnn._reorder_linear_weight``
+and ``torch.ops.mkldnn._linear_pointwise``, by which torch freezes compiled models.
 """
 
 import copy
-import warnings
 
 import torch
 from torch import nn
 
-from qalib.errors import QalibError
-
-PORTION = 256  # rows
-
-
-def quantize(model: nn.Module) -> nn.Module:
-    """A copy for a CPU whose encoder layers multiply in int8.
-
-    Weights are rounded once, with one scale per output; each call finds the range of its inputs
-    ("dynamic"), which makes a row's numbers depend a little on what else is in the batch. To be
-    run in float32, without autocast; for inference only. Raises QalibError if a skimmer is
-    attached to the model.
-
-    torch has announced that it will drop this way of quantizing; its successor is a package of its
-    own. Both call the same kernels.
-    """
-    names = _linears(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the announcement
-        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
-
-        return quantize_dynamic(model, dict.fromkeys(names, per_channel_dynamic_qconfig))
+CHUNK = 256  # rows
 
 
 def to_bf16(model: nn.Module) -> nn.Module:
-    """A copy whose encoder layers keep their weights in bf16, to be run under bf16 autocast.
+    """A copy whose encoder layers have bf16 weights, to be run under bf16 autocast.
 
-    The numbers are those of autocast alone, which rounds the same weights anew in every pass: at
-    batch 1 that takes longer than the products themselves. On a CPU the weights are laid out for
-    its matrix units as well, which a plain product does anew in every pass, too, however few its
-    rows are. For inference only. Raises QalibError if a skimmer is attached to the model.
+    The result is that of autocast alone, which rounds the same weights again in every pass; at
+    batch 1 that takes longer than the products themselves. On a CPU the weights are also packed
+    for its matrix units, which a plain product repeats in every pass. For inference only.
     """
-    names, lighter = _linears(model), copy.deepcopy(model)
-    for name in names:
+    lighter = copy.deepcopy(model)
+    for name in _linears(model):
         linear = lighter.get_submodule(name).to(torch.bfloat16)
         try:
             lighter.set_submodule(name, PrepackedLinear(linear))
         except (AttributeError, NotImplementedError, RuntimeError):
-            continue  # not on this processor, or not by this torch: bf16 it is all the same
+            continue  # this processor or this torch cannot pack weights; bf16 works anyway
     return lighter
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer in bf16 whose weights lie as the CPU's matrix units read them.
+    """A linear layer in bf16 with weights packed for the CPU's matrix units.
 
-    (..., in) any dtype -> (..., out) bf16, what ``linear`` itself gives but for the order of its
-    sums. Built on the operators by which torch freezes compiled models: without them, it raises.
+    (..., in) any dtype -> (..., out) bf16, equal to ``linear`` up to the order of summation.
+    Raises NotImplementedError, AttributeError or RuntimeError where packing is not available.
     """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         if linear.weight.device.type != "cpu":
-            raise NotImplementedError("only a CPU wants other layouts.")
+            raise NotImplementedError("weights are packed for CPUs only.")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         with torch.no_grad():
             self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self(torch.zeros(1, self.in_features))  # better now than in the middle of a batch
+        self(torch.zeros(1, self.in_features))  # fail here rather than in the middle of a batch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
         x, rows = x.to(torch.bfloat16), x.numel() // self.in_features
         # For some hundred rows, and outputs neither narrow nor wider than the inputs, the library
-        # leaves all cores but one idle: 4.2 microseconds a row of 3,072 to 768 in place of 2.1.
-        idle = 2 * PORTION <= rows < 6 * PORTION and 512 < self.out_features <= self.in_features
+        # leaves all cores but one idle: 4.2 microseconds a row of 3,072 to 768 instead of 2.1.
+        idle = 2 * CHUNK <= rows < 6 * CHUNK and 512 < self.out_features <= self.in_features
         flat = pad_rows(x)
-        parts = [self._multiply(part) for part in (flat.split(PORTION) if idle else [flat])]
+        parts = [self._multiply(part) for part in (flat.split(CHUNK) if idle else [flat])]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole[:rows].view(*x.shape[:-1], self.out_features)
 
@@ -84,12 +62,11 @@ class PrepackedLinear(nn.Module):
 
 
 def pad_rows(states: torch.Tensor) -> torch.Tensor:
-    """Rows of states with others behind them, up to a number that comes often.  (..., D) -> (T, D)
+    """Pad the number of rows to one of few values.  (..., D) -> (T, D), T not below the rows given
 
-    In bf16 on a CPU only, elsewhere T is what it was. What is added means nothing and is at most a
-    sixteenth beyond 128 rows. For a number of rows that it has not met the library writes machine
-    code, one to two milliseconds for a product that takes a tenth of one, and it remembers about a
-    thousand products.
+    Only in bf16 on a CPU; the added rows are undefined, at most 1/16 of them beyond 128 rows. For
+    every new number of rows the library compiles a kernel, one to two milliseconds for a product
+    of a tenth of that, and it caches about a thousand.
     """
     rows = states.flatten(0, -2)
     if rows.dtype != torch.bfloat16 or rows.device.type != "cpu":
@@ -103,9 +80,7 @@ def pad_rows(states: torch.Tensor) -> torch.Tensor:
 
 
 def _linears(model: nn.Module) -> list[str]:
-    """Names of the linear layers inside the encoder's layers, which all families keep in a list."""
-    if "forward" in vars(model):
-        raise QalibError("a skimmer is attached to this model; detach it before copying the model.")
+    """Names of the linear layers in the encoder's layers, a ModuleList in all model types."""
     body = model.base_model
     lists = [name for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
     prefix = next(name for name, module in model.named_modules() if module is body)

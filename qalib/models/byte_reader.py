@@ -1,68 +1,63 @@
-"""The byte-level page's reader: convolutional, dense, dilated or recurrent, on characters.
+"""The byte-level reader: convolutional, dense, dilated or recurrent, on characters.
 
     text          --encoder-->    c (P, L, D) and q (Q, M, D), the same encoder for both
     c, q          --attention-->  a_h = softmax(c W_h (q V_h)^T / sqrt(d)) q  for each head h
     [c; a_1; a_2] --mixer-->      a linear layer: start and end logits (Q, L)
 
-A passage is encoded once for all questions about it. Padding is zero in front of every layer and
-left out of every statistic, so a question's logits do not depend on what else is in the batch.
+A passage is encoded once for all questions about it. Padding is zero before every layer and
+excluded from every statistic, so a question's logits do not depend on what else is in the batch.
+
+The functions at the end are CPU kernels with few passes over memory. Each computes what torch's own
+operations would, which took longer than the convolutions between them.
 
 Notation: P passages, Q questions, L passage and M question positions, N rows of either, K kernel,
 H heads, D width of an encoding. Hidden maps are (N, L, channels), which Conv2d calls channels last.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qalib.data.bytes import SYMBOLS, ByteBatch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
+from qalib.settings import settings
 
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
-KINDS = ("conv", "dense", "dilated", *RECURRENT)
+Kind = Literal["conv", "dense", "dilated", "lstm", "gru"]
 
 
-@dataclass(frozen=True)
+@settings
 class ByteReaderConfig:
     """A byte-level reader.
 
-    ``width``: channels of a convolution, growth of a dense layer, units per direction of a
+    ``width``: channels of a convolution, growth rate of a dense layer, units per direction of a
     recurrent one. A fraction makes that share of the layers, the last ones, one wider.
     """
 
-    encoder: str = "conv"  # conv, dense, dilated, lstm or gru
-    mixer: str = "conv"
-    width: float = 64
-    layers: int = 5  # of a convolutional stack
-    recurrent_layers: int = 1  # of a recurrent stack
-    kernel: int = 11
-    heads: int = 2
-    head_width: int = 64  # of queries and keys
-    dropout: float = 0.1  # behind every layer
-    input: str = "onehot"  # of convolutions; "embedding" is its low-rank variant
+    encoder: Kind = "conv"
+    mixer: Kind = "conv"
+    width: Annotated[float, Field(ge=1)] = 64
+    layers: Annotated[int, Field(ge=1)] = 5  # of a convolutional stack; a recurrent one has one
+    kernel: Annotated[int, Field(ge=1)] = 11
+    heads: Annotated[int, Field(ge=1)] = 2
+    head_width: Annotated[int, Field(ge=1)] = 64  # of queries and keys
+    dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.1  # after every layer
+    input: Literal["onehot", "embedding"] = "onehot"  # of convolutions; "embedding" is low-rank
     embedding: int = 64  # width of embedded text, which recurrent encoders always read
-    positions: str = "none"  # or "sin": waves of different lengths beside the text
+    positions: Literal["none", "sin"] = "none"  # "sin": sinusoids of different lengths as features
     waves: int = 8
-    norm: bool = True  # instance norm behind every convolution
-    key_init_scale: float = 0.0  # if not 0, keys are initialised as this multiple of the queries
-    multiplicative_features: bool = False  # the mixer reads c * a_h too
+    norm: bool = True  # instance norm after every convolution
+    key_init_scale: float = 0.0  # if not 0, keys start as this multiple of the queries
+    multiplicative_features: bool = False  # the mixer also reads c * a_h
 
     def __post_init__(self):
-        inputs, positions = ("onehot", "embedding"), ("none", "sin")
-        known = {"encoder": KINDS, "mixer": KINDS, "input": inputs, "positions": positions}
-        for name, values in known.items():
-            if (value := getattr(self, name)) not in values:
-                raise QalibError(f"{name} must be one of {', '.join(values)}, not {value!r}.")
-        for name in ("width", "layers", "recurrent_layers", "heads", "head_width"):
-            if getattr(self, name) < 1:
-                raise QalibError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 <= self.dropout < 0.99:
-            raise QalibError(f"dropout must be from 0 to below 0.99, not {self.dropout}.")
-        if self.kernel < 1 or self.kernel % 2 == 0:
+        if self.kernel % 2 == 0:
             raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
 
     @property
@@ -72,8 +67,7 @@ class ByteReaderConfig:
 
     def widths(self) -> tuple[list[int], list[int]]:
         """Width of every layer of the encoder and of the mixer."""
-        deep, shallow = self.layers, self.recurrent_layers
-        depths = [shallow if kind in RECURRENT else deep for kind in (self.encoder, self.mixer)]
+        depths = [1 if kind in RECURRENT else self.layers for kind in (self.encoder, self.mixer)]
         total, width = sum(depths), int(self.width)
         wider = round((self.width - width) * total)
         every = [width] * (total - wider) + [width + 1] * wider
@@ -81,11 +75,11 @@ class ByteReaderConfig:
 
 
 class TextConvolution(nn.Module):
-    """The convolution of one-hot text as a sum of looked-up rows, exactly.
+    """The convolution of one-hot text as a sum of embedding rows, exactly.
 
         out(l) = sum_k table[k, id(l + k - K // 2)],  table[k, s, c] = weight[c, s, k]
 
-    so the 256 x L one-hot tensor is never built. Positions outside the text add nothing.
+    so the 256 x L one-hot tensor is never built. Positions outside the text contribute zero.
     """
 
     def __init__(self, width: int, kernel: int, dilation: int = 1):
@@ -96,11 +90,11 @@ class TextConvolution(nn.Module):
 
     def forward(self, ids: Tensor, real: Tensor) -> Tensor:
         """ids (N, L) int64, real (N, L) bool -> (N, L, width)"""
-        return look_up(ids, real, self.table, self.dilation)
+        return embedding_conv(ids, real, self.table, self.dilation)
 
 
 class ConvolutionLayer(nn.Module):
-    """Convolution of [text, features], instance norm, ReLU, dropout; as long as its input."""
+    """Convolution of [text, features], instance norm, ReLU, dropout; keeps the length."""
 
     def __init__(self, text: bool, inputs: int, width: int, dilation: int, config):
         super().__init__()
@@ -124,7 +118,8 @@ class ConvolutionLayer(nn.Module):
 class RecurrentLayer(nn.Module):
     """An LSTM or GRU in each direction, and dropout.
 
-    One reads each row flipped, padding still last: packed sequences are many times slower.
+    The backward one reads each row reversed with its padding still last, which is many times
+    faster than packed sequences.
     """
 
     def __init__(self, kind: str, inputs: int, width: int, dropout: float):
@@ -134,7 +129,7 @@ class RecurrentLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
-        """x (N, L, inputs), real (N, L) -> (N, L, 2 width), zero at padding; ids are not read"""
+        """x (N, L, inputs), real (N, L) -> (N, L, 2 width), zero at padding; ids are unused"""
         back = flip(self.back(flip(x, real))[0], real)
         hidden = self.dropout(torch.cat([self.ahead(x)[0], back], dim=2))
         return hidden.masked_fill(~real[:, :, None], 0.0)
@@ -144,7 +139,7 @@ class Stack(nn.Module):
     """Layers of one kind: the encoder, which may read one-hot text, or the mixer.
 
     In a dense stack layer l reads [input, h_{l-1}, ..., h_1], one-hot text included, and the
-    output is [h_n, ..., h_1]; else a layer reads the one before. Dilation doubles by layer.
+    output is [h_n, ..., h_1]; otherwise a layer reads the previous one. Dilation doubles by layer.
     """
 
     def __init__(self, kind: str, text: bool, inputs: int, widths: list[int], config):
@@ -164,7 +159,7 @@ class Stack(nn.Module):
 
     def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
         """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, self.width)"""
-        x = x.masked_fill(~real[:, :, None], 0.0)  # padding reads as zero, from the first layer on
+        x = x.masked_fill(~real[:, :, None], 0.0)
         if self.dense:
             return self.connect(ids, x, real)
         for layer in self.layers:
@@ -172,11 +167,13 @@ class Stack(nn.Module):
         return x
 
     def connect(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
-        """The dense stack. The convolution of joined maps is the sum of their convolutions: each
-        map is convolved once for all the layers that read it, and nothing wide is ever joined.
+        """The dense stack, without concatenating its inputs.
+
+        The convolution of concatenated maps is the sum of their convolutions, so each map is
+        convolved once for all layers that read it.
         """
         texts = [layer.text.table for layer in self.layers if layer.text is not None]
-        sums = look_up(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
+        sums = embedding_conv(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
         hidden: list[Tensor] = []  # h_l, ..., h_1
         reads = slice(0, x.shape[2])  # where a layer's weights for the map are
         for number, layer in enumerate(self.layers):
@@ -239,10 +236,10 @@ class ByteReader(nn.Module):
         if self.config.positions == "sin":
             waves = sinusoids(ids.shape[1], self.config.waves).to(parts[0])
             parts.append(waves.expand(len(ids), -1, -1))
-        return self.encoder(ids, torch.cat(parts, dim=2), real)  # it looks one-hot text up
+        return self.encoder(ids, torch.cat(parts, dim=2), real)
 
     def attend(self, c: Tensor, q: Tensor, owner: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """What each passage position finds in the question, head by head; the values are q itself.
+        """Multi-head attention of passage positions over the question; the values are q itself.
 
         c (P, L, D), q (Q, M, D), owner (Q,), real (Q, M) -> (Q, L, H D) and weights (Q, H, L, M)
         """
@@ -265,7 +262,7 @@ def sinusoids(length: int, waves: int) -> Tensor:
 
 
 def build_byte_reader(config: ByteReaderConfig, seed: int = 0) -> ByteReader:
-    """A reader with weights drawn from ``seed``."""
+    """A reader with weights initialised from ``seed``."""
     torch.manual_seed(seed)
     return ByteReader(config)
 
@@ -300,17 +297,13 @@ def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> 
     return replace(config, width=best / layers)
 
 
-# --- cost ---
-
-
 def multiply_adds(config: ByteReaderConfig, passage: int, question: int) -> int:
-    """Multiply-adds that answering one question takes, its passage encoded for it alone.
+    """Multiply-adds for answering one question, with its passage encoded for it alone.
 
-    ``passage`` and ``question`` count positions. Exact for what multiplies matrices: convolutions
-    (beyond the text they multiply zeros, which count), recurrent cells, attention and the span
-    layer. A convolution of one-hot text is counted as it is done, as a look-up of one row
-    for each tap: kernel x width additions a position, where multiplying by the one-hot tensor
-    would take 256 times as many. Norms, activations, the softmax and elementwise products are
+    ``passage`` and ``question`` count positions. Exact for matrix products: convolutions (zeros at
+    the border included), recurrent cells, attention and the span layer. A convolution of one-hot
+    text counts as the look-up that it is, kernel x width additions a position, 1 / 256 of the
+    product with the one-hot tensor. Norms, activations, softmax and elementwise products are
     left out.
     """
     with torch.device("meta"):  # shapes only
@@ -318,13 +311,13 @@ def multiply_adds(config: ByteReaderConfig, passage: int, question: int) -> int:
     encoding = _per_position(reader.encoder) * (passage + question)
     projecting = reader.query.weight.numel() * passage + reader.key.weight.numel() * question
     pairs = passage * question * config.heads
-    attending = pairs * (config.head_width + reader.encoder.width)  # scores; what is fetched
+    attending = pairs * (config.head_width + reader.encoder.width)  # scores, weighted sums
     mixing = (_per_position(reader.mixer) + reader.span.weight.numel()) * passage
     return encoding + projecting + attending + mixing
 
 
 def _per_position(stack: Stack) -> int:
-    """Every weight multiplies once a position, but a table of one-hot text 1 in 256."""
+    """Multiply-adds a position: every weight once, but 1 in 256 of a table of one-hot text."""
     total = 0
     for name, weight in stack.named_parameters():
         if name.endswith("table"):
@@ -334,11 +327,11 @@ def _per_position(stack: Stack) -> int:
     return total
 
 
-# --- kernels ---
+# --- CPU kernels ----------------------------------------------------------------------------------
 
 
-def look_up(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
-    """``TextConvolution`` by its table (K, 256, width).  ids, real (N, L) -> (N, L, width)"""
+def embedding_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
+    """``TextConvolution`` with table (K, 256, width).  ids, real (N, L) -> (N, L, width)"""
     kernel, _, width = table.shape
     table = F.pad(table, (0, 0, 0, 1)).flatten(0, 1)  # row 256 of each tap: no text, zero
     reach = kernel // 2 * dilation
@@ -360,8 +353,8 @@ class NormReluDropout(nn.Module):
 
         y(l) = dropout(relu((x(l) - mean) / sqrt(variance + epsilon) * scale + shift))
 
-    Mean and variance are a row's own, channel by channel. So every position knows about the whole
-    row: only without the norm is a convolutional reader local.
+    Mean and variance are those of a row and channel, so every position depends on the whole row:
+    a convolutional reader is local only without the norm.
     """
 
     def __init__(self, width: int, dropout: float = 0.0, normalise: bool = True):
@@ -378,10 +371,9 @@ class NormReluDropout(nn.Module):
 
 
 class _NormReluDropout(torch.autograd.Function):
-    """``NormReluDropout`` with its gradient by hand, in few passes over the memory.
+    """``NormReluDropout`` with a hand-written gradient.
 
-    Composed of torch's own operations it took longer than the convolutions it stands between.
-    Dropout costs a random byte a value, at a rate rounded to 1/256.
+    Dropout takes one random byte a value, at a rate rounded to 1/256.
     """
 
     EPSILON = 1e-5
@@ -389,7 +381,7 @@ class _NormReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, real, scale, shift, normalise, rate):
         x, dropped = x * real, round(256 * rate)
-        keep = 256 / (256 - dropped)  # k relu(z) = relu(k z): dropout's factor goes in front
+        keep = 256 / (256 - dropped)  # dropout's factor first: k relu(z) = relu(k z)
         slope, offset = keep * scale.expand(len(x), 1, -1), keep * shift
         count = mean = deviation = None
         if normalise:
@@ -430,7 +422,7 @@ class _NormReluDropout(torch.autograd.Function):
 
 
 def _kept(shape: torch.Size, dropped: int, device: torch.device) -> Tensor:
-    """Random 0 and 1, int8, 0 with probability dropped / 256; eight random bytes at a draw."""
+    """Random 0 and 1, int8, 0 with probability dropped / 256; eight random bytes a draw."""
     draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64, device=device)
     draws = draws.random_(-(2**63), None).view(torch.int8)[: shape.numel()].view(shape)
     least = dropped - 128
@@ -438,7 +430,7 @@ def _kept(shape: torch.Size, dropped: int, device: torch.device) -> Tensor:
 
 
 def flip(x: Tensor, real: Tensor) -> Tensor:
-    """Reverse the real positions of every row and leave padding where it is.  (N, L, D), (N, L)"""
+    """Reverse the real positions of every row; padding stays last.  (N, L, D), (N, L)"""
     place = torch.arange(x.shape[1], device=x.device)
     source = torch.where(real, real.sum(dim=1, keepdim=True) - 1 - place, place)
     row = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
@@ -446,9 +438,9 @@ def flip(x: Tensor, real: Tensor) -> Tensor:
 
 
 class _Rearrange(torch.autograd.Function):
-    """Rows in another order, for an order that undoes itself: so backwards is forwards again.
+    """Permute rows by an order that is its own inverse, so that backward equals forward.
 
-    Copying whole rows both ways is several times faster than gather and its scattered gradient.
+    Several times faster than gather, whose gradient is a scatter.
     """
 
     @staticmethod

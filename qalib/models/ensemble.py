@@ -1,12 +1,11 @@
-"""An ensemble as one reader: the mean of its members' probabilities, position by position.
+"""An ensemble of readers as one reader: the mean of its members' probabilities at each position.
 
     q(i)  = mean_t softmax(a_t)(i)
     logit = log q(i) + mean_t logsumexp(a_t)
 
-The second term is the same at all positions of a window, so it changes nothing within it; between
-the windows of a long passage it keeps the scale on which they compete. One reader alone comes out
-as it is. Spans are decoded from these logits like those of any other reader: members do not vote
-on finished answers, and none is chosen by what is right.
+The second term is the same at all positions of a window; it keeps the scale on which the windows of
+a long passage compete. An ensemble of one reader is that reader. Spans are decoded from these
+logits like those of any other reader; members do not vote on finished answers.
 
 Notation: T members, B windows, L positions.
 """
@@ -36,17 +35,14 @@ class Ensemble(nn.Module):
         """Logits (B, L) as above; attention is the mean of the members' maps."""
         outputs = [member(batch) for member in self.members]
         mask = outputs[0].mask
-        sides = [
-            average([output[side] for output in outputs], mask)
-            for side in (0, 1)  # start, end
-        ]
+        start, end = (average_logits([output[side] for output in outputs], mask) for side in (0, 1))
         maps = {
             name: _mean([o.attentions[name] for o in outputs]) for name in outputs[0].attentions
         }
-        return ReaderOutput(*sides, mask, maps)
+        return ReaderOutput(start, end, mask, maps)
 
 
-def average(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
+def average_logits(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
     """The ensemble's logits of one boundary.  T times (B, L), (B, L) -> (B, L) float32"""
     stacked = torch.stack(list(logits)).float()
     q = teacher_probabilities(stacked, mask)

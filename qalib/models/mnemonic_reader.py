@@ -1,4 +1,4 @@
-"""The Mnemonic Reader: it aligns passage and question, and the passage with itself, hop by hop.
+"""The Mnemonic Reader: passage aligned with question and with itself, hop by hop.
 
     c, q    = BiLSTM(embed(passage)), BiLSTM(embed(question))          the same for both
     hop t   : alpha = softmax_M(c q^T)                                 "align t"
@@ -9,25 +9,25 @@
     hop t   : start = score(c, z),   z = fuse(z, softmax_L(start) c)
               end   = score(c, z),   z = fuse(z, softmax_L(end) c)
 
-The last hop's start and end are the answer. The end is scored with a memory that holds the passage
-where the answer may start, softly: never one chosen start. No position attends to itself.
+The last hop's start and end are the answer. The end is scored with a memory of the expected start,
+never of one chosen start. No position attends to itself.
 
     fuse(x, f)  = g r + (1 - g) x,  r = tanh(W_r v),  g = sigmoid(W_g v),  v = [x; f; x f; x - f]
     score(c, z) = w relu(W [c; z; c z])
 
-Padding is left out of every softmax and is zero for every LSTM, so a question's logits do not
+Padding is excluded from every softmax and is zero for every LSTM, so a question's logits do not
 depend on what else is in the batch.
 
 Notation: B windows, L passage and M question tokens, U words, C characters, h units of an LSTM,
-D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (its reattention, and a summary of the
-question that attends to all of it instead of the last state).
+D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (the summary of the question
+attends to all of it instead of taking the last state).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,41 +36,29 @@ from qalib.data.words import FEATURES
 from qalib.decoding import ReaderOutput, mask_logits
 from qalib.errors import QalibError
 from qalib.models.byte_reader import RecurrentLayer, TextConvolution
-from qalib.models.encoder import MINILM
-from qalib.models.word_embeddings import WordVectors, packaged_vectors
-
-EMBEDDINGS = (MINILM, "glove", "own")
+from qalib.models.word_embeddings import WordEmbeddings, packaged_embeddings
+from qalib.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class MnemonicConfig:
-    """A Mnemonic Reader."""
+    """A Mnemonic Reader on frozen word-piece embeddings."""
 
-    embedding: str = MINILM  # frozen: that model's word pieces, or the words of "glove" or "own"
-    hidden: int = 64  # units of an LSTM in each direction
-    width: int = 128  # of a token as the first LSTM reads it
-    hops: int = 2  # of alignment, and of the pointer
-    characters: int = 32  # channels of the character encoder; 0 = none
-    kernel: int = 5  # characters that one of its channels looks at
-    dropout: float = 0.2  # of what each LSTM reads and gives
+    hidden: Annotated[int, Field(ge=1)] = 64  # units of an LSTM in each direction
+    width: Annotated[int, Field(ge=1)] = 128  # of a token as the first LSTM reads it
+    hops: Annotated[int, Field(ge=1)] = 2  # of alignment, and of the pointer
+    characters: Annotated[int, Field(ge=0)] = 32  # channels of the character encoder; 0 = none
+    kernel: Annotated[int, Field(ge=1)] = 5  # of the character encoder
+    dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.2  # of what each LSTM reads and returns
     scale: bool = False  # divide dot products by the root of their width
-    reattention: bool = False  # a hop's scores remember the last hop's
 
     def __post_init__(self):
-        if self.embedding not in EMBEDDINGS:
-            known = ", ".join(EMBEDDINGS)
-            raise QalibError(f"embedding must be one of {known}, not {self.embedding!r}.")
-        for name, least in (("hidden", 1), ("width", 1), ("hops", 1), ("characters", 0)):
-            if getattr(self, name) < least:
-                raise QalibError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if not 0 <= self.dropout < 0.99:
-            raise QalibError(f"dropout must be from 0 to below 0.99, not {self.dropout}.")
-        if self.kernel < 1 or self.kernel % 2 == 0:
+        if self.kernel % 2 == 0:
             raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
 
 
 class Embedding(nn.Module):
-    """A token from its frozen vector v, its features and its word's letters:
+    """Token embedding from the frozen vector v, token features and the letters of its word.
 
     V v + W [features; letters]
     """
@@ -102,15 +90,15 @@ class Embedding(nn.Module):
         (U, C) int64, 0 where there is no letter -> (U, channels); zero for a word without any
         """
         real = words > 0
-        heard = self.letters(words, real).relu()
-        return heard.masked_fill(~real[:, :, None], 0.0).amax(dim=1)
+        hidden = self.letters(words, real).relu()
+        return hidden.masked_fill(~real[:, :, None], 0.0).amax(dim=1)
 
 
 class BiLSTM(nn.Module):
-    """An LSTM in each direction, with dropout of what they read and give.
+    """An LSTM in each direction, with dropout of inputs and outputs.
 
-    Dropout takes whole channels from a row, the same at all its positions (Gal and Ghahramani
-    2016): far fewer random numbers are drawn.
+    Dropout removes whole channels of a row, the same at all its positions (Gal and Ghahramani
+    2016), which takes far fewer random numbers.
     """
 
     def __init__(self, inputs: int, config: MnemonicConfig):
@@ -126,7 +114,7 @@ class BiLSTM(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The semantic fusion unit: takes up as much of f into x as a gate lets through.
+    """The semantic fusion unit: a gated update of x by f.
 
     ``compare``: read [x; f; x f; x - f], else [x; f].
     """
@@ -143,57 +131,36 @@ class Fusion(nn.Module):
         return x + gate.sigmoid() * (new.tanh() - x)
 
 
-class Past(NamedTuple):
-    """What a hop attended to, which the next one's reattention is about."""
-
-    question: Tensor  # (B, L, M), for each question token a softmax over the passage
-    itself: Tensor  # (B, L, L), for each passage token a softmax over the passage
-
-
 class Hop(nn.Module):
-    """One round of alignment. With reattention its scores grow by how alike two tokens attended:
+    """One round of alignment: of the question with the passage, and of the passage with itself."""
 
-    c q^T + gamma B A,  c c^T + gamma B B^T,  A and B the last hop's ``Past``
-    """
-
-    def __init__(self, config: MnemonicConfig, first: bool):
+    def __init__(self, config: MnemonicConfig):
         super().__init__()
         width = 2 * config.hidden
         self.scale = width**-0.5 if config.scale else 1.0
         self.from_question = Fusion(width, compare=True)
         self.from_passage = Fusion(width, compare=True)
         self.aggregate = BiLSTM(width, config)
-        self.reattention, self.gamma = config.reattention, None
-        if config.reattention and not first:
-            self.gamma = nn.Parameter(torch.tensor(3.0))
 
     def forward(
-        self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor, past: Past | None
-    ) -> tuple[Tensor, Tensor, Past | None]:
+        self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """c (B, L, D), q (B, M, D), real (B, L), question_real (B, M)
 
-        -> c (B, L, D), alpha (B, L, M), and what the next hop needs to know
+        -> c (B, L, D), alpha (B, L, M)
         """
         scores = (self.scale * c) @ q.mT
-        if self.gamma is not None:
-            scores = scores + self.gamma * (past.itself @ past.question)
         alpha = mask_logits(scores, question_real[:, None]).softmax(dim=2)
         c = self.from_question(c, alpha @ q)
-        likeness = (self.scale * c) @ c.mT
-        if self.gamma is not None:
-            likeness = likeness + self.gamma * (past.itself @ past.itself.mT)
-        itself = masked_softmax(likeness, others(real))
+        itself = masked_softmax((self.scale * c) @ c.mT, others(real))
         c = self.from_passage(c, itself @ c)
-        past = None
-        if self.reattention:
-            past = Past(mask_logits(scores, real[:, :, None]).softmax(dim=1), itself)
-        return self.aggregate(c, real), alpha, past
+        return self.aggregate(c, real), alpha
 
 
 def others(real: Tensor) -> Tensor:
-    """Whom each position may attend to: every real one but itself.  (B, L) -> (B, L, L) bool
+    """Positions that each position may attend to, all real ones but itself.  (B, L) -> (B, L, L)
 
-    The only token of a passage has none but itself, and attends to that.
+    The only token of a passage attends to itself.
     """
     itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     alone = real.sum(dim=1) == 1
@@ -208,17 +175,17 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class Score(nn.Module):
-    """How well each passage token suits a memory: w relu(W [c; z; c z])."""
+    """Score of each passage token given a memory: w relu(W [c; z; c z])."""
 
     def __init__(self, config: MnemonicConfig):
         super().__init__()
         self.inner = nn.Linear(6 * config.hidden, config.hidden)
         self.dropout = config.dropout
-        self.outer = nn.Linear(config.hidden, 1, bias=False)  # no softmax would see a bias
+        self.outer = nn.Linear(config.hidden, 1, bias=False)  # softmax ignores a bias
 
     def forward(self, c: Tensor, memory: Tensor) -> Tensor:
         """c (B, L, D), memory (B, D) -> logits (B, L)"""
-        # what reads c z is, its columns times z, a matrix that reads c: [c; z; c z] is never made
+        # W_cz (c z) = (W_cz z) c with z scaling the columns, so [c; z; c z] is never built
         of_c, of_z, of_both = self.inner.weight.chunk(3, dim=1)  # (h, D) each
         reads = of_c + of_both * memory[:, None]  # (B, h, D)
         hidden = c @ reads.mT + F.linear(memory, of_z, self.inner.bias)[:, None]
@@ -227,7 +194,7 @@ class Score(nn.Module):
 
 
 class PointerHop(nn.Module):
-    """Start, and then end with what the start brought to mind; the last hop keeps no memory."""
+    """Start logits, then end logits with a memory updated by the start."""
 
     def __init__(self, config: MnemonicConfig, last: bool):
         super().__init__()
@@ -253,14 +220,14 @@ def pool(x: Tensor, logits: Tensor, real: Tensor) -> Tensor:
 
 
 class MnemonicReader(nn.Module):
-    """From Batch, as ``collate_words`` makes it, to ReaderOutput."""
+    """From a Batch of ``collate_words`` to ReaderOutput."""
 
-    def __init__(self, config: MnemonicConfig, vectors: WordVectors):
+    def __init__(self, config: MnemonicConfig, embeddings: WordEmbeddings):
         super().__init__()
-        self.config, self.vocabulary, hops = config, vectors.vocabulary, range(config.hops)
-        self.embed = Embedding(vectors.matrix, config)
+        self.config, self.vocabulary, hops = config, embeddings.vocabulary, range(config.hops)
+        self.embed = Embedding(embeddings.matrix, config)
         self.encode = BiLSTM(config.width, config)
-        self.hops = nn.ModuleList(Hop(config, first=hop == 0) for hop in hops)
+        self.hops = nn.ModuleList(Hop(config) for _ in hops)
         self.summary = nn.Linear(2 * config.hidden, 1, bias=False)
         self.pointer = nn.ModuleList(PointerHop(config, last=hop == hops[-1]) for hop in hops)
 
@@ -268,14 +235,14 @@ class MnemonicReader(nn.Module):
         """Start and end logits (B, L).
 
         ``attentions``: "align t" (B, L, M) for each hop t from 1 on, a softmax over the question
-        for each passage token, and "question" (B, M) bool, which question tokens there are.
+        for each passage token, and "question" (B, M) bool, the real question tokens.
         """
         real, question_real = batch.mask, batch.inputs["question_real"]
         c, q = self.embed(batch.inputs)
         c, q = self.encode(c, real), self.encode(q, question_real)
-        maps, past = {"question": question_real}, None
+        maps = {"question": question_real}
         for number, hop in enumerate(self.hops, 1):
-            c, maps[f"align {number}"], past = hop(c, q, real, question_real, past)
+            c, maps[f"align {number}"] = hop(c, q, real, question_real)
         memory = pool(q, self.summary(q)[:, :, 0], question_real)
         for hop in self.pointer:
             start, end, memory = hop(c, real, memory)
@@ -283,18 +250,9 @@ class MnemonicReader(nn.Module):
 
 
 def build_mnemonic_reader(
-    config: MnemonicConfig = MnemonicConfig(), vectors: WordVectors | None = None, seed: int = 0
+    config: MnemonicConfig | None = None, embeddings: WordEmbeddings | None = None, seed: int = 0
 ) -> MnemonicReader:
-    """A reader with weights drawn from ``seed``; ``vectors`` are needed for whole words alone.
-
-    Raises QalibError if they are missing.
-    """
-    if vectors is None:
-        if config.embedding != MINILM:
-            raise QalibError(
-                f"the embedding {config.embedding!r} needs its vectors: give those of "
-                "glove_vectors or own_vectors."
-            )
-        vectors = packaged_vectors()
+    """A reader with weights initialised from ``seed``, on MiniLM's embeddings by default."""
+    embeddings = embeddings or packaged_embeddings()
     torch.manual_seed(seed)
-    return MnemonicReader(config, vectors)
+    return MnemonicReader(config or MnemonicConfig(), embeddings)

@@ -1,16 +1,16 @@
-"""Readers in checkpoint folders: what training changed, as an adapter to the encoder it changed.
+"""Readers in checkpoint folders, stored as adapters of a pretrained encoder.
 
 A folder holds ``qalib.json`` (encoder, windows, SHA-256 of the weights), the adapter in the format
 of ``peft`` (adapter_config.json and adapter_model.safetensors, fp16) and a model card. The change
-of every weight matrix is kept at a low rank, W + B A; biases, norms, small embeddings and the span
-head are kept whole; word embeddings were never trained. A plain Hugging Face model folder is read
-as it is.
+of every weight matrix is stored at low rank, W + B A; biases, norms, small embeddings and the span
+head are stored in full; word embeddings are not trained. Plain Hugging Face model folders load too.
 """
 
 import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,15 +28,18 @@ from qalib.models.encoder import (
     build_encoder,
 )
 from qalib.paths import ROOT
+from qalib.settings import build
 
 DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
 SETTINGS, WEIGHTS = "qalib.json", "adapter_model.safetensors"
 LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense)"  # the matrices of a BERT layer
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
 
+T = TypeVar("T")
+
 
 def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best B A for a change of weights, from its singular values.  (M, N) -> (M, R), (R, N)"""
+    """The best rank-R approximation B A of a weight change.  (M, N) -> (M, R), (R, N)"""
     u, s, v = torch.linalg.svd(change.float(), full_matrices=False)
     scale = s[:rank].sqrt()
     return u[:, :rank] * scale, scale[:, None] * v[:rank]
@@ -46,10 +49,10 @@ def save_reader(
     folder: Path,
     encoder: EncoderConfig,
     windows: WindowConfig,
-    moved: dict[str, Tensor],
+    trained: dict[str, Tensor],
     rank: int,
 ) -> None:
-    """Write a checkpoint folder from the tensors that training moved, by parameter name."""
+    """Write a checkpoint folder from the trained tensors, by parameter name."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     reader = build_encoder(encoder)
@@ -65,10 +68,10 @@ def save_reader(
         name = key.replace("base_model.model.", "encoder.", 1).replace(".base_layer.", ".")
         if name.endswith(".lora_A.weight"):
             weight = name.replace(".lora_A.weight", ".weight")
-            left, right = low_rank(moved[weight] - base[weight], rank)
+            left, right = low_rank(trained[weight] - base[weight], rank)
             tensors[key], tensors[key.replace("lora_A", "lora_B")] = right, left
         elif not name.endswith(".lora_B.weight"):
-            tensors[key] = moved[name]
+            tensors[key] = trained[name]
     folder.mkdir(parents=True, exist_ok=True)
     lora.base_model_name_or_path = MINILM_HUB if encoder.name == MINILM else encoder.name
     lora.save_pretrained(folder)
@@ -79,7 +82,7 @@ def save_reader(
 
 
 def load_reader(folder: str | Path = "") -> EncoderReader:
-    """The reader in a checkpoint folder, the shipped one by default, its adapter merged.
+    """The reader in a checkpoint folder, or the default reader, with its adapter merged.
 
     Raises QalibError if the folder or its weights are missing, damaged or of another model.
     """
@@ -92,7 +95,7 @@ def load_reader(folder: str | Path = "") -> EncoderReader:
         )
     reader = build_encoder(_config(EncoderConfig, _settings(folder), "encoder", folder))
     weights = folder / WEIGHTS
-    load_weights(weights)  # says what is wrong, if they are missing or no safetensors at all
+    load_weights(weights)  # raises a clear error if they are missing or not safetensors
     if file_sha256(weights) != checkpoint_hash(folder):
         raise QalibError(
             f"{weights}: damaged (its checksum is not the one in {SETTINGS}); check it out again."
@@ -115,7 +118,7 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
 
 
 def windows_of(folder: str | Path = "") -> WindowConfig:
-    """How the reader of a checkpoint folder cuts its inputs; the default for a plain model."""
+    """The windows that the reader of a checkpoint folder was trained on."""
     folder = Path(folder or DEFAULT_CHECKPOINT)
     if not (folder / SETTINGS).exists():
         return WindowConfig()
@@ -137,8 +140,7 @@ def _settings(folder: Path) -> dict:
     return settings
 
 
-def _config(kind: type, settings: dict, key: str, folder: Path):
-    try:
-        return kind(**settings[key])
-    except (KeyError, TypeError) as error:
-        raise QalibError(f"{folder / SETTINGS}: {key!r} cannot be read ({error}).") from None
+def _config(kind: type[T], stored: dict, key: str, folder: Path) -> T:
+    if key not in stored:
+        raise QalibError(f"{folder / SETTINGS}: {key!r} is missing.")
+    return build(stored[key], kind, f"{folder / SETTINGS}, {key}")

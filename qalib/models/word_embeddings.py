@@ -16,15 +16,15 @@ from qalib.models.encoder import MINILM, model_folder
 
 
 @dataclass(frozen=True)
-class WordVectors:
-    """How texts are cut into tokens, and a vector for each kind of token."""
+class WordEmbeddings:
+    """A tokenizer with a vector for each token type."""
 
     vocabulary: Vocabulary
     matrix: Tensor  # (V, E) float32
 
 
-def piece_vectors(name: str = MINILM) -> WordVectors:
-    """The word pieces of the packaged MiniLM, or of a folder with a BERT-like model.
+def word_piece_embeddings(name: str = MINILM) -> WordEmbeddings:
+    """Word-piece embeddings of the packaged MiniLM, or of a folder with a BERT-like model.
 
     Raises QalibError if there is no such model.
     """
@@ -44,16 +44,13 @@ def piece_vectors(name: str = MINILM) -> WordVectors:
             f"{folder}: no tokenizer with word embeddings ({reason}); name the folder of a "
             f"BERT-like model in safetensors, or {MINILM!r}."
         ) from None
-    return WordVectors(WordPieces(tokenizer), standardise(matrix))
+    return WordEmbeddings(WordPieces(tokenizer), standardise(matrix))
 
 
 @cache
-def packaged_vectors() -> WordVectors:
-    """:func:`piece_vectors` of the packaged MiniLM, read once in a process and never written to.
-
-    Reading them takes longer than all the rest of a small reader, and readers share the matrix.
-    """
-    return piece_vectors()
+def packaged_embeddings() -> WordEmbeddings:
+    """:func:`word_piece_embeddings` of the packaged MiniLM, read once and shared by all readers."""
+    return word_piece_embeddings()
 
 
 def standardise(matrix: Tensor) -> Tensor:
