@@ -1,15 +1,17 @@
-"""The run store: keys, resuming after death, damage, locks, a full disk, records."""
+"""The run cache: keys, stages, resuming after a kill, damage, locks, a full disk, records."""
 
+import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,18 @@ from hypothesis import strategies as st
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.entries import run_key
-from qalib.study.environment import command_line, environment
-from qalib.study.files import canonical, exclusive, write_whole
-from qalib.study.store import Store, command_runs
+from qalib.study.files import canonical, exclusive, write_atomically
+from qalib.study.provenance import command_line, environment
+from qalib.study.run_cache import (
+    RECORDS,
+    RunCache,
+    input_hashes,
+    list_runs,
+    read_records,
+    run_key,
+    stage,
+)
+from qalib.training import TrainConfig
 
 LEAVES = (
     st.none()
@@ -44,14 +54,24 @@ class Settings:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "runs", tmp_path / "records")
+def cache(tmp_path: Path) -> RunCache:
+    return RunCache(tmp_path / "runs", tmp_path / "records")
+
+
+def call(cache, config, function, name="train", force=False, **inputs):
+    """Run ``function(work)`` as a stage of the given name."""
+
+    @stage(name)
+    def toy(config, work, **inputs):
+        return function(work)
+
+    return cache.run(toy, config, inputs, force=force)
 
 
 def weigh(work: Path) -> dict:
     """A toy stage that writes a weight and measures something."""
     (work / "weights.bin").write_bytes(b"w" * 1000)
-    (work / "curve.csv").write_text("step,loss\n1,0.5\n")
+    (work / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     return {"f1": 76.25, "note": None, "parts": {"HasAns": 1}}
 
 
@@ -118,19 +138,31 @@ def test_every_part_of_a_request_is_in_the_key():
     assert run_key(*base) == run_key("train", {"seed": 0}, {"data": "aa"})
 
 
-def test_a_stage_is_named_plainly(store):
-    with pytest.raises(QalibError, match="stage"):
-        store.get_or_run("../up", {}, weigh)
+def test_a_stage_name_is_a_plain_word():
+    with pytest.raises(QalibError, match="stage name"):
+        stage("../up")
+
+
+def test_inputs_are_hashed_by_content(cache):
+    run = call(cache, {}, weigh)
+    inputs = {"weights": [run, run], "label": "a", "start": None}
+    assert input_hashes(inputs) == {"weights.0": run.key, "weights.1": run.key, "label": "a"}
+    with pytest.raises(QalibError, match="'data' is a int"):
+        input_hashes({"data": 3})
+
+
+def test_logging_and_saving_are_no_part_of_a_training_configuration():
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert not names & {"logging_steps", "save_steps", "log_every", "checkpoint_every"}
 
 
 # --- computing and finding ---------------------------------------------------------------------
 
 
-def test_a_run_is_computed_once(store):
+def test_a_run_is_computed_once(cache):
     settings = Settings()
-    first = store.get_or_run("train", settings, weigh, inputs={"data": "aa"})
-    again = store.get_or_run(
-        "train", {"rates": [0.1, 1e-5], "steps": 10}, never, inputs={"data": "aa"}
+    first = call(cache, settings, weigh, data="aa")
+    again = call(cache, {"rates": [0.1, 1e-5], "steps": 10}, never, data="aa"
     )
     assert first == again
     assert first.metrics == {"f1": 76.25, "note": None, "parts": {"HasAns": 1}}
@@ -138,27 +170,27 @@ def test_a_run_is_computed_once(store):
     assert first.inputs == {"data": "aa"}
     assert first.short == f"train-{first.key[:12]}" == first.folder.name
     assert first.file("weights.bin").read_bytes() == b"w" * 1000
-    with pytest.raises(QalibError, match=r"nothing\.bin is not kept.*--force"):
+    with pytest.raises(QalibError, match=r"nothing\.bin is not on this machine.*--force"):
         first.file("nothing.bin")
     assert sorted(path.name for path in first.folder.iterdir()) == [
         "DONE.json",
         "config.json",
-        "curve.csv",
+        "log.jsonl",
         "env.json",
         "metrics.json",
         "weights.bin",
     ]
 
 
-def test_the_environment_is_recorded_and_names_nobody(store):
-    env = store.get_or_run("train", {"seed": 3}, weigh).env
+def test_the_environment_is_recorded_and_names_nobody(cache):
+    env = call(cache, {"seed": 3}, weigh).env
     assert env["seed"] == 3
     assert env["sessions"] == 1
     assert 0.01 < env["peak_memory_gb"] < 100  # this process has numpy loaded
     assert env["packages"]["numpy"]
     assert set(env["git"]) == {"commit", "dirty"}
     text = json.dumps(env)
-    for private in (str(ROOT), str(Path.home()) + "/", str(store.root), platform.node()):
+    for private in (str(ROOT), str(Path.home()) + "/", str(cache.root), platform.node()):
         assert private not in text or len(private) < 4  # a host may be called "a"
 
 
@@ -171,50 +203,50 @@ def test_the_command_is_told_without_absolute_paths(monkeypatch):
     assert environment()["command"] == "python -m qalib figures"
 
 
-def test_metrics_must_be_finite(store):
+def test_metrics_must_be_finite(cache):
     with pytest.raises(QalibError, match=r"train metrics\.loss.*finite"):
-        store.get_or_run("train", {}, lambda work: {"loss": float("nan")})
-    assert [entry.state for entry in store.runs()] == ["partial"]
+        call(cache, {}, lambda work: {"loss": float("nan")})
+    assert [row.state for row in cache.summaries()] == ["partial"]
 
 
-def test_a_stage_must_write_what_is_needed_of_it(store):
-    with pytest.raises(QalibError, match=r"did not write model\.bin"):
-        store.get_or_run("train", {}, weigh, needs=["weights.bin", "model.bin"])
-    store.get_or_run("train", {}, weigh, needs=["weights.bin"])
-    with pytest.raises(QalibError, match=r"finished without model\.bin.*--force"):
-        store.get_or_run("train", {}, weigh, needs=["model.bin"])
+def test_computing_can_be_forbidden(cache, monkeypatch):
+    run = call(cache, {}, weigh)
+    monkeypatch.setenv("QALIB_COMPUTE", "never")
+    assert call(cache, {}, never) == run
+    with pytest.raises(QalibError, match="train-.* is neither in the store nor in the records"):
+        call(cache, {"seed": 1}, weigh)
 
 
-def test_force_computes_from_nothing_and_keeps_the_old_run_until_then(store):
-    old = store.get_or_run("train", {}, lambda work: {"f1": 1})
-    (store.root / f"{old.short}.partial").mkdir()
-    (store.root / f"{old.short}.partial" / "stale").touch()
+def test_force_computes_from_nothing_and_keeps_the_old_run_until_then(cache):
+    old = call(cache, {}, lambda work: {"f1": 1})
+    (cache.root / f"{old.short}.partial").mkdir()
+    (cache.root / f"{old.short}.partial" / "stale").touch()
 
     def fail(work: Path) -> dict:
         assert not (work / "stale").exists()
         raise RuntimeError("no luck")
 
     with pytest.raises(RuntimeError, match="no luck"):
-        store.get_or_run("train", {}, fail, force=True)
-    assert store.get_or_run("train", {}, never).metrics == {"f1": 1}
-    assert store.get_or_run("train", {}, lambda work: {"f1": 2}, force=True).metrics == {"f1": 2}
-    assert store.get_or_run("train", {}, never).metrics == {"f1": 2}
-    assert len(store.runs()) == 1
+        call(cache, {}, fail, force=True)
+    assert call(cache, {}, never).metrics == {"f1": 1}
+    assert call(cache, {}, lambda work: {"f1": 2}, force=True).metrics == {"f1": 2}
+    assert call(cache, {}, never).metrics == {"f1": 2}
+    assert len(cache.summaries()) == 1
 
 
-def test_force_from_a_moment_on_computes_once(store):
-    run = store.get_or_run("train", {}, weigh)
-    assert store.get_or_run("train", {}, never, force=run.env["started"]) == run
+def test_force_from_a_moment_on_computes_once(cache):
+    run = call(cache, {}, weigh)
+    assert call(cache, {}, never, force=run.env["started"]) == run
     later = "2999-01-01T00:00:00+00:00"
-    assert store.get_or_run("train", {}, lambda work: {"f1": 2}, force=later).metrics == {"f1": 2}
+    assert call(cache, {}, lambda work: {"f1": 2}, force=later).metrics == {"f1": 2}
     cut(run.folder / "metrics.json")
-    assert store.get_or_run("train", {}, weigh, force=run.env["started"]).metrics == run.metrics
+    assert call(cache, {}, weigh, force=run.env["started"]).metrics == run.metrics
 
 
 # --- going on after a stop ---------------------------------------------------------------------
 
 
-def test_a_failed_run_leaves_its_folder_for_the_next_attempt(store):
+def test_a_failed_run_leaves_its_folder_for_the_next_attempt(cache):
     def fail(work: Path) -> dict:
         (work / "scratch").mkdir()
         (work / "scratch" / "step").write_text("7")
@@ -225,9 +257,9 @@ def test_a_failed_run_leaves_its_folder_for_the_next_attempt(store):
         return {"from": int((work / "scratch" / "step").read_text())}
 
     with pytest.raises(RuntimeError, match="no luck"):
-        store.get_or_run("train", {}, fail)
-    assert [path.suffix for path in store.root.iterdir() if path.name != ".locks"] == [".partial"]
-    run = store.get_or_run("train", {}, finish)
+        call(cache, {}, fail)
+    assert [path.suffix for path in cache.root.iterdir() if path.name != ".locks"] == [".partial"]
+    run = call(cache, {}, finish)
     assert run.metrics == {"from": 7}
     assert run.env["sessions"] == 2
     assert run.env["seconds"] >= 0.05
@@ -238,9 +270,10 @@ def test_a_failed_run_leaves_its_folder_for_the_next_attempt(store):
 WALK = """
 import sys, time
 from pathlib import Path
-from qalib.study.store import Store
+from qalib.study.run_cache import RunCache, stage
 
-def walk(work):
+@stage("walk")
+def walk(config, work):
     # 30 steps of a chaotic map; after each the state is on the disk
     state = work / "scratch" / "state"
     state.parent.mkdir(exist_ok=True)
@@ -256,7 +289,7 @@ def walk(work):
     (work / "weights.bin").write_text(x.hex())
     return {"x": x}
 
-run = Store(Path(sys.argv[1]), None).get_or_run("walk", {"seed": int(sys.argv[2])}, walk)
+run = RunCache(Path(sys.argv[1]), None).run(walk, {"seed": int(sys.argv[2])})
 print("done", run.folder, run.env["sessions"], run.env["seconds"], flush=True)
 """
 
@@ -302,16 +335,16 @@ def test_two_processes_cannot_compute_the_same_run_but_different_ones(tmp_path):
     process = start_walk(tmp_path, pause=0.05)
     try:
         wait_for(process, "step 0")
-        store = Store(tmp_path, None)
+        cache = RunCache(tmp_path, None)
         with pytest.raises(QalibError, match=rf"Process {process.pid} is working on the run walk-"):
-            store.get_or_run("walk", {"seed": 0}, never)
+            call(cache, {"seed": 0}, never, name="walk")
         with pytest.raises(QalibError, match=f"Process {process.pid}"):
-            store.drop("walk-")
-        assert store.get_or_run("walk", {"seed": 1}, weigh).metrics["f1"] == 76.25
+            cache.delete("walk-")
+        assert call(cache, {"seed": 1}, weigh, name="walk").metrics["f1"] == 76.25
     finally:
         process.kill()
         process.communicate()
-    assert store.get_or_run("walk", {"seed": 0}, weigh).metrics["f1"] == 76.25
+    assert call(cache, {"seed": 0}, weigh, name="walk").metrics["f1"] == 76.25
 
 
 def test_a_lock_is_for_one_at_a_time(tmp_path):
@@ -324,11 +357,11 @@ def test_a_lock_is_for_one_at_a_time(tmp_path):
         assert lock.exists()
 
 
-def test_a_run_stopped_before_it_got_its_name_is_not_computed_again(store):
-    run = store.get_or_run("train", {}, weigh)
+def test_a_run_stopped_before_it_got_its_name_is_not_computed_again(cache):
+    run = call(cache, {}, weigh)
     partial = run.folder.with_name(f"{run.folder.name}.partial")
     run.folder.rename(partial)
-    assert store.get_or_run("train", {}, never) == run
+    assert call(cache, {}, never) == run
 
 
 # --- damage ------------------------------------------------------------------------------------
@@ -352,40 +385,40 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [lose, cut, flip])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_run_is_named_and_never_used(store, name, harm):
-    run = store.get_or_run("train", {}, weigh)
+def test_a_damaged_run_is_named_and_never_used(cache, name, harm):
+    run = call(cache, {}, weigh)
     harm(run.folder / name)
     left = sorted(run.folder.iterdir())
-    with pytest.raises(QalibError, match=rf"{run.short} is damaged.*--drop {run.short}.*--force"):
-        store.get_or_run("train", {}, never)
+    with pytest.raises(QalibError, match=rf"{run.short} is damaged.*delete {run.short}.*--force"):
+        call(cache, {}, never)
     assert sorted(run.folder.iterdir()) == left
-    assert [entry.state for entry in store.runs()] == ["damaged"]
-    store.drop(run.short)
-    assert store.get_or_run("train", {}, weigh).metrics == run.metrics
+    assert [row.state for row in cache.summaries()] == ["damaged"]
+    cache.delete(run.short)
+    assert call(cache, {}, weigh).metrics == run.metrics
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"files": {}}', '{"files": {"config.json": 1}}'])
-def test_a_listing_of_the_wrong_kind_is_damage(store, text):
-    run = store.get_or_run("train", {}, weigh)
+def test_a_listing_of_the_wrong_kind_is_damage(cache, text):
+    run = call(cache, {}, weigh)
     listing = text.replace("1", '1, "metrics.json": 1, "env.json": 1')
     (run.folder / "DONE.json").write_text(listing)
     with pytest.raises(QalibError, match=r"damaged.*DONE\.json"):
-        store.get_or_run("train", {}, never)
+        call(cache, {}, never)
 
 
-def test_an_entry_under_the_wrong_name_is_not_believed(store):
-    run = store.get_or_run("train", {"seed": 0}, weigh)
+def test_an_entry_under_the_wrong_name_is_not_believed(cache):
+    run = call(cache, {"seed": 0}, weigh)
     other = run_key("train", {"seed": 1}, {})
-    run.folder.rename(store.root / f"train-{other[:12]}")
+    run.folder.rename(cache.root / f"train-{other[:12]}")
     with pytest.raises(QalibError, match=r"config\.json"):
-        store.get_or_run("train", {"seed": 1}, never)
+        call(cache, {"seed": 1}, never)
 
 
-def test_force_mends_a_damaged_run(store):
-    run = store.get_or_run("train", {}, weigh)
+def test_force_mends_a_damaged_run(cache):
+    run = call(cache, {}, weigh)
     cut(run.folder / "metrics.json")
-    assert store.get_or_run("train", {}, weigh, force=True).metrics == run.metrics
-    assert store.get_or_run("train", {}, never).metrics == run.metrics
+    assert call(cache, {}, weigh, force=True).metrics == run.metrics
+    assert call(cache, {}, never).metrics == run.metrics
 
 
 # --- a full disk -------------------------------------------------------------------------------
@@ -400,31 +433,31 @@ def full_elsewhere(*args, **kwargs):
 
 
 @pytest.mark.parametrize("failure", [full, full_elsewhere])
-def test_a_disk_that_fills_up_in_a_stage(store, failure):
-    kept = store.get_or_run("train", {"seed": 0}, weigh)
-    with pytest.raises(QalibError, match=f"No space left in {store.root}: nothing recorded was"):
-        store.get_or_run("train", {"seed": 1}, failure)
-    assert store.get_or_run("train", {"seed": 0}, never) == kept
-    assert store.get_or_run("train", {"seed": 1}, weigh).metrics == kept.metrics
+def test_a_disk_that_fills_up_in_a_stage(cache, failure):
+    kept = call(cache, {"seed": 0}, weigh)
+    with pytest.raises(QalibError, match=f"No space left in {cache.root}: nothing recorded was"):
+        call(cache, {"seed": 1}, failure)
+    assert call(cache, {"seed": 0}, never) == kept
+    assert call(cache, {"seed": 1}, weigh).metrics == kept.metrics
 
 
 @pytest.mark.parametrize("place", ["write_text", "mkdir"])
-def test_a_disk_that_fills_up_in_the_store(store, monkeypatch, place):
-    store.get_or_run("train", {"seed": 0}, weigh)
+def test_a_disk_that_fills_up_in_the_store(cache, monkeypatch, place):
+    call(cache, {"seed": 0}, weigh)
     with monkeypatch.context() as patched:
         patched.setattr(Path, place, full)
         with pytest.raises(QalibError, match="No space left"):
-            store.get_or_run("train", {"seed": 1}, lambda work: {})
-    assert sorted(entry.state for entry in store.runs())[0] == "finished"
-    assert store.get_or_run("train", {"seed": 1}, weigh).env["sessions"] >= 1
+            call(cache, {"seed": 1}, lambda work: {})
+    assert sorted(row.state for row in cache.summaries())[0] == "finished"
+    assert call(cache, {"seed": 1}, weigh).env["sessions"] >= 1
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
-    write_whole(path, "old")
+    write_atomically(path, "old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -432,49 +465,64 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 # --- records -----------------------------------------------------------------------------------
 
 
-def test_a_published_run_is_found_by_a_fresh_clone(store, tmp_path):
-    run = store.get_or_run("train", {"seed": 0}, weigh)
-    target = store.publish(run, max_bytes=900)
-    assert target == store.records / run.short
-    assert not (target / "weights.bin").exists()
-    fresh = Store(tmp_path / "elsewhere", store.records)
-    found = fresh.get_or_run("train", {"seed": 0}, never)
+def test_a_published_run_is_found_by_a_fresh_clone(cache, tmp_path):
+    run = call(cache, {"seed": 0}, weigh)
+    cache.publish(run, ["*.jsonl"])
+    assert sorted(path.name for path in cache.records.iterdir()) == ["train.jsonl", "train.zip"]
+    fresh = RunCache(tmp_path / "elsewhere", cache.records)
+    found = call(fresh, {"seed": 0}, never)
     assert (found.metrics, found.env, found.key) == (run.metrics, run.env, run.key)
-    assert found.file("curve.csv").exists()
-    with pytest.raises(QalibError, match=r"weights\.bin is not kept"):
+    assert not fresh.root.exists()  # finding a record writes nothing
+    assert found.file("log.jsonl").read_text() == run.file("log.jsonl").read_text()
+    assert found.log()["loss"].tolist() == [0.5]
+    with pytest.raises(QalibError, match=r"weights\.bin is not on this machine"):
         found.file("weights.bin")
-    listed = json.loads((target / "DONE.json").read_text())["files"]
-    assert listed["weights.bin"]["kept"] is False
-    assert len(listed["weights.bin"]["sha256"]) == 64
-    assert not fresh.root.exists()  # reading a record writes nothing
-    assert store.publish(found) == target
-    remade = fresh.get_or_run("train", {"seed": 0}, weigh, needs=["weights.bin"])
-    assert remade.folder.parent == fresh.root
-    assert store.publish(remade) == target
-    assert (target / "weights.bin").exists()
+    assert len(found.files["weights.bin"]["sha256"]) == 64
+    assert fresh.get(run.short) == fresh.get(run.key[:8]) == found
+    again = call(fresh, {"seed": 0}, weigh, force=True)
+    assert again.folder.parent == fresh.root
 
 
-def test_a_damaged_record_is_named(store, tmp_path):
-    target = store.publish(store.get_or_run("train", {}, weigh))
-    flip(target / "curve.csv")
-    with pytest.raises(QalibError, match=r"damaged.*curve\.csv"):
-        Store(tmp_path / "elsewhere", store.records).get_or_run("train", {}, never)
+def test_publishing_again_changes_nothing_and_other_runs_stay(cache):
+    first, second = (call(cache, {"seed": seed}, weigh) for seed in (0, 1))
+    cache.publish(first, ["*.jsonl"])
+    cache.publish(second, ["*.jsonl"])
+    before = {path.name: path.read_bytes() for path in cache.records.iterdir()}
+    cache.publish(first, ["*.jsonl"])
+    assert {path.name: path.read_bytes() for path in cache.records.iterdir()} == before
+    assert len((cache.records / "train.jsonl").read_text().splitlines()) == 2
 
 
-def test_no_folder_of_this_machine_gets_into_the_records(store):
-    def tell(work: Path) -> dict:
-        return {"weights": str(work / "weights.bin")}
+def test_a_damaged_record_is_named(cache, tmp_path):
+    run = call(cache, {}, weigh)
+    cache.publish(run, ["*.jsonl"])
+    path = cache.records / "train.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"version":1', '"version":2'))
+    fresh = RunCache(tmp_path / "elsewhere", cache.records)
+    with pytest.raises(QalibError, match=r"train\.jsonl, line 1: is damaged"):
+        call(fresh, {}, never)
+    path.write_text(text.replace(run.files["log.jsonl"]["sha256"], "0" * 64))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(QalibError, match=r"train\.zip: .*log\.jsonl is damaged"):
+        call(fresh, {}, never).file("log.jsonl")
 
-    run = store.get_or_run("train", {}, tell)
-    with pytest.raises(QalibError, match=r"metrics\.json names the folder"):
-        store.publish(run)
-    assert not (store.records / run.short).exists()
+
+def test_no_folder_of_this_machine_gets_into_the_records(cache):
+    def leak(work: Path) -> dict:
+        (work / "log.jsonl").write_text(str(work / "weights.bin"))
+        return {}
+
+    run = call(cache, {}, leak)
+    with pytest.raises(QalibError, match=r"log\.jsonl contains the path"):
+        cache.publish(run, ["*"])
+    assert not cache.records.exists()
 
 
-def test_the_notebook_runner_is_told_which_runs_were_used(store, tmp_path, monkeypatch):
+def test_the_notebook_runner_is_told_which_runs_were_used(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("QALIB_NOTES", str(tmp_path / "notes.jsonl"))
-    run = store.get_or_run("train", {}, weigh)
-    store.get_or_run("train", {}, never)
+    run = call(cache, {}, weigh)
+    call(cache, {}, never)
     lines = (tmp_path / "notes.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         ["run", run.short, "computed"],
@@ -482,64 +530,82 @@ def test_the_notebook_runner_is_told_which_runs_were_used(store, tmp_path, monke
     ]
 
 
-# --- looking at what is there ------------------------------------------------------------------
+# --- listing, explaining, deleting --------------------------------------------------------------
 
 
-def test_the_list_of_runs(store):
-    done = store.get_or_run("train", {"seed": 0}, weigh)
-    store.publish(done)
+def test_the_list_of_runs(cache, tmp_path):
+    assert list_runs(cache) == "No runs yet."
+    done = call(cache, {"seed": 0}, weigh)
+    cache.publish(done, [])
     with pytest.raises(ZeroDivisionError):
-        store.get_or_run("score", {}, lambda work: {"x": 1 / 0})
-    with pytest.raises(QalibError, match="score- is not finished"):
-        store.get("score-")
-    entries = store.runs()
-    assert sorted((entry.state, entry.stage) for entry in entries) == [
+        call(cache, {}, lambda work: {"x": 1 / 0}, name="score")
+    with pytest.raises(QalibError, match="no finished run is called 'score-'"):
+        cache.get("score-")
+    assert sorted((row.state, row.stage) for row in cache.summaries()) == [
         ("finished", "train"),
         ("partial", "score"),
-        ("recorded", "train"),
     ]
-    finished = next(entry for entry in entries if entry.state == "finished")
-    assert finished.key == done.key[:12]
-    assert finished.metrics["f1"] == 76.25
+    finished = next(row for row in cache.summaries() if row.state == "finished")
+    assert (finished.key, finished.metrics["f1"]) == (done.key[:12], 76.25)
     assert finished.seconds == done.env["seconds"]
+    fresh = RunCache(tmp_path / "elsewhere", cache.records)
+    assert [row.state for row in fresh.summaries()] == ["recorded"]
+    assert "f1 76.25" in list_runs(fresh)
+    assert json.loads(list_runs(fresh, as_json=True))[0]["metrics"] == done.metrics
 
 
-def test_why_a_run_was_missed(store):
+def test_a_cache_miss_is_explained_by_the_nearest_runs(cache):
     near = {"seed": 0, "model": {"layers": 6, "lr": 1e-4}}
     far = {"seed": 5, "model": {"layers": 2, "lr": 1e-3}}
     wanted = {"seed": 0, "model": {"layers": 6, "lr": 2e-4}}
-    near, far, run = (
-        store.get_or_run("train", config, weigh, inputs={"data": "aa"})
-        for config in (near, far, wanted)
-    )
-    store.get_or_run("score", wanted, weigh)
-    assert store.get(run.key[:8]) == run
-    rows = store.why(run.key[:8])
+    near, far, run = (call(cache, config, weigh, data="aa") for config in (near, far, wanted))
+    call(cache, wanted, weigh, name="score")
+    rows = cache.explain(run.key[:8])
     assert rows[0] == (near.short, "config.model.lr", 2e-4, 1e-4)
     assert {row[0] for row in rows} == {near.short, far.short}
     assert len([row for row in rows if row[0] == far.short]) == 3
-    assert store.why(run.short, nearest=1) == rows[:1]
+    assert cache.explain(run.short, nearest=1) == rows[:1]
+    with pytest.raises(QalibError, match="0 runs are called 'zz'"):
+        cache.explain("zz")
 
 
-def test_what_the_command_prints(store, monkeypatch):
-    monkeypatch.setattr("qalib.study.store.Store", lambda: store)
-    assert command_runs() == "No runs yet."
-    run = store.get_or_run("train", {"lr": 0.1}, weigh)
-    assert "f1 76.25" in command_runs()
-    assert run.key[:12] in command_runs()
-    assert json.loads(command_runs(as_json=True))[0]["metrics"] == run.metrics
-    assert command_runs(why=run.short).startswith("No other run")
-    store.get_or_run("train", {"lr": 0.2}, weigh)
-    assert re.search(r"config\.lr +\| +0\.1 \| +0\.2", command_runs(why=run.short))
-    assert command_runs(drop=run.short) == f"Deleted {run.folder}"
+def test_deleting_a_run_of_the_store(cache):
+    run = call(cache, {"seed": 0}, weigh)
+    other = call(cache, {"seed": 1}, weigh)
+    cache.publish(run, [])
+    with pytest.raises(QalibError, match="2 runs of the store"):
+        cache.delete("train-")
+    with pytest.raises(QalibError, match="0 runs of the store.*'zz'"):
+        cache.delete("zz")
+    assert cache.delete(run.key) == [run.folder]
+    states = {row.key: row.state for row in cache.summaries()}
+    assert states == {other.key[:12]: "finished", run.key[:12]: "recorded"}
 
 
-def test_dropping_a_run(store):
-    run = store.get_or_run("train", {"seed": 0}, weigh)
-    other = store.get_or_run("train", {"seed": 1}, weigh)
-    with pytest.raises(QalibError, match="begins several runs"):
-        store.drop("train-")
-    with pytest.raises(QalibError, match="No run begins with 'zz'"):
-        store.drop("zz")
-    assert store.drop(run.key) == [run.folder]
-    assert [entry.key for entry in store.runs()] == [other.key[:12]]
+# --- the committed records ----------------------------------------------------------------------
+
+
+def test_the_committed_records_are_few_small_and_whole():
+    files = [path for path in RECORDS.iterdir() if path.is_file()]
+    assert [path for path in RECORDS.iterdir() if path.is_dir()] == []
+    assert len(files) <= 60
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
+    for path in sorted(RECORDS.glob("*.jsonl")):
+        runs = read_records(path)  # checks every key
+        with zipfile.ZipFile(path.with_suffix(".zip")) if path.with_suffix(
+            ".zip"
+        ).is_file() else contextlib.nullcontext() as archive:
+            for name in archive.namelist() if archive else ():
+                key, _, file = name.partition("/")
+                [run] = [run for run in runs.values() if run.key.startswith(key)]
+                content = hashlib.sha256(archive.read(name)).hexdigest()
+                assert content == run.files[file]["sha256"], f"{path.stem}: {name}"
+
+
+def test_every_input_of_a_recorded_run_is_recorded():
+    runs = [run for path in sorted(RECORDS.glob("*.jsonl")) for run in read_records(path).values()]
+    keys = {run.key for run in runs}
+    for run in runs:
+        for name, value in run.inputs.items():
+            if name.partition(".")[0] in ("weights", "start", "teachers"):
+                assert value in keys or len(value) != 64, f"{run.short}: {name}"
