@@ -1,4 +1,4 @@
-"""Small questions, teachers of chance and a reader of words that distillation tests share."""
+"""Small questions, random teachers and a word-level reader that distillation tests share."""
 
 import re
 import zlib
@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from qalib.data.batches import Batch
-from qalib.data.squad import Answer, Example, make_dataset
-from qalib.distill.characters import Place
-from qalib.spans import ReaderOutput
+from qalib.data.batching import Batch
+from qalib.data.schema import Answer, Example, make_dataset
+from qalib.decoding import ReaderOutput
+from qalib.distill.alignment import TokenSpan
+from qalib.distill.distractors import DistractorMiner, MiningConfig
+from qalib.distill.teacher_cache import TeacherTargets, cache_teacher_outputs
 
 FIRST = 2  # words stand behind two positions that no answer may take
+HOPS = ("align 1", "align 2")
 
 
 def questions(count=6):
@@ -37,74 +40,84 @@ def split(text):
     return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
-def toy_places(examples, first=FIRST):
-    """Places of a reader of words."""
+def toy_spans(examples, first=FIRST):
+    """Token spans of a reader of words."""
     return [
-        Place(e.id, np.array(split(e.context), dtype=np.int32), first, len(split(e.question)))
+        TokenSpan(e.id, np.array(split(e.context), dtype=np.int32), first, len(split(e.question)))
         for e in examples
     ]
 
 
-def chance(places, seed, hops=("align 1", "align 2"), length=0, asked=0, scale=2.0):
-    """What a random teacher says of some rows; a row's answer depends on (seed, question) alone."""
-    rows = len(places)
-    length = length or max(p.first + len(p.offsets) for p in places) + 1
-    asked = asked or max((p.question for p in places), default=0) + 1
+def random_output(spans, seed, hops=HOPS, length=0, asked=0, scale=2.0):
+    """A random teacher's output for some rows; that of a row depends on (seed, question) alone."""
+    rows = len(spans)
+    length = length or max(s.context_start + len(s.offsets) for s in spans) + 1
+    asked = asked or max((s.question_tokens for s in spans), default=0) + 1
     start, end = np.full((2, rows, length), 7.0, dtype=np.float32)  # rubbish at padding
     mask, question = np.zeros((rows, length), dtype=bool), np.zeros((rows, asked), dtype=bool)
     maps = {hop: np.full((rows, length, asked), 0.5, dtype=np.float32) for hop in hops}
-    for row, place in enumerate(places):
-        random = np.random.default_rng([seed, zlib.crc32(place.id.encode()), place.first])
-        count, inside = len(place.offsets), slice(place.first, place.first + len(place.offsets))
+    for row, span in enumerate(spans):
+        random = np.random.default_rng([seed, zlib.crc32(span.id.encode()), span.context_start])
+        count, inside = len(span.offsets), span.positions
         start[row, inside], end[row, inside] = scale * random.normal(size=(2, count))
-        mask[row, inside], question[row, : place.question] = True, True
+        mask[row, inside], question[row, : span.question_tokens] = True, True
         for hop in hops:
-            powers = np.exp(random.normal(size=(count, place.question)))
-            maps[hop][row, inside, : place.question] = powers / powers.sum(axis=1, keepdims=True)
+            powers = np.exp(random.normal(size=(count, span.question_tokens)))
+            powers /= powers.sum(axis=1, keepdims=True)
+            maps[hop][row, inside, : span.question_tokens] = powers
     maps = {hop: torch.from_numpy(table) for hop, table in maps.items()}
     if hops:
         maps["question"] = torch.from_numpy(question)
     return ReaderOutput(*(torch.from_numpy(x) for x in (start, end, mask)), maps)
 
 
-def answers(places, seed, size=2, **changes):
-    """A random teacher asked about all rows, longest last, some at a time."""
-    order = np.argsort([len(p.offsets) for p in places], kind="stable").tolist()
+def random_outputs(spans, seed, size=2, **changes):
+    """A random teacher's outputs for all rows in batches, longest last."""
+    order = np.argsort([len(s.offsets) for s in spans], kind="stable").tolist()
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
-        yield rows, chance([places[row] for row in rows], seed, **changes)
+        yield rows, random_output([spans[row] for row in rows], seed, **changes)
+
+
+def random_cache(folder, spans, seeds=(1, 2), hops=HOPS, tokenizer="words", length=15, size=2):
+    """The targets of random teachers, written to a folder and read back."""
+    teachers = [lambda seed=seed: random_outputs(spans, seed, size, hops=hops) for seed in seeds]
+    miner = DistractorMiner(DATA, MiningConfig(max_length=length))
+    cache_teacher_outputs(folder, spans, teachers, miner, hops, tokenizer)
+    return TeacherTargets(folder, range(len(seeds)))
 
 
 class WordRows:
     """Examples as the batches of :class:`WordReader`."""
 
     def __init__(self, examples):
-        self.examples, self.places = list(examples), toy_places(examples)
+        self.examples, self.spans = list(examples), toy_spans(examples)
 
     def collate(self, rows):
-        places, chosen = [self.places[i] for i in rows], [self.examples[i] for i in rows]
-        length = max(len(p.offsets) for p in places) + FIRST
-        asked = max(p.question for p in places)
+        chosen = [self.examples[i] for i in rows]
+        spans = [self.spans[i] for i in rows]
+        length = max(len(s.offsets) for s in spans) + FIRST
+        asked = max(s.question_tokens for s in spans)
         words, mask = self._ids([e.context for e in chosen], length, FIRST)
         question, real = self._ids([e.question for e in chosen], asked, 0)
-        spans = torch.zeros(len(rows), 2, 2, dtype=torch.long)
+        answer_spans = torch.zeros(len(rows), 2, 2, dtype=torch.long)
         weights = torch.zeros(len(rows), 2)
-        for row, (place, example) in enumerate(zip(places, chosen, strict=True)):
+        for row, (span, example) in enumerate(zip(spans, chosen, strict=True)):
             for a, answer in enumerate(example.answers):
-                start = np.flatnonzero(place.offsets[:, 0] == answer.start)[0]
-                end = np.flatnonzero(place.offsets[:, 1] == answer.end)[0]
-                spans[row, a] = torch.tensor([start, end]) + FIRST
+                start = np.flatnonzero(span.offsets[:, 0] == answer.start)[0]
+                end = np.flatnonzero(span.offsets[:, 1] == answer.end)[0]
+                answer_spans[row, a] = torch.tensor([start, end]) + FIRST
                 weights[row, a] = 1 / len(example.answers)
         inputs = {"words": words, "question": question, "asked": real}
-        return Batch(inputs, mask, spans, weights, int(mask.sum()))
+        return Batch(inputs, mask, answer_spans, weights, int(mask.sum()))
 
     def _ids(self, texts, length, first):
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         real = torch.zeros(len(texts), length, dtype=torch.bool)
         for row, text in enumerate(texts):
-            for place, (a, b) in enumerate(split(text)):
-                ids[row, first + place] = zlib.crc32(text[a:b].lower().encode()) % 97
-                real[row, first + place] = True
+            for position, (a, b) in enumerate(split(text)):
+                ids[row, first + position] = zlib.crc32(text[a:b].lower().encode()) % 97
+                real[row, first + position] = True
         return ids, real
 
 

@@ -9,14 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qalib.data.squad import Answer, Example
-from qalib.distill.characters import Place
+from qalib.data.schema import Answer, Example
+from qalib.distill.alignment import TokenSpan
 from qalib.distill.distractors import (
-    Mined,
-    Miner,
+    DistractorSpans,
+    DistractorMiner,
     MiningConfig,
-    kind,
-    mine_average,
+    answer_kind,
     mining_report,
     most_confident,
     random_distractors,
@@ -35,25 +34,25 @@ def example(*golds, id="q", passage=PASSAGE):
 def words_of(passage, first=0, id="q"):
     """One token for each word or sign."""
     found = [match.span() for match in re.finditer(r"\w+|[^\w\s]", passage)]
-    return Place(id, np.array(found, dtype=np.int32), first)
+    return TokenSpan(id, np.array(found, dtype=np.int32), first)
 
 
-def at(place, passage, text):
+def at(span, passage, text):
     """The token positions of a text, as first and last."""
     begin = passage.index(text)
-    start = int(np.searchsorted(place.offsets[:, 0], begin))
-    end = int(np.searchsorted(place.offsets[:, 1], begin + len(text)))
-    return place.first + start, place.first + end
+    start = int(np.searchsorted(span.offsets[:, 0], begin))
+    end = int(np.searchsorted(span.offsets[:, 1], begin + len(text)))
+    return span.context_start + start, span.context_start + end
 
 
-def logits_for(places, passage, scores, length=24):
+def logits_for(spans, passage, scores, length=24):
     """Logits of one row each that favour texts; everything else is far below."""
-    start, end = torch.full((2, len(places), length), -20.0)
-    mask = torch.zeros(len(places), length, dtype=torch.bool)
-    for row, place in enumerate(places):
-        mask[row, place.first : place.first + len(place.offsets)] = True
+    start, end = torch.full((2, len(spans), length), -20.0)
+    mask = torch.zeros(len(spans), length, dtype=torch.bool)
+    for row, span in enumerate(spans):
+        mask[row, span.context_start : span.context_start + len(span.offsets)] = True
         for text, score in scores.items():
-            i, j = at(place, passage, text)
+            i, j = at(span, passage, text)
             start[row, i] = end[row, j] = score
     return start, end, mask
 
@@ -80,25 +79,25 @@ def text_of(mined, row=0, passage=PASSAGE):
     ],
 )
 def test_confusing_is_what_no_gold_answer_touches(text, confusing):
-    miner = Miner([example("The Denver Broncos")])
+    miner = DistractorMiner([example("The Denver Broncos")])
     begin = PASSAGE.rindex(text)
-    assert miner.confusing("q", begin, begin + len(text)) is confusing
+    assert miner.is_confusing("q", begin, begin + len(text)) is confusing
 
 
 def test_every_gold_answer_counts_and_a_question_without_one_has_none():
     begin = PASSAGE.index("2015")
-    span = ("q", begin, begin + 4)
-    assert Miner([example("The Denver Broncos")]).confusing(*span)
-    assert not Miner([example("The Denver Broncos", "in 2015")]).confusing(*span)
-    assert not Miner([example()]).confusing(*span)
+    place = ("q", begin, begin + 4)
+    assert DistractorMiner([example("The Denver Broncos")]).is_confusing(*place)
+    assert not DistractorMiner([example("The Denver Broncos", "in 2015")]).is_confusing(*place)
+    assert not DistractorMiner([example()]).is_confusing(*place)
 
 
 def test_a_gold_answer_of_articles_is_guarded_by_its_characters():
     passage = "Was it the a or the b?"
-    miner = Miner([example("the", passage=passage)])
-    assert not miner.confusing("q", 7, 12)  # "the a" normalises to nothing
-    assert not miner.confusing("q", 4, 10)  # "it the" has F1 0 but holds the answer
-    assert miner.confusing("q", 4, 6)
+    miner = DistractorMiner([example("the", passage=passage)])
+    assert not miner.is_confusing("q", 7, 12)  # "the a" normalises to nothing
+    assert not miner.is_confusing("q", 4, 10)  # "it the" has F1 0 but holds the answer
+    assert miner.is_confusing("q", 4, 6)
 
 
 WORDS = ["Rome", "rome,", "the", "Lima", "a", "-", "in Oslo", "Oslo"]
@@ -111,48 +110,48 @@ WORDS = ["Rome", "rome,", "the", "Lima", "a", "-", "in Oslo", "Oslo"]
 def test_sharing_no_word_is_an_f1_of_zero(gold, said):
     gold, said = " ".join(gold), " ".join(said)
     passage = f"{gold} || {said}"
-    miner = Miner([Example("q", "?", passage, (Answer(gold, 0),))])
+    miner = DistractorMiner([Example("q", "?", passage, (Answer(gold, 0),))])
     expected = bool(normalize_answer(said)) and f1(said, gold) == 0
-    assert miner.confusing("q", len(gold) + 4, len(passage)) is expected
+    assert miner.is_confusing("q", len(gold) + 4, len(passage)) is expected
 
 
 # Mining
 
 
-def slow_mine(start, end, mask, place, miner):
+def slow_mine(start, end, mask, span, miner):
     """Every span, by probability; the first K; of those the first confusing one."""
     inside = [i for i, real in enumerate(mask) if real]
     z_start, z_end = (sum(math.exp(x[i]) for i in inside) for x in (start, end))
-    spans = [
+    candidates = [
         (math.exp(start[i]) / z_start * math.exp(end[j]) / z_end, i, j)
         for i in inside
         for j in inside
         if i <= j < i + miner.config.max_length
     ]
-    spans.sort(key=lambda found: -found[0])
-    for share, i, j in spans[: miner.config.k]:
-        a = int(place.offsets[i - place.first, 0])
-        b = int(place.offsets[j - place.first, 1])
-        if miner.confusing(place.id, a, b):
-            return (a, b), share
+    candidates.sort(key=lambda found: -found[0])
+    for probability, i, j in candidates[: miner.config.k]:
+        a = int(span.offsets[i - span.context_start, 0])
+        b = int(span.offsets[j - span.context_start, 1])
+        if miner.is_confusing(span.id, a, b):
+            return (a, b), probability
     return (-1, -1), 0.0
 
 
 @given(seed=st.integers(0, 200), first=st.integers(0, 3), k=st.integers(1, 6))
 def test_mining_is_its_definition(seed, first, k):
-    miner = Miner(
+    miner = DistractorMiner(
         [example("The Denver Broncos"), example("2015", "won", id="r")], MiningConfig(k, 3)
     )
-    places = [words_of(PASSAGE, first), words_of(PASSAGE[:45], first, id="r")]
+    spans = [words_of(PASSAGE, first), words_of(PASSAGE[:45], first, id="r")]
     rng = np.random.default_rng(seed)
     start, end = torch.from_numpy(3 * rng.normal(size=(2, 2, 22)).astype(np.float32))
     mask = torch.zeros(2, 22, dtype=torch.bool)
-    for row, place in enumerate(places):
-        mask[row, first : first + len(place.offsets)] = True
-    mined = miner.mine(start, end, mask, places)
-    for row, place in enumerate(places):
+    for row, span in enumerate(spans):
+        mask[row, first : first + len(span.offsets)] = True
+    mined = miner.mine(start, end, mask, spans)
+    for row, span in enumerate(spans):
         span, share = slow_mine(
-            start[row].tolist(), end[row].tolist(), mask[row].tolist(), place, miner
+            start[row].tolist(), end[row].tolist(), mask[row].tolist(), span, miner
         )
         assert tuple(mined.spans[row]) == span
         assert mined.confidence[row] == pytest.approx(share, rel=1e-4)
@@ -161,29 +160,29 @@ def test_mining_is_its_definition(seed, first, k):
 def test_only_the_k_best_are_looked_at_and_none_may_be_confusing():
     """A teacher that is right has only right spans among its best: nothing is mined."""
     golds = ("The Denver Broncos", "Broncos", "Denver Broncos")
-    place, miner = words_of(PASSAGE, 1), Miner([example(*golds)], MiningConfig(k=2))
+    span, miner = words_of(PASSAGE, 1), DistractorMiner([example(*golds)], MiningConfig(k=2))
     scores = {"The Denver Broncos": 5.0, "Carolina Panthers": 1.0}
-    start, end, mask = logits_for([place], PASSAGE, scores)
-    mined = miner.mine(start, end, mask, [place])
+    start, end, mask = logits_for([span], PASSAGE, scores)
+    mined = miner.mine(start, end, mask, [span])
     assert text_of(mined) is None  # second best runs from the gold start to the wrong end
     assert mined.confidence.tolist() == [0.0]
-    mined = Miner([example(*golds)], MiningConfig(k=4)).mine(start, end, mask, [place])
+    mined = DistractorMiner([example(*golds)], MiningConfig(k=4)).mine(start, end, mask, [span])
     assert text_of(mined) == "Carolina Panthers"
 
 
 def test_every_row_without_enough_spans_is_fine():
     passage = "Rome."
-    miner = Miner([example("Rome", passage=passage)], MiningConfig(k=50))
-    place = words_of(passage)
+    miner = DistractorMiner([example("Rome", passage=passage)], MiningConfig(k=50))
+    span = words_of(passage)
     mined = miner.mine(
-        torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([[True, True, False, False]]), [place]
+        torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([[True, True, False, False]]), [span]
     )
     assert mined.spans.tolist() == [[-1, -1]]
 
 
 @pytest.mark.parametrize("settings", [{"k": 0}, {"max_length": 0}])
 def test_mining_needs_positive_numbers(settings):
-    with pytest.raises(QalibError, match="must be at least 1, not 0"):
+    with pytest.raises(QalibError, match="greater than or equal to 1"):
         MiningConfig(**settings)
 
 
@@ -193,42 +192,20 @@ SPANS = np.array([[[1, 2], [3, 4], [-1, -1]], [[5, 6], [7, 8], [-1, -1]]], dtype
 CONFIDENCE = np.array([[0.2, 0.9, 0.0], [0.6, 0.3, 0.0]], dtype=np.float32)
 
 
-def test_the_surest_teacher_is_believed():
+def test_the_most_confident_teacher_counts():
     mined = most_confident(SPANS, CONFIDENCE)
     assert mined.spans.tolist() == [[5, 6], [3, 4], [-1, -1]]
     assert mined.confidence.tolist() == pytest.approx([0.6, 0.9, 0.0])
 
 
-def test_out_of_fold_only_those_who_have_not_seen_a_row_are_asked():
+def test_out_of_fold_only_teachers_not_trained_on_a_row_count():
     allowed = np.array([[True, False, True], [False, True, True]])
     mined = most_confident(SPANS, CONFIDENCE, allowed)
     assert mined.spans.tolist() == [[1, 2], [7, 8], [-1, -1]]
     assert mined.confidence.tolist() == pytest.approx([0.2, 0.3, 0.0])
-    nobody = most_confident(SPANS, CONFIDENCE, np.zeros_like(allowed))
-    assert (nobody.spans == -1).all()
-    assert nobody.spans.dtype == np.int32
-    with pytest.raises(QalibError, match=r"allowed tells of \(1, 3\)"):
-        most_confident(SPANS, CONFIDENCE, allowed[:1])
-
-
-def test_the_average_is_another_ensemble_than_its_surest_member():
-    """One teacher is sure of 2015; two lean towards the Panthers, and outvote it."""
-    place, miner = words_of(PASSAGE, 1), Miner([example("The Denver Broncos")])
-    lean = logits_for([place], PASSAGE, {"Carolina Panthers": 2.0, "The Denver Broncos": 1.9})
-    sure = logits_for([place], PASSAGE, {"2015": 2.0})
-    start, end = (torch.stack([lean[side], sure[side], lean[side]]) for side in (0, 1))
-    each = [miner.mine(start[t], end[t], lean[2], [place]) for t in range(3)]
-    best = most_confident(*(np.stack(column) for column in zip(*each, strict=True)))
-    assert text_of(best) == "2015"
-    averaged = mine_average(start, end, lean[2], [place], miner)
-    assert text_of(averaged) == "Carolina Panthers"
-    q = [x[:, 0].masked_fill(~lean[2], -torch.inf).softmax(dim=1).mean(dim=0) for x in (start, end)]
-    i, j = at(place, PASSAGE, "Carolina Panthers")
-    assert averaged.confidence[0] == pytest.approx(float(q[0][i] * q[1][j]), rel=1e-4)
-    unseen = torch.tensor([[False], [True], [False]])
-    assert text_of(mine_average(start, end, lean[2], [place], miner, unseen)) == "2015"
-    nobody = mine_average(start, end, lean[2], [place], miner, torch.zeros(3, 1, dtype=torch.bool))
-    assert text_of(nobody) is None
+    none = most_confident(SPANS, CONFIDENCE, np.zeros_like(allowed))
+    assert (none.spans == -1).all()
+    assert none.spans.dtype == np.int32
 
 
 # Controls and reports
@@ -236,16 +213,16 @@ def test_the_average_is_another_ensemble_than_its_surest_member():
 
 def test_random_distractors_have_the_length_of_the_mined_and_touch_no_gold_answer():
     golds = ("The Denver Broncos",)
-    miner = Miner([example(*golds), example(*golds, id="r")])
-    places = [words_of(PASSAGE, 1), words_of(PASSAGE, 5, id="r")]
+    miner = DistractorMiner([example(*golds), example(*golds, id="r")])
+    spans = [words_of(PASSAGE, 1), words_of(PASSAGE, 5, id="r")]
     begin = PASSAGE.index("Carolina")
-    mined = Mined(
+    mined = DistractorSpans(
         np.array([[begin, begin + len("Carolina Panthers")], [-1, -1]], dtype=np.int32),
         np.array([0.4, 0.0], dtype=np.float32),
     )
     drawn = set()
     for seed in range(40):
-        found = random_distractors(mined, places, miner, seed)
+        found = random_distractors(mined, spans, miner, seed)
         text = text_of(found)
         assert len(words_of(text).offsets) == 2
         assert text != "Carolina Panthers"
@@ -253,7 +230,7 @@ def test_random_distractors_have_the_length_of_the_mined_and_touch_no_gold_answe
         assert normalize_answer(text)
         assert found.spans[1].tolist() == [-1, -1]
         assert found.confidence.tolist() == [1.0, 0.0]
-        again = random_distractors(mined, places, miner, seed)
+        again = random_distractors(mined, spans, miner, seed)
         assert again.spans.tolist() == found.spans.tolist()
         drawn.add(text)
     assert len(drawn) > 3
@@ -261,22 +238,28 @@ def test_random_distractors_have_the_length_of_the_mined_and_touch_no_gold_answe
 
 def test_where_no_other_wrong_answer_fits_there_is_none():
     passage = "Rome not Oslo"
-    miner = Miner([example("Rome not", passage=passage)])
-    mined = Mined(np.array([[9, 13]], dtype=np.int32), np.array([0.5], dtype=np.float32))
+    miner = DistractorMiner([example("Rome not", passage=passage)])
+    mined = DistractorSpans(np.array([[9, 13]], dtype=np.int32), np.array([0.5], dtype=np.float32))
     found = random_distractors(mined, [words_of(passage)], miner)
     assert found.spans.tolist() == [[-1, -1]]
     assert found.confidence.tolist() == [0.0]
 
 
 def test_the_report_counts():
-    miner = Miner([example("The Denver Broncos"), example("2015", id="r")])
+    miner = DistractorMiner([example("The Denver Broncos"), example("2015", id="r")])
     panthers, won = PASSAGE.index("Carolina"), PASSAGE.index("won again")
-    places = [words_of(PASSAGE, id=id) for id in ("q", "r", "q", "r")]
-    spans = [[panthers, panthers + 17], [won, won + 9], [-1, -1], [-1, -1]]
-    mined = Mined(np.array(spans, dtype=np.int32), np.array([0.5, 0.1, 0, 0], dtype=np.float32))
-    report = mining_report(mined, places, miner)
+    spans = [words_of(PASSAGE, id=id) for id in ("q", "r", "q", "r")]
+    found = [[panthers, panthers + 17], [won, won + 9], [-1, -1], [-1, -1]]
+    confidence = np.array([0.5, 0.1, 0, 0], dtype=np.float32)
+    mined = DistractorSpans(np.array(found, dtype=np.int32), confidence)
+    report = mining_report(mined, spans, miner)
     expected = {"yield_percent": 50.0, "confidence": 0.3, "same_kind_percent": 50.0}
     assert report == pytest.approx(expected)
-    nothing = mining_report(Mined(spans=np.full((4, 2), -1), confidence=np.zeros(4)), places, miner)
+    none = DistractorSpans(spans=np.full((4, 2), -1), confidence=np.zeros(4))
+    nothing = mining_report(none, spans, miner)
     assert nothing == {"yield_percent": 0.0, "confidence": 0.0, "same_kind_percent": 0.0}
-    assert [kind(text) for text in ("in 2015", "Rome", "a dog")] == ["number", "name", "words"]
+    assert [answer_kind(text) for text in ("in 2015", "Rome", "a dog")] == [
+        "number",
+        "name",
+        "words",
+    ]

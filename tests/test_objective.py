@@ -1,0 +1,330 @@
+"""The distillation objective: targets in the student's positions, four losses, their log."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_reader
+from tiny_distill import DATA, HOPS, WordReader, WordRows, random_cache, random_output
+
+from qalib.data.batching import collate
+from qalib.data.bytes import ByteConfig, QuestionRows, passage_features
+from qalib.data.windows import WindowConfig, make_windows
+from qalib.distill.alignment import byte_spans, span_positions, token_spans, tokenizer_hash
+from qalib.distill.distractors import DistractorMiner, DistractorSpans, random_distractors
+from qalib.distill.objective import Distillation
+from qalib.distill.teacher_cache import TeacherTargets, cache_teacher_outputs
+from qalib.errors import QalibError
+from qalib.losses import (
+    DistillationLosses,
+    DistillConfig,
+    distillation_loss,
+    hops_loss,
+    kd_loss,
+    margin_loss,
+    span_loss,
+    teacher_probabilities,
+)
+from qalib.training import TrainConfig, TrainingTask, train
+
+ROWS = WordRows(DATA)
+PAPER, ANSWERS = DistillConfig(), DistillConfig(attention_weight=0.0)
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    return random_cache(tmp_path_factory.mktemp("words"), ROWS.spans)
+
+
+def distillation(targets, config=PAPER, **changes):
+    known = {"collate": ROWS.collate, "spans": ROWS.spans, "tokenizer": "words", **changes}
+    return Distillation(targets=targets, config=config, **known)
+
+
+def literal_losses(student, rows, targets, config, length):
+    """The four losses of readers of the same words, straight from the teachers."""
+    spans = [ROWS.spans[row] for row in rows]
+    batch = ROWS.collate(rows)
+    teachers = [random_output(spans, seed, length=length, asked=9) for seed in (1, 2)]
+    q = [
+        teacher_probabilities(
+            torch.stack([t[side] for t in teachers]), batch.mask, config.temperature
+        )
+        for side in (0, 1)
+    ]
+    mined = targets.distractors()
+    distractors = [span_positions(*mined.spans[row].tolist(), ROWS.spans[row]) for row in rows]
+    found = torch.tensor([span is not None for span in distractors])
+    distractors = torch.tensor([span or (0, 0) for span in distractors])
+    missing = 9 - batch.inputs["asked"].shape[1]
+    question = torch.nn.functional.pad(batch.inputs["asked"], (0, missing))
+    ours = {h: torch.nn.functional.pad(student.attentions[h], (0, missing)) for h in HOPS}
+    mean = {hop: torch.stack([t[3][hop] for t in teachers]).mean(dim=0) for hop in HOPS}
+    gold = (batch.answer_spans, batch.answer_weights)
+    return (
+        span_loss(student, *gold),
+        kd_loss(student, *q, config.temperature),
+        margin_loss(student, *gold, distractors, found),
+        hops_loss(ours, mean, batch.mask, question),
+    )
+
+
+def test_the_parts_are_the_losses_and_the_whole_is_equation_1(targets):
+    config, reader = DistillConfig(), WordReader()
+    rows, objective = [3, 0, 5, 1], distillation(targets)
+    batch = objective.collate(rows)
+    assert len(batch) == 4
+    output = reader(batch)
+    losses = objective.losses(output, batch)
+    expected = literal_losses(output, rows, targets, config, batch.mask.shape[1])
+    for name, found, value in zip(losses._fields, losses, expected, strict=True):
+        assert found.shape == (4,)
+        assert found.abs().max() > 0, name
+        torch.testing.assert_close(found, value, atol=5e-3, rtol=5e-3, msg=name)
+    total = objective.loss(output, batch)
+    torch.testing.assert_close(total, distillation_loss(losses, config))
+
+
+def test_a_row_does_not_depend_on_the_rest_of_its_batch(targets):
+    reader, objective = WordReader().eval(), distillation(targets)
+    batch = objective.collate(range(6))
+    whole = objective.losses(reader(batch), batch)
+    for row in range(6):
+        batch = objective.collate([row])
+        alone = objective.losses(reader(batch), batch)
+        for name, one, together in zip(whole._fields, alone, whole, strict=True):
+            torch.testing.assert_close(one[0], together[row], msg=name)
+
+
+def test_log_metrics_are_means_since_the_last_call(targets):
+    reader, objective = WordReader(), distillation(targets)
+    assert objective.log_metrics() == {}
+    sums, seen = torch.zeros(4), 0
+    for rows in ([0, 1, 2], [4]):
+        batch = objective.collate(rows)
+        output = reader(batch)
+        objective.loss(output, batch)
+        sums += torch.stack([x.detach().sum() for x in objective.losses(output, batch)])
+        seen += len(rows)
+    logged = objective.log_metrics()
+    for name, value in zip(("ce", "kd", "ans", "att"), (sums / seen).tolist(), strict=True):
+        assert logged[name] == pytest.approx(value, rel=1e-5)
+    found = objective.found[[0, 1, 2, 4]]
+    assert logged["distractors"] == pytest.approx(found.float().mean().item())
+    assert 0 < logged["kd_excess"] < logged["kd"]
+    assert 0 < logged["att_per_word"] < logged["att"]
+    assert logged["constant_hinges"] == 0
+    assert objective.log_metrics() == {}
+
+
+def test_other_distractors_can_be_given(targets):
+    miner = DistractorMiner(DATA)
+    drawn = random_distractors(targets.distractors(), targets.spans, miner, seed=1)
+    mined, random = distillation(targets), distillation(targets, distractors=drawn)
+    assert random.found.sum() > 0
+    assert not torch.equal(random.distractors, mined.distractors)
+    none = DistractorSpans(np.full((6, 2), -1), np.zeros(6))
+    batch = distillation(targets, distractors=none).collate([0, 1])
+    losses = distillation(targets).losses(WordReader()(batch), batch)
+    assert losses.margin.tolist() == [0.0, 0.0]
+
+
+def test_attention_of_weight_0_is_neither_read_nor_logged(targets):
+    objective = distillation(targets, ANSWERS, tokenizer="")
+    batch = objective.collate([0, 1])
+    assert batch.targets.attentions == {}
+    output = WordReader(hops=1)(batch)
+    assert objective.losses(output, batch).attention.tolist() == [0.0, 0.0]
+    objective.loss(output, batch)
+    assert not any("att" in name for name in objective.log_metrics())
+
+
+def test_every_loss_has_a_gradient_of_its_own(targets):
+    """Attention does not reach the span head, the others do."""
+    reader, objective = WordReader(), distillation(targets)
+    batch = objective.collate(range(6))
+    losses = objective.losses(reader(batch), batch)
+    for name, loss in zip(DistillationLosses._fields, losses, strict=True):
+        reader.zero_grad()
+        loss.mean().backward(retain_graph=True)
+        grads = [p.grad for p in reader.parameters() if p.grad is not None]
+        assert sum(g.square().sum() for g in grads) > 0, name
+        assert (reader.span.weight.grad is None) == (name == "attention")
+
+
+# What does not fit
+
+
+def refused(said, make):
+    with pytest.raises(QalibError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_readers_with_other_tokens_share_no_attention(targets):
+    cut = [span._replace(offsets=span.offsets[:-1]) for span in ROWS.spans]
+    longer = [span._replace(question_tokens=span.question_tokens + 1) for span in ROWS.spans]
+    refused("student's tokenizer is not the teachers'", lambda: distillation(targets, tokenizer=""))
+    refused(r"\(pieces, not words\)", lambda: distillation(targets, tokenizer="pieces"))
+    refused("has 10 x 5 tokens .* teachers have 11 x 5", lambda: distillation(targets, spans=cut))
+    refused("has 11 x 6 tokens .* have 11 x 5", lambda: distillation(targets, spans=longer))
+    for spans in (cut, longer):  # answers need no common tokens
+        distillation(targets, ANSWERS, spans=spans)
+
+
+def test_missing_attention_of_either_side_is_refused(targets, tmp_path):
+    without = random_cache(tmp_path, ROWS.spans, hops=())
+    refused("no attention was cached; set attention_weight to 0", lambda: distillation(without))
+    objective = distillation(targets)
+    batch = objective.collate([0, 1])
+    output = WordReader(hops=1)(batch)
+    refused("the student has 1 and the teachers 2", lambda: objective.loss(output, batch))
+    silent = output._replace(attentions={})
+    refused("the student has no attention", lambda: objective.loss(silent, batch))
+    question = output.attentions["question"]
+    for wrong in (question[:, :-1], question.roll(1, dims=1).cumprod(dim=1).bool()):
+        changed = output._replace(attentions={**output.attentions, "question": wrong})
+        refused("questions have", lambda changed=changed: objective.loss(changed, batch))
+
+
+def test_a_question_that_the_teachers_have_not_read_is_named(tmp_path):
+    fewer = random_cache(tmp_path, ROWS.spans[:-1])
+    refused("question 'q5': the teachers have not read it", lambda: distillation(fewer))
+
+
+# Every reader
+
+
+def byte_distillation(targets, config=ANSWERS):
+    rows = QuestionRows(passage_features(DATA.examples, ByteConfig(unit="utf-8")))
+    spans = byte_spans(rows, DATA.examples)
+    return Distillation(rows.collate, spans, targets, config), rows
+
+
+def test_teachers_of_words_teach_a_byte_reader(targets):
+    from qalib.models.byte_reader import ByteReaderConfig, build_byte_reader
+
+    objective, rows = byte_distillation(targets)
+    tiny = ByteReaderConfig(width=4, layers=1, kernel=3, heads=1, head_width=4, dropout=0.0)
+    reader = build_byte_reader(tiny)
+    batch = objective.collate(list(range(len(rows))))
+    aligned = batch.targets
+    torch.testing.assert_close(aligned.start.sum(dim=1), torch.ones(6))
+    torch.testing.assert_close(aligned.end.sum(dim=1), torch.ones(6))
+    for row in range(6):
+        example = DATA.examples[rows.example(row)]
+        begins = {match.start() for match in re.finditer(r"\w+|[^\w\s]", example.context)}
+        assert set(aligned.start[row].nonzero().flatten().tolist()) <= begins
+        if aligned.found[row]:
+            a, b = aligned.distractors[row].tolist()
+            mined = targets.distractors().spans[objective.teacher_row[row]].tolist()
+            assert [a, b + 1] == mined  # ASCII: a byte is a character
+    objective.loss(reader(batch), batch).mean().backward()
+    assert all(p.grad.isfinite().all() for p in reader.parameters())
+    refused("teachers'", lambda: byte_distillation(targets, DistillConfig()))
+
+
+def test_an_encoder_teaches_an_encoder_and_a_reader_of_words(tmp_path):
+    reader = tiny_reader(dropout=0.0).eval()
+    settings = WindowConfig(max_length=128, doc_stride=8, max_query_length=32)
+    windows = make_windows(DATA.examples, reader.tokenizer, settings)
+    spans = token_spans(windows, DATA.examples)
+
+    def batch_of(rows):
+        return collate([windows[row] for row in rows])
+
+    def outputs():
+        with torch.no_grad():
+            yield from ((rows, reader(batch_of(rows))) for rows in ([0, 3], [1, 2, 5], [4]))
+
+    tokenizer = tokenizer_hash(reader.tokenizer)
+    cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA), tokenizer=tokenizer)
+    targets = TeacherTargets(tmp_path, [0])
+    same = Distillation(batch_of, spans, targets, ANSWERS)
+    batch = same.collate([2, 0])
+    same.loss(reader(batch), batch)  # the same weights: there is nothing left to learn
+    assert same.log_metrics()["kd_excess"] == pytest.approx(0.0, abs=1e-4)
+    words = Distillation(ROWS.collate, ROWS.spans, targets, ANSWERS)
+    torch.testing.assert_close(words.collate([2, 0]).targets.start.sum(dim=1), torch.ones(2))
+    refused("no attention was cached", lambda: Distillation(batch_of, spans, targets, PAPER))
+
+
+def test_the_mnemonic_reader_has_nothing_to_learn_from_itself(tmp_path):
+    """Self-distillation from the same weights: answers and attention agree."""
+    from qalib.data.words import collate_words, word_windows
+    from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
+
+    settings = MnemonicConfig(hidden=8, width=8, characters=0, dropout=0.0)
+
+    def reader_of(seed):
+        reader = build_mnemonic_reader(settings, seed=seed).eval()
+        with torch.no_grad():
+            for parameter in reader.parameters():
+                if parameter.requires_grad:  # the embedding is shared
+                    parameter.mul_(4)  # so that it is confident of something
+        return reader
+
+    teacher = reader_of(0)
+    windows = word_windows(DATA.examples, teacher.vocabulary)
+    spans = token_spans(windows, DATA.examples)
+
+    def batch_of(chosen):
+        return collate_words([windows[row] for row in chosen])
+
+    def outputs():
+        with torch.no_grad():
+            yield from ((rows, teacher(batch_of(rows))) for rows in ([5, 2], [0, 1, 3, 4]))
+
+    cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA), HOPS, "pieces")
+    targets = TeacherTargets(tmp_path, [0])
+    objective = Distillation(batch_of, spans, targets, PAPER, tokenizer="pieces")
+    batch, logged = objective.collate([0, 5, 3]), []
+    for student in (teacher, reader_of(1)):
+        objective.loss(student(batch), batch).mean().backward()
+        logged.append(objective.log_metrics())
+    for name in ("kd_excess", "att"):
+        assert logged[0][name] == pytest.approx(0.0, abs=1e-4)
+        assert logged[1][name] > 0.01
+
+
+# Training
+
+
+def test_training_reduces_every_part(targets, tmp_path):
+    """Random teachers are pure noise, and are memorized."""
+    config = DistillConfig(ce_weight=0.0, margin_weight=0.0)
+    reader, objective = WordReader(width=32), distillation(targets, config)
+    task = TrainingTask([len(s.offsets) for s in ROWS.spans], objective.collate, objective.loss)
+    schedule = TrainConfig(
+        num_train_epochs=60,
+        tokens_per_batch=400,
+        learning_rate=2e-2,
+        precision="fp32",
+        weight_decay=0.0,
+    )
+    log = []
+    train(
+        reader,
+        task,
+        schedule,
+        tmp_path,
+        progress=False,
+        after_epoch=lambda _: log.append(objective.log_metrics()) or {},
+    )
+    first, last = log[0], log[-1]
+    assert last["kd_excess"] < 0.5 * first["kd_excess"]
+    assert last["att"] < 0.85 * first["att"]
+    assert set(first) >= {"ce", "kd", "ans", "att", "distractors"}
+
+
+def test_a_batch_moves_to_its_device_with_its_targets(targets):
+    batch = distillation(targets).collate([0, 1])
+    moved = batch.to(torch.device("meta"))
+    assert moved.mask.device.type == moved.targets.start.device.type == "meta"
+    assert all(x.device.type == "meta" for x in moved.targets.attentions.values())
+    assert moved.num_tokens == batch.num_tokens
+    assert replace(batch, batch=batch.batch).targets is batch.targets
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = batch.nothing
