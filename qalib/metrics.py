@@ -1,9 +1,9 @@
-"""How good are the predicted answers? Exact match, F1 and what is built on them.
+"""Exact match, F1 and statistics over them.
 
 :func:`question_scores` scores question by question, and everything else averages what it returns.
 A prediction is a text for a question id, as in the files that SQuAD's own scripts read.
 
-There are two official rules. They differ where no word of a text is left after normalising:
+There are two official rules. They differ for texts without a word after normalising:
 "1.1" gives two empty texts EM 1 but F1 0, and cannot score a question without gold answers;
 "2.0" gives them EM 1 and F1 1, drops empty gold answers, and where none is left expects "".
 
@@ -14,10 +14,10 @@ import logging
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 def normalize_answer(text: str) -> str:
     """Lower-case, drop ASCII punctuation, drop a, an and the, squeeze white space; in this order.
 
-    The order matters: "a-b" becomes "ab", because the hyphen goes before articles are looked for.
+    "a-b" becomes "ab", because the hyphen goes before the articles.
     """
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", bare).split())
@@ -72,7 +72,7 @@ def _gold_words(golds: Sequence[str], rule: Rule, words: _Words) -> list[list[st
 
 
 def _score(text: str, golds: Sequence[str], rule: Rule, words: _Words) -> tuple[float, float]:
-    """(EM, F1) of a predicted text, each for the gold answer that suits it best."""
+    """(EM, F1) of a predicted text, each the maximum over the gold answers."""
     said, expected = words[text], _gold_words(golds, rule, words)
     return float(said in expected), max(_overlap(said, gold, rule) for gold in expected)
 
@@ -144,27 +144,15 @@ def score_squad1(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, 
     return {"exact_match": _percent(em), "f1": _percent(overlap)}
 
 
-def score_squad2(
-    dataset: Dataset,
-    predictions: Mapping[str, str],
-    na_prob: Mapping[str, float] | None = None,
-    threshold: float = 1.0,
-) -> dict[str, float]:
+def score_squad2(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:
     """``exact``, ``f1``, ``total`` and their ``HasAns_`` and ``NoAns_`` parts, as the v2.0 script.
 
     Scores are in percent; a part without questions is left out. A missing prediction scores 0 and
-    counts, with or without an answer to find (the official script stops with a KeyError). Given
-    ``na_prob``, the probability that a question has no answer, questions above ``threshold`` count
-    as left unanswered. Raises QalibError as :func:`question_scores`, or if one has no ``na_prob``.
+    counts, whether or not there is an answer (the official script stops with a KeyError). Raises
+    QalibError as :func:`question_scores`.
     """
     em, overlap = question_scores(dataset, predictions, "2.0")
     answerable = np.array([example.answerable for example in dataset])
-    if na_prob is not None:
-        for example in dataset:
-            if example.id not in na_prob:
-                raise QalibError(f"na_prob: no probability for question {example.id!r}; add it.")
-        silent = np.array([na_prob[example.id] > threshold for example in dataset])
-        em, overlap = np.where(silent, ~answerable, [em, overlap])
     result = {}
     everything = np.ones_like(answerable)
     for prefix, part in (("", everything), ("HasAns_", answerable), ("NoAns_", ~answerable)):
@@ -238,8 +226,8 @@ def adversarial_score(
 
 @dataclass(frozen=True)
 class PairedBootstrap:
-    """How far a is above b, in the unit of the scores: the mean of a - b, its 95 % interval
-    (percentiles), the share of resamples above 0 and the two-sided p."""
+    """Mean difference a - b in the unit of the scores, its 95 % interval (percentiles), the share
+    of resamples above 0 and the two-sided p."""
 
     difference: float
     low: float
@@ -255,8 +243,8 @@ def paired_bootstrap(
 
     ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
     Tibshirani 1993). Two or three seeds say little about others: the interval is then too narrow.
-    p is twice the smaller tail, resamples at 0 in both, and never 0. Raises QalibError for scores
-    that cannot be paired or are not finite.
+    p is twice the smaller tail, with resamples at 0 in both, and never 0. Raises QalibError for
+    scores that cannot be paired or are not finite.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim not in (1, 2) or not a.size or not np.isfinite([a, b]).all():
@@ -277,6 +265,41 @@ def paired_bootstrap(
     tail = 1 + min((means <= 0).sum(), (means >= 0).sum())
     p_value = min(1.0, 2 * int(tail) / (samples + 1))
     return PairedBootstrap(delta.mean().item(), low, high, (means > 0).mean().item(), p_value)
+
+
+class ConfidenceInterval(NamedTuple):
+    """A statistic and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_ci(
+    statistic: Callable[..., float], *arrays: np.ndarray, samples: int = 2000, seed: int = 0
+) -> ConfidenceInterval:
+    """Percentile bootstrap of any statistic over questions (Efron and Tibshirani 1993).
+
+    ``arrays`` share their last axis, the questions; every resample draws the same questions from
+    all of them and calls ``statistic(*resampled)``. Resamples without a finite value are left out.
+    All is nan if the statistic is. Raises QalibError if the arrays have no questions in common.
+    """
+    arrays = tuple(np.asarray(array) for array in arrays)
+    counts = {array.shape[-1] if array.ndim else 0 for array in arrays}
+    if len(counts) != 1 or 0 in counts:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise QalibError(f"arrays of shapes {shapes} cannot be resampled together.")
+    (count,) = counts
+    rng = np.random.default_rng(seed)
+    value, draws = float(statistic(*arrays)), np.empty(samples)
+    for i in range(samples):
+        drawn = rng.integers(count, size=count)
+        draws[i] = statistic(*(array[..., drawn] for array in arrays))
+    finite = draws[np.isfinite(draws)]
+    if not np.isfinite(value) or not len(finite):
+        return ConfidenceInterval(np.nan, np.nan, np.nan)
+    low, high = np.quantile(finite, [0.025, 0.975]).tolist()
+    return ConfidenceInterval(value, low, high)
 
 
 def load_predictions(path: str | Path) -> dict[str, str]:
