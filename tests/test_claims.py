@@ -1,7 +1,6 @@
 """Paper and here: the verdicts, the table, and the README's results."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.errors import QalibError
-from qalib.study.paper import (
+from qalib.study.claims import (
     DIFFERS,
     MATCHES,
     NOT_RUN,
@@ -29,7 +28,7 @@ from qalib.study.readme import (
     recorded_runs,
     update_readme,
 )
-from qalib.study.store import Store
+from qalib.study.run_cache import RunCache, stage
 
 HEADER = "claim_id,paper,table,page,setting,metric,value,band,against,url\n"
 LINES = """base,Doe 2020,Table 1,5,"Base, plain",F1,80.0,0.5,,https://example.org/doe
@@ -199,17 +198,29 @@ where = { model = { kind = "bytes" } }
 """
 
 
+def record(cache: RunCache, name: str, config: dict, metrics: dict, **inputs):
+    """A recorded run of a toy stage."""
+
+    @stage(name)
+    def toy(config, work, **inputs):
+        return metrics
+
+    run = cache.run(toy, config, inputs)
+    cache.publish(run, [])
+    return run
+
+
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
-    store = Store(tmp_path / "runs", tmp_path / "records")
+    cache = RunCache(tmp_path / "runs", tmp_path / "records")
     for seed, f1 in enumerate([76.0, 77.0, 78.0]):
         model = {"kind": "encoder", "layers": 6}
         config = {"seed": seed, "model": model, "data": {"questions": 100}}
         metrics = {"exact_match": 60 + seed, "parts": {"f1": f1}}
-        store.publish(store.get_or_run("score", config, lambda work, m=metrics: m))
-    store.publish(store.get_or_run("train", {"model": {"kind": "bytes"}}, lambda work: {}))
-    (store.records / "table.toml").write_text(TABLE)
-    return store.records
+        record(cache, "score", config, metrics)
+    record(cache, "train", {"model": {"kind": "bytes"}}, {})
+    (cache.records / "table.toml").write_text(TABLE)
+    return cache.records
 
 
 def test_the_results_table_comes_from_the_records(records):
@@ -222,12 +233,9 @@ def test_the_results_table_comes_from_the_records(records):
 
 
 def test_a_row_shows_what_its_reader_was_trained_on_and_what_a_paper_says(records):
-    store = Store(records.parent / "runs", records)
-    trained = store.get_or_run("train", {"seed": 1}, lambda work: {"questions": 2500})
-    config, inputs = {"model": {"kind": "other"}}, {"weights": trained.key}
-    scored = store.get_or_run("score", config, lambda work: {"f1": 50.0}, inputs=inputs)
-    for run in (trained, scored):
-        store.publish(run)
+    cache = RunCache(records.parent / "runs", records)
+    trained = record(cache, "train", {"seed": 1}, {"questions": 2500})
+    record(cache, "score", {"model": {"kind": "other"}}, {"f1": 50.0}, weights=trained)
     columns = '[columns]\nasked = "trained.metrics.questions"\n"EM, paper" = "paper"\n'
     row = "[[row]]\nlabel = 'x'\nstage = 'score'\nwhere = { model = { kind = '%s' } }\n"
     table = columns + row % "other" + "paper = 'byte-plain-em'\n" + row % "encoder"
@@ -243,10 +251,12 @@ def test_a_row_shows_what_its_reader_was_trained_on_and_what_a_paper_says(record
 
 
 def test_a_damaged_record_or_table_is_named(records):
-    path = next(records.glob("train-*")) / "metrics.json"
+    path = records / "train.jsonl"
+    text = path.read_text()
     path.write_text("{")
-    with pytest.raises(QalibError, match=r"damaged.*metrics\.json"):
+    with pytest.raises(QalibError, match=r"train\.jsonl, line 1: is damaged"):
         readme_table(records)
+    path.write_text(text)
     (records / "table.toml").write_text("[[row]]\nlabel = 'x'")
     with pytest.raises(QalibError, match=r"table\.toml: is no table"):
         readme_table(records)
@@ -264,7 +274,7 @@ def test_the_readme_is_brought_up_to_date_and_stays_so(records, tmp_path):
     assert text.startswith("# Kit\n<!-- results:begin -->\n\n| ")
     assert readme_table(records) in text
     assert text.endswith("|\n\n<!-- results:end -->\nEnd é\n")
-    shutil.rmtree(next(records.glob("score-*")))
+    (records / "score.jsonl").unlink()
     assert len(check_readme(records, path)) == 1
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.figures import check_figures, save_figure, style
+from qalib.study.figures import check_figures, save_figure
+from qalib.study.plotting import style
 
 POINTS = pd.DataFrame({"step": [1, 2, 3], "loss": [0.1 + 0.2, 1e-9, 2.0]})
 
@@ -190,29 +191,3 @@ def test_an_orphan_is_found(figures, drawn):
     problems = check_figures("ci", figures)
     assert len(problems) == 4
     assert all("00_old" in p and "no notebook draws it any more" in p for p in problems)
-
-
-def test_the_overview_gives_each_data_set_one_colour():
-    """Lines of the histograms and bars of the same set agree, whatever the sets are called."""
-    import pandas as pd
-    from matplotlib.colors import to_rgb
-
-    from qalib.study.plots import data_overview
-
-    rows = {"passage": 400, "question": 9, "answer": 5, "position": 0.5, "asks": "who"}
-    facts = pd.DataFrame(
-        [{"data": "z-first", **rows, "passage": 100 + n} for n in range(20)]
-        + [{"data": "a-second", **rows, "passage": 900 + n} for n in range(20)]
-    )
-    fig = data_overview(facts)
-    legend = fig.legends[0]
-    names = [text.get_text() for text in legend.get_texts()]
-    colours = {n: p.get_facecolor() for n, p in zip(names, legend.get_patches(), strict=True)}
-
-    def centre(collection):
-        x, y = collection.get_paths()[0].vertices.T
-        return x[y > 0].mean()
-
-    shortest = min(fig.axes[0].collections, key=centre)
-    seen, said = to_rgb(shortest.get_edgecolor()[0]), to_rgb(colours["z-first"])
-    assert sum(abs(a - b) for a, b in zip(seen, said, strict=True)) < 0.3

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -21,15 +20,23 @@ from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.files import exclusive
 from qalib.study.notebooks import (
+    LARGEST,
     Result,
     check_parameters,
-    command_figures,
+    command,
+    copy_outputs,
     parse_params,
     run_notebooks,
     summary,
 )
-from qalib.study.outputs import LARGEST, bring_back
-from qalib.study.stamps import Notebook, Places, check, list_notebooks, stale, stamp
+from qalib.study.stamps import (
+    Notebook,
+    ProjectPaths,
+    check,
+    list_notebooks,
+    make_stamp,
+    why_stale,
+)
 
 PROFILES = """
 [ci.budget]
@@ -47,18 +54,23 @@ extends = "ci"
 PARAMETERS = """profile = os.environ.get("QALIB_PROFILE", "laptop")  # or ci, study, paper
 seed = 0  # first seed; the profile sets how many"""
 GOOD = {
-    "use-toy": """from dataclasses import dataclass
-from pathlib import Path
+    "use-toy": """from pathlib import Path
+from qalib.settings import settings
 from qalib.study.profiles import load_profile
-from qalib.study.store import Store
+from qalib.study.run_cache import RunCache, stage
 
-@dataclass(frozen=True)
+@settings
 class Toy:
     size: int
 
+@stage("toy")
+def train_toy(config, work):
+    return {"f1": 50.0}
+
 toy = load_profile(profile, Path("../profiles.toml")).section("toy", Toy)
-run = Store(Path("../runs"), Path("../records")).get_or_run(
-    "toy", {"size": toy.size}, lambda work: {"f1": 50.0})""",
+cache = RunCache(Path("../runs"), Path("../records"))
+run = cache.run(train_toy, toy)
+cache.publish(run, [])""",
     "tell": """import sys
 print(f"{profile} {seed} {toy.size} {Path.cwd().name}")
 print("a", "warning", file=sys.stderr)
@@ -89,8 +101,8 @@ def write(folder: Path, name: str, cells: dict[str, str], tags=("parameters",)) 
     return Notebook(path)
 
 
-def toy_places(home: Path) -> Places:
-    return Places(
+def toy_paths(home: Path) -> ProjectPaths:
+    return ProjectPaths(
         notebooks=home / "notebooks",
         figures=home / "figures",
         records=home / "records",
@@ -111,30 +123,26 @@ def ran(tmp_path_factory):
     write(home / "notebooks", "02_dead", {"die": "os.kill(os.getpid(), 9)"})
     write(home / "notebooks", "03_slow", {"wait": "import time\ntime.sleep(60)"})
     said: list[str] = []
-    results = run_notebooks("study", places=toy_places(home), say=said.append)
-    store = home / "runs"
-    (home / "records").mkdir()
-    for run in store.glob("toy-*"):
-        shutil.copytree(run, home / "records" / run.name)
+    results = run_notebooks("study", paths=toy_paths(home), say=said.append)
     return home, results, said
 
 
 @pytest.fixture
-def kit(ran, tmp_path) -> Places:
+def kit(ran, tmp_path) -> ProjectPaths:
     """A copy of what was run, with only the good notebook, for a test to spoil."""
     shutil.copytree(ran[0], tmp_path / "kit", ignore=shutil.ignore_patterns("0[1-9]_*.ipynb"))
-    return toy_places(tmp_path / "kit")
+    return toy_paths(tmp_path / "kit")
 
 
-def change(places: Places, old: str, new: str, profile: str = "") -> None:
-    path = places.profiles if profile else places.notebooks / "00_good.ipynb"
+def change(paths: ProjectPaths, old: str, new: str, profile: str = "") -> None:
+    path = paths.profiles if profile else paths.notebooks / "00_good.ipynb"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
 
 
-def good(places: Places) -> Notebook:
-    return list_notebooks("00", places)[0]
+def good(paths: ProjectPaths) -> Notebook:
+    return list_notebooks("00", paths)[0]
 
 
 # --- a real run --------------------------------------------------------------------------------
@@ -143,10 +151,11 @@ def good(places: Places) -> Notebook:
 def test_one_that_fails_does_not_stop_the_others(ran):
     _, results, said = ran
     assert [result.status for result in results] == ["done", "failed", "failed", "failed"]
-    assert said[0] == "00_good: done"
-    assert said[1] == "01 cell 4 [fail] ZeroDivisionError: division by zero"
-    assert said[2].startswith("02 the kernel died")
-    assert said[3].startswith("03 a cell took more than the 1 s")
+    assert said[0] == "00_good (1 of 4): started in profile study"
+    assert re.fullmatch(r"00_good \(1 of 4\): done in \d+ s", said[1])
+    assert said[3] == "01_bad (2 of 4): 01 cell 4 [fail] ZeroDivisionError: division by zero"
+    assert "02 the kernel died" in said[5]
+    assert "03 a cell took more than the 1 s" in said[7]
     assert (results[0].computed, results[0].found, results[0].figures) == (1, 0, 1)
     assert 0 < results[0].seconds < 600
     table = summary(results)
@@ -189,7 +198,6 @@ def test_the_stamp_tells_what_was_used(ran):
     assert [run[:4] for run in old["runs"]] == ["toy-"]
     assert old["data"] == {"dev": "ab"}
     assert list(old["sections"]) == ["toy"]
-    assert {"qalib/study/store.py", "qalib/errors.py", "qalib/__init__.py"} <= set(old["modules"])
     assert not (ran[0] / "figures" / "study" / "01_bad.stamp.json").exists()
     assert str(ROOT) not in json.dumps(old)
 
@@ -198,9 +206,9 @@ def test_what_is_up_to_date_is_not_run_again(kit, monkeypatch):
     assert check("study", kit) == []
     monkeypatch.setattr("papermill.execute_notebook", None)
     said: list[str] = []
-    [result] = run_notebooks("study", places=kit, say=said.append)
+    [result] = run_notebooks("study", paths=kit, say=said.append)
     assert result.status == "up to date"
-    assert said == ["00_good: up to date"]
+    assert said == ["00_good (1 of 1): up to date"]
 
 
 def test_force_or_a_spoilt_figure_runs_it_again(kit, monkeypatch):
@@ -211,11 +219,11 @@ def test_force_or_a_spoilt_figure_runs_it_again(kit, monkeypatch):
         return "00 was run"
 
     monkeypatch.setattr("qalib.study.notebooks._execute", execute)
-    told = []
-    run_notebooks("study", force=True, places=kit, say=told.append)
+    said = []
+    run_notebooks("study", force=True, paths=kit, say=said.append)
     (kit.figures / "study" / "00_toy.csv").write_text("y\n3\n")
-    run_notebooks("study", places=kit, say=told.append)
-    assert told == ["00 was run"] * 2
+    run_notebooks("study", paths=kit, say=said.append)
+    assert said[1::2] == ["00_good (1 of 1): 00 was run"] * 2
     assert forced[0].startswith("20")  # the moment from which on runs count
     assert forced[1] == ""
     assert kit.stamp("00_good", "study").exists()  # a failure takes nothing away
@@ -224,8 +232,7 @@ def test_force_or_a_spoilt_figure_runs_it_again(kit, monkeypatch):
 # --- what makes a stamp stale ------------------------------------------------------------------
 
 
-def test_comments_and_unused_sections_change_nothing(kit):
-    change(kit, "import sys\\n", "import sys  # the system\\n")
+def test_unused_sections_change_nothing(kit):
     change(kit, "[ci.other]\nsize = 3", "[ci.other]\nsize = 4", "study")
     assert check("study", kit) == []
 
@@ -233,7 +240,7 @@ def test_comments_and_unused_sections_change_nothing(kit):
 @pytest.mark.parametrize(
     ("old", "new", "profile", "reason"),
     [
-        ("toy.size}, lambda", "toy.size + 0}, lambda", "", "its code cells"),
+        ("\"f1\\\": 50.0", "\"f1\\\": 51.0", "", "its code cells"),
         ("study 0 3", "study 0 4", "", "the outputs in it"),
         ("[ci.toy]\nsize = 3", "[ci.toy]\nsize = 4", "study", "the profile's section toy"),
     ],
@@ -242,14 +249,14 @@ def test_a_change_is_told_with_the_command_that_mends_it(kit, old, new, profile,
     change(kit, old, new, profile)
     [problem] = check("study", kit)
     assert problem == (
-        f"00_good: since it was run, {reason} changed; "
-        "run `python -m qalib figures --profile study --only 00`."
+        f"00_good: {reason} changed since it was run; "
+        "run `python -m qalib run-notebooks --profile study --only 00`."
     )
 
 
 def test_other_parameters_are_another_run(kit):
-    assert stale(good(kit), "study", {"seed": 1}, kit) == [
-        "since it was run, the parameter seed changed"
+    assert why_stale(good(kit), "study", {"seed": 1}, kit) == [
+        "the parameter seed changed since it was run"
     ]
 
 
@@ -273,48 +280,43 @@ def test_a_stamp_that_is_damaged_missing_or_left_over(kit):
     kit.stamp("07_gone", "study").unlink()
     for text in ("{", "[]", "{}"):
         path.write_text(text)
-        assert stale(good(kit), "study", {}, kit) == ["has a damaged stamp"]
+        assert why_stale(good(kit), "study", {}, kit) == ["has a damaged stamp"]
     path.unlink()
-    assert stale(good(kit), "study", {}, kit) == ["has not been run"]
+    assert why_stale(good(kit), "study", {}, kit) == ["has not been run"]
     assert any(problem.startswith("00_good: has not been run") for problem in check("study", kit))
-    assert stale(good(kit), "laptop", {}, kit) == ["has not been run"]
+    assert why_stale(good(kit), "laptop", {}, kit) == ["has not been run"]
 
 
-PACKAGE = {
-    "__init__.py": '"""Toy."""\nLAZY = {"start": "qalib.late"}\n',
-    "used.py": '"""Used."""\nfrom qalib.rooms import deep\n',
-    "late.py": "def late():\n    from qalib.rooms.deep import x\n    return x\n",
-    "unused.py": "x = 1\n",
-    "rooms/__init__.py": "",
-    "rooms/deep.py": "def f(a):\n    'Doc.'\n    return a + 1  # more\n",
-}
+@pytest.mark.parametrize(("name", "is_stale"), [("used", True), ("other", False)])
+def test_the_stages_that_a_notebook_imports_count(kit, name, is_stale):
+    folder = kit.root / "qalib" / "study" / "stages"
+    for stage_name in ("used", "other"):
+        (folder / f"{stage_name}.py").write_text("x = 1\n")
+    cells = {"use": "from qalib.study.stages.used import x", "go": "%matplotlib inline"}
+    notebook = write(kit.notebooks, "05_toy", cells)
+    before = make_stamp(notebook, "ci", {}, paths=kit)
+    assert list(before["stages"]) == ["used"]
+    (folder / f"{name}.py").write_text("x = 2\n")
+    assert (make_stamp(notebook, "ci", {}, paths=kit) != before) == is_stale
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "is_stale"),
-    [
-        ("rooms/deep.py", 'def f(a):\n    """Other words."""\n\n    return (a + 1)\n', False),
-        ("rooms/deep.py", "def f(a):\n    'Doc.'\n    return a + 2  # more\n", True),
-        ("unused.py", "x = 2\n", False),
-        ("late.py", "x = 1\n", True),
-        ("used.py", "", True),
-        ("__init__.py", '"""Other."""\nLAZY = {"start": "qalib.late"}\n', False),
-    ],
-)
-def test_modules_count_if_code_can_reach_them_and_only_their_code(kit, name, text, is_stale):
-    root = kit.build / "toy"
-    for file, source in PACKAGE.items():
-        (root / "qalib" / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / "qalib" / file).write_text(source)
-    notebook = write(
-        kit.notebooks, "05_toy", {"use": "%matplotlib inline", "go": "import qalib.used"}
-    )
-    places = replace(kit, root=root)
-    before = stamp(notebook, "ci", {}, places=places)
-    reached = ["__init__", "late", "rooms/__init__", "rooms/deep", "used"]
-    assert list(before["modules"]) == [f"qalib/{module}.py" for module in reached]
-    (root / "qalib" / name).write_text(text)
-    assert (stamp(notebook, "ci", {}, places=places) != before) == is_stale
+def test_progress_names_cell_and_step(kit, monkeypatch):
+    monkeypatch.setattr("qalib.study.notebooks.EVERY", 0.2)
+    source = """import time
+from qalib.progress import progress_bar
+with progress_bar(8, "train", "step") as bar:
+    for _ in range(8):
+        time.sleep(0.4)
+        bar.update()"""
+    change(kit, '"03" = 1', '"06" = 60', "study")
+    write(kit.notebooks, "06_long", {"fit": source})
+    said: list[str] = []
+    [result] = run_notebooks("ci", "06", paths=kit, say=said.append)
+    assert result.status == "done"
+    assert any(
+        re.match(r"  06 cell 3 of 3 \[fit\], \d+ s, train: step \d of 8, [\d:?]+ left", line)
+        for line in said
+    ), said
 
 
 # --- refusals ----------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def test_modules_count_if_code_can_reach_them_and_only_their_code(kit, name, tex
         ((), {}, "0 cells are tagged 'parameters'"),
         (("parameters", "parameters"), {}, "2 cells are tagged"),
         (("parameters",), {"sead": 1}, "has no parameter 'sead'; it has profile, seed"),
-        (("parameters",), {"profile": "ci"}, "give it as --profile"),
+        (("parameters",), {"profile": "ci"}, "with --profile"),
         (("other",), {}, "0 cells are tagged"),
     ],
 )
@@ -339,7 +341,7 @@ def test_parameters_are_strict(tmp_path, tags, params, message):
 def test_nothing_is_run_if_one_notebook_lacks_a_parameter(kit, monkeypatch):
     monkeypatch.setattr("papermill.execute_notebook", None)
     with pytest.raises(QalibError, match="no parameter 'speed'"):
-        run_notebooks("study", params={"speed": 1}, force=True, places=kit)
+        run_notebooks("study", params={"speed": 1}, force=True, paths=kit)
     check_parameters(good(kit), {"seed": 3})
 
 
@@ -352,24 +354,24 @@ def test_a_parameters_cell_without_profile_is_refused(kit):
 def test_a_file_that_is_no_notebook_is_named(kit):
     (kit.notebooks / "00_good.ipynb").write_text("{")
     with pytest.raises(QalibError, match=r"00_good\.ipynb: is not a notebook"):
-        run_notebooks("study", places=kit)
+        run_notebooks("study", paths=kit)
 
 
 def test_choosing_notebooks(ran):
-    places = toy_places(ran[0])
-    names = [notebook.name for notebook in list_notebooks("03, 00", places)]
+    paths = toy_paths(ran[0])
+    names = [notebook.name for notebook in list_notebooks("03, 00", paths)]
     assert names == ["00_good", "03_slow"]
-    assert list_notebooks(["03", "00"], places) == list_notebooks("03, 00", places)
-    assert len(list_notebooks(None, places)) == len(list_notebooks([], places)) == 4
+    assert list_notebooks(["03", "00"], paths) == list_notebooks("03, 00", paths)
+    assert len(list_notebooks(None, paths)) == len(list_notebooks([], paths)) == 4
     with pytest.raises(QalibError, match="No notebook begins with '09'; there are 00_good, 01"):
-        list_notebooks("00,09", places)
+        list_notebooks("00,09", paths)
 
 
 def test_two_runners_at_once_are_refused(kit):
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(kit.build / "figures.lock", "the notebooks"))
         stack.enter_context(pytest.raises(QalibError, match=f"Process {os.getpid()} is working"))
-        run_notebooks("study", places=kit, say=print)
+        run_notebooks("study", paths=kit, say=print)
 
 
 def test_a_full_disk_is_one_sentence(kit, monkeypatch):
@@ -379,7 +381,7 @@ def test_a_full_disk_is_one_sentence(kit, monkeypatch):
     monkeypatch.setattr("qalib.study.notebooks.write_stamp", full)
     monkeypatch.setattr("qalib.study.notebooks._execute", lambda *args: "")
     with pytest.raises(QalibError, match="No space left"):
-        run_notebooks("ci", places=kit, say=print)
+        run_notebooks("ci", paths=kit, say=print)
 
 
 def test_a_notebook_without_cell_ids_is_refused(kit):
@@ -388,16 +390,16 @@ def test_a_notebook_without_cell_ids_is_refused(kit):
     del tree["cells"][0]["id"]
     path.write_text(json.dumps(tree))
     with pytest.raises(QalibError, match="cells without ids"):
-        run_notebooks("ci", places=kit)
+        run_notebooks("ci", paths=kit)
 
 
 def test_unknown_profiles_and_outputs_that_are_not_kept_are_refused(kit):
     with pytest.raises(QalibError, match="no profile 'lab'"):
-        run_notebooks("lab", places=kit)
+        run_notebooks("lab", paths=kit)
     with pytest.raises(QalibError, match="no profile 'lab'"):
         check("lab", kit)
     with pytest.raises(QalibError, match="Outputs of profile ci are not kept"):
-        run_notebooks("ci", sync=True, places=kit)
+        run_notebooks("ci", sync=True, paths=kit)
 
 
 def test_parameters_from_the_command_line():
@@ -412,16 +414,16 @@ def test_parameters_from_the_command_line():
 def test_the_command_checks_or_runs(monkeypatch, capsys):
     results = [Result("00_toy", "done"), Result("01_toy", "up to date")]
     monkeypatch.setattr("qalib.study.notebooks.run_notebooks", lambda *args: results)
-    monkeypatch.setattr("qalib.study.stamps.check", lambda: [])
+    monkeypatch.setattr("qalib.study.stamps.check", lambda profile: [])
     monkeypatch.setattr("qalib.study.readme.check_readme", lambda: [])
-    assert command_figures("ci", params=["seed=1"]) == 0
+    assert command("ci", params=["seed=1"]) == 0
     assert "| 01_toy" in capsys.readouterr().out
     results.append(Result("02_toy", "failed"))
-    assert command_figures("ci") == 1
-    assert command_figures("laptop", check=True) == 0
+    assert command("ci") == 1
+    assert command("laptop", check=True) == 0
     assert "Everything is up to date." in capsys.readouterr().out
-    monkeypatch.setattr("qalib.study.stamps.check", lambda: ["00_toy: stale"])
-    assert command_figures("laptop", check=True) == 1
+    monkeypatch.setattr("qalib.study.stamps.check", lambda profile: ["00_toy: stale"])
+    assert command("laptop", check=True) == 1
     assert "00_toy: stale" in capsys.readouterr().out
 
 
@@ -449,7 +451,7 @@ def test_large_pictures_are_made_smaller(tmp_path):
     widget = {"application/vnd.jupyter.widget-view+json": "{}"}
     source, executed = with_outputs(tmp_path, {"image/png": picture(shade), **widget})
     assert executed.stat().st_size > LARGEST
-    bring_back(source, executed)
+    copy_outputs(source, executed)
     assert source.stat().st_size < LARGEST
     text = source.read_text()
     assert "image/png" in text
@@ -460,5 +462,5 @@ def test_what_is_still_too_large_is_refused_and_named(tmp_path):
     source, executed = with_outputs(tmp_path, {"text/plain": "x" * LARGEST})
     before = source.read_text()
     with pytest.raises(QalibError, match=r"00_big\.ipynb: .*\[show\] 20\d KB"):
-        bring_back(source, executed)
+        copy_outputs(source, executed)
     assert source.read_text() == before
