@@ -1,97 +1,201 @@
-"""Readers of the other forms that extractive question answering is published in.
+"""Readers of the file formats in which extractive question answering is published.
 
-Each ends in the schema of :mod:`qalib.data.squad`: text as it was written, everything checked.
-
+* SQuAD v1.1 and v2.0 JSON (Rajpurkar et al. 2016, 2018);
 * MRQA (Fisch et al. 2019): a header line, then a passage a line, ``.jsonl`` or ``.jsonl.gz``.
-  Passages carry the markers ``[TLE]``, ``[PAR]`` and ``[DOC]``; they are part of the text.
-* rows of a Hugging Face ``datasets`` table with the columns of SQuAD;
-* NarrativeQA (Kočiský et al. 2018) over the stories' summaries: the archive of its repository.
+  The markers ``[TLE]``, ``[PAR]`` and ``[DOC]`` of its passages are part of the text;
+* rows of a Hugging Face ``datasets`` table with the columns of SQuAD.
 
-MRQA and NarrativeQA accept answers that are no spans of the passage: see FreeAnswerExample.
+Each gives the schema of :mod:`qalib.data.schema`, with the text as written and everything checked.
 """
 
-import csv
 import gzip
-import io
+import hashlib
 import json
 import operator
 import re
-import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qalib.data.squad import (
+from qalib.data.schema import (
     Answer,
     Dataset,
     Example,
-    _field,
+    FreeAnswerExample,
     check_example,
     file_sha256,
-    load_squad,
     make_dataset,
 )
 from qalib.errors import QalibError
 
-SUMMARIES = "third_party/wikipedia/summaries.csv"
-QUESTIONS = "qaps.csv"
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, csv.Error, UnicodeDecodeError, RuntimeError)
 
+def load_any(path: str | Path, name: str = "") -> Dataset:
+    """Load a file in whichever format it is.
 
-@dataclass(frozen=True, slots=True)
-class FreeAnswerExample(Example):
-    """A question whose accepted answers need not be spans of the passage.
-
-    ``references`` is what a prediction is scored against. ``answers`` holds the spans that say
-    the same, to learn from; it may be empty although the question has an answer.
-    """
-
-    references: tuple[str, ...] = ()
-
-    @property
-    def answerable(self) -> bool:
-        return bool(self.references)
-
-    @property
-    def answer_texts(self) -> list[str]:
-        return list(self.references)
-
-
-def load_any(path: str | Path, name: str = "", part: str = "") -> Dataset:
-    """Load a file in whichever of the forms it is; ``part`` picks a part of NarrativeQA.
-
-    The first bytes decide (an archive, compressed lines, an MRQA header), then the ending
-    ``.jsonl``; everything else is read as SQuAD JSON. Raises QalibError as the reader does.
+    The first bytes decide (compressed lines, an MRQA header), then the suffix ``.jsonl``;
+    everything else is read as SQuAD JSON. Raises QalibError as the reader does.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError:
-        return load_squad(path, name)  # it has the words for a file that cannot be read
-    if head.startswith(b"PK") or path.suffix == ".zip":
-        return load_narrativeqa(path, part or "valid", name)
+        return load_squad(path, name)  # which reports a file that cannot be read
     compressed = head.startswith(b"\x1f\x8b") or path.suffix == ".gz"
     if compressed or path.suffix == ".jsonl" or re.match(rb'\s*\{\s*"header"', head):
         return load_mrqa(path, name)
     return load_squad(path, name)
 
 
-# ---------------------------------------------------------------------------------- MRQA lines
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file that a user named. Raises QalibError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise QalibError(f"{path}: no such file; check the spelling of the path.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def parse_json(raw: bytes, path: Path | str) -> object:
+    """JSON from bytes. Raises QalibError with the line and column of a syntax error."""
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise QalibError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 JSON."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise _not_json(path, error.lineno, error) from None
+    except ValueError as error:  # a number with thousands of digits
+        raise QalibError(f"{path}: not a dataset ({error}).") from None
+    except RecursionError:
+        raise QalibError(f"{path}: JSON nested too deeply to be a dataset.") from None
+
+
+def _unreadable(path: Path, error: OSError) -> QalibError:
+    return QalibError(f"{path}: cannot be read ({error.strerror or error}); name a readable file.")
+
+
+def _not_json(path: Path | str, line: int, error: json.JSONDecodeError) -> QalibError:
+    return QalibError(
+        f"{path}: line {line}, column {error.colno}: not valid JSON ({error.msg}); "
+        "the file may be cut short: fetch or export it again."
+    )
+
+
+def _field(entry: object, key: str, kind: type, place: str):
+    """``entry[key]`` of type ``kind``. Raises QalibError naming the place if it is not that."""
+    if not isinstance(entry, dict):
+        raise QalibError(f"{place}: expected a JSON object, found {type(entry).__name__}.")
+    if key not in entry:
+        raise QalibError(f"{place}: the key {key!r} is missing; it must hold a {kind.__name__}.")
+    value = entry[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise QalibError(
+            f"{place}: {key!r} must be a {kind.__name__}, found {type(value).__name__}."
+        )
+    return value
+
+
+# --------------------------------------------------------------------------------------- SQuAD
+
+
+def load_squad(path: str | Path, name: str = "") -> Dataset:
+    """Load a SQuAD v1.1 or v2.0 JSON file and check every example.
+
+    Raises QalibError naming file, article, paragraph and question id for malformed JSON, a wrong
+    schema, an empty context or question, an answer that is not at its offset, or an id that
+    occurs twice.
+    """
+    path = Path(path)
+    raw = read_bytes(path)
+    tree = parse_json(raw, path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("data"), list):
+        raise QalibError(f"{path}: not a SQuAD file; it has no list under the key 'data'.")
+    examples = [
+        example
+        for a, article in enumerate(tree["data"])
+        for example in _read_article(article, f"{path}: article {a}")
+    ]
+    sha256 = hashlib.sha256(raw).hexdigest()
+    version = "2.0" if "2." in str(tree.get("version", "")) else ""
+    return make_dataset(
+        name or path.name.removesuffix(".json"), examples, str(path), sha256, version
+    )
+
+
+def _read_article(article: object, place: str) -> list[Example]:
+    title = article.get("title", "") if isinstance(article, dict) else ""
+    title = title if isinstance(title, str) else ""
+    if title:
+        place += f" ({title})"
+    examples = []
+    for p, paragraph in enumerate(_field(article, "paragraphs", list, place)):
+        here = f"{place}, paragraph {p}"
+        context = _field(paragraph, "context", str, here)
+        for q, question in enumerate(_field(paragraph, "qas", list, here)):
+            examples.append(_read_question(question, context, title, f"{here}, question {q}"))
+    return examples
+
+
+def _read_question(entry: object, context: str, title: str, place: str) -> Example:
+    identity = _field(entry, "id", str, place)
+    place += f" (id {identity!r})"
+    if not identity:
+        raise QalibError(f"{place}: the id is empty; give every question an id of its own.")
+    answers = _field(entry, "answers", list, place)
+    impossible = entry.get("is_impossible", False)
+    if not isinstance(impossible, bool) or (impossible and answers):
+        raise QalibError(
+            f"{place}: is_impossible is {impossible!r} and {len(answers)} answers are given; "
+            "it must be true without answers or false with some."
+        )
+    if not answers and not impossible:
+        raise QalibError(
+            f'{place}: no answer is given; add one, or set "is_impossible": true (SQuAD 2.0).'
+        )
+    gold = tuple(
+        Answer(_field(answer, "text", str, place), _field(answer, "answer_start", int, place))
+        for answer in answers
+    )
+    example = Example(identity, _field(entry, "question", str, place), context, gold, title)
+    check_example(example, place)
+    return example
+
+
+def write_squad(examples: Sequence[Example], path: str | Path, version: str = "1.1") -> None:
+    """Write examples as SQuAD JSON: an article for each title, a paragraph for each passage."""
+    articles: dict[str, dict[str, list]] = {}
+    for e in examples:
+        entry = {
+            "id": e.id,
+            "question": e.question,
+            "answers": [{"text": a.text, "answer_start": a.start} for a in e.answers],
+        }
+        if version != "1.1" or not e.answerable:
+            entry["is_impossible"] = not e.answerable
+        articles.setdefault(e.title, {}).setdefault(e.context, []).append(entry)
+    data = [
+        {"title": title, "paragraphs": [{"context": c, "qas": q} for c, q in passages.items()]}
+        for title, passages in articles.items()
+    ]
+    Path(path).write_text(json.dumps({"version": version, "data": data}), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------- MRQA
 
 
 def load_mrqa(path: str | Path, name: str = "") -> Dataset:
-    """Load an MRQA file, plain or gzip-compressed.
+    """Load an MRQA file, plain or gzip-compressed; the header line may be missing.
 
     Every span of every detected answer becomes an answer with the passage's own text, each once
-    (both ends of a span count as inside). The texts under "answers" are what the official script
-    scores against: the references. A file without a header line is read too.
+    (spans include both ends). The texts under "answers" become the references, which the official
+    script scores against.
 
     Raises QalibError naming file, line and question id for a file that is cut short, a line that
     is not JSON, a wrong schema, a span outside its passage, a question without an answer, an
-    empty passage or question, or an id that appears twice.
+    empty passage or question, or an id that occurs twice.
     """
     path = Path(path)
     examples: list[Example] = []
@@ -124,38 +228,33 @@ def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
     except UnicodeDecodeError:
         raise QalibError(f"{path}: line {number} is not UTF-8; save it as UTF-8 JSON.") from None
     except json.JSONDecodeError as error:
-        raise QalibError(
-            f"{path}: line {number}, column {error.colno}: not valid JSON ({error.msg}); "
-            "the file may be cut short: fetch or export it again."
-        ) from None
+        raise _not_json(path, number, error) from None
     except (ValueError, RecursionError):  # a number or a nesting beyond all reason
         raise QalibError(f"{path}: line {number} is not a passage with questions.") from None
     except OSError as error:
-        raise QalibError(
-            f"{path}: cannot be read ({error.strerror or error}); name a readable file."
-        ) from None
+        raise _unreadable(path, error) from None
 
 
 def _read_passage(entry: object, place: str) -> list[Example]:
     context = _field(entry, "context", str, place)
     examples = []
-    for q, question in enumerate(_field(entry, "qas", list, place)):
+    for q, item in enumerate(_field(entry, "qas", list, place)):
         here = f"{place}, question {q}"
-        identity = _field(question, "qid", str, here)
+        identity = _field(item, "qid", str, here)
         here += f" (id {identity})"
         spans = [
             span
-            for answer in _field(question, "detected_answers", list, here)
+            for answer in _field(item, "detected_answers", list, here)
             for span in _field(answer, "char_spans", list, here)
         ]
         answers = tuple(dict.fromkeys(_read_span(span, context, here) for span in spans))
         if not answers:
             raise QalibError(f"{here}: no answer span is given; MRQA questions have at least one.")
-        accepted = question.get("answers") or [answer.text for answer in answers]
+        accepted = item.get("answers") or [answer.text for answer in answers]
         if not isinstance(accepted, list) or not all(isinstance(a, str) for a in accepted):
             raise QalibError(f"{here}: 'answers' must be a list of texts.")
-        asked = _field(question, "question", str, here)
-        example = FreeAnswerExample(identity, asked, context, answers, "", tuple(accepted))
+        question = _field(item, "question", str, here)
+        example = FreeAnswerExample(identity, question, context, answers, "", tuple(accepted))
         check_example(example, here)
         examples.append(example)
     return examples
@@ -182,11 +281,11 @@ def _read_span(span: object, context: str, place: str) -> Answer:
 def from_rows(rows: Iterable[Mapping], name: str) -> Dataset:
     """Examples from rows of a ``datasets`` table, or any mappings with SQuAD's columns.
 
-    A row has "id", "question", "context" and "answers", perhaps "title"; "answers" is a mapping
-    of two lists, "text" and "answer_start", or a list of mappings with these keys. No answer
-    means that the passage has none (SQuAD 2.0).
+    A row has "id", "question", "context" and "answers", optionally "title"; "answers" is a mapping
+    of two lists, "text" and "answer_start", or a list of mappings with these keys. Without an
+    answer the question has none (SQuAD 2.0).
 
-    Raises QalibError naming row and id as :func:`qalib.data.squad.load_squad` does.
+    Raises QalibError naming row and id as :func:`load_squad` does.
     """
     return make_dataset(name, [_read_row(row, f"{name}: row {r}") for r, row in enumerate(rows)])
 
@@ -208,7 +307,7 @@ def _read_row(row: Mapping, place: str) -> Example:
 
 
 def _row_answers(given: object, place: str) -> Iterator[Answer]:
-    shape = "'answers' must hold as many 'text' as 'answer_start'"
+    rule = "'answers' must hold as many 'text' as 'answer_start'"
     try:
         if isinstance(given, Mapping):
             pairs = list(zip(given["text"], given["answer_start"], strict=True))
@@ -219,82 +318,6 @@ def _row_answers(given: object, place: str) -> Iterator[Answer]:
                 raise TypeError
             yield Answer(str(text), operator.index(start))  # NumPy's become Python's own
     except KeyError as error:
-        raise QalibError(f"{place}: {shape}; {error} is missing.") from None
+        raise QalibError(f"{place}: {rule}; {error} is missing.") from None
     except (TypeError, ValueError):
-        raise QalibError(f"{place}: {shape}, texts and whole numbers.") from None
-
-
-# ------------------------------------------------------------------ NarrativeQA with summaries
-
-
-def load_narrativeqa(path: str | Path, part: str, name: str = "") -> Dataset:
-    """Questions about stories, each with the story's summary as its passage.
-
-    ``path`` is a zip of the NarrativeQA repository, ``part`` "train", "valid" or "test". The two
-    answers that people wrote are the references; where one occurs in the summary, whatever its
-    case, that is an answer span. Ids are the story's with the question's number in it.
-
-    Raises QalibError naming file, table and line if the archive is damaged or a table or column
-    is missing, and if there is no such part.
-    """
-    path = Path(path)
-    summaries = {
-        row["document_id"]: row["summary"]
-        for _, row in _table(path, SUMMARIES, ("document_id", "summary"))
-    }
-    columns = ("document_id", "set", "question", "answer1", "answer2")
-    seen: Counter[str] = Counter()
-    examples = []
-    for line, row in _table(path, QUESTIONS, columns):
-        story = row["document_id"]
-        seen[story] += 1
-        if row["set"] != part:
-            continue
-        place = f"{path}: {QUESTIONS}, line {line}"
-        if story not in summaries:
-            raise QalibError(f"{place}: no summary of the story {story}; fetch the archive again.")
-        texts = [row[key].strip() for key in ("answer1", "answer2")]
-        references = tuple(dict.fromkeys(text for text in texts if text))
-        if not references:
-            raise QalibError(f"{place}: no answer is given; fetch the archive again.")
-        context = summaries[story]
-        spans = tuple(dict.fromkeys(a for text in references for a in occurrences(text, context)))
-        identity = f"{story}-{seen[story]}"
-        example = FreeAnswerExample(identity, row["question"], context, spans, story, references)
-        check_example(example, place)
-        examples.append(example)
-    if not examples:
-        raise QalibError(f"{path}: no part {part!r}; the parts are train, valid and test.")
-    return make_dataset(name or f"narrativeqa-{part}", examples, str(path), file_sha256(path))
-
-
-def occurrences(text: str, context: str) -> list[Answer]:
-    """Every place of whole words where ``context`` says ``text``, whatever the case.
-
-    A full stop at the end of ``text`` is not looked for: it is the writer's, not the passage's.
-    """
-    pattern = rf"(?<!\w){re.escape(text.strip().removesuffix('.').rstrip())}(?!\w)"
-    found = re.finditer(pattern, context, re.IGNORECASE)
-    return [Answer(match.group(), match.start()) for match in found if match.group()]
-
-
-def _table(path: Path, table: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """(line, row) of a CSV table inside the archive, which must have these columns."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = [entry for entry in archive.namelist() if f"/{entry}".endswith(f"/{table}")]
-            if not inside:
-                raise QalibError(f"{path}: no {table} in it, so it is not NarrativeQA's archive.")
-            with archive.open(inside[0]) as raw:
-                rows = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
-                for row in rows:
-                    if missing := [key for key in columns if not isinstance(row.get(key), str)]:
-                        place = f"{path}: {table}, line {rows.line_num}"
-                        raise QalibError(f"{place}: the column {missing[0]!r} is missing.")
-                    yield rows.line_num, row
-    except DAMAGE as error:
-        raise QalibError(f"{path}: {table} is damaged ({error}); fetch the file again.") from None
-    except OSError as error:
-        raise QalibError(
-            f"{path}: cannot be read ({error.strerror or error}); name a readable file."
-        ) from None
+        raise QalibError(f"{place}: {rule}, texts and whole numbers.") from None

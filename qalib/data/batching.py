@@ -1,87 +1,102 @@
-"""Batches: inputs of like length together, under a token budget, padded to the longest only.
+"""Batches: inputs of similar length together, within a token budget, padded to the longest.
 
 "The longest" is rounded up to a multiple of 8: matrix units work in such tiles, and a CPU kernel
-is built anew for every shape it has not met, so that few shapes are faster than many.
+is built anew for every new shape, so that few shapes are faster than many.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from qalib.data.features import Window
+from qalib.data.windows import Window
 from qalib.errors import QalibError
+
+if TYPE_CHECKING:  # torch is imported only where a tensor is made
+    import torch
+    from torch import Tensor
 
 MULTIPLE = 8  # padded lengths are multiples of this
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded inputs of a reader. B rows, L positions, A gold spans at most."""
+    """Padded inputs of a reader. B rows, L positions, at most A gold spans a row."""
 
-    inputs: dict[str, Tensor]  # what the model itself takes, each (B, L)
+    inputs: dict[str, Tensor]  # keyword arguments of the model, each (B, L)
     mask: Tensor  # (B, L) bool, true where an answer may start or end
-    spans: Tensor  # (B, A, 2) int64, gold spans, inclusive positions
-    weights: Tensor  # (B, A) float32, their shares; 0 where padded
-    tokens: int  # real tokens, padding not counted
+    answer_spans: Tensor  # (B, A, 2) int64, gold spans, inclusive positions
+    answer_weights: Tensor  # (B, A) float32, fractions of the annotators; 0 where padded
+    num_tokens: int  # real tokens, padding not counted
 
     def __len__(self) -> int:
         return self.mask.shape[0]
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(
             {name: tensor.to(device) for name, tensor in self.inputs.items()},
             self.mask.to(device),
-            self.spans.to(device),
-            self.weights.to(device),
-            self.tokens,
+            self.answer_spans.to(device),
+            self.answer_weights.to(device),
+            self.num_tokens,
         )
 
 
 def collate(windows: Sequence[Window], pad_id: int = 0, null: bool = False) -> Batch:
-    """Pad windows to the longest of them (rounded up). ``null`` opens position 0 as "no answer"."""
+    """Pad windows to the longest (rounded up). ``null`` allows position 0, for "no answer"."""
+    import torch
+
     rows, length = len(windows), padded_length(max(len(w) for w in windows))
-    answers = max(1, *(len(w.spans) for w in windows))
     ids = np.full((rows, length), pad_id, dtype=np.int64)
     types = np.zeros((rows, length), dtype=np.int64)
     real = np.zeros((rows, length), dtype=bool)
     mask = np.zeros((rows, length), dtype=bool)
-    spans = np.zeros((rows, answers, 2), dtype=np.int64)
-    weights = np.zeros((rows, answers), dtype=np.float32)
     for row, window in enumerate(windows):
+        first = window.context_start
         ids[row, : len(window)] = window.input_ids
         types[row, : len(window)] = window.token_type_ids
         real[row, : len(window)] = True
-        mask[row, window.first : window.first + len(window.offsets)] = True
-        spans[row, : len(window.spans)] = window.spans
-        weights[row, : len(window.weights)] = window.weights
+        mask[row, first : first + len(window.offsets)] = True
     mask[:, 0] |= null
     inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": real}
     return Batch(
         {name: torch.from_numpy(array) for name, array in inputs.items()},
         torch.from_numpy(mask),
-        torch.from_numpy(spans),
-        torch.from_numpy(weights),
+        *pad_spans([(window.spans, window.weights) for window in windows]),
         int(real.sum()),
     )
 
 
-def padded_length(length: int) -> int:
-    """``length`` rounded up to a multiple of 8."""
-    return -(-length // MULTIPLE) * MULTIPLE
+def pad_spans(gold: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    """Stack the (spans, weights) of each row.  -> (B, A, 2) int64, (B, A) float32"""
+    import torch
+
+    answers = max(1, *(len(spans) for spans, _ in gold))
+    padded_spans = np.zeros((len(gold), answers, 2), dtype=np.int64)
+    padded_weights = np.zeros((len(gold), answers), dtype=np.float32)
+    for row, (spans, weights) in enumerate(gold):
+        padded_spans[row, : len(spans)] = spans
+        padded_weights[row, : len(weights)] = weights
+    return torch.from_numpy(padded_spans), torch.from_numpy(padded_weights)
+
+
+def padded_length(length: int, multiple: int = MULTIPLE) -> int:
+    """``length`` rounded up to a multiple."""
+    return -(-length // multiple) * multiple
 
 
 def training_batches(
     lengths: Sequence[int], budget: int, seed: int, epoch: int, pool: int = 50
 ) -> list[list[int]]:
-    """Indices of one epoch in random batches of like length, each within a token budget.
+    """Indices of one epoch in random batches of similar length, each within a token budget.
 
     The indices are shuffled, sorted by length within pools of about ``pool`` batches, cut where
-    rows x longest would pass ``budget`` tokens, and the batches are shuffled. The result depends
-    on the arguments alone, so an epoch can be rebuilt to resume in its middle.
+    rows x longest would exceed ``budget`` tokens, and the batches are shuffled. The result depends
+    on the arguments alone, so that training can resume in the middle of an epoch.
     """
     _check_budget(budget)
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -96,7 +111,7 @@ def training_batches(
 
 
 def inference_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """All indices in batches of like length, longest first, each within a token budget."""
+    """All indices in batches of similar length, longest first, each within a token budget."""
     _check_budget(budget)
     lengths = np.asarray(lengths, dtype=np.int64)
     return _cut(np.argsort(-lengths, kind="stable"), lengths, budget)

@@ -1,27 +1,61 @@
 """As much English as turning a question into a statement needs: words, verb forms, a lexicon.
 
-There is no tagger. Closed classes (prepositions, auxiliaries, ...) are lists; which other words
-are verbs is counted in the data itself (:class:`Lexicon`): what often follows "to" and "did he" is
-a verb, what often follows "the" is a noun. A rule that is right mostly, never always.
+There is no tagger. Closed classes (prepositions, auxiliaries, ...) are the lists of lexicon.toml;
+which other words are verbs is counted in the data itself (:class:`Lexicon`): what often follows
+"to" and "did he" is a verb, what often follows "the" is a noun. The rules are usually right.
 """
 
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
-from qalib.data.english_words import (
-    DETERMINERS,
-    FUNCTION_WORDS,
-    IRREGULAR,
-    MODALS,
-    NOT_PARTICIPLES,
-    PARTICIPLES,
-    PASTS,
-    PLAIN_VERBS,
-    PRONOUNS,
+_LISTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a list that is written as a text."""
+    return frozenset(text.split())
+
+
+WH = words(_LISTS["wh"])
+BE = words("is are was were")
+DO = words("do does did")
+HAVE = words("has have had")
+MODALS = words(_LISTS["modals"])
+AUXILIARIES = BE | DO | HAVE | MODALS
+PREPOSITIONS = words(_LISTS["prepositions"])
+DETERMINERS = words(_LISTS["determiners"])
+PRONOUNS = words(_LISTS["pronouns"])
+JOINING = words(_LISTS["joining"])
+PREDICATES = words(_LISTS["predicates"])  # adjectives after their noun: "When was it able to ..."
+SMALL = words(_LISTS["small"])
+FUNCTION_WORDS = (
+    WH
+    | AUXILIARIES
+    | PREPOSITIONS
+    | DETERMINERS
+    | PRONOUNS
+    | JOINING
+    | SMALL
+    | words("be been being am so too more less much very him them us me 's n't")
 )
+IRREGULAR = {  # base to (past, participle)
+    base: (past, participle)
+    for base, past, participle in (row.split("/") for row in _LISTS["irregular"].split())
+}
+PASTS = {past: base for base, (past, _) in IRREGULAR.items() if base != "be"}
+PARTICIPLES = frozenset(participle for _, participle in IRREGULAR.values()) | {"got"}
+NOT_PARTICIPLES = words(_LISTS["not_participles"])
+PLAIN_VERBS = words(_LISTS["plain_verbs"])  # common regular ones, for data too small to show them
+RESERVE = {kind: tuple(texts.split("|")) for kind, texts in _LISTS["reserve"].items()}
+OPPOSITES: dict[str, str] = {}
+for _one, _other in (pair.split("/") for pair in _LISTS["opposites"].split()):
+    OPPOSITES.setdefault(_one, _other)
+    OPPOSITES.setdefault(_other, _one)
 
 OPENING, CLOSING = "([{\"“\u2018'", ")]}\"”’',;:?!"
 
@@ -82,7 +116,7 @@ class Lexicon:
     after_to: Counter  # behind "to", a modal, a pronoun: where verbs stand
     after_the: Counter  # behind a determiner: where nouns and adjectives stand
     nouns: Counter  # behind a determiner and before a function word or mark: the noun itself
-    _verbness: dict[str, float] = field(default_factory=dict, repr=False)  # found so far
+    _verb_probabilities: dict[str, float] = field(default_factory=dict, repr=False)  # found so far
 
     @classmethod
     def build(cls, texts: Iterable[str]) -> "Lexicon":
@@ -108,15 +142,17 @@ class Lexicon:
     def third_persons(self) -> dict[str, str]:
         """The -s forms of everything that may be a verb: {"invents": "invent"}."""
         bases = {w for w in self.after_to if w not in FUNCTION_WORDS} | set(IRREGULAR) | PLAIN_VERBS
-        return {self.third_person(base): base for base in bases if self.verbness(base) > 0.3}
+        return {
+            self.third_person(base): base for base in bases if self.verb_probability(base) > 0.3
+        }
 
-    def verbness(self, word: str) -> float:
+    def verb_probability(self, word: str) -> float:
         """How sure it is that ``word`` is the plain form of a verb, 0 to 1."""
-        if word not in self._verbness:
-            self._verbness[word] = self._count_verbness(word)
-        return self._verbness[word]
+        if word not in self._verb_probabilities:
+            self._verb_probabilities[word] = self._count_verb_probability(word)
+        return self._verb_probabilities[word]
 
-    def _count_verbness(self, word: str) -> float:
+    def _count_verb_probability(self, word: str) -> float:
         if word in FUNCTION_WORDS - {"do", "have", "like"} or not word.isalpha():
             return 0.0
         if (word in PASTS or word in PARTICIPLES) and word not in IRREGULAR:
@@ -127,7 +163,7 @@ class Lexicon:
         verb, noun = self.after_to[word] + known, self.after_the[word]
         return verb / (verb + noun + 1)
 
-    def nounness(self, word: str) -> float:
+    def noun_probability(self, word: str) -> float:
         """How often ``word`` stands where only a noun can, 0 to 1; 0 if hardly ever seen there."""
         count = self.nouns[word]
         return count / self.seen[word] if count > 2 else 0.0

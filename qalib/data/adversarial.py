@@ -4,66 +4,53 @@
     altered   When was the tower of Lisbon built?                     fake answer  1893
     added     The tower of Lisbon was built in 1893.
 
-A reader that only matches words falls for it; who understands the question does not (Jia and Liang
-2017, section 4). "AddSent-style", never "AddSent": there people mended and checked each sentence,
-here nobody did, so some are odd and a few may even answer the question. Other limits: English
-questions of fact; a reader can learn to ignore the last sentence, or fakes that it has met, which
-is why the place is a setting and the fakes of training and test are apart (Wang and Bansal 2018).
+A reader that only matches words is misled (Jia and Liang 2017, section 4). "AddSent-style", never
+"AddSent": there people corrected and checked each sentence, here nobody did, so that some are odd
+and a few may even answer the question. Other limits: English questions of fact; a reader can learn
+to ignore the last sentence, or fakes that it has met, which is why the place is a setting and the
+fakes of training and test are apart (Wang and Bansal 2018).
 """
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from qalib.data.adversary_clauses import Asked
-from qalib.data.adversary_gap import fill
-from qalib.data.adversary_rules import to_statement
-from qalib.data.english import Lexicon, contains, join, tokenize, words_of
-from qalib.data.fake_answers import AnswerBank, Split
-from qalib.data.near_words import Embed, NearWords, alter
-from qalib.data.sentences import sentence_starts
-from qalib.data.squad import Answer, Dataset, Example, check_example, make_dataset
+from pydantic import Field
+
+from qalib.data.augment import sentence_starts
+from qalib.data.fakes import MONTHS, AnswerBank, Embed, Split
+from qalib.data.lexicon import FUNCTION_WORDS, Lexicon, contains, join, tokenize, words_of
+from qalib.data.neighbours import Neighbours, perturb_question
+from qalib.data.schema import Answer, Dataset, Example, check_example, make_dataset
+from qalib.data.statements import QuestionTarget, realize, to_statement
 from qalib.errors import QalibError
+from qalib.settings import settings
 
 VARIANT = "-high-conf-"  # stands in the ids of the published files too
 SHORTEST, LONGEST = 4, 40  # words of an added sentence
 DRAFTS = 6  # attempts at a sentence that passes all checks
 
 
-@dataclass(frozen=True)
+@settings
 class AdversaryConfig:
-    """What to generate. Raises QalibError for values outside the ranges given here.
+    """What to generate.
 
-    ``place``: of the sentence, "end", "front" or "random" (a sentence boundary). ``candidates``
-    for a question (1 to 20): 1 as in AddOneSent, more so that the worst counts as in AddSent.
-    ``split``: the bank of fake answers, "train" or "test". ``changes``: names, numbers and
-    opposites of a question that are replaced at most (1 to 10). ``seed`` (>= 0).
+    ``place`` of the sentence ("random": a sentence boundary). ``candidates`` for a question: 1 as
+    in AddOneSent, more so that the worst counts as in AddSent. ``split``: the bank of fake answers.
+    ``changes``: names, numbers and opposites of a question that are replaced at most.
     """
 
     place: Literal["end", "front", "random"] = "end"
-    candidates: int = 1
+    candidates: Annotated[int, Field(ge=1, le=20)] = 1
     split: Split = "test"
-    changes: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.place not in ("end", "front", "random"):
-            raise QalibError(f"adversary: place is 'end', 'front' or 'random', not {self.place!r}.")
-        if self.split not in ("train", "test"):
-            raise QalibError(f"adversary: split is 'train' or 'test', not {self.split!r}.")
-        ranges = {"candidates": (1, 20), "changes": (1, 10), "seed": (0, 2**63)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise QalibError(
-                    f"adversary: {name} must be a whole number from {low} to {high}, not {value!r}."
-                )
+    changes: Annotated[int, Field(ge=1, le=10)] = 3
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AdversarialSentence:
     """One added sentence and how it came about; ``id`` is that of the variant in the data set.
 
     ``rule`` made the statement; ``changes`` are (old, new) pieces of the question; ``start`` is
@@ -82,39 +69,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class AdversarialSet:
-    """``dataset``: every original, then its variants, as in the published files, so
-    :func:`qalib.metrics.adversarial_score` applies. ``attempts``: one entry a variant."""
+    """``dataset``: every original, then its variants, as in the published files, so that
+    :func:`qalib.metrics.adversarial_score` applies. ``attempts``: one entry for each variant."""
 
     dataset: Dataset
-    attempts: tuple[Attempt, ...]
-
-    def attempted(
-        self, kind: Callable[[str], str] = lambda question: "all"
-    ) -> dict[str, tuple[int, int]]:
-        """(questions with a variant, questions) by what ``kind`` says of a question's text."""
-        done = {attempt.base for attempt in self.attempts}
-        counts: dict[str, tuple[int, int]] = {}
-        for example in self.dataset:
-            if VARIANT not in example.id:
-                key = kind(example.question)
-                turned, total = counts.get(key, (0, 0))
-                counts[key] = turned + (example.id in done), total + 1
-        return counts
-
-    def sample(self, count: int = 60, seed: int = 0) -> list[dict[str, str]]:
-        """Drawn cases as rows of a table: question, gold answer, fake answer, added sentence."""
-        drawn = random.Random(seed).sample(self.attempts, min(count, len(self.attempts)))
-        examples = {example.id: example for example in self.dataset}
-        return [
-            {
-                "question": examples[a.base].question.strip(),
-                "gold": examples[a.base].answers[0].text,
-                "fake": a.fake,
-                "sentence": a.sentence,
-                "rule": a.rule,
-            }
-            for a in drawn
-        ]
+    attempts: tuple[AdversarialSentence, ...]
 
 
 class Adversary:
@@ -128,21 +87,21 @@ class Adversary:
         texts = dict.fromkeys(t for e in source for t in (e.context, e.question))
         self.config = config
         self.lexicon = Lexicon.build(texts)
-        self.near = NearWords.build(source.examples, self.lexicon, embed)
-        self.bank = AnswerBank.build(source.examples, config.split, self._asked, embed)
+        self.near = Neighbours.build(source.examples, self.lexicon, embed)
+        self.bank = AnswerBank.build(source.examples, config.split, self._target, embed)
 
-    def _asked(self, question: str) -> Asked | None:
+    def _target(self, question: str) -> QuestionTarget | None:
         statement = to_statement(question, self.lexicon)
-        return statement and statement.asked
+        return statement and statement.target
 
-    def attempts(self, example: Example) -> list[Attempt]:
+    def attempts(self, example: Example) -> list[AdversarialSentence]:
         """Up to ``candidates`` different sentences against one question; [] if no rule takes it."""
         plain = to_statement(example.question, self.lexicon)
         if plain is None or not example.answers:
             return []
-        kept = frozenset(plain.asked.core)
+        kept = frozenset(plain.target.core)
         words = words_of(example.context)
-        found: dict[str, Attempt] = {}
+        found: dict[str, AdversarialSentence] = {}
         for k in range(self.config.candidates * DRAFTS):
             rng = random.Random(f"{self.config.seed}/{self.config.split}/{example.id}/{k}")
             attempt = self._attempt(example, words, kept, rng, len(found))
@@ -159,10 +118,10 @@ class Adversary:
         kept: frozenset[str],
         rng: random.Random,
         number: int,
-    ) -> Attempt | None:
+    ) -> AdversarialSentence | None:
         """One draft, or None if it fails a check."""
         config, answers = self.config, example.answer_texts
-        tokens, changes = alter(
+        tokens, changes = perturb_question(
             tokenize(example.question),
             example.title,
             self.near,
@@ -174,14 +133,14 @@ class Adversary:
         statement = to_statement(tokens, self.lexicon)
         if not changes or statement is None:
             return None
-        fake = self.bank.draw(statement.asked, answers, f" {' '.join(words)} ", rng)
+        fake = self.bank.draw(statement.target, answers, f" {' '.join(words)} ", rng)
         if fake is None:
             return None
-        sentence = fill(statement, fake)
+        sentence = realize(statement, fake)
         if not _passes(sentence, answers, changes):
             return None
         start = _start(example, config.place, rng)
-        return Attempt(
+        return AdversarialSentence(
             id=f"{example.id}{VARIANT}{number}",
             base=example.id,
             rule=statement.rule,
@@ -195,7 +154,7 @@ class Adversary:
 
 def build_adversarial(
     dataset: Dataset,
-    config: AdversaryConfig = AdversaryConfig(),
+    config: AdversaryConfig | None = None,
     embed: Embed | None = None,
     source: Dataset | None = None,
 ) -> AdversarialSet:
@@ -206,9 +165,9 @@ def build_adversarial(
     rules cannot turn stays without a variant and counts with its original score.
     Raises QalibError if no question of the data set could be turned.
     """
-    adversary = Adversary(source or dataset, config, embed)
+    adversary = Adversary(source or dataset, config or AdversaryConfig(), embed)
     examples: list[Example] = []
-    attempts: list[Attempt] = []
+    attempts: list[AdversarialSentence] = []
     for example in dataset:
         made = adversary.attempts(example)
         attempts += made
@@ -251,7 +210,7 @@ def _start(example: Example, place: str, rng: random.Random) -> int:
 
 
 def _passes(sentence: str, answers: Sequence[str], changes: Sequence[tuple[str, str]]) -> bool:
-    """Whether a sentence may be added: no gold answer in it, a change visible, nothing asked."""
+    """Whether a sentence may be added: no gold answer in it, a change visible, nothing target."""
     if not SHORTEST <= len(sentence.split()) <= LONGEST or "?" in sentence:
         return False
     if re.search(r"\b(what|how many|how much|whom|whose)\b", sentence, re.IGNORECASE):
@@ -259,3 +218,37 @@ def _passes(sentence: str, answers: Sequence[str], changes: Sequence[tuple[str, 
     if any(contains(sentence, answer) for answer in answers):
         return False
     return any(contains(sentence, new) for _, new in changes)
+
+
+MONTH = "|".join(sorted(MONTHS))
+DATE = re.compile(
+    rf"(?:\b\d\d? )?\b(?:{MONTH})\b(?: \d\d?\b)?(?:,? \d{{4}}\b)?|\b(?:1\d|20)\d\ds?\b"
+)
+YEAR = r"(?:1\d|20)\d\d\b"
+NUMBER = re.compile(
+    rf"(?<![\d,.])(?!{YEAR})[$€£]?\d(?:[\d,.]*\d)?%?|\b(?:one|two|three|four|five|six|seven)\b"
+)
+NAME = re.compile(r"[A-Z][\w'’-]*(?: (?:of |the |de )?[A-Z][\w'’-]*)*")
+AFTER_PLACE = re.compile(r"\b(?:in|at|near|from|to) (?:the )?([A-Z][\w-]*(?: [A-Z][\w-]*)*)")
+
+
+def answer_by_type(example: Example) -> str:
+    """The first piece of the passage of the form that the question's word asks for.
+
+    Nothing else of the question is used, but that a name in it is not its answer. Falls back on
+    the first name, then on the first three words.
+    """
+    target, context = example.question.lower(), example.context
+    if re.search(r"\bwhen\b|\b(?:what|which) (?:year|date|month|day|century|decade)\b", target):
+        found = DATE.search(context)
+    elif re.search(r"\bhow (?:many|much|long|old|far|tall|high|large|big)\b|percent", target):
+        found = NUMBER.search(context)
+    elif re.search(r"\bwhere\b|\b(?:what|which) (?:city|country|state|place|town)\b", target):
+        found = AFTER_PLACE.search(context)
+    else:
+        found = None
+    if found:
+        return found[1] if found.re is AFTER_PLACE else found[0]
+    names = (match[0] for match in NAME.finditer(context))
+    usable = (n for n in names if n.lower() not in FUNCTION_WORDS and n.lower() not in target)
+    return next(usable, " ".join(context.split()[:3]))

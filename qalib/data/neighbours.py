@@ -1,36 +1,33 @@
-"""Another question that looks like the first: names, numbers and opposites replaced by near ones.
+"""Another question that looks like the first: names, numbers and opposites are replaced.
 
-Nearness is that of frozen word embeddings (:func:`piece_vectors`), the candidates are names and
-nouns of the data itself, so "Denver Broncos" becomes another team that the data talks about.
+Similarity is that of frozen word embeddings (:func:`piece_vectors`), the candidates are names and
+nouns of the data itself, so that "Denver Broncos" becomes another team that the data mentions.
 Without embeddings a name of the same shape is drawn.
 
-The order follows Jia and Liang 2017: what is sure to change the meaning comes first (numbers,
+The order follows Jia and Liang 2017: what is certain to change the meaning comes first (numbers,
 names, opposites); only a question without any of these has a noun or adjective replaced.
 """
 
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from qalib.data.english import Lexicon, is_plural, words_of
-from qalib.data.english_words import FUNCTION_WORDS, OPPOSITES, PASTS
-from qalib.data.fake_numbers import alter_number
-from qalib.data.squad import Example
+from qalib.data.fakes import Embed, perturb_number, unit_rows
+from qalib.data.lexicon import FUNCTION_WORDS, OPPOSITES, PASTS, Lexicon, is_plural, words_of
+from qalib.data.schema import Example
 from qalib.errors import QalibError
-
-Embed = Callable[[Sequence[str]], np.ndarray]  # n texts -> (n, D) float32
 
 NEAREST = 6  # candidates among which the seed draws
 MOST = 400  # entries that are looked at
 
 
 @dataclass(frozen=True)
-class NearWords:
+class Neighbours:
     """The data's names and nouns with their vectors; made by :meth:`build`.
 
     ``names`` come first in ``entries``, the nouns follow. ``vectors``: (entries, D) with unit
@@ -47,7 +44,7 @@ class NearWords:
     @classmethod
     def build(
         cls, examples: Iterable[Example], lexicon: Lexicon, embed: Embed | None = None
-    ) -> "NearWords":
+    ) -> "Neighbours":
         """Collect what questions and passages name, and embed it once."""
         found: dict[str, set[str]] = {}
         counts: Counter[str] = Counter()
@@ -68,7 +65,7 @@ class NearWords:
             index={entry: i for i, entry in enumerate(entries)},
         )
 
-    def another(self, text: str, title: str, seen: Set[str], rng: random.Random) -> str | None:
+    def sample(self, text: str, title: str, seen: Set[str], rng: random.Random) -> str | None:
         """Something near ``text`` of the same shape: a name for a name, a noun for a noun.
 
         It shares no word with ``text``, is no name of the article ``title`` and has a word that
@@ -99,10 +96,10 @@ class NearWords:
         return (first + best[np.lexsort((best, near[best]))]).tolist()
 
 
-def alter(
+def perturb_question(
     tokens: Sequence[str],
     title: str,
-    near: NearWords,
+    near: Neighbours,
     seen: Set[str],
     count: int,
     rng: random.Random,
@@ -111,7 +108,7 @@ def alter(
     """Tokens of a question with up to ``count`` places changed, and the changes (old, new).
 
     ``seen``: the words of the passage, which holds nothing of what comes in. ``kept``: tokens that
-    stay, such as the noun that is asked for. Without a change the second list is empty.
+    stay, such as the noun that is target for. Without a change the second list is empty.
     """
     sure, unsure = _places(tokens, near)
     changed, changes = list(tokens), []
@@ -132,8 +129,8 @@ def alter(
     return [token for token in changed if token], changes
 
 
-def _places(tokens: Sequence[str], near: NearWords) -> tuple[list, list]:
-    """Token ranges that are sure to change what is asked, and those that may (nouns)."""
+def _places(tokens: Sequence[str], near: Neighbours) -> tuple[list, list]:
+    """Token ranges that are sure to change what is target, and those that may (nouns)."""
     sure, unsure, at = [], [], 0
     while at < len(tokens):
         end = at
@@ -144,7 +141,7 @@ def _places(tokens: Sequence[str], near: NearWords) -> tuple[list, list]:
             sure.append((at, end))
         elif token.lower() == "one":  # mostly no number, and a singular follows it
             pass
-        elif token in OPPOSITES or alter_number(token, random.Random(0), "test"):
+        elif token in OPPOSITES or perturb_number(token, random.Random(0), "test"):
             sure.append((at, at + 1))
         elif at and token in near.index:
             unsure.append((at, at + 1))
@@ -152,11 +149,11 @@ def _places(tokens: Sequence[str], near: NearWords) -> tuple[list, list]:
     return sure, unsure
 
 
-def _replacement(old: str, title: str, near: NearWords, seen, rng: random.Random) -> str | None:
+def _replacement(old: str, title: str, near: Neighbours, seen, rng: random.Random) -> str | None:
     if old in OPPOSITES:
         return OPPOSITES[old]
-    number = alter_number(old, rng, "test")
-    return near.another(old, title, seen, rng) if number is None else number
+    number = perturb_number(old, rng, "test")
+    return near.sample(old, title, seen, rng) if number is None else number
 
 
 def _is_name(text: str) -> bool:
@@ -165,8 +162,8 @@ def _is_name(text: str) -> bool:
 
 def _is_noun(word: str, lexicon: Lexicon) -> bool:
     """Whether a lower-case word is mostly a noun: safe to put where another noun was."""
-    verb = lexicon.verbness(word) > 0.3 or lexicon.is_participle(word) or word in PASTS
-    return len(word) > 3 and word.isalpha() and lexicon.nounness(word) > 0.1 and not verb
+    verb = lexicon.verb_probability(word) > 0.3 or lexicon.is_participle(word) or word in PASTS
+    return len(word) > 3 and word.isalpha() and lexicon.noun_probability(word) > 0.1 and not verb
 
 
 def _names_in(text: str) -> list[str]:
@@ -180,11 +177,6 @@ def _shape(text: str) -> tuple:
     words = text.split()
     kind = "name" if text[:1].isupper() else "noun"
     return kind, min(len(words), 3), text.isupper(), is_plural(text)
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Each row of (n, D) at length 1; a row of zeros stays."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 def piece_vectors(folder: str | Path) -> Embed:

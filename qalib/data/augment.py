@@ -1,0 +1,222 @@
+"""Text augmentation: cloze questions, longer passages, and the sentence boundaries of a text."""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from qalib.data.schema import Answer, Dataset, Example, check_example, make_dataset
+from qalib.data.windows import replace_surrogates
+from qalib.errors import QalibError
+
+# ------------------------------------------------------------------------------- cloze questions
+
+CLOZE_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
+NUMBER = re.compile(r"\b\d[\d.,]*\d\b|\b\d\b")
+NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de )?[A-Z][\w'-]+)*")
+WORD = re.compile(r"\w[\w'-]*")
+YEAR = re.compile(r"1\d{3}|20\d{2}")
+MONTH = re.compile(
+    r"January|February|March|April|May|June|July|August|September|October|November|December"
+)
+
+
+def cloze_examples(
+    examples: Sequence[Example], per_passage: int, seed: int = 0, keep: float = 0.7
+) -> list[Example]:
+    """Up to ``per_passage`` cloze questions of every passage, drawn with ``seed``.
+
+        passage   ... The mill was built by Anna Bell in 1823 and burnt down twice. ...
+        answer    Anna Bell
+        question  who the mill was built in 1823 burnt down twice?
+
+    The answers are gold answers, numbers and names. Each word of the rest of the sentence stays
+    with probability ``keep``, so that questions are shorter than the sentences they come from and
+    differ from them; a question has at least three words. (Lewis et al. 2019,
+    https://arxiv.org/abs/1906.04980, train readers on clozes alone.)
+    """
+    golds: dict[str, set[tuple[int, int]]] = {}
+    titles: dict[str, str] = {}
+    for example in examples:
+        spans = golds.setdefault(example.context, set())
+        spans.update((answer.start, answer.end) for answer in example.answers)
+        titles.setdefault(example.context, example.title)
+    clozes = []
+    for number, (passage, spans) in enumerate(golds.items()):
+        rng = random.Random(f"{seed} {number}")
+        found = list(_clozes(passage, spans, keep, rng))
+        for place, (question, answer) in enumerate(found[:per_passage]):
+            name = f"cloze-{seed}-{number}-{place}"
+            clozes.append(Example(name, question, passage, (answer,), titles[passage]))
+    return clozes
+
+
+def _clozes(
+    passage: str, golds: set[tuple[int, int]], keep: float, rng: random.Random
+) -> Iterator[tuple[str, Answer]]:
+    """Questions and answers of a passage in random order, gold answers and others alternating."""
+    sentences = [match.span() for match in CLOZE_SENTENCE.finditer(passage)]
+    phrases = {m.span() for pattern in (NUMBER, NAME) for m in pattern.finditer(passage)} - golds
+    first, second = sorted(golds), sorted(phrases)
+    rng.shuffle(first)
+    rng.shuffle(second)
+    alternating = [span for pair in zip(first, second, strict=False) for span in pair]
+    shorter = min(len(first), len(second))
+    for start, end in [*alternating, *first[shorter:], *second[shorter:]]:
+        for begin, stop in sentences:
+            if begin <= start and end <= stop:
+                rest = f"{passage[begin:start]} {passage[end:stop]}"
+                words = [word for word in WORD.findall(rest) if rng.random() < keep]
+                if len(words) >= 3:
+                    text = " ".join([question_word_for(passage[start:end]), *words[:30]])
+                    yield text.lower() + "?", Answer(passage[start:end], start)
+
+
+def question_word_for(answer: str) -> str:
+    """The question word that fits a phrase: when, how many, who or what."""
+    if YEAR.fullmatch(answer) or MONTH.search(answer):
+        return "when"
+    if NUMBER.match(answer):
+        return "how many"
+    return "who" if NAME.fullmatch(answer) and " " in answer else "what"
+
+
+# ------------------------------------------------------------------------------- longer passages
+
+SEPARATOR = "\n\n"  # of paragraphs
+CHUNK = 2000  # texts that are tokenised in one call
+
+
+def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
+    """The dataset "<name>-long": every paragraph among its neighbours from the same article.
+
+    As many paragraphs before and after the example's own are added as fit into ``max_length``
+    word pieces with the question and special tokens, in their order. How many come before is drawn
+    from the question's id, so that an answer may stand anywhere and every run sees the same
+    passages. A paragraph that leaves no room for another one, or has no title, stays as it is.
+
+    ``tokenizer``: the reader's, to count word pieces, a paragraph at a time. The title tells the
+    article; in SQuADShifts' Reddit all questions share one, so that neighbours are other comments.
+    Raises QalibError if no example has a title.
+    """
+    if not any(example.title for example in dataset):
+        raise QalibError(
+            f"{dataset.name}: no question has a title, which would tell the paragraphs of one "
+            "article; use a data set with titles, such as SQuAD."
+        )
+    articles = paragraphs(dataset)
+    sizes = _count([SEPARATOR + p for article in articles.values() for p in article], tokenizer)
+    question_sizes = _count([example.question.strip() for example in dataset], tokenizer)
+    available = max_length - tokenizer.num_special_tokens_to_add(pair=True)
+    examples = []
+    for example in dataset:
+        article = articles[article_of(example)]
+        own = article.index(example.context)
+        lengths = [sizes[SEPARATOR + paragraph] for paragraph in article]
+        choices = maximal_ranges(lengths, own, available - question_sizes[example.question.strip()])
+        first, last = choices[_draw(example.id, len(choices))]
+        examples.append(_join(example, article[first : last + 1], own - first))
+    name = f"{dataset.name}-long"
+    return make_dataset(name, examples, dataset.path, dataset.raw_sha256, dataset.version)
+
+
+def article_of(example: Example) -> str:
+    """The identity of an example's article: its title, or without one the passage itself.
+
+    A passage of the embedded corpus is an article of its own. There all passages about the same
+    kind of thing count as one: "Bridges of Torford" and "Bridges of Noromark" are neighbours.
+    """
+    if example.id.startswith("almanac-"):
+        return example.title.partition(" of ")[0]
+    return example.title or example.context
+
+
+def paragraphs(dataset: Dataset) -> Mapping[str, list[str]]:
+    """The distinct paragraphs of every article, in the order of the dataset."""
+    articles: dict[str, dict[str, None]] = {}
+    for example in dataset:
+        articles.setdefault(article_of(example), {})[example.context] = None
+    return {article: list(contexts) for article, contexts in articles.items()}
+
+
+def maximal_ranges(lengths: Sequence[int], own: int, available: int) -> list[tuple[int, int]]:
+    """Every range of paragraphs that contains ``own`` and cannot grow: (first, last), inclusive.
+
+    The lengths of a range sum to at most ``available``. If ``own`` is too long by itself, it
+    stays alone.
+    """
+    ranges: list[tuple[int, int]] = []
+    for first in range(own, -1, -1):
+        if sum(lengths[first : own + 1]) > available:
+            break
+        last = own
+        while last + 1 < len(lengths) and sum(lengths[first : last + 2]) <= available:
+            last += 1
+        if ranges and ranges[-1][1] == last:  # contained in the new one
+            ranges.pop()
+        ranges.append((first, last))
+    return ranges or [(own, own)]
+
+
+def _draw(name: str, count: int) -> int:
+    """A number below ``count`` that depends on ``name`` alone."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) % count
+
+
+def _join(example: Example, parts: Sequence[str], own: int) -> Example:
+    """The example with the joined parts as its passage and its answers shifted accordingly."""
+    shift = sum(len(part) + len(SEPARATOR) for part in parts[:own])
+    answers = tuple(Answer(answer.text, answer.start + shift) for answer in example.answers)
+    joined = replace(example, context=SEPARATOR.join(parts), answers=answers)
+    check_example(joined, f"question {example.id!r}")
+    return joined
+
+
+def _count(texts: Sequence[str], tokenizer) -> dict[str, int]:
+    """Word pieces of every text, special tokens not counted."""
+    counts: dict[str, int] = {}
+    texts = list(dict.fromkeys(texts))
+    for begin in range(0, len(texts), CHUNK):
+        chunk = texts[begin : begin + CHUNK]
+        clean = [replace_surrogates(text) for text in chunk]
+        pieces = tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
+        counts |= {text: len(ids) for text, ids in zip(chunk, pieces, strict=True)}
+    return counts
+
+
+# --------------------------------------------------------------------------- sentence boundaries
+
+SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+|\s*\n\s*")  # with the space that follows
+OPENING = "\"'“\u2018(["
+ABBREVIATION = re.compile(
+    r"(?:^|[^\w])(?:[^\W\d_]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|Gen|Col|Capt|Lt|Sgt|Maj|Rev|Hon|Gov|Sen|Rep|"
+    r"Pres|Mt|Ft|No|Nos|Vol|Fig|Eq|Ch|pp|vs|cf|ca|approx|Inc|Ltd|Co|Corp|Bros|Univ|Dept|"
+    r"Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.$"
+)
+LONGEST_ABBREVIATION = 8  # characters before a full stop that have to be searched
+
+
+def sentence_starts(text: str) -> list[int]:
+    """Characters at which sentences begin; the first is 0. A rule over characters, not a parser.
+
+    A sentence ends at a line break, and at . ! or ? before a space and then a capital, a digit or
+    a quotation mark or bracket, unless the full stop belongs to an initial ("J. Smith", "U.S.")
+    or a common abbreviation. It makes some mistakes, which the callers have to tolerate.
+    """
+    starts = [0]
+    for match in SENTENCE_END.finditer(text):
+        at = match.end()
+        if at < len(text) and ("\n" in match[0] or _ends(text, match.start(), at)):
+            starts.append(at)
+    return starts
+
+
+def _ends(text: str, stop: int, following: int) -> bool:
+    """Whether the mark at ``stop`` ends a sentence; ``following`` is the next character."""
+    character = text[following]
+    if not (character.isupper() or character.isdigit() or character in OPENING):
+        return False
+    before = text[max(0, stop - LONGEST_ABBREVIATION) : stop + 1]
+    return not (text[stop + 1].isspace() and ABBREVIATION.search(before))

@@ -1,0 +1,283 @@
+"""Byte-level inputs: one number from 0 to 255 for every character or byte of a text.
+
+Two *units* of text:
+
+    characters : min(255, code point), one position a character. The encoding of the byte-level
+                 page; all characters from U+00FF on share a number.
+    utf-8      : the bytes of the text, one to four positions a character. Lossless.
+
+Each position knows its character, so that a span of positions is a span of whole characters. A
+passage is kept once, with all the questions about it.
+
+Notation: P passages, Q questions, L passage positions, M question positions, A gold answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from qalib.data import batching
+from qalib.data.schema import Example
+from qalib.data.windows import span_weights
+from qalib.errors import QalibError
+from qalib.settings import settings
+
+if TYPE_CHECKING:  # torch is imported only where a tensor is made
+    import torch
+    from torch import Tensor
+
+SYMBOLS = 256  # different numbers a position can hold
+# Padded lengths are multiples of these: a CPU builds a kernel, and keeps memory, for every shape.
+PASSAGE_MULTIPLE, QUESTION_MULTIPLE = 64, 32
+
+
+# ------------------------------------------------------------------------------------ encodings
+
+
+def byte_vector(text: str) -> Tensor:
+    """One-hot text as the byte-level page defines it: entry (min(255, ord(c_i)), i) is 1.
+
+    Returns float32 of shape (256, length). The readers never build it: they look up the rows of
+    their first layer instead.
+    """
+    import torch
+
+    vector = torch.zeros(SYMBOLS, len(text))
+    for i, character in enumerate(text):
+        vector[min(SYMBOLS - 1, ord(character)), i] = 1.0
+    return vector
+
+
+def code_points(text: str) -> np.ndarray:
+    """min(255, code point) of every character: ``byte_vector`` without the one-hot.  (L,) uint8"""
+    raw = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return np.minimum(raw, SYMBOLS - 1).astype(np.uint8)
+
+
+def utf8_bytes(text: str) -> np.ndarray:
+    """The UTF-8 bytes of a text; a lone surrogate becomes three, like its neighbours.  (L,) uint8
+
+    Lossless, surrogates included: decode with ``errors="surrogatepass"``.
+    """
+    return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
+def lost_characters(text: str) -> int:
+    """The number of characters from U+00FF on, which ``code_points`` cannot tell apart."""
+    return int((code_points(text) == SYMBOLS - 1).sum())
+
+
+def encode(text: str, unit: str = "characters") -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of a text and the character each belongs to.  -> (L,) uint8, (L,) int32"""
+    if unit == "characters":
+        return code_points(text), np.arange(len(text), dtype=np.int32)
+    ids = utf8_bytes(text)
+    starts = (ids & 0xC0) != 0x80  # every byte but 10xxxxxx begins a character
+    return ids, (np.cumsum(starts) - 1).astype(np.int32)
+
+
+# ------------------------------------------------------------------------ passages with questions
+
+
+@settings
+class ByteConfig:
+    """How examples become passages with questions."""
+
+    unit: Literal["characters", "utf-8"] = "characters"
+    max_query_length: Annotated[int, Field(ge=1)] = 512  # characters; longer questions are cut
+    max_questions: Annotated[int, Field(ge=1)] = 16  # of a passage that are read together
+    room: Annotated[int, Field(ge=1)] = (
+        200_000  # positions x questions read together: bounds memory
+    )
+
+
+@dataclass(frozen=True)
+class PassageFeature:
+    """One passage of L positions and some questions about it; the tuples run in parallel."""
+
+    examples: tuple[int, ...]  # index of each question's example in the list it came from
+    ids: np.ndarray  # (L,) uint8
+    offsets: np.ndarray  # (L,) int32, the character of the passage that each position belongs to
+    questions: tuple[np.ndarray, ...]  # each (M,) uint8
+    spans: tuple[np.ndarray, ...]  # each (A, 2) int32, distinct gold spans, inclusive positions
+    weights: tuple[np.ndarray, ...]  # each (A,) float32, the fraction of annotators who gave it
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def characters(self, start: int, end: int) -> tuple[int, int]:
+        """Characters [start, end) of the passage under positions ``start`` to ``end``."""
+        return int(self.offsets[start]), int(self.offsets[end]) + 1
+
+
+def passage_features(
+    examples: Sequence[Example], config: ByteConfig | None = None
+) -> list[PassageFeature]:
+    """Gather the questions of every passage, in order of the passages' first appearance.
+
+    Every example is in exactly one feature. Raises QalibError naming a question whose text or
+    passage is empty.
+    """
+    config = config or ByteConfig()
+    by_passage: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        if not example.context or not example.question:
+            empty = "question" if example.context else "passage"
+            raise QalibError(f"question {example.id!r}: the {empty} is empty; give its text.")
+        by_passage.setdefault(example.context, []).append(index)
+    return [
+        feature
+        for passage, indices in by_passage.items()
+        for feature in _passage_features(passage, indices, examples, config)
+    ]
+
+
+def _passage_features(
+    passage: str, indices: list[int], examples: Sequence[Example], config: ByteConfig
+) -> Iterator[PassageFeature]:
+    ids, offsets = encode(passage, config.unit)
+    size = max(1, min(config.max_questions, config.room // len(ids)))
+    for begin in range(0, len(indices), size):
+        part = indices[begin : begin + size]
+        questions = [examples[i].question[: config.max_query_length] for i in part]
+        spans, weights = zip(*(_gold_spans(examples[i], offsets) for i in part), strict=True)
+        yield PassageFeature(
+            examples=tuple(part),
+            ids=ids,
+            offsets=offsets,
+            questions=tuple(encode(question, config.unit)[0] for question in questions),
+            spans=spans,
+            weights=weights,
+        )
+
+
+def _gold_spans(example: Example, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct gold spans in positions, and the fraction of the annotators who gave each."""
+    characters, weights = span_weights(Counter((a.start, a.end) for a in example.answers))
+    spans = np.searchsorted(offsets, characters, side="left") - np.array([0, 1])
+    return spans.astype(np.int32), weights
+
+
+# -------------------------------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class ByteBatch:
+    """Padded passages and the questions about them. The masks tell padding from the byte 0."""
+
+    passages: Tensor  # (P, L) int64
+    passage_real: Tensor  # (P, L) bool
+    questions: Tensor  # (Q, M) int64
+    question_real: Tensor  # (Q, M) bool
+    owner: Tensor  # (Q,) int64, the row of each question's passage
+    mask: Tensor  # (Q, L) bool, true where an answer may start or end
+    answer_spans: Tensor  # (Q, A, 2) int64, gold spans, inclusive positions
+    answer_weights: Tensor  # (Q, A) float32, fractions of the annotators; 0 where padded
+    num_tokens: int  # positions of passages, each once, and questions; padding not counted
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def to(self, device: torch.device) -> ByteBatch:
+        """The same batch on another device."""
+        *tensors, num_tokens = vars(self).values()
+        return ByteBatch(*(tensor.to(device) for tensor in tensors), num_tokens)
+
+
+def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
+    """Pad passages and questions to the longest of each (rounded up); questions keep their order.
+
+    Row q of the batch is the q-th of ``[i for feature in features for i in feature.examples]``.
+    """
+    import torch
+
+    questions = [question for feature in features for question in feature.questions]
+    passages, passage_real = _pad([feature.ids for feature in features], PASSAGE_MULTIPLE)
+    padded, question_real = _pad(questions, QUESTION_MULTIPLE)
+    owner = np.repeat(np.arange(len(features)), [len(f.questions) for f in features])
+    gold = [pair for f in features for pair in zip(f.spans, f.weights, strict=True)]
+    arrays = (passages, passage_real, padded, question_real, owner, passage_real[owner])
+    return ByteBatch(
+        *(torch.from_numpy(array) for array in arrays),
+        *batching.pad_spans(gold),
+        int(passage_real.sum() + question_real.sum()),
+    )
+
+
+def _pad(rows: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stacked rows and their mask.  -> (rows, longest) int64 and bool"""
+    lengths = np.array([len(row) for row in rows])
+    longest = batching.padded_length(int(lengths.max()), multiple)
+    real = np.arange(longest) < lengths[:, None]
+    ids = np.zeros(real.shape, dtype=np.int64)
+    ids[real] = np.concatenate(rows)
+    return ids, real
+
+
+class QuestionRows:
+    """The questions of all features as rows 0, 1, ..., for training those with a gold answer.
+
+    A batch is a fixed number of rows, and holds each passage once however many of its questions
+    are in it. Raises QalibError if ``gold_only`` leaves no row.
+    """
+
+    def __init__(self, features: Sequence[PassageFeature], gold_only: bool = True):
+        self.features = features
+        self.places = [
+            (number, place)
+            for number, feature in enumerate(features)
+            for place, spans in enumerate(feature.spans)
+            if len(spans) or not gold_only
+        ]
+        if gold_only and not self.places:
+            raise QalibError("nothing to train on: no question has a gold answer.")
+
+    def feature(self, row: int) -> PassageFeature:
+        """The passage of a row's question."""
+        return self.features[self.places[row][0]]
+
+    def example(self, row: int) -> int:
+        """The index of a row's example in the list that the features were made from."""
+        number, place = self.places[row]
+        return self.features[number].examples[place]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Positions of the passage of every row."""
+        return [len(self.features[number]) for number, _ in self.places]
+
+    def collate(self, rows: Sequence[int]) -> ByteBatch:
+        """The batch of some rows, in their order; neighbours about one passage share it."""
+        parts = []
+        for number, group in groupby((self.places[row] for row in rows), key=lambda p: p[0]):
+            feature, chosen = self.features[number], [place for _, place in group]
+            columns = ("examples", "questions", "spans", "weights")
+            part = {name: tuple(getattr(feature, name)[i] for i in chosen) for name in columns}
+            parts.append(replace(feature, **part))
+        return collate_passages(parts)
+
+    def batches(self, size: int, seed: int, epoch: int, pool: int = 16) -> list[list[int]]:
+        """One epoch: batches of exactly ``size`` rows (the last takes the rest), like lengths.
+
+        Passages are shuffled, sorted by length within pools of about ``pool`` batches, their rows
+        cut every ``size``, and the batches shuffled. It depends on the arguments alone.
+        """
+        random = np.random.default_rng([seed, epoch])
+        numbers = np.array([number for number, _ in self.places])
+        shuffled = random.permutation(len(self.features))[numbers]  # one draw for a passage
+        order = np.argsort(shuffled, kind="stable")
+        lengths = np.array([len(feature) for feature in self.features])[numbers]
+        pools = np.arange(len(order)) // (pool * size)
+        order = order[np.lexsort((shuffled[order], lengths[order], pools))].tolist()
+        batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
+        return [batches[i] for i in random.permutation(len(batches))]

@@ -1,0 +1,629 @@
+"""The embedded corpus: encyclopedia-like passages about invented things, in SQuAD form, by seed.
+
+Every passage describes a few subjects of one kind (expeditions, ships, painters, ...) that share
+their relations, so that each fact with a question stands among ``distractors`` other facts of the
+same answer type: the other ships' captains, the other painters' teachers. Pronouns, descriptions,
+relative clauses and sentences about several subjects at once separate what a fact says from the
+name of its subject.
+
+A passage is made in three steps: draw the facts (:func:`draw_facts`), write sentences about them
+(:func:`write_passage`), and read the answer spans off the marks in these (:func:`resolve`). Answers
+are marked while they are written, never searched for, so that an offset is right even where a text
+occurs several times. Words and phrasings are in ``almanac/*.toml``.
+"""
+
+import random
+import re
+import tomllib
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from qalib.data.schema import Answer, Dataset, Example, make_dataset
+from qalib.errors import QalibError
+from qalib.settings import build, settings
+
+CHARACTERS_PER_FACT = 75  # that a short passage needs
+QUESTIONS_PER_PASSAGE = 5  # at most; a short passage may hold fewer facts
+DRAFTS = 12  # attempts at a passage of the right length
+TOLERANCE = 0.1  # relative error of the length that ends the attempts
+
+
+@settings
+class CorpusConfig:
+    """The questions to generate.
+
+    ``split``: "dev" has the phrasings of "train" and other names, "test" other phrasings and other
+    names. ``length`` of a passage in characters. ``distractors``: other facts of the same answer
+    type beside each fact with a question.
+    """
+
+    questions: Annotated[int, Field(ge=1, le=10**7)]
+    seed: Annotated[int, Field(ge=0, le=2**63)] = 0
+    split: Literal["train", "dev", "test"] = "train"
+    length: Annotated[int, Field(ge=300, le=2500)] = 800
+    distractors: Annotated[int, Field(ge=0, le=8)] = 3
+
+    def __post_init__(self) -> None:
+        needed = CHARACTERS_PER_FACT * (self.distractors + 1)
+        if self.length < needed:
+            raise QalibError(
+                f"a passage of {self.length} characters is too short for {self.distractors} "
+                f"distractors; set length to {needed} or more."
+            )
+
+
+def build_corpus(config: CorpusConfig) -> Dataset:
+    """The first ``config.questions`` questions of the corpus that the other settings define.
+
+    The same settings give the same bytes on every machine, and more questions only add to the end.
+    An example's title names the subject of its passage, its id the settings and its place.
+    """
+    examples: list[Example] = []
+    index = 0
+    while len(examples) < config.questions:
+        examples += _passage(config, index)
+        index += 1
+    return make_dataset(f"almanac-{config.split}", examples[: config.questions])
+
+
+def _passage(config: CorpusConfig, index: int) -> list[Example]:
+    """The examples of passage ``index``: a function of the settings and the index alone."""
+    name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{config.distractors}-{index}"
+    rng = random.Random(name)  # a string seeds through SHA-512, whatever PYTHONHASHSEED is
+    title, facts, draft = _draft(rng, config)
+    context, golds = resolve(draft)
+    rng.shuffle(facts)
+    questions = [_question(rng, config.split, fact) for fact in facts]
+    return [
+        Example(f"{name}-{q}", questions[q], context, golds[facts[q].number], title)
+        for q in range(min(QUESTIONS_PER_PASSAGE, len(facts)))
+    ]
+
+
+def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"], str]:
+    """Title, facts and marked text of the first draft near the wanted length, or of the nearest."""
+    size = config.distractors + 1
+    groups = max(1, round(config.length / (CHARACTERS_PER_FACT * size)))
+    best, least = None, float("inf")
+    for _ in range(DRAFTS):
+        title, region, subjects, facts = draw_facts(rng, config.split, groups, size)
+        text = write_passage(rng, config.split, config.length, region, subjects, facts)
+        error = abs(_visible(text) / config.length - 1)
+        if error < least:
+            best, least = (title, facts, text), error
+        if least <= TOLERANCE:
+            break
+        groups = max(1, groups - 1)
+    return best
+
+
+def _question(rng: random.Random, split: str, fact: "Fact") -> str:
+    """A question about a fact. The subject's name and the relation decide its answer."""
+    relation = fact.relation
+    phrasings = relation.test_questions if split == "test" else relation.questions
+    return rng.choice(phrasings).replace("{N}", rng.choice(fact.subject.names))
+
+
+# ------------------------------------------------------------------------- words and phrasings
+
+
+@settings
+class Kind:
+    """A kind of subject: the names and descriptions of its members, and the relations they have."""
+
+    plural: str
+    stem: str
+    names: tuple[str, ...]
+    described: tuple[str, ...]
+    relations: tuple[str, ...]
+    twins: tuple[tuple[str, str], ...] = ()
+
+
+@settings
+class Relation:
+    """A kind of fact: its answer type, where its values come from, and its phrasings."""
+
+    key: str
+    type: str
+    statements: tuple[str, ...]
+    test_statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    test_questions: tuple[str, ...]
+    late: bool = False
+    nouns: tuple[str, ...] = ()
+    range: tuple[int, int] = (0, 0)
+    units: tuple[str, ...] = ()
+    reasons: str = ""
+
+
+def _read(name: str) -> dict:
+    path = Path(__file__).parent / "almanac" / f"{name}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@cache
+def kinds() -> tuple[Kind, ...]:
+    """The kinds of subjects of almanac/kinds.toml."""
+    return tuple(build(kind, Kind, "kinds.toml") for kind in _read("kinds")["kinds"])
+
+
+@cache
+def relations() -> tuple[Relation, ...]:
+    """The relations of almanac/relations.toml, whose comments explain the slots and marks."""
+    rows = _read("relations").items()
+    return tuple(build({"key": key} | row, Relation, "relations.toml") for key, row in rows)
+
+
+@cache
+def words() -> dict:
+    """The lists of almanac/words.toml."""
+    return _read("words")
+
+
+# --------------------------------------------------------------------------------------- facts
+
+SPLITS = {"train": range(0, 6), "dev": range(6, 8), "test": range(8, 10)}  # tenths of the names
+YEARS = (1690, 1940)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A thing or person that a passage describes; the first of ``names`` is the full one."""
+
+    kind: Kind
+    names: tuple[str, ...]
+    gender: str  # "it", "she" or "he"
+    year: int  # of its founding, launch, birth, ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fact:
+    """``subject`` stands in ``relation`` to ``value``; ``number`` counts a passage's facts.
+
+    Gold answers are marked in the value: ``<Dr =<Ilsa <Venn>>>`` accepts "Dr Ilsa Venn", "Ilsa
+    Venn" and "Venn", of which ``=<`` opens the main one.
+    """
+
+    number: int
+    subject: Subject
+    relation: Relation
+    value: str
+
+
+def draw_facts(
+    rng: random.Random, split: str, groups: int, size: int
+) -> tuple[str, str, list[Subject], list[Fact]]:
+    """A title, a region, subjects of one kind, and up to ``groups`` groups of facts about them.
+
+    A group is ``size`` facts of one answer type, about as many different subjects as there are;
+    different groups have different types.
+    """
+    sampler = _Sampler(rng, split)
+    kind = rng.choice(kinds())
+    available = [relation for relation in relations() if relation.key in kind.relations]
+    rng.shuffle(available)
+    by_type: dict[str, list[Relation]] = {}
+    for relation in available:
+        by_type.setdefault(relation.type, []).append(relation)
+    types = list(by_type)[:groups]
+    # Few subjects with many facts each are easier to confuse, but each type needs its size.
+    fewest = max(-(-size // len(by_type[t])) for t in types)
+    subjects = sampler.subjects(kind, min(rng.randint(fewest, size), rng.randint(fewest, size)))
+    cells = []
+    for t in types:
+        cells += [(s, r) for r in by_type[t] for s in sampler.shuffled(subjects)][:size]
+    facts = [Fact(n, s, r, sampler.value(s, r)) for n, (s, r) in enumerate(cells)]
+    region = sampler.word("place")
+    used = {fact.subject for fact in facts}
+    title = f"{kind.plural.capitalize()} of {region}"
+    return title, region, [subject for subject in subjects if subject in used], facts
+
+
+class _Sampler:
+    """Draws names and values for one passage without repetition.
+
+    Names are built from syllables. A checksum of the name assigns it to a split, so that no name
+    of one split occurs in another.
+    """
+
+    def __init__(self, rng: random.Random, split: str) -> None:
+        self.rng = rng
+        self.split = split
+        self.used: set[str | int] = set()
+
+    def fresh(self, make: Callable[[], str | int]) -> str | int:
+        """The first result of ``make`` that this passage has not used."""
+        while (value := make()) in self.used:
+            pass
+        self.used.add(value)
+        return value
+
+    def compound(self, columns: Sequence[Sequence[str]]) -> str:
+        """One part of each column, joined, among the compounds of the split."""
+
+        def make() -> str:
+            while True:
+                word = "".join(map(self.rng.choice, columns))
+                if zlib.crc32(word.encode()) % 10 in SPLITS[self.split]:
+                    return word
+
+        return self.fresh(make)
+
+    def word(self, key: str) -> str:
+        return self.compound(words()["names"][key])
+
+    def number(self, low: int, high: int) -> int:
+        return self.fresh(lambda: self.rng.randint(low, high))
+
+    def shuffled(self, items: list) -> list:
+        return self.rng.sample(items, len(items))
+
+    # ---- subjects
+
+    def subjects(self, kind: Kind, count: int) -> list[Subject]:
+        """``count`` subjects, some of them in pairs that share most of their names."""
+        subjects: list[Subject] = []
+        make = self.people if kind.stem == "person" else self.things
+        while len(subjects) < count:
+            pair = len(subjects) + 2 <= count and self.rng.random() < 0.25
+            subjects += make(kind, pair)
+        return self.shuffled(subjects)
+
+    def people(self, kind: Kind, pair: bool) -> list[Subject]:
+        """A person, or two of one family."""
+        family, people = self.word("family"), []
+        for _ in range(1 + pair):
+            gender = self.rng.choice(("she", "he"))
+            first = self.word(gender)
+            names = (f"{first} {family}", first if pair else family)
+            people.append(Subject(kind, names, gender, self.number(*YEARS)))
+        return people
+
+    def things(self, kind: Kind, pair: bool) -> list[Subject]:
+        """A thing, or two whose names differ in a word such as "First" and "Second"."""
+        stem = self.word(kind.stem)
+        stems = [stem]
+        if pair and kind.twins:
+            stems = [f"{twin} {stem}" for twin in self.rng.choice(kind.twins)]
+        subjects = []
+        for stem in stems:
+            names = tuple(name.replace("X", stem) for name in kind.names)
+            subjects.append(Subject(kind, names, "it", self.number(*YEARS)))
+        return subjects
+
+    # ---- values
+
+    def value(self, subject: Subject, relation: Relation) -> str:
+        """A value of the relation's answer type with its gold answers marked."""
+        if relation.type == "year":
+            if not relation.late:
+                return f"=<{subject.year}>"
+            return f"=<{self.number(subject.year + 4, subject.year + 45)}>"
+        return getattr(self, relation.type)(relation)
+
+    def person(self, relation: Relation) -> str:
+        gender = self.rng.choice(("she", "he"))
+        name = f"=<{self.word(gender)} <{self.word('family')}>>"
+        if self.rng.random() < 0.3:
+            return f"<{self.rng.choice(words()['honorifics'][gender])} {name}>"
+        return name
+
+    def place(self, relation: Relation) -> str:
+        name = f"=<{self.word('place')}>"
+        if self.rng.random() < 0.25:
+            return f"<{self.rng.choice(words()['described_places'])} {name}>"
+        return name
+
+    def organisation(self, relation: Relation) -> str:
+        return f"=<the <{self.word('place')} {self.rng.choice(relation.nouns)}>>"
+
+    def day(self, relation: Relation) -> str:
+        def make() -> str:
+            day = self.rng.choice(words()["days"])
+            if self.rng.random() < 0.6:
+                day = str(self.rng.randint(1, 28))
+            return f"{day} {self.rng.choice(words()['months'])}"
+
+        return f"=<{self.fresh(make)}>"
+
+    def count(self, relation: Relation) -> str:
+        number = self.number(*relation.range)
+        written = _in_words(number) if number < 100 and self.rng.random() < 0.4 else f"{number:,}"
+        return f"<=<{written}> {self.rng.choice(relation.units)}>"
+
+    def measure(self, relation: Relation) -> str:
+        return f"=<<{self.number(*relation.range):,}> {relation.units[0]}>"
+
+    def material(self, relation: Relation) -> str:
+        return f"=<{self.word(self.rng.choice(('wood', 'metal')))}>"
+
+    def title(self, relation: Relation) -> str:
+        return f'"=<{self.word("title")}>"'
+
+    def product(self, relation: Relation) -> str:
+        return f"=<{self.word('product')}>"
+
+    def trade(self, relation: Relation) -> str:
+        trade = self.word("trade")
+        return f"<{'an' if trade[0] in 'aeiou' else 'a'} =<{trade}>>"
+
+    def reason(self, relation: Relation) -> str:
+        subjects, predicates = words()["reasons"][relation.reasons]
+        return f"=<{self.compound((subjects, (' ',), predicates))}>"
+
+
+def _in_words(number: int) -> str:
+    """A number from 1 to 99 in words."""
+    ones, tens = words()["ones"], words()["tens"]
+    if number < 20:
+        return ones[number]
+    return tens[number // 10] + (f"-{ones[number % 10]}" if number % 10 else "")
+
+
+# --------------------------------------------------------------------------------------- prose
+
+# Gold answers of an unfinished passage are marked by characters of the private use area, which move
+# with them whatever is done to a sentence: fact i opens an accepted answer with chr(OPEN + 2 * i)
+# and its main one with chr(OPEN + 2 * i + 1); CLOSE ends the innermost.
+OPEN, CLOSE = 0xE000, "\uf8ff"
+MARK = re.compile("[\ue000-\uf8ff]")
+SLOT = re.compile(r"\{(S|N|O|S's|V)\}")
+PRONOUNS = {
+    "it": {"S": "it", "O": "it", "S's": "its"},
+    "she": {"S": "she", "O": "her", "S's": "her"},
+    "he": {"S": "he", "O": "him", "S's": "his"},
+}
+# After a value of these types a pronoun could be misread as the value.
+AMBIGUOUS = ("organisation", "title", "reason")
+SLACK = 15  # characters by which one more sentence may exceed the length
+
+Sentence = tuple[str, bool]  # marked text; whether it can be understood without the one before
+
+
+def write_passage(
+    rng: random.Random,
+    split: str,
+    length: int,
+    region: str,
+    subjects: list[Subject],
+    facts: list[Fact],
+) -> str:
+    """A marked passage that states all facts, filled up to about ``length`` visible characters."""
+    writer = _Writer(rng, split)
+    sentences = [] if length < 500 or rng.random() < 0.4 else [writer.opening(region, subjects)]
+    for step in _plan(rng, facts):
+        if isinstance(step[0], tuple):
+            sentences += writer.about_one(step)
+        else:
+            sentences.append(writer.about_several(step))
+    return " ".join(text for text, _ in _fill(rng, sentences, length))
+
+
+def resolve(marked: str) -> tuple[str, dict[int, tuple[Answer, ...]]]:
+    """The text without marks, and the gold answers of each fact by number, the main one first."""
+    text: list[str] = []
+    opened: list[tuple[int, int]] = []
+    spans: dict[int, list[tuple[bool, int, int]]] = {}
+    for character in marked:
+        if character == CLOSE:
+            mark, start = opened.pop()
+            spans.setdefault(mark // 2, []).append((mark % 2 == 0, start, len(text)))
+        elif MARK.match(character):
+            opened.append((ord(character) - OPEN, len(text)))
+        else:
+            text.append(character)
+    context = "".join(text)
+    return context, {
+        number: tuple(Answer(context[start:end], start) for _, start, end in sorted(found))
+        for number, found in spans.items()
+    }
+
+
+def _visible(text: str) -> int:
+    """The length of a marked text without its marks."""
+    return len(MARK.sub("", text))
+
+
+def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
+    """The steps of a passage in order.
+
+    A step is a list of facts about several subjects, for one sentence, or about one subject a list
+    of tuples of one or two facts, each for a sentence.
+    """
+    remaining = list(facts)
+    steps: list[list] = []
+    for key in dict.fromkeys(fact.relation.key for fact in facts):
+        same = [fact for fact in remaining if fact.relation.key == key]
+        while len(same) > 1 and same[0].relation.type != "reason" and rng.random() < 0.5:
+            shared = rng.sample(same, rng.randint(2, min(4, len(same))))
+            steps.append(shared)
+            same = [fact for fact in same if fact not in shared]
+            remaining = [fact for fact in remaining if fact not in shared]
+    for subject in dict.fromkeys(fact.subject for fact in remaining):
+        own = [fact for fact in remaining if fact.subject is subject]
+        rng.shuffle(own)
+        # Some subjects are dropped in the middle and come up again later.
+        cut = rng.randint(1, len(own)) if rng.random() < 0.3 else len(own)
+        for part in (own[:cut], own[cut:]):
+            if part:
+                steps.append(_group(rng, part))
+    rng.shuffle(steps)
+    return steps
+
+
+def _group(rng: random.Random, facts: list[Fact]) -> list[tuple[Fact, ...]]:
+    """The facts in tuples of one or two, each for a sentence."""
+    groups = []
+    while facts:
+        size = 2 if len(facts) > 1 and rng.random() < 0.5 else 1
+        groups.append(tuple(facts[:size]))
+        facts = facts[size:]
+    return groups
+
+
+def _fill(rng: random.Random, sentences: list[Sentence], length: int) -> list[Sentence]:
+    """Insert filler sentences, never between a pronoun and the sentence that it refers to."""
+    fillers = list(words()["fillers"])
+    rng.shuffle(fillers)
+    gap = length - sum(_visible(text) + 1 for text, _ in sentences)
+    for line in fillers:
+        if len(line) < gap + SLACK:
+            places = [i for i in range(1, len(sentences)) if sentences[i][1]]
+            sentences.insert(rng.choice([*places, len(sentences)]), (line, True))
+            gap -= len(line) + 1
+    return sentences
+
+
+class _Writer:
+    """Writes one passage; keeps track of the names used and of what a pronoun would refer to."""
+
+    def __init__(self, rng: random.Random, split: str) -> None:
+        self.rng = rng
+        self.test = split == "test"
+        self.named: set[Subject] = set()
+        self.picked: set[str] = set()  # asides, prefixes and phrasings that have been used
+        self.focus: Subject | None = None
+        self.pair: list[Subject] = []  # "the former" and "the latter"
+        self.ambiguous = False  # whether a pronoun could be misread
+        self.free = True  # whether the sentence can be understood without the one before
+
+    # ---- sentences
+
+    def opening(self, region: str, subjects: list[Subject]) -> Sentence:
+        """An opening sentence that names every subject."""
+        self.named.update(subjects)
+        names = [subject.names[0] for subject in subjects]
+        phrasings = words()["openings" if len(names) > 1 else "openings_of_one"]
+        text = self.rng.choice(phrasings).replace("{L}", _listed(names)).replace("{R}", region)
+        return _finish(text.replace("{P}", subjects[0].kind.plural)), True
+
+    def about_one(self, groups: list[tuple[Fact, ...]]) -> list[Sentence]:
+        """Sentences about one subject, the first of which names it."""
+        sentences = []
+        for facts in groups:
+            self.free = True
+            text = self.double(*facts) if len(facts) == 2 else self.single(*facts)
+            sentences.append((_finish(text), self.free))
+            last = facts[-1]
+            self.focus, self.pair = last.subject, []
+            self.ambiguous = last.relation.type in AMBIGUOUS
+            self.ambiguous |= last.relation.type == "person" and last.subject.gender != "it"
+        self.focus = None
+        return sentences
+
+    def single(self, fact: Fact) -> str:
+        """One fact, sometimes with an aside between the subject and the statement about it."""
+        phrasing = self.pick(self.phrasings(fact))
+        name = None
+        if phrasing.startswith("{S} "):
+            name = self.mention(fact.subject, "S")
+            if name != fact.subject.gender and self.rng.random() < 0.3:
+                asides = "asides" if fact.subject.gender == "it" else "asides_person"
+                name += f", {self.pick(words()[asides])},"
+        text = self.clause(fact, phrasing, name)
+        if phrasing.startswith(("{S", "{N}", "{V} was", "the ")) and self.rng.random() < 0.12:
+            text = self.pick(words()["prefixes"]) + text
+        return text
+
+    def double(self, first: Fact, second: Fact) -> str:
+        """Two facts of a subject: a relative clause between subject and verb, or an "and"."""
+        options = [self.predicates(fact) for fact in (first, second)]
+        if not all(options) or first.relation.type == "reason":
+            text = self.single(first)
+            self.focus = first.subject
+            return f"{text}{self.rng.choice(('; ', ', and '))}{self.single(second)}"
+        parts = [
+            self.clause(fact, self.pick(phrasings)[4:])
+            for fact, phrasings in zip((first, second), options, strict=True)
+        ]
+        name = self.mention(first.subject, "S")
+        if name == first.subject.gender or self.rng.random() < 0.4:
+            return f"{name} {parts[0]} and {parts[1]}"
+        which = "which" if first.subject.gender == "it" else "who"
+        return f"{name}, {which} {parts[0]}, {parts[1]}"
+
+    def about_several(self, facts: list[Fact]) -> Sentence:
+        """The same relation of several subjects: "A was led by X, B by Y and C by Z"."""
+        self.focus, self.pair, self.free = None, [], True
+        shared = [p for p in self.phrasings(facts[0]) if "|" in p]
+        if shared and (len(facts) > 2 or self.rng.random() < 0.6):
+            phrasing = self.pick(shared)
+            rest = phrasing[: phrasing.index("}") + 1] + " " + phrasing[phrasing.index("|") :]
+            clauses = [self.clause(facts[0], phrasing)]
+            clauses += [self.clause(fact, rest) for fact in facts[1:]]
+            text = _listed(clauses)
+        else:
+            clauses = [self.clause(f, self.pick(self.phrasings(f))) for f in facts]
+            text = clauses[0]
+            for clause in clauses[1:]:
+                text += self.rng.choice(words()["joints"]) + clause
+        self.pair = [fact.subject for fact in facts]
+        if len(facts) != 2 or facts[0].relation.type in ("person", "place", *AMBIGUOUS):
+            self.pair = []
+        return _finish(text), self.free
+
+    def pick(self, options: Sequence[str]) -> str:
+        """One of the options, if possible one that this passage has not used."""
+        text = self.rng.choice([o for o in options if o not in self.picked] or options)
+        self.picked.add(text)
+        return text
+
+    # ---- clauses
+
+    def phrasings(self, fact: Fact) -> tuple[str, ...]:
+        return fact.relation.test_statements if self.test else fact.relation.statements
+
+    def predicates(self, fact: Fact) -> list[str]:
+        """Phrasings that can share their subject with another: "{S} was led by {V}"."""
+        return [p for p in self.phrasings(fact) if p.startswith("{S} ") and "," not in p]
+
+    def clause(self, fact: Fact, phrasing: str, name: str | None = None) -> str:
+        """A phrasing with its slots filled and its answers marked; ``name`` is for ``{S}``."""
+
+        def fill(match: re.Match) -> str:
+            if match[1] == "V":
+                return fact.value
+            return name or self.mention(fact.subject, match[1])
+
+        text = SLOT.sub(fill, phrasing.replace("|", "").replace("[", "<").replace("]", ">"))
+        mark = OPEN + 2 * fact.number
+        return text.replace("=<", chr(mark + 1)).replace("<", chr(mark)).replace(">", CLOSE)
+
+    def mention(self, subject: Subject, slot: str) -> str:
+        """A pronoun or description for the subject in focus, a name for any other."""
+        chance = self.rng.random()
+        if subject is self.focus:
+            if slot != "N" and not self.ambiguous and chance < 0.6:
+                self.free = False
+                return PRONOUNS[subject.gender][slot]
+            if chance < 0.85:
+                self.free = False
+                return _in_case(self.rng.choice(subject.kind.described), slot)
+        elif subject in self.pair and chance < 0.5:
+            self.free = False
+            return _in_case(("the former", "the latter")[self.pair.index(subject)], slot)
+        if subject not in self.named:
+            self.named.add(subject)
+            return _in_case(subject.names[0], slot)
+        return _in_case(self.rng.choice(subject.names), slot)
+
+
+def _in_case(name: str, slot: str) -> str:
+    return f"{name}'s" if slot == "S's" else name
+
+
+def _listed(items: list[str]) -> str:
+    """ "A", "A and B" or "A, B and C"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def _finish(text: str) -> str:
+    """A sentence with a capital letter and a full stop."""
+    first = re.search(r"\w", text).start()
+    return f"{text[:first]}{text[first].upper()}{text[first + 1 :]}."

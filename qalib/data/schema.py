@@ -1,0 +1,195 @@
+"""The example schema of the kit: a question, a passage (the *context*) and gold answer spans.
+
+Gold answers are character spans of the context, ``context[start : start + len(text)] == text``.
+Offsets count Unicode code points, as Python strings do, and texts are never normalised.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qalib.errors import QalibError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A gold answer: ``context[start : start + len(text)] == text`` (code points)."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """The code point after the answer's last one."""
+        return self.start + len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question about one passage. Without answers, the passage does not answer it."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...] = ()
+    title: str = ""
+
+    @property
+    def answerable(self) -> bool:
+        return bool(self.answers)
+
+    @property
+    def answer_texts(self) -> list[str]:
+        """The texts that a prediction is scored against."""
+        return [answer.text for answer in self.answers]
+
+
+@dataclass(frozen=True, slots=True)
+class FreeAnswerExample(Example):
+    """A question whose reference answers need not be spans of the passage.
+
+    A prediction is scored against ``references``. ``answers`` holds the spans that say the same,
+    for training; it may be empty although the question has an answer.
+    """
+
+    references: tuple[str, ...] = ()
+
+    @property
+    def answerable(self) -> bool:
+        return bool(self.references)
+
+    @property
+    def answer_texts(self) -> list[str]:
+        return list(self.references)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples and their origin.
+
+    ``raw_sha256`` hashes the file's bytes, ``content_sha256`` the questions, passages and answers
+    (:func:`content_hash`): files with the same content in another layout agree in the latter.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    path: str
+    raw_sha256: str
+    content_sha256: str
+    version: str = "1.1"  # "2.0": questions may have no answer, and are scored by that rule
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self):
+        return iter(self.examples)
+
+    def provenance(self) -> dict[str, str | int]:
+        """The description of the data that a run records."""
+        return {
+            "name": self.name,
+            "file": Path(self.path).name,
+            "questions": len(self.examples),
+            "raw_sha256": self.raw_sha256,
+            "content_sha256": self.content_sha256,
+        }
+
+
+def make_dataset(
+    name: str,
+    examples: Iterable[Example],
+    path: str = "",
+    raw_sha256: str = "",
+    version: str = "",
+) -> Dataset:
+    """Bundle examples under a name. Raises QalibError if an id occurs twice.
+
+    The default ``version`` is "2.0" if some question has no answer, else "1.1".
+    """
+    examples = tuple(examples)
+    version = version or ("1.1" if all(e.answerable for e in examples) else "2.0")
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise QalibError(
+                f"{path or name}: question id {example.id!r} appears twice; ids must be unique."
+            )
+        seen.add(example.id)
+    return Dataset(name, examples, path, raw_sha256, content_hash(examples), version)
+
+
+def merge(name: str, datasets: Iterable[Dataset]) -> Dataset:
+    """Concatenate datasets, joining their raw hashes by "+". Raises QalibError for a shared id."""
+    datasets = list(datasets)
+    raw_sha256 = "+".join(dataset.raw_sha256 for dataset in datasets)
+    examples = (example for dataset in datasets for example in dataset.examples)
+    return make_dataset(name, examples, raw_sha256=raw_sha256)
+
+
+def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """Split off about ``fraction`` of the passages with all their questions: (rest, held out).
+
+    The hash of a passage's text alone decides its side, which is therefore the same in every
+    mixture of datasets and in every run.
+    """
+    limit = int(fraction * 2**32)
+    held_contexts = {
+        context
+        for context in {e.context for e in dataset.examples}
+        if int.from_bytes(hashlib.sha256(_bytes(context)).digest()[:4]) < limit
+    }
+    rest = [e for e in dataset.examples if e.context not in held_contexts]
+    held = [e for e in dataset.examples if e.context in held_contexts]
+    return (
+        make_dataset(f"{dataset.name}-rest", rest, dataset.path),
+        make_dataset(f"{dataset.name}-held-out", held, dataset.path),
+    )
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def content_hash(examples: Iterable[Example]) -> str:
+    """SHA-256 over (id, context, question, sorted answer texts), in order of ids.
+
+    Offsets are left out because published copies of SQuAD differ in the occurrence of an answer
+    that they point to, which affects neither EM nor F1.
+    """
+    digest = hashlib.sha256()
+    for e in sorted(examples, key=lambda e: e.id):
+        row = [e.id, e.context, e.question, sorted(e.answer_texts)]
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_example(example: Example, place: str) -> None:
+    """Raise QalibError, naming ``place``, for an empty text or an answer that is not in place."""
+    if not example.context.strip():
+        raise QalibError(f"{place}: the context is empty; remove the paragraph or give its text.")
+    if not example.question.strip():
+        raise QalibError(f"{place}: the question is empty; remove it or give its text.")
+    for answer in example.answers:
+        if not answer.text:
+            raise QalibError(f"{place}: an answer is the empty string; remove it.")
+        found = example.context[max(0, answer.start) : max(0, answer.end)]
+        if answer.start < 0 or found != answer.text:
+            raise QalibError(f"{place}: {_misplaced(example.context, answer, found)}")
+
+
+def _misplaced(context: str, answer: Answer, found: str) -> str:
+    first = context.find(answer.text)
+    if first < 0:
+        return f"the answer {answer.text!r} does not occur in its context."
+    return (
+        f"answer_start {answer.start} points at {found!r}, not at the answer {answer.text!r}, "
+        f"which first occurs at {first}."
+    )

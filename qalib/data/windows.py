@@ -1,0 +1,310 @@
+"""Encoder inputs: word pieces, overlapping windows of the passage, character offsets.
+
+A *window* is one model input, ``[CLS] question [SEP] part of the passage [SEP]``. A passage longer
+than the input is split into several windows that overlap by ``doc_stride`` word pieces. The
+character offsets of the passage's word pieces map a span of tokens to a span of characters.
+
+:func:`make_windows` cuts everything at once, with gold spans, for training. :class:`LazyWindows`
+is for inference on long passages and many questions about one: it builds windows on access.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qalib.data.schema import Example
+from qalib.errors import QalibError
+from qalib.settings import settings
+
+
+@settings
+class WindowConfig:
+    """How examples are cut into model inputs; all lengths in word pieces."""
+
+    max_length: int = 384  # of the input, special tokens included
+    doc_stride: int = 128  # overlap of neighbouring windows
+    max_query_length: int = 64  # longer questions are cut
+    null: bool = False  # SQuAD 2.0: position 0 stands for "no answer"
+
+    def __post_init__(self):
+        remaining = self.max_length - self.max_query_length - 8
+        if remaining <= self.doc_stride:
+            raise QalibError(
+                f"max_length {self.max_length} leaves {max(0, remaining)} word pieces for the "
+                f"passage, not more than doc_stride {self.doc_stride}; raise max_length, or lower "
+                "doc_stride or max_query_length."
+            )
+
+
+@dataclass(frozen=True)
+class Window:
+    """One model input of L tokens, P of which belong to the passage."""
+
+    example: int  # index of the example in the list it came from
+    input_ids: np.ndarray  # (L,) int32
+    token_type_ids: np.ndarray  # (L,) int8
+    context_start: int  # position of the first passage token
+    offsets: np.ndarray  # (P, 2) int32, characters [start, end) of each passage token
+    spans: np.ndarray  # (A, 2) int32, distinct gold spans in this window, inclusive positions
+    weights: np.ndarray  # (A,) float32, the fraction of the annotators who gave each
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def characters(self, start: int, end: int) -> tuple[int, int]:
+        """Characters [start, end) of the passage under positions ``start`` to ``end``."""
+        first = self.context_start
+        return int(self.offsets[start - first, 0]), int(self.offsets[end - first, 1])
+
+
+def make_windows(
+    examples: Sequence[Example], tokenizer, config: WindowConfig, chunk: int = 2000
+) -> list[Window]:
+    """Cut examples into windows, in order; every example gets at least one.
+
+    ``tokenizer`` is a fast Hugging Face tokenizer. Where a window holds no gold answer, ``spans``
+    is empty, or the null span (0, 0) if ``config.null``.
+    """
+    require_fast(tokenizer)
+    windows = []
+    for begin in range(0, len(examples), chunk):
+        windows += _encode(examples[begin : begin + chunk], begin, tokenizer, config)
+    return windows
+
+
+def training_windows(windows: Sequence[Window]) -> list[Window]:
+    """The windows with a gold span."""
+    return [window for window in windows if len(window.spans)]
+
+
+def require_fast(tokenizer) -> None:
+    """Raise QalibError for a tokenizer without character offsets."""
+    if not tokenizer.is_fast:
+        raise QalibError(
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets; use a model "
+            "with a fast tokenizer."
+        )
+
+
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer accepts, by U+FFFD; offsets are unchanged."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def _encode(
+    examples: Sequence[Example], begin: int, tokenizer, config: WindowConfig
+) -> Iterator[Window]:
+    questions = [replace_surrogates(e.question.strip()) for e in examples]
+    encoded = tokenizer(
+        _cut_questions(questions, tokenizer, config.max_query_length),
+        [replace_surrogates(e.context) for e in examples],
+        truncation="only_second",
+        max_length=config.max_length,
+        stride=config.doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_token_type_ids=True,
+        verbose=False,
+    )
+    for w, source in enumerate(encoded["overflow_to_sample_mapping"]):
+        in_context = np.array([s == 1 for s in encoded.sequence_ids(w)])
+        first = int(in_context.argmax()) if in_context.any() else len(in_context)
+        offsets = np.array(encoded["offset_mapping"][w], dtype=np.int32)[in_context].reshape(-1, 2)
+        spans, weights = gold_spans(examples[source], offsets, first, config.null)
+        yield Window(
+            example=begin + source,
+            input_ids=np.array(encoded["input_ids"][w], dtype=np.int32),
+            token_type_ids=np.array(encoded["token_type_ids"][w], dtype=np.int8),
+            context_start=first,
+            offsets=offsets,
+            spans=spans,
+            weights=weights,
+        )
+
+
+def _cut_questions(questions: list[str], tokenizer, longest: int) -> list[str]:
+    """Cut questions to at most ``longest`` word pieces, between characters."""
+    encoded = tokenizer(
+        questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    return [
+        text if len(offsets) <= longest else text[: offsets[longest - 1][1]]
+        for text, offsets in zip(questions, encoded["offset_mapping"], strict=True)
+    ]
+
+
+def gold_spans(
+    example: Example, offsets: np.ndarray, context_start: int, null: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct gold spans that lie wholly in a window, weighted by the fraction of annotators.
+
+    offsets (P, 2): characters of each passage token. ``null``: without such a span the answer is
+    position 0. An answer that begins or ends within a token takes the whole token.
+    -> (A, 2) int32 inclusive positions, (A,) float32
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    for answer in example.answers if len(offsets) else ():
+        if answer.start < offsets[0, 0] or answer.end > offsets[-1, 1]:
+            continue
+        start = int(np.searchsorted(offsets[:, 1], answer.start, side="right"))
+        end = int(np.searchsorted(offsets[:, 0], answer.end, side="left")) - 1
+        if start <= end:
+            counts[context_start + start, context_start + end] += 1
+    if not counts and null:
+        counts[0, 0] = 1
+    return span_weights(counts)
+
+
+def span_weights(counts: Counter[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Spans and their counts divided by the sum of these.  -> (A, 2) int32, (A,) float32"""
+    spans = np.array(list(counts), dtype=np.int32).reshape(-1, 2)
+    weights = np.array(list(counts.values()), dtype=np.float32)
+    return spans, weights / max(1.0, weights.sum())
+
+
+# ------------------------------------------------------------------------------ windows on access
+
+
+GROUP = 1_000_000  # characters that are tokenised in one call
+UNLIMITED = 2**30  # word pieces of a window that holds any passage
+SINGLE_WORD = 10_000  # characters from which a passage of a single word piece is refused
+
+
+class LazyWindows(Sequence[Window]):
+    """The windows of :func:`make_windows` without gold spans, each built when it is accessed.
+
+    Every distinct passage and every distinct question is tokenised once, and a window is assembled
+    from both, so that memory grows with the distinct texts and not with the windows.
+
+    ``tokenizer`` is a fast Hugging Face tokenizer. Raises QalibError for a long passage that it
+    takes for a single word; logs a warning if questions are cut.
+    """
+
+    def __init__(self, examples: Sequence[Example], tokenizer, config: WindowConfig):
+        self.doc_stride = config.doc_stride
+        self.passages = dict(_tokenize_passages(examples, tokenizer))
+        self.frames = dict(_tokenize_questions(examples, tokenizer, config))
+        _warn_if_cut(examples, self.frames, tokenizer, config.max_query_length)
+        self.texts = [(example.question, example.context) for example in examples]
+        self.capacities = [
+            config.max_length - len(self.frames[question]) for question, _ in self.texts
+        ]
+        counts = [self._count(number) for number in range(len(examples))]
+        self.ends = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int) -> Window:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} is not among the {len(self)} windows.")
+        example = int(np.searchsorted(self.ends, index, side="right"))
+        return self._window(example, index - int(self.ends[example - 1] if example else 0))
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self[index] for index in range(len(self)))
+
+    def _count(self, example: int) -> int:
+        """The number of windows of an example: the last is the first that reaches the end."""
+        capacity = self.capacities[example]
+        remaining = len(self.passages[self.texts[example][1]].ids) - capacity
+        return 1 + max(0, -(-remaining // (capacity - self.doc_stride)))
+
+    def _window(self, example: int, number: int) -> Window:
+        question, context = self.texts[example]
+        frame, passage = self.frames[question], self.passages[context]
+        capacity = self.capacities[example]
+        begin = number * (capacity - self.doc_stride)
+        ids, offsets = (x[begin : begin + capacity] for x in (passage.ids, passage.offsets))
+        types = np.full(len(ids), frame.passage_type, dtype=np.int8)
+        return Window(
+            example=example,
+            input_ids=np.concatenate([frame.ids[0], ids, frame.ids[1]]),
+            token_type_ids=np.concatenate([frame.types[0], types, frame.types[1]]),
+            context_start=len(frame.ids[0]),
+            offsets=offsets,
+            spans=np.zeros((0, 2), dtype=np.int32),
+            weights=np.zeros(0, dtype=np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class _Passage:
+    """The P word pieces of a whole passage."""
+
+    ids: np.ndarray  # (P,) int32
+    offsets: np.ndarray  # (P, 2) int32, characters
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The tokens before and after the passage in every window of a question."""
+
+    ids: tuple[np.ndarray, np.ndarray]  # int32
+    types: tuple[np.ndarray, np.ndarray]  # int8
+    passage_type: int
+
+    def __len__(self) -> int:
+        return len(self.ids[0]) + len(self.ids[1])
+
+
+# Both go through make_windows, passages with a placeholder question and the other way round, so that
+# text is prepared for tokenizers in one place only.
+
+
+def _tokenize_passages(examples: Iterable[Example], tokenizer) -> Iterator[tuple[str, _Passage]]:
+    whole = WindowConfig(max_length=UNLIMITED, doc_stride=0)
+    for group in _groups({example.context: None for example in examples}):
+        placeholders = [Example("", "?", text) for text in group]
+        for text, window in zip(group, make_windows(placeholders, tokenizer, whole), strict=True):
+            if len(window.offsets) == 1 and len(text) > SINGLE_WORD:
+                raise QalibError(
+                    f"the passage {text[:20]!r}... of {len(text):,} characters is a single word "
+                    "to this reader, which answers with words; put spaces between them."
+                )
+            first = window.context_start
+            ids = window.input_ids[first : first + len(window.offsets)]
+            yield text, _Passage(ids, window.offsets)
+
+
+def _tokenize_questions(
+    examples: Iterable[Example], tokenizer, config: WindowConfig
+) -> Iterator[tuple[str, _Frame]]:
+    for group in _groups({example.question: None for example in examples}):
+        placeholders = [Example("", question, "a") for question in group]
+        windows = make_windows(placeholders, tokenizer, config)
+        for question, window in zip(group, windows, strict=True):
+            first, end = window.context_start, window.context_start + len(window.offsets)
+            ids, types = window.input_ids, window.token_type_ids
+            yield (
+                question,
+                _Frame((ids[:first], ids[end:]), (types[:first], types[end:]), int(types[first])),
+            )
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in order, in lists of about ``GROUP`` characters, to bound a tokenizer's memory."""
+    group, size = [], 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _warn_if_cut(
+    examples: Sequence[Example], frames: dict[str, _Frame], tokenizer, longest: int
+) -> None:
+    """Log one line if questions are longer than ``longest`` word pieces, where they are cut."""
+    full = [e for e in examples if len(frames[e.question]) > longest]  # few are that long
+    pieces = {q: len(tokenizer.tokenize(replace_surrogates(q))) for q in {e.question for e in full}}
+    if cut := [e.id for e in full if pieces[e.question] > longest]:
+        text = "%d of %d questions are longer than %d word pieces and are cut there, first %r."
+        logging.getLogger(__name__).warning(text, len(cut), len(examples), longest, cut[0])

@@ -1,0 +1,348 @@
+"""Word-level inputs: tokens, their features and the characters of their words.
+
+A *token* is a word piece or a whole word with character offsets, so that a span of tokens is a
+span of characters. A token also knows the word that it belongs to: pretrained word pieces are
+lower-cased, so the capitals of a word are taken from the text itself.
+
+A *window* is a question and a part of the passage; the windows of a longer passage overlap. Tokens
+are computed once for all questions about a passage. A window adds only the matches between
+passage and question.
+
+Notation: T tokens of a text, P of a window's passage, Q of its question, C characters of a word,
+A gold answers; in a batch B windows, L passage tokens, M question tokens, F features, U words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from qalib.data.batching import Batch, pad_spans, padded_length
+from qalib.data.bytes import code_points
+from qalib.data.schema import Example
+from qalib.data.windows import gold_spans, replace_surrogates, require_fast
+from qalib.errors import QalibError
+from qalib.settings import settings
+
+# Ways in which a token can match one of the other text, from the narrowest to the widest, and the
+# features of a token by itself. (Readers call the last three matches cased, uncased and lemma.)
+MATCHES = ("token", "cased", "uncased", "stem")
+TOKEN_FEATURES = ("continues", "title", "upper", "digit", "symbol", "frequency")
+FEATURES = len(MATCHES) + len(TOKEN_FEATURES)
+
+WORD = re.compile(r"\w+|[^\w\s]")
+ENDING = re.compile(r"(?<=\w{3})(?:ions?|ings?|ies|ers?|ed|es|ly|[sye])$")
+
+
+@settings
+class WordConfig:
+    """How examples become windows; lengths in tokens."""
+
+    max_passage: Annotated[int, Field(ge=1)] = 400  # of a window
+    doc_stride: Annotated[int, Field(ge=0)] = 128  # overlap of neighbouring windows
+    max_query_length: Annotated[int, Field(ge=1)] = 48  # longer questions are cut
+    characters: Annotated[int, Field(ge=1)] = 16  # of a word that are kept
+
+    def __post_init__(self):
+        if self.doc_stride >= self.max_passage:
+            raise QalibError(
+                f"doc_stride must be below max_passage ({self.max_passage}), not {self.doc_stride}."
+            )
+
+
+# ---------------------------------------------------------------------------------- vocabularies
+
+
+class Tokenized(NamedTuple):
+    """The T tokens of a text; at least one, even of a text without any readable character."""
+
+    ids: np.ndarray  # (T,) int32, rows of the embedding
+    offsets: np.ndarray  # (T, 2) int32, characters [start, end) of each token
+    words: np.ndarray  # (T, 2) int32, characters [start, end) of the word it belongs to
+
+
+class Vocabulary(Protocol):
+    """Tokenises texts and knows the row of each token in an embedding."""
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
+        """The tokens of every text, in order."""
+
+
+class WordPieces:
+    """The vocabulary of a fast Hugging Face tokenizer; no special tokens."""
+
+    def __init__(self, tokenizer):
+        require_fast(tokenizer)
+        self.tokenizer = tokenizer
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
+        encoded = self.tokenizer(
+            [replace_surrogates(text) for text in texts],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        result = []
+        for i, text in enumerate(texts):
+            ids, offsets = encoded["input_ids"][i], encoded["offset_mapping"][i]
+            if not ids:
+                result.append(_unknown(text, self.tokenizer.unk_token_id))
+                continue
+            offsets = np.array(offsets, dtype=np.int32)
+            numbers = np.array(encoded.word_ids(i))
+            first = np.searchsorted(numbers, numbers, side="left")
+            last = np.searchsorted(numbers, numbers, side="right") - 1
+            words = np.stack([offsets[first, 0], offsets[last, 1]], axis=1)
+            result.append(Tokenized(np.array(ids, dtype=np.int32), offsets, words))
+        return result
+
+
+class Words:
+    """Whole words and signs, each with a row of its own as written, else in lower case, else 0."""
+
+    def __init__(self, rows: Mapping[str, int]):
+        self.rows = rows
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
+        return [self._tokenize(text) for text in texts]
+
+    def _tokenize(self, text: str) -> Tokenized:
+        matches = list(WORD.finditer(text))
+        if not matches:
+            return _unknown(text, 0)
+        ids = [self.rows.get(m[0], 0) or self.rows.get(m[0].lower(), 0) for m in matches]
+        offsets = np.array([m.span() for m in matches], dtype=np.int32)
+        return Tokenized(np.array(ids, dtype=np.int32), offsets, offsets)
+
+
+def _unknown(text: str, unknown: int) -> Tokenized:
+    """One unknown token for a text without any, so that no later code meets an empty text."""
+    whole = np.array([[0, len(text)]], dtype=np.int32)
+    return Tokenized(np.array([unknown], dtype=np.int32), whole, whole)
+
+
+# --------------------------------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text of T tokens, or a part of one."""
+
+    ids: np.ndarray  # (T,) int32, rows of the embedding
+    offsets: np.ndarray  # (T, 2) int32, characters [start, end)
+    features: np.ndarray  # (T, len(TOKEN_FEATURES)) float32, 0 to 1
+    match_ids: np.ndarray  # (T, len(MATCHES)) int32, equal where two tokens match
+    characters: np.ndarray  # (T, C) uint8, of the token's word as written; 0 after its end
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, begin: int, end: int) -> Tokens:
+        """Tokens ``begin`` to ``end``, the latter excluded."""
+        return Tokens(*(array[begin:end] for array in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class WordWindow:
+    """A question of Q tokens and P tokens of the passage."""
+
+    example: int  # index of the example in the list it came from
+    passage: Tokens
+    question: Tokens
+    passage_matches: np.ndarray  # (P, len(MATCHES)) bool, whether the question has a match
+    question_matches: np.ndarray  # (Q, len(MATCHES)) bool, whether this part of the passage has one
+    spans: np.ndarray  # (A, 2) int32, distinct gold spans in the window, inclusive positions
+    weights: np.ndarray  # (A,) float32, the fraction of the annotators who gave each
+
+    context_start = 0  # position of the first passage token
+
+    def __len__(self) -> int:
+        return len(self.passage)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(P, 2) int32, characters [start, end) of each passage token."""
+        return self.passage.offsets
+
+    def characters(self, start: int, end: int) -> tuple[int, int]:
+        """Characters [start, end) of the passage under positions ``start`` to ``end``."""
+        return int(self.offsets[start, 0]), int(self.offsets[end, 1])
+
+
+def word_windows(
+    examples: Sequence[Example], vocabulary: Vocabulary, config: WordConfig | None = None
+) -> list[WordWindow]:
+    """Cut examples into windows, in order; every example gets at least one.
+
+    Windows of the same passage share its arrays. Where a window holds no gold answer, ``spans``
+    is empty. An answer that begins or ends within a token takes the whole token.
+    """
+    config = config or WordConfig()
+    table = _WordTable(config.characters)
+    passages = table.texts([e.context for e in examples], vocabulary)
+    questions = table.texts([e.question for e in examples], vocabulary)
+    parts = {text: list(_overlapping_parts(tokens, config)) for text, tokens in passages.items()}
+    windows = []
+    for index, example in enumerate(examples):
+        question = questions[example.question].part(0, config.max_query_length)
+        for passage in parts[example.context]:
+            same = passage.match_ids[:, None] == question.match_ids  # (P, Q, len(MATCHES))
+            gold = gold_spans(example, passage.offsets, 0, False)
+            matches = same.any(axis=1), same.any(axis=0)
+            windows.append(WordWindow(index, passage, question, *matches, *gold))
+    return windows
+
+
+def _overlapping_parts(tokens: Tokens, config: WordConfig) -> Iterator[Tokens]:
+    """Overlapping parts of a passage that together hold all tokens."""
+    begin, step = 0, config.max_passage - config.doc_stride
+    while begin == 0 or begin + config.doc_stride < len(tokens):
+        yield tokens.part(begin, begin + config.max_passage)
+        begin += step
+
+
+def stem(word: str) -> str:
+    """A lower-case word without its ending: rough, but the same for most forms of a word."""
+    return ENDING.sub("", word)
+
+
+class _Word(NamedTuple):
+    """What depends on a word alone."""
+
+    features: tuple[float, ...]  # title, upper, digit, symbol
+    match_ids: tuple[int, ...]  # cased, uncased, stem
+    characters: np.ndarray  # (C,) uint8
+
+
+class _WordTable(dict[str, _Word]):
+    """A cache from words to what depends on them alone, for one call of ``word_windows``."""
+
+    def __init__(self, characters: int):
+        super().__init__()
+        self.characters = characters
+        self.ids: dict[tuple[str, str], int] = {}
+
+    def id(self, kind: str, text: str) -> int:
+        """The same number for the same text of the same kind."""
+        return self.ids.setdefault((kind, text), len(self.ids))
+
+    def __missing__(self, word: str) -> _Word:
+        lower = word.lower()
+        forms = zip(MATCHES[1:], (word, lower, stem(lower)), strict=True)
+        characters = np.zeros(self.characters, dtype=np.uint8)
+        codes = code_points(word)[: self.characters]
+        characters[: len(codes)] = codes
+        entry = self[word] = _Word(
+            features=(
+                float(word[:1].isupper()),
+                float(word.isupper() and len(word) > 1),
+                float(any(c.isdigit() for c in word)),
+                float(not any(c.isalnum() for c in word)),
+            ),
+            match_ids=tuple(self.id(kind, form) for kind, form in forms),
+            characters=characters,
+        )
+        return entry
+
+    def texts(self, texts: Sequence[str], vocabulary: Vocabulary) -> dict[str, Tokens]:
+        """The tokens of every distinct text."""
+        distinct = list(dict.fromkeys(texts))
+        tokenized = vocabulary.tokenize(distinct)
+        return {text: self.tokens(text, t) for text, t in zip(distinct, tokenized, strict=True)}
+
+    def tokens(self, text: str, tokenized: Tokenized) -> Tokens:
+        """A text's tokens with their features."""
+        ids, offsets, spans = tokenized
+        words = [self[text[a:b]] for a, b in spans.tolist()]
+        continues = offsets[:, 0] > spans[:, 0]
+        pieces = [
+            self.id(f"token {inside}", text[a:b].lower())
+            for inside, (a, b) in zip(continues.tolist(), offsets.tolist(), strict=True)
+        ]
+        match_ids = np.column_stack([pieces, [word.match_ids for word in words]]).astype(np.int32)
+        _, inverse, counts = np.unique(match_ids[:, 0], return_inverse=True, return_counts=True)
+        frequency = counts[inverse] / counts.max()  # relative to the text's most common token
+        features = np.column_stack([continues, [word.features for word in words], frequency])
+        return Tokens(
+            ids=ids,
+            offsets=offsets,
+            features=features.astype(np.float32),
+            match_ids=match_ids,
+            characters=np.stack([word.characters for word in words]),
+        )
+
+
+# --------------------------------------------------------------------------------------- batches
+
+
+def collate_words(windows: Sequence[WordWindow]) -> Batch:
+    """Pad windows; ``mask`` (B, L) is true for real passage tokens. The inputs are
+
+    passage, question                    (B, L), (B, M) int64, rows of the embedding
+    question_real                        (B, M) bool, which question tokens there are
+    passage_features, question_features  (B, L, F), (B, M, F) float32, MATCHES, TOKEN_FEATURES
+    passage_words, question_words        (B, L), (B, M) int64, rows of ``words``
+    words                                (U, C) int64, characters; 0 after the end of a word
+
+    Every distinct word is in ``words`` once: encoding each word once instead of each token saves
+    most of the work of a character encoder.
+    """
+    import torch
+
+    passages, questions = [w.passage for w in windows], [w.question for w in windows]
+    mask, question_real = _real(passages), _real(questions)
+    characters = np.concatenate([text.characters for text in (*passages, *questions)])
+    words, rows = _distinct(characters)
+    split = int(mask.sum())
+    passage_matches = [w.passage_matches for w in windows]
+    question_matches = [w.question_matches for w in windows]
+    arrays = {
+        "passage": _pad(mask, [text.ids for text in passages]),
+        "question": _pad(question_real, [text.ids for text in questions]),
+        "question_real": question_real,
+        "passage_features": _features(mask, passages, passage_matches),
+        "question_features": _features(question_real, questions, question_matches),
+        "passage_words": _pad(mask, [rows[:split]]),
+        "question_words": _pad(question_real, [rows[split:]]),
+        "words": words,
+    }
+    return Batch(
+        {name: torch.from_numpy(array) for name, array in arrays.items()},
+        torch.from_numpy(mask),
+        *pad_spans([(window.spans, window.weights) for window in windows]),
+        len(characters),
+    )
+
+
+def _real(texts: Sequence[Tokens]) -> np.ndarray:
+    """The mask of padded texts.  -> (B, longest, rounded up) bool"""
+    lengths = np.array([len(text) for text in texts])
+    return np.arange(padded_length(int(lengths.max()))) < lengths[:, None]
+
+
+def _pad(real: np.ndarray, rows: Sequence[np.ndarray], dtype: type = np.int64) -> np.ndarray:
+    """The rows' values, one after the other, where ``real`` is true; else 0.  (B, L, ...)"""
+    values = np.concatenate(rows)
+    padded = np.zeros((*real.shape, *values.shape[1:]), dtype=dtype)
+    padded[real] = values
+    return padded
+
+
+def _features(
+    real: np.ndarray, texts: Sequence[Tokens], matches: Sequence[np.ndarray]
+) -> np.ndarray:
+    features = np.concatenate([text.features for text in texts])
+    return _pad(real, [np.concatenate([np.concatenate(matches), features], axis=1)], np.float32)
+
+
+def _distinct(characters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows of (T, C) uint8, and the index of each row.  -> (U, C) int64, (T,)"""
+    width = characters.shape[1]
+    as_bytes = np.ascontiguousarray(characters).view(f"S{width}")[:, 0]  # sorts faster than rows do
+    _, first, rows = np.unique(as_bytes, return_index=True, return_inverse=True)
+    return characters[first].astype(np.int64), rows
