@@ -58,13 +58,15 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 def _sentence(error: ValidationError, kind: type, place: str) -> str:
     """The first problem of a validation as one sentence."""
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    unknown = [each for each in problems if each["type"].startswith("unexpected_")]
+    problem = (unknown or problems)[0]  # a misspelt key may be why another one is missing
     if cause := problem.get("ctx", {}).get("error"):
         return f"{place}: {cause}"
     path = [str(part) for part in problem["loc"] if part not in ("dataclass", "ctor")]
     key = path[-1] if path else ""
     where = f"{place}: {'.'.join(path)}" if path else place
-    if problem["type"] in ("unexpected_keyword_argument", "unexpected_property"):
+    if unknown:
         owner = _owner(kind, path[:-1])
         known = [field.name for field in dataclasses.fields(owner)] if owner else []
         return f"{place} has no key {'.'.join(path)!r}; {nearest(key, known)}."

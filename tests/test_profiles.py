@@ -106,7 +106,7 @@ def test_a_budget_is_a_number_of_seconds(tmp_path):
         ("steps = 1\nquick = 1", "quick is 1, but input should be a valid boolean"),
         ("steps = 1\nseeds = [1, 'a']", r"seeds\.1 is 'a', but input should be a valid integer"),
         ("steps = 1\nseeds = 3", "seeds is 3, but"),
-        ("steps = 1\nspan = [1]", "span\.1|must set"),
+        ("steps = 1\nspan = [1]", r"span\.1|must set"),
         ("steps = 1\ndevice = 'tpu'", "device is 'tpu', but input should be 'cpu' or 'cuda'"),
         ("steps = 1\nmodel = 3", "model is 3, but"),
     ],
