@@ -13,7 +13,7 @@ fakes of training and test are apart (Wang and Bansal 2018).
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -252,3 +252,8 @@ def answer_by_type(example: Example) -> str:
     names = (match[0] for match in NAME.finditer(context))
     usable = (n for n in names if n.lower() not in FUNCTION_WORDS and n.lower() not in target)
     return next(usable, " ".join(context.split()[:3]))
+
+
+def predictions_by_type(examples: Iterable[Example]) -> dict[str, str]:
+    """Question id to :func:`answer_by_type`, ready to be scored."""
+    return {example.id: answer_by_type(example) for example in examples}

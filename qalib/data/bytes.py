@@ -211,6 +211,11 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     )
 
 
+def padded_length(length: int) -> int:
+    """The positions that a passage of ``length`` positions takes in a batch."""
+    return batching.padded_length(length, PASSAGE_MULTIPLE)
+
+
 def _pad(rows: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
     """Stacked rows and their mask.  -> (rows, longest) int64 and bool"""
     lengths = np.array([len(row) for row in rows])

@@ -252,8 +252,8 @@ class _Frame:
         return len(self.ids[0]) + len(self.ids[1])
 
 
-# Both go through make_windows, passages with a placeholder question and the other way round, so that
-# text is prepared for tokenizers in one place only.
+# Both go through make_windows, passages with a placeholder question and the other way round: text
+# is prepared for tokenizers in one place only.
 
 
 def _tokenize_passages(examples: Iterable[Example], tokenizer) -> Iterator[tuple[str, _Passage]]:
