@@ -1,10 +1,11 @@
 """Span decoding against a literal search over all spans."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalib.spans import best_spans, mask_logits, span_table, window_logsumexp
+from qalib.decoding import decode_spans, mask_logits, window_logsumexp
 
 
 def literal(start, end, mask, max_length):
@@ -17,18 +18,18 @@ def literal(start, end, mask, max_length):
     return sorted(found, key=lambda span: -span[0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     length=st.integers(1, 12),
     k=st.integers(1, 8),
     max_length=st.integers(1, 15),
     seed=st.integers(0, 10**6),
 )
-def test_best_spans_are_those_of_a_literal_search(length, k, max_length, seed):
+def test_decoded_spans_are_those_of_a_literal_search(length, k, max_length, seed):
     torch.manual_seed(seed)
     start, end = torch.randn(2, 3, length)
     mask = torch.rand(3, length) < 0.7
-    best = best_spans(start, end, mask, k, max_length)
+    best = decode_spans(start, end, mask, k, max_length)
     for row in range(3):
         expected = literal(start[row], end[row], mask[row], max_length)
         for n in range(best.scores.shape[1]):
@@ -47,21 +48,28 @@ def test_a_row_decodes_the_same_alone_and_padded():
     torch.manual_seed(0)
     start, end = torch.randn(2, 1, 9)
     mask = torch.ones(1, 9, dtype=torch.bool)
-    alone = best_spans(start, end, mask, 3, 4)
+    alone = decode_spans(start, end, mask, 3, 4)
     pad = torch.nn.functional.pad
-    padded = best_spans(
+    padded = decode_spans(
         pad(start, (0, 6), value=99.0), pad(end, (0, 6), value=99.0), pad(mask, (0, 6)), 3, 4
     )
-    for name in ("starts", "ends", "scores", "log_total"):
-        torch.testing.assert_close(getattr(alone, name), getattr(padded, name))
+    for one, other in zip(alone, padded, strict=True):
+        torch.testing.assert_close(one, other)
 
 
-def test_spans_never_cross_the_longest_answer_or_the_mask():
-    start, end = torch.zeros(1, 6), torch.zeros(1, 6)
+def test_spans_stay_within_the_mask_and_the_longest_answer():
+    logits = torch.zeros(1, 6)
     mask = torch.tensor([[False, True, True, True, True, False]])
-    table = span_table(start, end, mask, 3)
-    assert table.shape == (1, 6, 3)
-    assert torch.isfinite(table).sum() == 3 + 3 + 2 + 1
+    best = decode_spans(logits, logits, mask, 18, 3)
+    valid = best.scores[0] > -torch.inf
+    spans = list(zip(best.starts[0, valid].tolist(), best.ends[0, valid].tolist(), strict=True))
+    assert sorted(spans) == [(i, j) for i in range(1, 5) for j in range(i, min(5, i + 3))]
+
+
+@pytest.mark.parametrize(("k", "max_length"), [(0, 3), (1, 0)])
+def test_sizes_must_be_positive(k, max_length):
+    with pytest.raises(ValueError, match="must be positive"):
+        decode_spans(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2).bool(), k, max_length)
 
 
 def test_masked_logits_get_no_probability():
@@ -71,9 +79,9 @@ def test_masked_logits_get_no_probability():
     assert probability.tolist() == [[0.5, 0.0, 0.5, 0.0]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 10**6))
-def test_sums_over_windows_are_those_of_every_window(width, more, seed):
+def test_window_sums_are_those_of_every_window(width, more, seed):
     torch.manual_seed(seed)
     x = 30 * torch.randn(2, width + more)
     x[0, 0] = -torch.inf
