@@ -138,7 +138,7 @@ def test_the_runner_is_told_and_points_may_be_a_mapping(tmp_path, monkeypatch):
 def test_the_look_ends_with_its_block():
     before = dict(matplotlib.rcParams)
     with style():
-        assert matplotlib.rcParams["svg.hashsalt"] == "qalib"
+        assert matplotlib.rcParams["axes.titlelocation"] == "left"
         assert matplotlib.rcParams["figure.constrained_layout.use"]
     assert dict(matplotlib.rcParams) == before
 

@@ -175,8 +175,8 @@ def test_a_run_is_computed_once(cache):
     assert sorted(path.name for path in first.folder.iterdir()) == [
         "DONE.json",
         "config.json",
-        "log.jsonl",
         "env.json",
+        "log.jsonl",
         "metrics.json",
         "weights.bin",
     ]

@@ -624,6 +624,7 @@ def write_record(records: Path, run: Run, kept: Mapping[str, bytes], version: in
     row = {"key": run.key, "version": version}
     row |= {name: getattr(run, name) for name in ("config", "inputs", "metrics", "env")}
     rows[run.key] = canonical({**row, "files": files}, run.short)
+    records.mkdir(parents=True, exist_ok=True)
     if kept:
         _write_archive(path.with_suffix(".zip"), run.key[:SHORT], kept)
     write_atomically(path, "".join(f"{rows[key]}\n" for key in sorted(rows)))
