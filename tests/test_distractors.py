@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from qalib.data.schema import Answer, Example
 from qalib.distill.alignment import TokenSpan
 from qalib.distill.distractors import (
-    DistractorSpans,
     DistractorMiner,
+    DistractorSpans,
     MiningConfig,
     answer_kind,
     mining_report,
