@@ -1,0 +1,192 @@
+"""Interleaved timing: all candidates on the same items in turn, compared within each round.
+
+    timings = interleave({"plain": plain, "pruned": pruned}, batches, rounds=9, seconds=60)
+    summarize(timings.speedups("pruned", baseline="plain"))     # median and quartiles
+
+A shared or throttling machine changes its speed from minute to minute by more than what is to be
+measured. So every candidate works on an item before any of them gets the next one, and the
+speed-up of round r is a ratio of two times of that round,
+
+    S_r = T_r(baseline) / T_r(candidate)
+
+of which the median over rounds is reported. Absolute times describe one machine on one day.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qalib.errors import QalibError
+
+Progress = Callable[[str], None]  # is given one line of text
+PROGRESS_INTERVAL = 5.0  # seconds between two lines
+
+
+class Summary(NamedTuple):
+    """Median and quartiles over rounds; NaN where nothing was measured."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass
+class Timings:
+    """Seconds of every candidate, one number a round, and how many items a round had."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    items: list[int] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> int:
+        """Completed rounds."""
+        return len(self.items)
+
+    def speedups(self, name: str, baseline: str) -> list[float]:
+        """How many times faster than the baseline, round by round."""
+        pairs = zip(self.seconds[baseline], self.seconds[name], strict=True)
+        return [theirs / ours for theirs, ours in pairs]
+
+    def rates(self, name: str, amounts: Sequence[float]) -> list[float]:
+        """Amounts (tokens, questions) per second, round by round."""
+        return [n / s for n, s in zip(amounts, self.seconds[name], strict=True)]
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[Any], object]],
+    items: Sequence,
+    rounds: int,
+    seconds: float = math.inf,
+    *,
+    min_rounds: int = 1,
+    items_per_round: int = 0,
+    repeat: bool = False,
+    observe: Callable[[int, str, Any, object], None] | None = None,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Time candidates in turn, item by item, after one round to warm up.
+
+    candidates       by name: a function that processes one item
+    rounds, seconds  stop after so many rounds, or as soon as the time is over; an unfinished round
+                     is discarded
+    min_rounds       rounds that are completed even if they take longer; 0 allows none at all
+    items_per_round  that each round takes, going on where the last one stopped; 0 = all items
+    repeat           process each item twice and time the second pass: whoever follows another
+                     candidate finds the caches full of the other's weights
+    observe          is given round (0 is the warm-up), name, item and result outside of the timing
+    progress         is given a line of text every few seconds
+    clock            returns seconds; tests pass their own
+
+    Raises QalibError without candidates, items or rounds.
+    """
+    if not candidates or not items or rounds < 1:
+        raise QalibError("timing needs at least one candidate, one item and one round.")
+    timings = Timings({name: [] for name in candidates})
+    count = items_per_round or len(items)
+    begin = reported = clock()
+    for number in range(1 + rounds):
+        chosen = [items[(number * count + i) % len(items)] for i in range(count)]
+        spent = dict.fromkeys(candidates, 0.0)
+        for item, (name, process) in ((i, c) for i in chosen for c in candidates.items()):
+            now = clock()
+            if number > min_rounds and now - begin > seconds:
+                return timings
+            if progress and now - reported > PROGRESS_INTERVAL:
+                progress(f"round {number} of up to {rounds}, {now - begin:.0f} s: {name}")
+                reported = now
+            if repeat:
+                process(item)
+            start = clock()
+            result = process(item)
+            spent[name] += clock() - start
+            if observe:
+                observe(number, name, item, result)
+        if number:
+            timings.items.append(count)
+            for name, total in spent.items():
+                timings.seconds[name].append(total)
+    return timings
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Median and quartiles of the rounds' values."""
+    if not len(values):
+        return Summary(math.nan, math.nan, math.nan)
+    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+    return Summary(median, low, high)
+
+
+def columns(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """A summary as columns ``name``, ``name_low`` and ``name_high``; None where nothing is."""
+    summary = summarize(values)
+    keys = (name, f"{name}_low", f"{name}_high")
+    return {k: None if math.isnan(v) else v for k, v in zip(keys, summary, strict=True)}
+
+
+class Budget:
+    """A time limit for several measurements, shared out by their expected work.
+
+    ``next_share`` gives a measurement its part of what is left, ``fits`` says whether even its
+    shortest version fits, judged by the speed of the measurements so far.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.deadline = clock() + seconds
+        self.rates: list[float] = []  # seconds for each unit of work, as measured
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline; 0 when it has passed."""
+        return max(0.0, self.deadline - self.clock())
+
+    def next_share(self, work: float, remaining: float) -> float:
+        """Seconds for the next measurement: its part of the work that remains, itself included."""
+        return self.left * work / remaining
+
+    def fits(self, work: float) -> bool:
+        """Whether so much work is expected to be done in time; true for the first measurement."""
+        return not self.rates or work * max(self.rates) <= self.left
+
+    @contextlib.contextmanager
+    def measure(self, work: float) -> Iterator[None]:
+        """Note how long so much work took."""
+        begin = self.clock()
+        yield
+        self.rates.append((self.clock() - begin) / work)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings, logs and prints of exporters, also those of C++ code.
+
+    What they say about operators they replace is of no use to somebody who reads a benchmark;
+    their exceptions still come through.
+    """
+    with (
+        warnings.catch_warnings(),
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        disabled, saved = logging.root.manager.disable, os.dup(2)
+        sys.stderr.flush()
+        logging.disable(logging.CRITICAL)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            logging.disable(disabled)
