@@ -38,6 +38,7 @@ from qalib.models.byte_reader import ByteReader
 from qalib.models.encoder import EncoderReader
 from qalib.models.mnemonic_reader import MnemonicReader
 from qalib.models.pretrained import load_reader, windows_of
+from qalib.progress import progress_bar
 from qalib.settings import settings
 from qalib.training import choose_precision
 
@@ -352,10 +353,7 @@ def _for_each_batch(
     lengths: Sequence[int], budget: int, score: Callable[[list[int]], None], unit: str | bool
 ) -> None:
     """Call ``score`` on batches of rows of like length, with a progress bar in a terminal."""
-    from tqdm import tqdm
-
-    hidden = None if unit else True  # None: no bar unless the output is a terminal
-    with tqdm(total=len(lengths), desc="answer", unit=unit or "", disable=hidden) as bar:
+    with progress_bar(len(lengths), "answer", unit or "input", show=bool(unit)) as bar:
         for rows in inference_batches(lengths, budget):
             score(rows)
             bar.update(len(rows))

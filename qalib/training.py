@@ -22,6 +22,7 @@ from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoin
 from qalib.data.batching import Batch, training_batches
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
+from qalib.progress import progress_bar
 from qalib.settings import settings
 
 SCRATCH = "scratch"  # the folder of what is needed only until a run is finished
@@ -135,7 +136,8 @@ def train(
     loop = _Loop(accelerator, bare, model, optimizer, task, config, folder, seed)
     loop.logging_steps, loop.save_steps = logging_steps, save_steps
     loop.resume()
-    bar = _progress_bar(loop, progress and accelerator.is_main_process)
+    show = progress and accelerator.is_main_process
+    bar = progress_bar(loop.steps, "train", "step", initial=loop.step, show=show)
     for epoch in range(loop.epochs):
         if epoch < loop.epoch or loop.step >= loop.steps:
             continue
@@ -308,17 +310,3 @@ class _Loop:
             "train_seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9)),
         }
-
-
-def _progress_bar(loop: _Loop, show: bool):
-    from tqdm import tqdm
-
-    return tqdm(
-        total=loop.steps,
-        initial=loop.step,
-        desc="train",
-        unit="step",
-        mininterval=2.0,
-        disable=None if show else True,  # None: no bar where nobody watches a terminal
-        dynamic_ncols=True,
-    )
