@@ -8,8 +8,8 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-# The stamp says what the environment was made for: this folder (an environment does not survive
-# being moved) and these requirements. While it says the same, nothing is installed or looked up.
+# The stamp names what the environment was made for: this folder (an environment does not survive
+# being moved) and these requirements. While it is unchanged, nothing is installed or looked up.
 WANTED := $(CURDIR) $(REQUIREMENTS) $(strip $(shell cat requirements.lock pyproject.toml | cksum))
 FOUND  := $(shell $(PY) -c "" 2>/dev/null && cat $(STAMP) 2>/dev/null)
 ifneq ($(FOUND),$(WANTED))
@@ -25,21 +25,22 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-figures: $(STAMP) ## run every notebook and remake its figures (PROFILE=ci, laptop, study, paper)
-	$(PY) -m qalib figures --profile $(PROFILE)
+figures: $(STAMP) ## run every notebook and draw its figures (PROFILE=ci, laptop, study, paper)
+	$(PY) -m qalib run-notebooks --profile $(PROFILE)
 
 test: export HF_HUB_OFFLINE = 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export QALIB_PROFILE = ci
-test: $(STAMP) ## check everything: style, imports, unit tests, every notebook twice
+test: export OMP_NUM_THREADS = 1
+test: $(STAMP) ## check style, imports, unit tests, and every notebook with nbval and papermill
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
-	$(PY) -m pytest
-	$(PY) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    -p no:cacheprovider
-	$(PY) -m qalib figures --profile ci
-	$(PY) -m qalib figures --check
+	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+	    --nbval-cell-timeout=300 -p no:cacheprovider
+	$(PY) -m qalib run-notebooks --profile ci
+	$(PY) -m qalib run-notebooks --check
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks

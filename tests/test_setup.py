@@ -115,8 +115,8 @@ def test_old_python_is_told_what_to_do(clone: Clone) -> None:
 
 def test_profile_reaches_the_runner(clone: Clone) -> None:
     clone.make()
-    assert clone.make("figures") == ["-m qalib figures --profile laptop"]
-    assert clone.make("figures", PROFILE="study") == ["-m qalib figures --profile study"]
+    assert clone.make("figures") == ["-m qalib run-notebooks --profile laptop"]
+    assert clone.make("figures", PROFILE="study") == ["-m qalib run-notebooks --profile study"]
 
 
 def test_check_runs_in_order(clone: Clone) -> None:
@@ -132,8 +132,8 @@ def test_check_runs_in_order(clone: Clone) -> None:
         "lint-imports",
         "pytest",
         "pytest notebooks",
-        "qalib figures",
-        "qalib figures",
+        "qalib run-notebooks",
+        "qalib run-notebooks",
     ]
     assert "--nbval-lax" in calls[4]
     assert calls[5].endswith("--profile ci")
