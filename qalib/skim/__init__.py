@@ -1,1 +1,1 @@
-"""Skimming: leaving out the parts of a passage that do not matter for its question."""
+"""Block skimming: an encoder that prunes passage blocks unlikely to hold the answer."""

@@ -1,24 +1,23 @@
-"""What a pass costs in multiply-adds, with and without skimming, and what it can save at best.
+"""Multiply-adds of a forward pass, with and without pruning, and the ideal speed-up.
 
     cost = CostModel.of(model, skimmer)            # or CostModel.bert(layers=12, width=768)
-    full = cost.encoder(lengths(384, {}, 12))
-    skimmed = cost.encoder(lengths(384, {4: 120}, 12))    # 120 tokens go on at layer 4
+    full = cost.encoder_macs(token_counts(384, {}, 12))
+    skimmed = cost.encoder_macs(token_counts(384, {4: 120}, 12))    # layer 4 keeps 120 tokens
 
-Counted is what multiplies matrices: projections, feed-forward, the two products of attention,
-span head, and what predictors say of themselves. Embeddings are look-ups; norms, activations, the
-softmax and rotations are left out. Padding is not work. A sliding window saves nothing here, as
-the fused kernel multiplies what it then hides.
+Counted are matrix products: projections, feed-forward, the two products of attention, span head,
+and what predictors report. Embeddings are look-ups; norms, activations and the softmax are left
+out. Padding costs nothing.
 
 Notation: B batch (or any leading dimensions), N layers, D width, F width of the feed-forward part,
 n tokens of one example.
 
-With n_0 tokens given to the model and n_l read to the end of layer l,
+With n_0 tokens given to the model and n_l left after layer l,
 
     MACs = e n_0 + sum_l (a_l n_{l-1} + p_l n_{l-1}^2 + g_l n_l) + h n_N
 
 a: query, key and value (3 D^2 in BERT), p: scores and context (2 D), g: output projection and
-feed-forward (D^2 + 2 D F), e and h: what stands before the layers and behind them. What a skim
-layer leaves behind has been projected and attended to there, but goes no further.
+feed-forward (D^2 + 2 D F), e and h: projected embeddings and span head. What a layer prunes has
+been projected and attended to there.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,59 +30,59 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from qalib.errors import QalibError
-from qalib.skim.families import LayerParts, parts
+from qalib.skim.adapters import LayerAdapter, adapt_encoder
 from qalib.skim.skimmer import Skimmer, SkimOutput
 
-Judge = Callable[[int, int], float]  # passage tokens, question tokens -> multiply-adds
+PredictorCost = Callable[[int, int], float]  # passage tokens, question tokens -> multiply-adds
 
 
 @dataclass(frozen=True)
 class LayerCost:
     """Multiply-adds of one layer."""
 
-    arriving: int  # for each token that arrives
-    pair: int  # for each query and key
-    going_on: int  # for each token that goes on
+    input_macs: int  # for each token of its input
+    pair_macs: int  # for each query and key
+    output_macs: int  # for each token that it keeps
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Multiply-adds of an encoder and of what is asked beside it."""
+    """Multiply-adds of an encoder and of its predictors."""
 
     layers: tuple[LayerCost, ...]
-    head: int  # for each token behind the last layer
+    head: int  # for each token after the last layer
     embedding: int = 0  # for each token, where embeddings are projected
-    judges: Mapping[int, Judge] = field(default_factory=dict)  # the predictors, by layer
-    left: int = 0  # for each token that arrives at a skim point: logits in case it is left behind
+    predictors: Mapping[int, PredictorCost] = field(default_factory=dict)  # by layer
+    early_logits: int = 0  # for each token at a pruning layer: logits in case it is pruned
 
     @classmethod
     def of(cls, model: nn.Module, skimmer: Skimmer | None = None) -> "CostModel":
-        """Of a model as it is: one token goes through each of its parts and is counted.
+        """Cost of a model, counted with one token through each of its parts.
 
-        With ``skimmer``, its predictors and what gives logits to skipped tokens are counted too.
-        Raises QalibError for a kind of model that skimming does not know.
+        With ``skimmer``, predictors and early logits are counted too. Raises QalibError for a kind
+        of model that skimming does not support.
         """
-        encoder = parts(model)
+        encoder = adapt_encoder(model)
         token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-        hidden, embedding = _counted(model, lambda: encoder.embed(token))
-        layers = [_layer(model, layer, hidden, token) for layer in encoder.layers]
-        _, head = _counted(model, lambda: encoder.head(hidden))
+        hidden, embedding = _count_macs(model, lambda: encoder.embed(token))
+        layers = [_layer_cost(model, layer, hidden) for layer in encoder.layers]
+        _, head = _count_macs(model, lambda: encoder.head(hidden))
         if skimmer is None:
             return cls(tuple(layers), head, embedding)
-        # a calibration set asks for the same few lengths again and again
-        judges = {int(n): cache(p.multiply_adds) for n, p in skimmer.predictors.items()}
-        left = 2 * encoder.width if skimmer.config.answer_head else 0
-        left = left or (head if skimmer.config.restore == "forward" else 0)
-        return cls(tuple(layers), head, embedding, judges, left)
+        # a calibration set queries the same few lengths again and again
+        predictors = {int(n): cache(p.macs) for n, p in skimmer.predictors.items()}
+        early = head if skimmer.config.pruned_logits == "forward" else 0
+        early = 2 * encoder.width if skimmer.config.answer_head else early
+        return cls(tuple(layers), head, embedding, predictors, early)
 
     @classmethod
     def bert(cls, layers: int, width: int, feed_forward: int | None = None) -> "CostModel":
-        """Of an encoder built as BERT is, from its shape alone; F is 4 D unless told."""
+        """Cost of an encoder with BERT's structure from its shape; F is 4 D by default."""
         wide = 4 * width if feed_forward is None else feed_forward
         layer = LayerCost(3 * width**2, 2 * width, width**2 + 2 * width * wide)
         return cls((layer,) * layers, head=2 * width)
 
-    def encoder(self, tokens: ArrayLike) -> np.ndarray:
+    def encoder_macs(self, tokens: ArrayLike) -> np.ndarray:
         """The encoder and its span head.  tokens (B, N + 1), n_0 to n_N -> (B,) float64
 
         Raises QalibError if that is not one number more than there are layers.
@@ -92,56 +91,50 @@ class CostModel:
         if n.ndim == 0 or n.shape[-1] != len(self.layers) + 1:
             raise QalibError(
                 f"{len(self.layers)} layers need {len(self.layers) + 1} token counts, before the "
-                f"first and behind each, not an array of shape {n.shape}."
+                f"first and after each, not an array of shape {n.shape}."
             )
         before, after = n[..., :-1], n[..., 1:]
-        arriving, pair, going_on = np.array(
-            [(x.arriving, x.pair, x.going_on) for x in self.layers], dtype=float
+        inputs, pairs, outputs = np.array(
+            [(x.input_macs, x.pair_macs, x.output_macs) for x in self.layers], dtype=float
         ).T
         ends = self.embedding * n[..., 0] + self.head * n[..., -1]
-        return before @ arriving + before**2 @ pair + after @ going_on + ends
+        return before @ inputs + before**2 @ pairs + after @ outputs + ends
 
-    def judging(self, layer: int, passage: ArrayLike, question: ArrayLike) -> np.ndarray:
-        """The predictor of a layer, asked about passages of so many tokens.  (B,) -> (B,) float64
+    def predictor_macs(self, layer: int, passage: ArrayLike, question: ArrayLike) -> np.ndarray:
+        """The predictor of a layer, for passages of so many tokens.  (B,) -> (B,) float64
 
         0 for an empty passage, and where no predictor is known.
         """
-        judge = self.judges.get(layer)
+        cost = self.predictors.get(layer, lambda passage, question: 0.0)
         passage, question = np.broadcast_arrays(np.asarray(passage), np.asarray(question))
-        if judge is None:
-            return np.zeros(passage.shape)
-        pairs, place = np.unique(
-            np.stack([passage.ravel(), question.ravel()], axis=1).astype(int),
-            axis=0,
-            return_inverse=True,
-        )
-        found = np.array([judge(n, asked) if n else 0.0 for n, asked in pairs.tolist()])
-        return found[place].reshape(passage.shape) if found.size else np.zeros(passage.shape)
+        pairs = zip(passage.ravel().astype(int), question.ravel().astype(int), strict=True)
+        found = [cost(int(n), int(q)) if n else 0.0 for n, q in pairs]
+        return np.array(found, dtype=float).reshape(passage.shape)
 
 
-def _layer(model: nn.Module, layer: LayerParts, hidden: Tensor, token: Tensor) -> LayerCost:
-    (query, _, value), arriving = _counted(model, lambda: layer.project(hidden, token))
-    _, going_on = _counted(model, lambda: layer.finish(value.flatten(2), hidden))
-    return LayerCost(arriving, query.numel() + value.numel(), going_on)
+def _layer_cost(model: nn.Module, layer: LayerAdapter, hidden: Tensor) -> LayerCost:
+    (query, _, value), inputs = _count_macs(model, lambda: layer.qkv_proj(hidden))
+    _, outputs = _count_macs(model, lambda: layer.feed_forward(value.flatten(2), hidden))
+    return LayerCost(inputs, query.numel() + value.numel(), outputs)
 
 
-def _counted(model: nn.Module, step: Callable) -> tuple:
-    """What a step gives, and the multiply-adds of the linear modules that it calls.
+def _count_macs(model: nn.Module, step: Callable) -> tuple:
+    """Result of a step, and the multiply-adds of the linear modules that it calls.
 
     Linear is what has ``in_features`` and ``out_features``, so quantised layers are, too; of
-    linear modules inside each other, as adapters have them, the innermost count.
+    nested linear modules, as in adapters, the innermost count.
     """
     total = 0
 
-    def note(module: nn.Module, args: tuple, output: Tensor) -> None:
+    def count(module: nn.Module, args: tuple, output: Tensor) -> None:
         nonlocal total
         total += module.in_features * output.numel()
 
     linear = [m for m in model.modules() if _is_linear(m) and sum(map(_is_linear, m.modules())) < 2]
-    hooks = [module.register_forward_hook(note) for module in linear]
-    drawn = range(torch.cuda.device_count())  # a model in training may drop out: draws are put back
+    hooks = [module.register_forward_hook(count) for module in linear]
+    devices = range(torch.cuda.device_count())  # dropout must not advance the random state
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=drawn):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             return step(), total
     finally:
         for hook in hooks:
@@ -152,131 +145,74 @@ def _is_linear(module: nn.Module) -> bool:
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
-def lengths(given: ArrayLike, go_on: Mapping[int, ArrayLike], layers: int) -> np.ndarray:
-    """Tokens before and behind each layer.  (B,), (B,) by skim point -> (B, N + 1) float64
+def token_counts(given: ArrayLike, kept: Mapping[int, ArrayLike], layers: int) -> np.ndarray:
+    """Tokens before the first and after each layer.  (B,), (B,) by layer -> (B, N + 1) float64
 
-    ``go_on``: how many tokens of an example go on at a skim point, question and specials included.
-    Raises QalibError for a layer that there is not and for an example that grows.
+    ``kept``: tokens of an example that a pruning layer keeps, question and specials included.
+    Raises QalibError for a layer that does not exist and for an example that grows.
     """
     given = np.asarray(given, dtype=float)
     tokens = np.repeat(given[..., None], layers + 1, axis=-1)
-    for layer in sorted(go_on):
+    for layer in sorted(kept):
         if not 1 <= layer <= layers:
-            raise QalibError(f"there is no layer {layer} of {layers} to skim at.")
-        tokens[..., layer:] = np.asarray(go_on[layer], dtype=float)[..., None]
+            raise QalibError(f"there is no layer {layer} of {layers} to prune at.")
+        tokens[..., layer:] = np.asarray(kept[layer], dtype=float)[..., None]
     if (np.diff(tokens, axis=-1) > 0).any():
-        raise QalibError("at a skim point no more tokens can go on than have arrived.")
+        raise QalibError("a layer cannot keep more tokens than its input has.")
     return tokens
 
 
 @dataclass(frozen=True)
-class Work:
+class BatchCost:
     """Multiply-adds of the examples of a batch, each (B,) float64."""
 
     encoder: np.ndarray
-    judging: np.ndarray  # predictors, and logits for what was left behind
-    full: np.ndarray  # had nothing been skimmed
+    predictors: np.ndarray  # with early logits
+    full: np.ndarray  # of the encoder without pruning
 
     @property
-    def share(self) -> np.ndarray:
-        """Of the work without skimming; above 1 if it did not pay, 0 for padding.  (B,)"""
-        total = self.encoder + self.judging
+    def relative(self) -> np.ndarray:
+        """Relative to full inference; 0 for padding.  (B,)"""
+        total = self.encoder + self.predictors
         return np.divide(total, self.full, out=np.zeros_like(total), where=self.full > 0)
 
 
-def work_of(cost: CostModel, output: SkimOutput) -> Work:
-    """What a pass has cost, example by example; predictors count where they were asked."""
+def batch_cost(cost: CostModel, output: SkimOutput) -> BatchCost:
+    """Multiply-adds of a pass, by example; predictors count where they were run."""
     tokens, question, passage = (
         x.cpu().numpy()
         for x in (output.tokens, output.blocks.question.sum(1), output.blocks.passage.sum(1))
     )
-    always = tokens[:, 0] - passage  # question and special tokens
-    judging = np.zeros(len(tokens))
-    for layer in output.scores:
-        asked = output.seen[layer].any(dim=1).cpu().numpy()
-        judging += asked * cost.judging(layer, tokens[:, layer - 1] - always, question)
+    unpruned = tokens[:, 0] - passage  # question and special tokens
+    predictors = np.zeros(len(tokens))
+    for layer, scored in output.scored.items():
+        rows = scored.any(dim=1).cpu().numpy()
+        predictors += rows * cost.predictor_macs(layer, tokens[:, layer - 1] - unpruned, question)
     for layer in output.kept:
-        judging += cost.left * tokens[:, layer - 1]
-    full = lengths(tokens[:, 0], {}, len(cost.layers))
-    return Work(cost.encoder(tokens), judging, cost.encoder(full))
+        predictors += cost.early_logits * tokens[:, layer - 1]
+    full = token_counts(tokens[:, 0], {}, len(cost.layers))
+    return BatchCost(cost.encoder_macs(tokens), predictors, cost.encoder_macs(full))
 
 
 def ideal_speedup(kept: Mapping[int, float], layers: int) -> float:
-    """Eq. 6 of the Block-Skim paper, for any number of skim points.
+    """Eq. 6 of the Block-Skim paper, for any number of pruning layers.
 
-        S = 1 / (1 - (1 - l / L)(1 - k))                            one point
+        S = 1 / (1 - (1 - l / L)(1 - k))                            one pruning layer
         S = 1 / (1 - sum_i (1 - l_i / L)(k_{i-1} - k_i)),  k_0 = 1  several, l_1 < l_2 < ...
 
-    ``kept``: by skim point l_i, the share k_i of all tokens that goes on there. Each point saves
-    what it takes away, k_{i-1} - k_i, in the layers behind it. It is ideal as it forgets
-    predictors, and modest as it forgets that attention is quadratic and that the skim layer
-    itself gets cheaper: a good engine may pass it. Raises QalibError for shares that grow or lie
-    outside 0 to 1, and for layers that there are not.
+    ``kept``: by pruning layer l_i, the share k_i of all tokens that it keeps. It is optimistic as
+    it ignores predictors, and pessimistic as it ignores that attention is quadratic and that the
+    pruning layer itself gets cheaper: a good engine may exceed it. Raises QalibError for shares
+    that grow or lie outside 0 to 1, and for layers that do not exist.
     """
     saved, before = 0.0, 1.0
     for layer, share in sorted(kept.items()):
         if not 1 <= layer <= layers:
-            raise QalibError(f"there is no layer {layer} of {layers} to skim at.")
+            raise QalibError(f"there is no layer {layer} of {layers} to prune at.")
         if not 0 <= share <= before:
             raise QalibError(
-                f"at layer {layer} a share from 0 to {before:g} of all tokens can go on, "
-                f"not {share:g}."
+                f"layer {layer} can keep a share from 0 to {before:g} of all tokens, not {share:g}."
             )
         saved += (1 - layer / layers) * (before - share)
         before = share
     return 1 / (1 - saved)
-
-
-def ideal_of_tokens(tokens: ArrayLike) -> float:
-    """Eq. 6 for examples as they were read, longer ones counting for more.  (B, N + 1) -> S
-
-    Tokens of all layers without skimming over those that arrived at each layer. For one example
-    with k_i = n_{l_i} / n_0 that is :func:`ideal_speedup`. Raises QalibError if there is no token.
-    """
-    n = np.asarray(tokens, dtype=float)
-    if not n[..., :-1].sum():
-        raise QalibError("an ideal speed-up needs at least one token.")
-    return float(n[..., 0].sum() * (n.shape[-1] - 1) / n[..., :-1].sum())
-
-
-def efficiency(measured: float, ideal: float) -> float:
-    """How much of the ideal speed-up was reached: measured / ideal.
-
-    Raises QalibError unless both are above 0.
-    """
-    if measured <= 0 or ideal <= 0:
-        raise QalibError(f"speed-ups are above 0, not {measured:g} measured and {ideal:g} ideal.")
-    return measured / ideal
-
-
-def pays(
-    cost: CostModel,
-    given: int,
-    go_on: Mapping[int, float],
-    question: int = 16,
-    always: int = 19,
-    rate: float = 1.0,
-    overhead: float = 0.0,
-) -> bool:
-    """Whether skimming is expected to be faster than reading on.
-
-        (MACs full - MACs skimmed - MACs judging) / rate > overhead * skim points
-
-    given     tokens of the example, of which ``always`` are question and special ones
-    go_on     by skim point, tokens that are expected to go on
-    question  tokens of the question
-    rate      multiply-adds per second of this machine at this length and batch, as measured
-    overhead  seconds that a skim point takes besides: indices, gathers, the Python around them.
-              With the default rate of 1 it is given in multiply-adds.
-
-    Raises QalibError for a rate that is not above 0, and as :func:`lengths`.
-    """
-    if rate <= 0:
-        raise QalibError(f"a rate is multiply-adds per second, above 0, not {rate:g}.")
-    depth = len(cost.layers)
-    tokens = lengths(given, go_on, depth)
-    saved = cost.encoder(lengths(given, {}, depth)) - cost.encoder(tokens)
-    for layer in go_on:
-        arrived = tokens[layer - 1]
-        saved -= cost.judging(layer, max(0, arrived - always), question) + cost.left * arrived
-    return bool(saved / rate > overhead * len(go_on))

@@ -1,31 +1,287 @@
-"""A pass without padding: the rows of a batch behind each other, each as long as it is.
+"""Forward pass without padding: the rows of a batch one after the other, each as long as it is.
 
-What ``Walk`` does with padded rows is done here on one packed tensor, for inference only. Linear
-layers, norms and feed-forward, nearly all of the work, never see padding; attention is computed row
-by row, for neighbours of one length at once. Leaving blocks out is one ``index_select``.
+What ``PaddedForward`` does with padded rows is done here on one packed tensor, for inference only.
+Linear layers, norms and feed-forward, nearly all of the work, never see padding; attention is
+computed row by row, for neighbours of equal length at once. Pruning is one ``index_select``.
+
+The attention kernel never writes its map down. It does return the log-sum-exp of each query's
+scores, and with that every single entry can be recomputed, at the price of one dot product:
+
+    lse_i = log sum_j exp(s q_i k_j + bias_ij),   P_ij = exp(s q_i k_j + bias_ij - lse_i)
+
+So the columns and rows of a question with Q tokens cost 2 H Q L d multiply-adds and the diagonal
+blocks L S D, where the whole map costs L^2 D.
 
 Notation: B batch, L positions of the input, L' those of the longest row that is left, T tokens of
-all rows that are left, D width, K blocks.
+all rows that are left, R rows of a group, M positions of its longest row, t its tokens (R M without
+padding), D width, H heads, d = D / H, s = 1 / sqrt(d), K blocks, S block size, G sets.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from qalib.skim.activations import Attention, PrunedAttentionView, gather
+from qalib.skim.adapters import EncoderAdapter, LayerAdapter
 from qalib.skim.blocks import Blocks
-from qalib.skim.families import EncoderParts, LayerParts
-from qalib.skim.fused import FusedAttention, attend_fused, attend_with_sums
-from qalib.skim.keep import Survivors, staying, take
-from qalib.skim.stacks import Stack, StackedAttention, runs, whole
-from qalib.skim.views import Attention
-from qalib.skim.walk import FLOOR, Pass, attention_dtype
+from qalib.skim.padded import MIN_LOGIT, ForwardState, attention_dtype, kept_mask
+
+# --- attention from queries, keys and log-sum-exps ---
 
 
-class LazyView:
-    """A ``LayerView`` whose padded states are made when somebody asks for them."""
+def sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(s Q K^T + bias) V.  (B, L, H, d) x 3, bias to (B, H, L, L) -> (B, L, D)"""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
+
+
+def sdpa_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As ``sdpa``, and the log-sum-exp of every query.  -> (B, L, D), (B, H, L) float32
+
+    Falls back to ``eager_attention_with_lse`` where torch has no kernel that returns it.
+    """
+    inputs = *(x.transpose(1, 2) for x in (query, key, value)), bias
+    try:
+        context, lse = _kernel_with_lse(*inputs)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        context, lse = eager_attention_with_lse(*inputs)
+    return context.transpose(1, 2).flatten(2), lse
+
+
+def _kernel_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The kernels behind ``scaled_dot_product_attention`` that return the log-sum-exp, too.
+
+    They are no public interface of torch; a test compares them with ``eager_attention_with_lse``.
+    """
+    if query.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(query, key, value, attn_mask=bias)
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    bias = None if bias is None else bias.expand(*query.shape[:3], -1)
+    context, lse, *_ = efficient(query, key, value, bias, compute_log_sumexp=True)
+    return context, lse[..., : query.shape[2]]  # the kernel rounds the length up
+
+
+def eager_attention_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Context and log-sum-exp by the formula.  (B, H, L, d) x 3 -> (B, H, L, d), (B, H, L)"""
+    scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
+    scores = scores if bias is None else scores + bias
+    lse = scores.logsumexp(dim=-1)
+    return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """``activations.Attention`` from queries, keys and log-sum-exps; results are float32.
+
+    Products are computed in the dtype of queries and keys, as eager attention would.
+    """
+
+    query: Tensor  # (B, L, H, d)
+    key: Tensor  # (B, L, H, d)
+    lse: Tensor  # (B, H, L), log-sum-exp of every query's scores
+    bias: Tensor | None = None  # to (B, H, L, L), added to the scores
+
+    def attention_to(self, sets: Tensor) -> Tensor:
+        """See :class:`~qalib.skim.activations.Attention`."""
+        near = _members(sets)
+        bias = None if self.bias is None else self.bias.index_select(3, near)
+        key = _by_head(self.key.index_select(1, near))
+        entries = self._entries(self._queries, key, bias, self.lse)  # (B, H, L, M)
+        chosen = sets.index_select(2, near).float()[:, None]  # (B, 1, G, M)
+        return chosen @ entries.transpose(2, 3)
+
+    def attention_from(self, sets: Tensor) -> Tensor:
+        """See :class:`~qalib.skim.activations.Attention`."""
+        near = _members(sets)
+        # A mask that is the same for all queries has one row, which stands for each of them.
+        shared = self.bias is None or self.bias.shape[2] == 1
+        bias = self.bias if shared else self.bias.index_select(2, near)
+        query = _by_head(self.query.index_select(1, near))
+        entries = self._entries(query, self._keys, bias, self.lse.index_select(2, near))
+        chosen = sets.index_select(2, near).float()
+        share = chosen / chosen.sum(dim=2, keepdim=True).clamp(min=1)
+        return share[:, None] @ entries  # (B, 1, G, M) @ (B, H, M, L)
+
+    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
+        """See :class:`~qalib.skim.activations.Attention`."""
+        return self.squares(*blocks.positions(size))
+
+    def squares(self, positions: Tensor, real: Tensor) -> Tensor:
+        """Attention within sets of positions.  (B, K, S) int64, bool -> (B, H, K, S, S)
+
+        0 at positions that are not ``real``.
+        """
+        rows, length, heads, width = self.query.shape
+        count, size = positions.shape[1:]
+        map_of = torch.arange(rows * heads, device=positions.device).view(rows, heads, 1, 1)
+        cells = (map_of * length + positions[:, None]).flatten()  # (B H K S), in B x H x L
+        query, key = (
+            x.flatten(0, 1).index_select(0, cells).view(rows * heads * count, size, width)
+            for x in (self._queries, self._keys)
+        )
+        lse = self.lse.flatten().index_select(0, cells).view(rows, heads, count * size)
+        bias = None
+        if self.bias is not None:
+            row = torch.arange(rows, device=positions.device)[:, None, None, None]
+            full = self.bias.expand(rows, -1, length, -1)
+            bias = full[row, :, positions[..., None], positions[:, :, None, :]]
+            bias = bias.movedim(-1, 1).flatten(2, 3)  # (B, K, S, S, H or 1) -> (B, .., K S, S)
+        entries = self._entries(query, key, bias, lse).view(rows, heads, count, size, size)
+        if real.all():
+            return entries
+        return entries.mul_((real[..., None] & real[..., None, :])[:, None])
+
+    def _entries(self, query: Tensor, key: Tensor, bias: Tensor | None, lse: Tensor) -> Tensor:
+        """exp(s q k + bias - lse).  (B H, m, d), (B H, n, d), (B, H, m) -> (B, H, m, n)
+
+        Also for more and smaller maps of a head: (B H K, S, d) twice, with m = K S and n = S.
+        """
+        scores = torch.bmm(query, key.transpose(1, 2)).view(*lse.shape, key.shape[1])
+        shift = lse.neg()[..., None]
+        # One pass over the scores where one number a query is all there is to add.
+        shift = shift if bias is None else shift + bias
+        return torch.add(shift, scores, alpha=query.shape[-1] ** -0.5).exp_()
+
+    @cached_property
+    def _queries(self) -> Tensor:
+        """(B H, L, d)"""
+        return _by_head(self.query)
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        """(B H, L, d)"""
+        return _by_head(self.key)
+
+
+def _by_head(values: Tensor) -> Tensor:
+    """(B, L, H, d) -> (B H, L, d), for one row without a copy"""
+    return values.transpose(1, 2).flatten(0, 1)
+
+
+def _members(sets: Tensor) -> Tensor:
+    """Positions in any set: the others need not be read.  (B, G, L) bool -> (M,)"""
+    return sets.flatten(0, 1).any(dim=0).nonzero().squeeze(1)
+
+
+# --- rows of different lengths ---
+
+
+@dataclass(frozen=True)
+class VarlenGroup:
+    """Neighbouring rows of a packed tensor as one padded tensor, every row from position 0 on.
+
+    A packed tensor (T, ...) holds the tokens of B rows, row after row.
+    """
+
+    lengths: Sequence[int]  # of its rows
+    row: int  # its first row in the batch
+    token: int  # its first token in the packed tensor
+    length: int  # M
+    slots: Tensor | None = None  # (t,) int64, cells of its tokens in R x M; None: consecutive
+
+    @property
+    def rows(self) -> slice:
+        """Its rows in the batch."""
+        return slice(self.row, self.row + len(self.lengths))
+
+    @property
+    def padded(self) -> bool:
+        """Whether its rows are of different lengths."""
+        return min(self.lengths) < self.length
+
+    def pad(self, values: Tensor, fill: float | int = 0) -> Tensor:
+        """Its rows side by side.  (T, ...) -> (R, M, ...)"""
+        values = values[self.token : self.token + sum(self.lengths)]
+        shape = len(self.lengths), self.length
+        if self.padded:
+            base = values.new_full((shape[0] * shape[1], *values.shape[1:]), fill)
+            values = base.index_copy_(0, self.slots, values)
+        return values.view(*shape, *values.shape[1:])
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """Its rows one after the other.  (R, M, ...) -> (t, ...)"""
+        flat = values.flatten(0, 1)
+        return flat.index_select(0, self.slots) if self.padded else flat
+
+    def positions(self) -> Tensor:
+        """Position of each token in its row, of a group of all rows.  (t,) int64"""
+        return self.slots % self.length
+
+
+def one_group(lengths: Sequence[int], row: Tensor) -> VarlenGroup:
+    """All rows as one group.  lengths (B,), row (T,) int64, the row of every token"""
+    longest = max(1, *lengths)
+    if set(lengths) == {longest}:
+        return VarlenGroup(lengths, 0, 0, longest, torch.arange(len(row), device=row.device))
+    size = torch.tensor(lengths, device=row.device)
+    skipped = torch.arange(len(size), device=row.device) * longest - (size.cumsum(0) - size)
+    slots = skipped.index_select(0, row) + torch.arange(len(row), device=row.device)
+    return VarlenGroup(lengths, 0, 0, longest, slots)
+
+
+def equal_length_groups(lengths: Sequence[int]) -> list[VarlenGroup]:
+    """Groups without padding: neighbours of equal length together; empty rows are in none."""
+    groups, row, token = [], 0, 0
+    for length, equal in groupby(lengths):
+        count = len(list(equal))
+        if length:
+            groups.append(VarlenGroup([length] * count, row, token, length))
+        row, token = row + count, token + count * length
+    return groups
+
+
+@dataclass(frozen=True)
+class GroupedAttention:
+    """Attention of a whole batch, group by group; 0 where a row has no such position."""
+
+    groups: Sequence[tuple[VarlenGroup, FusedAttention]]
+    rows: int  # B
+    length: int  # L'
+
+    def attention_to(self, sets: Tensor) -> Tensor:
+        """See :class:`~qalib.skim.activations.Attention`."""
+        return self._join(lambda at, x: x.attention_to(sets[at.rows, :, : at.length]), self.length)
+
+    def attention_from(self, sets: Tensor) -> Tensor:
+        """See :class:`~qalib.skim.activations.Attention`."""
+        return self._join(
+            lambda at, x: x.attention_from(sets[at.rows, :, : at.length]), self.length
+        )
+
+    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
+        """See :class:`~qalib.skim.activations.Attention`."""
+        positions, real = blocks.positions(size)
+        return self._join(lambda at, x: x.squares(positions[at.rows], real[at.rows]), size)
+
+    def _join(self, query: Callable[[VarlenGroup, FusedAttention], Tensor], last: int) -> Tensor:
+        """Query every group, (R, ..., up to last) each.  -> (B, ..., last)"""
+        found = [(at.rows, query(at, attention)) for at, attention in self.groups]
+        first = found[0][1]
+        if len(first) == self.rows and first.shape[-1] == last:
+            return first
+        joined = first.new_zeros(self.rows, *first.shape[1:-1], last)
+        for rows, part in found:
+            joined[rows, ..., : part.shape[-1]] = part
+        return joined
+
+
+# --- the pass ---
+
+
+class LazyLayerActivations:
+    """``LayerActivations`` whose padded states are made when a predictor reads them."""
 
     def __init__(
         self, attention: Attention, hidden: Callable[[], Tensor], context: Callable[[], Tensor]
@@ -34,87 +290,85 @@ class LazyView:
 
     @cached_property
     def hidden(self) -> Tensor:
-        """(B, L', D), what the layer was given"""
+        """(B, L', D), input of the layer"""
         return self._hidden()
 
     @cached_property
     def context(self) -> Tensor:
-        """(B, L', D), what its attention made of it"""
+        """(B, L', D), output of its attention"""
         return self._context()
 
-    def of(self, blocks: Blocks, places: Tensor) -> "LazyView":
-        """The same layer seen from what is left; arguments as of ``Survivors``."""
-        return LazyView(
-            Survivors(self.attention, blocks, places),
-            lambda: take(self.hidden, places),
-            lambda: take(self.context, places),
+    def restrict(self, blocks: Blocks, positions: Tensor) -> "LazyLayerActivations":
+        """The same layer at the positions that are left; see ``PrunedAttentionView``."""
+        return LazyLayerActivations(
+            PrunedAttentionView(self.attention, blocks, positions),
+            lambda: gather(self.hidden, positions),
+            lambda: gather(self.context, positions),
         )
 
 
 @dataclass
-class PackedWalk(Pass):
-    """What a pass stands at; the same steps as those of :class:`~qalib.skim.walk.Walk`."""
+class PackedForward(ForwardState):
+    """State of a packed pass; the same steps as :class:`~qalib.skim.padded.PaddedForward`."""
 
-    parts: EncoderParts
+    encoder: EncoderAdapter
     hidden: Tensor  # (T, D)
-    cells: Tensor  # (T,) int64, where the tokens stand in the B x L cells of the input
-    whole: Stack  # all rows, as predictors see them: B x L'
+    cells: Tensor  # (T,) int64, cells of the tokens in the B x L of the input
+    batch: VarlenGroup  # all rows, as predictors see them: B x L'
     blocks: Blocks  # (B, L')
     input_ids: Tensor  # (B, L')
-    left: Tensor  # (B, L, 2) float32, start and end logits of what has been left behind
+    pruned_logits: Tensor  # (B, L, 2) float32, start and end logits of pruned positions
     answers: Tensor | None = None  # (B, K) bool, for an oracle
-    views: dict[int, LazyView] = field(default_factory=dict)
-    stacks: list[tuple[Stack, Mapping[str, Tensor | None]]] = field(init=False)
-    places: Tensor = field(init=False)  # (T,) int64, positions in the input
+    activations: dict[int, LazyLayerActivations] = field(default_factory=dict)
+    groups: list[tuple[VarlenGroup, Tensor | None]] = field(init=False)  # with attention masks
 
     @classmethod
-    def begin(
+    def start(
         cls,
-        parts: EncoderParts,
+        encoder: EncoderAdapter,
         input_ids: Tensor,
         token_type_ids: Tensor | None,
         blocks: Blocks,
         answers: Tensor | None = None,
-    ) -> "PackedWalk":
-        """Stand before the first layer. Word and position vectors are added up with padding."""
-        hidden = parts.embed(input_ids, token_type_ids).flatten(0, 1)
+    ) -> "PackedForward":
+        """State before the first layer. Embeddings are computed with padding."""
+        hidden = encoder.embed(input_ids, token_type_ids).flatten(0, 1)
         cells = torch.arange(input_ids.numel(), device=input_ids.device)
         rows, length = input_ids.shape
-        left = torch.full((rows, length, 2), FLOOR, device=hidden.device)
-        padded = whole([length] * rows, cells.div(length, rounding_mode="floor"))
-        walk = cls(parts, hidden, cells, padded, blocks, input_ids, left, answers)
-        walk._narrow(~blocks.padding, judged=True)
-        walk._arrange()
-        return walk
+        logits = torch.full((rows, length, 2), MIN_LOGIT, device=hidden.device)
+        batch = one_group([length] * rows, cells.div(length, rounding_mode="floor"))
+        state = cls(encoder, hidden, cells, batch, blocks, input_ids, logits, answers)
+        state._select(~blocks.padding, for_predictors=True)
+        state._group()
+        return state
 
-    def attend(self, layer: LayerParts, number: int, shown: bool, detach: bool) -> Tensor:
-        """The context of a layer; with ``shown`` its view is kept.  -> (T, D)
+    def attend(self, layer: LayerAdapter, number: int, record: bool, detach: bool) -> Tensor:
+        """Context of a layer; with ``record`` its activations are kept.  -> (T, D)
 
         There are no gradients here that ``detach`` could stop.
         """
-        query, key, value = layer.project(self.hidden, self.places)
+        query, key, value = layer.qkv_proj(self.hidden)
         contexts, seen = [], []
-        for stack, masks in self.stacks:
-            q, k, v = (stack.spread(x) for x in (query, key, value))
-            bias = masks[layer.sees]
-            if shown:
-                context, sums = attend_with_sums(q, k, v, bias)
-                seen.append((stack, FusedAttention(q, k, sums, bias)))
+        for group, mask in self.groups:
+            q, k, v = (group.pad(x) for x in (query, key, value))
+            if record:
+                context, lse = sdpa_with_lse(q, k, v, mask)
+                seen.append((group, FusedAttention(q, k, lse, mask)))
             else:
-                context = attend_fused(q, k, v, bias)
-            contexts.append(stack.pack(context))
+                context = sdpa(q, k, v, mask)
+            contexts.append(group.unpad(context))
         if not contexts:
             return self.hidden  # nothing but padding: no token, no context
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        if shown:
-            attention = StackedAttention(seen, len(self.left), self.whole.length)
-            hidden, spread = self.hidden, self.whole.spread
-            self.views[number] = LazyView(
-                attention, lambda: spread(hidden), lambda: spread(context)
+        if record:
+            attention = GroupedAttention(seen, len(self.pruned_logits), self.batch.length)
+            hidden, pad = self.hidden, self.batch.pad
+            self.activations[number] = LazyLayerActivations(
+                attention, lambda: pad(hidden), lambda: pad(context)
             )
         return context
 
-    def shorten(
+    def prune_tokens(
         self,
         kept: Tensor,
         dropped: Tensor,
@@ -122,62 +376,64 @@ class PackedWalk(Pass):
         logits: Tensor | None,
         last: bool = False,
     ) -> Tensor:
-        """Go on with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
+        """Continue with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
 
-        ``logits`` (T, 2) are what the tokens that are left behind are worth; None: nothing.
-        Of rows that are ``dropped`` (B,) bool, none of whose blocks is kept, nothing goes on.
-        Nothing moves where every block is kept. After the ``last`` time nobody judges again, and
-        blocks, words and views are left as they were.
+        ``logits`` (T, 2) of the tokens that are pruned, None for "no answer there". Nothing of
+        rows that are ``dropped`` (B,) bool is kept. After the ``last`` time no predictor runs, and
+        blocks, words and activations are left as they were.
         """
         if torch.equal(kept, self.blocks.real):
             return context
         if logits is not None:
-            self.left = self.restore(logits)
-        stays = staying(self.blocks, kept, dropped)
-        index = self._narrow(stays, judged=not last)
-        self._arrange()
+            self.pruned_logits = self.full_logits(logits)
+        index = self._select(kept_mask(self.blocks, kept, dropped), for_predictors=not last)
+        self._group()
         return context if index is None else context.index_select(0, index)
 
-    def restore(self, logits: Tensor) -> Tensor:
-        """Logits at their positions in the input, over those left behind.
+    def full_logits(self, logits: Tensor) -> Tensor:
+        """Logits at their positions in the input, over those that were pruned.
 
         (T, 2) -> (B, L, 2) float32
         """
-        flat = self.left.flatten(0, 1).index_copy(0, self.cells, logits.float())
-        return flat.view_as(self.left)
+        flat = self.pruned_logits.flatten(0, 1).index_copy(0, self.cells, logits.float())
+        return flat.view_as(self.pruned_logits)
 
-    def tokens(self) -> Tensor:
-        """How many tokens each row still has.  (B,) int64"""
-        return torch.tensor(self.whole.lengths, device=self.cells.device)
+    def token_counts(self) -> Tensor:
+        """Number of tokens that each row has left.  (B,) int64"""
+        return torch.tensor(self.batch.lengths, device=self.cells.device)
 
-    def _narrow(self, stays: Tensor, judged: bool) -> Tensor | None:
-        """Keep some tokens only.  stays (B, L') bool -> which of the T, or None for all of them
+    def _select(self, stays: Tensor, for_predictors: bool) -> Tensor | None:
+        """Keep some tokens only.  stays (B, L') bool -> indices of those in T, or None for all
 
-        With ``judged`` what predictors see is narrowed, too.
+        With ``for_predictors`` their inputs are restricted, too.
         """
-        before, lengths = self.whole, stays.sum(dim=1).tolist()
+        before, lengths = self.batch, stays.sum(dim=1).tolist()
         if sum(lengths) == len(self.cells):
             return None
-        index = before.pack(stays).nonzero().squeeze(1)
+        index = before.unpad(stays).nonzero().squeeze(1)
         self.hidden, self.cells = (x.index_select(0, index) for x in (self.hidden, self.cells))
-        self.whole = whole(lengths, self.cells.div(self.left.shape[1], rounding_mode="floor"))
-        if not judged:
-            return index
-        places = self.whole.spread(before.places().index_select(0, index), -1)
-        self.views = {number: view.of(self.blocks, places) for number, view in self.views.items()}
-        self.blocks, self.input_ids = self.blocks.take(places), take(self.input_ids, places)
+        row = self.cells.div(self.pruned_logits.shape[1], rounding_mode="floor")
+        self.batch = one_group(lengths, row)
+        if for_predictors:
+            positions = self.batch.pad(before.positions().index_select(0, index), -1)
+            self.activations = {
+                number: seen.restrict(self.blocks, positions)
+                for number, seen in self.activations.items()
+            }
+            self.blocks = self.blocks.gather(positions)
+            self.input_ids = gather(self.input_ids, positions)
         return index
 
-    def _arrange(self) -> None:
-        """Which rows are attended to together, and what hides keys from queries there."""
-        self.places = self.cells % self.left.shape[1]
-        # On a GPU it is the number of kernels that costs, on a CPU the padding.
+    def _group(self) -> None:
+        """Rows whose attention is computed together, and the masks of each group."""
+        positions = self.cells % self.pruned_logits.shape[1]
+        # On a GPU the number of kernels is what costs, on a CPU the padding.
         together = self.hidden.device.type != "cpu"
-        stacks = [self.whole] if together else runs(self.whole.lengths)
+        groups = [self.batch] if together else equal_length_groups(self.batch.lengths)
         dtype = attention_dtype(self.hidden)
-        self.stacks = []
-        for stack in stacks:
-            places, real = stack.spread(self.places), stack.spread(self.places >= 0)
-            if not stack.padded and len(places) > 1 and (places == places[:1]).all():
-                places, real = places[:1], real[:1]  # one mask for rows that stand alike
-            self.stacks.append((stack, self.parts.masks(places, real, dtype)))
+        self.groups = []
+        for group in groups:
+            places, real = group.pad(positions), group.pad(positions >= 0)
+            if not group.padded and len(places) > 1 and (places == places[:1]).all():
+                places, real = places[:1], real[:1]  # one mask for rows at equal positions
+            self.groups.append((group, self.encoder.attention_mask(places, real, dtype)))

@@ -1,77 +1,493 @@
-"""The predictors: which kinds there are, how one is chosen and what it costs.
+"""Block predictors: modules that score how likely every passage block holds the answer.
 
     predictor = build_predictor(PredictorConfig("combined"), ModelShape(6, 12, 384), layer=3)
-    logits = predictor(sight)  # (B, K)
+    logits = predictor(inputs)  # (B, K)
 
-The kinds themselves are in ``convolution``, ``numbers`` and ``references``.
+Notation: B batch, K blocks, N real blocks of a whole batch, H heads, S block size, D width,
+C channels.
 """
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, batch_norm, gelu, linear
+
+from qalib.decoding import mask_logits
 from qalib.errors import QalibError
-from qalib.skim.convolution import Diagonal, Equation
-from qalib.skim.numbers import PARTS, Combined, Handcrafted
-from qalib.skim.predictor import Predictor
-from qalib.skim.references import Lexical, Oracle, Random
+from qalib.models.bf16 import pad_rows
+from qalib.settings import settings
+from qalib.skim import features
+from qalib.skim.activations import LayerActivations, PredictorInputs
+from qalib.skim.blocks import Blocks
+from qalib.skim.features import block_max, block_mean
 
-KINDS = (
-    "diagonal",
-    "equation",
-    "question",
-    "handcrafted",
-    "lexical",
-    "late",
-    "tokens",
-    "combined",
-    "random",
-    "oracle",
-)
+Part = Literal["question", "late_interaction", "lexical", "position", "tokens"]
+PARTS = ("question", "late_interaction", "lexical", "position", "tokens")
+TOKEN_FEATURES = 4  # numbers that the part "tokens" computes of every token
 
 
-@dataclass(frozen=True)
+@settings
 class PredictorConfig:
-    """Which predictor, for which blocks. ``dataclasses.asdict`` of it goes through JSON and back.
+    """Kind of a predictor and its blocks; settings that a kind does not use are ignored.
 
-    ``kind``: one of ``KINDS``. What some kinds do not use is ignored by them.
+    cnn, cnn-eq3      Block-Skim's module, as released and as in Eq. 3 of the paper
+    handcrafted       logistic regression on the six attention features of the paper's probe
+    question, late_interaction, tokens, combined    MLP on features, see ``FeaturePredictor``
+    lexical, random, oracle                         baselines
     """
 
-    kind: str = "question"
-    block_size: int = 32  # tokens
-    hidden: int = 64  # width of the MLP (question, late, tokens, combined); 0: a logistic layer
-    dropout: float = 0.1  # of that width
-    look_back: int = 0  # earlier layers looked at, too (late, combined)
-    neighbours: int = 1  # blocks on each side looked at, too (combined)
-    parts: tuple[str, ...] = PARTS  # what is looked at (combined)
+    kind: Literal[
+        "cnn",
+        "cnn-eq3",
+        "question",
+        "handcrafted",
+        "lexical",
+        "late_interaction",
+        "tokens",
+        "combined",
+        "random",
+        "oracle",
+    ] = "question"
+    block_size: Annotated[int, Field(ge=1)] = 32  # tokens
+    hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: a logistic layer
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of that width
+    look_back: Annotated[int, Field(ge=0)] = 0  # earlier layers read (late_interaction, combined)
+    neighbours: Annotated[int, Field(ge=0)] = 1  # blocks on each side read (combined)
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS  # features read (combined)
     seed: int = 0  # (random)
-
-    def __post_init__(self):
-        object.__setattr__(self, "parts", tuple(self.parts))
-        if self.kind not in KINDS:
-            raise QalibError(f"no predictor {self.kind!r}; the kinds are {', '.join(KINDS)}.")
-        for name, least in (("block_size", 1), ("hidden", 0), ("look_back", 0), ("neighbours", 0)):
-            if getattr(self, name) < least:
-                raise QalibError(
-                    f"{name} of a predictor is at least {least}, not {getattr(self, name)}."
-                )
-        if not 0 <= self.dropout < 1:
-            raise QalibError(f"dropout of a predictor is from 0 to below 1, not {self.dropout}.")
-        if not self.parts or set(self.parts) - set(PARTS):
-            raise QalibError(
-                f"parts of a predictor are some of {', '.join(PARTS)}, not {self.parts}."
-            )
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a predictor has to know of its encoder."""
+    """Size of the encoder that a predictor is built for."""
 
     layers: int
     heads: int
     width: int
 
 
-def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> Predictor:
-    """A fresh predictor that decides at ``layer``, counted from 1.
+class BlockPredictor(nn.Module):
+    """Scores every block; the sigmoid of its logit is the probability that it holds the answer.
+
+    ``layers``: numbers of the layers whose activations it reads, ascending. Activations, blocks
+    and words are of the same positions, those that are left when it is run.
+    """
+
+    def __init__(self, layers: tuple[int, ...] = ()):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, inputs: PredictorInputs) -> Tensor:
+        """Logits (B, K) float32; the lowest finite number for blocks that a row does not have.
+
+        Computed in float32 also under autocast: logarithms and norms need it, and the cost is
+        negligible beside the encoder. In eval mode a row's logits depend on that row alone.
+        """
+        with torch.autocast(inputs.input_ids.device.type, enabled=False):
+            logits = self.score(inputs)
+        return mask_logits(logits, inputs.blocks.real)
+
+    def score(self, inputs: PredictorInputs) -> Tensor:
+        """Logits (B, K) float32, finite; those of missing blocks carry no meaning."""
+        raise NotImplementedError
+
+    def macs(self, length: int, question: int) -> float:
+        """Multiply-adds for a passage of ``length`` and a question of ``question`` tokens.
+
+        Attention probabilities are not counted: the layer computes them anyway.
+        """
+        raise NotImplementedError
+
+
+class BlockNorm(nn.BatchNorm1d):
+    """Batch norm over blocks that exist.  (N, C) or (N, C, M) -> same
+
+    It is given real blocks only, so padding never enters the statistics. Fewer than two values
+    have no variance: the running statistics are used then, as in eval mode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() < 2 * x.shape[1]:
+            return batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
+
+
+class BlockScorer(nn.Module):
+    """Norm and small MLP from a block's features to its logit; logistic where ``hidden`` is 0.
+
+    Batch norm rather than layer norm: the features are of different kinds and scales (log
+    attention of every head, cosines, shares), each needs a scale of its own, and their common
+    level is informative, which layer norm would remove.
+    """
+
+    def __init__(self, channels: int, hidden: int = 0, dropout: float = 0.0):
+        super().__init__()
+        self.sizes = (channels, hidden, 1) if hidden else (channels, 1)
+        self.norm = BlockNorm(channels, affine=False)  # the linear layer has scale and shift
+        last = nn.Linear(self.sizes[-2], 1)
+        if hidden:
+            first = nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(dropout)
+            self.layers = nn.Sequential(*first, last)
+        else:
+            self.layers = last
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        """(B, K, C), (B, K) bool -> (B, K)"""
+        if not self.training:  # running statistics: missing blocks do no harm
+            return self.layers(self.norm(x.flatten(0, 1))).view(real.shape)
+        logits = self.layers(self.norm(x[real]))  # (N, 1)
+        return _to_rows(logits.squeeze(1), real)
+
+    def macs(self, blocks: float) -> float:
+        """Multiply-adds for a passage of so many blocks."""
+        pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
+        return blocks * (self.sizes[0] + sum(before * after for before, after in pairs))
+
+
+def _to_rows(logits: Tensor, real: Tensor) -> Tensor:
+    """One logit per real block, back in rows; 0 elsewhere.  (N,), (B, K) bool -> (B, K)"""
+    return logits.new_zeros(real.shape).masked_scatter(real, logits)
+
+
+def _block_count(length: int, size: int) -> int:
+    """Blocks of a passage of ``length`` tokens."""
+    return -(-length // size)
+
+
+# --- Block-Skim's module: a small CNN over a block's attention to itself ---
+#
+# Paper and released code differ; both forms are here. Both see the attention of a block's tokens
+# to each other, one channel a head, and never what they exchange with the question. Both end in
+# one logit; a softmax over two logits z_0, z_1, as in the released code, is the sigmoid of
+# z_1 - z_0, which is linear in the same features and hence the same family of functions.
+
+
+def _pool(maps: Tensor) -> Tensor:
+    """Average pooling by 2, as long as there is something to pool.  (N, H, S, S) -> (.., S / 2)"""
+    return avg_pool2d(maps, 2) if maps.shape[-1] > 1 else maps
+
+
+def _half(side: int) -> int:
+    return max(1, side // 2)
+
+
+class ConvNormReLU(nn.Module):
+    """3 x 3 convolution, batch norm and ReLU.  (N, H, S, S) -> same"""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.conv = nn.Conv2d(heads, heads, 3, padding=1)
+        self.norm = BlockNorm(heads)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = self.conv(maps)
+        return self.norm(maps.flatten(2)).view_as(maps).relu()
+
+
+class BlockSkimCNN(BlockPredictor):
+    """The released form:  conv 3x3, norm, ReLU, pool;  the same again;  linear.
+
+    A last block that is shorter than S is padded with zeros; of a block longer than S the first S
+    tokens are used. A block of one token has one attention value a head and nothing to pool: there
+    the module is a small MLP over heads. Source: facts about the code of Block-Skim (AAAI 2022).
+    """
+
+    def __init__(self, heads: int, size: int, layer: int):
+        super().__init__((layer,))
+        self.heads, self.size = heads, size
+        self.first, self.second = ConvNormReLU(heads), ConvNormReLU(heads)
+        self.last = nn.Linear(self._flat(), 1)
+
+    def _flat(self) -> int:
+        return self.heads * _half(_half(self.size)) ** 2
+
+    def score(self, inputs: PredictorInputs) -> Tensor:
+        """See :class:`BlockPredictor`."""
+        real = inputs.blocks.real
+        attention = inputs.layers[self.layers[0]].attention
+        maps = attention.diagonal_blocks(inputs.blocks, self.size).float()  # (B, H, K, S, S)
+        maps = maps.transpose(1, 2)
+        if not self.training:  # running statistics: missing blocks do no harm
+            return self.last(self.features(maps.flatten(0, 1))).view(real.shape)
+        features = self.features(maps[real])  # (N, F)
+        return _to_rows(self.last(features).squeeze(1), real)
+
+    def features(self, maps: Tensor) -> Tensor:
+        """(N, H, S, S) -> (N, F)"""
+        return _pool(self.second(_pool(self.first(maps)))).flatten(1)
+
+    def _sides(self) -> tuple[int, int]:
+        """Sides of the maps that the two 3 x 3 convolutions run over."""
+        return self.size, _half(self.size)
+
+    def macs(self, length: int, question: int) -> float:
+        """See :class:`BlockPredictor`; 26.5 million for BERT-base at 512 tokens, 0.66 % of a
+        layer."""
+        first, second = (9 * self.heads**2 * side**2 for side in self._sides())
+        return _block_count(length, self.size) * (first + second + self.last.in_features)
+
+
+class BlockSkimCNNEq3(BlockSkimCNN):
+    """The form of the paper's Eq. 3:  pool, conv 3x3;  pool, conv 3x3;  conv 1x1;  linear.
+
+    Pooling comes first, which makes it a quarter as costly. ReLU follows every convolution and
+    batch norm the two large ones, which the text mentions without saying where. The 1x1
+    convolution has one output channel, as the unused one in the released code.
+    """
+
+    def __init__(self, heads: int, size: int, layer: int):
+        super().__init__(heads, size, layer)
+        self.merge = nn.Conv2d(heads, 1, 1)
+
+    def _flat(self) -> int:
+        return _half(_half(self.size)) ** 2
+
+    def features(self, maps: Tensor) -> Tensor:
+        """(N, H, S, S) -> (N, F)"""
+        maps = self.second(_pool(self.first(_pool(maps))))
+        return self.merge(maps).relu().flatten(1)
+
+    def _sides(self) -> tuple[int, int]:
+        return _half(self.size), _half(_half(self.size))
+
+    def macs(self, length: int, question: int) -> float:
+        """See :class:`BlockPredictor`."""
+        merge = _block_count(length, self.size) * self.heads * self._flat()
+        return super().macs(length, question) + merge
+
+
+# --- predictors on features ---
+
+
+class HandcraftedPredictor(BlockPredictor):
+    """The paper's probe, trained jointly: logistic regression on six attention features per head.
+
+    Source: Block-Skim, section 3, and row 4 of its Table 2.
+    """
+
+    def __init__(self, heads: int, size: int, layer: int):
+        super().__init__((layer,))
+        self.heads, self.size = heads, size
+        self.scorer = BlockScorer(6 * heads)
+
+    def score(self, inputs: PredictorInputs) -> Tensor:
+        """See :class:`BlockPredictor`."""
+        six = features.paper_features(inputs.layers[self.layers[0]], inputs.blocks)
+        return self.scorer(six.flatten(2), inputs.blocks.real)
+
+    def macs(self, length: int, question: int) -> float:
+        """See :class:`BlockPredictor`; both directions of question, [CLS] and [SEP], then
+        pooling."""
+        masses = self.heads * length * (2 * question + 2 * 1 + 2 * 2 + 6)
+        return masses + self.scorer.macs(_block_count(length, self.size))
+
+
+class FeaturePredictor(BlockPredictor):
+    """Small MLP on features of a block and of the other blocks.
+
+    Of each layer: attention between block, question and [CLS], per head (``question``, 10 H
+    numbers), and the best match of each question word among the block's hidden states
+    (``late_interaction``, 3). Once: word overlap (``lexical``, 1), position and length
+    (``position``, 3), and what a small MLP computes from the tokens' states at the last layer
+    (``tokens``, 8): hidden states carry answer information before the span head reads them.
+    With ``context`` a block's C numbers x_k come with their difference from the row's mean,
+    x_k - mean_j x_j, and with that difference for ``neighbours`` blocks on each side: an answer is
+    found by comparing blocks, and what the question names often is just before or after it.
+
+    The products with the question cost H P (2 Q) and Q P D multiply-adds a layer for P passage and
+    Q question tokens, the MLP P 2 D E once for its width E; everything else is per block. With 512
+    tokens all of it is about 2 % of one layer of BERT-base.
+    Sources: late interaction from ColBERT (Khattab and Zaharia 2020); the rest is ours.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        width: int,
+        *,
+        layers: tuple[int, ...],
+        parts: tuple[str, ...],
+        size: int,
+        hidden: int,
+        dropout: float,
+        context: bool = False,
+        neighbours: int = 0,
+    ):
+        super().__init__(layers)
+        self.heads, self.width, self.size = heads, width, size
+        self.parts, self.context = parts, context
+        self.steps = [step for n in range(1, neighbours + 1) for step in (-n, n)]
+        per_layer = 10 * heads * ("question" in parts) + 3 * ("late_interaction" in parts)
+        once = ("lexical" in parts) + 3 * ("position" in parts)
+        once += 2 * TOKEN_FEATURES * ("tokens" in parts)
+        channels = len(layers) * per_layer + once
+        # ``clues`` is the name in the checkpoints
+        self.clues = TokenScorer(width, hidden or TOKEN_FEATURES) if "tokens" in parts else None
+        columns = 2 + len(self.steps) if context else 1
+        self.scorer = BlockScorer(channels * columns, hidden, dropout)
+
+    def score(self, inputs: PredictorInputs) -> Tensor:
+        """See :class:`BlockPredictor`."""
+        x = self.block_features(inputs)
+        if self.context:
+            difference = features.relative(x, inputs.blocks)
+            around = [features.neighbour(difference, inputs.blocks, step) for step in self.steps]
+            x = torch.cat([x, difference, *around], dim=2)
+        return self.scorer(x, inputs.blocks.real)
+
+    def block_features(self, inputs: PredictorInputs) -> Tensor:
+        """Features of each block by itself.  -> (B, K, C)"""
+        found = []
+        for number in self.layers:
+            layer = inputs.layers[number]
+            if "question" in self.parts:
+                found.append(features.question_features(layer, inputs.blocks, self.size))
+            if "late_interaction" in self.parts:
+                found.append(features.late_interaction(layer.hidden, inputs.blocks))
+        if "lexical" in self.parts:
+            found.append(features.word_overlap(inputs.input_ids, inputs.blocks)[..., None])
+        if "position" in self.parts:
+            found.append(features.block_position(inputs.blocks))
+        if self.clues is not None:
+            found.append(self.clues(inputs.layers[self.layers[-1]], inputs.blocks))
+        return torch.cat(found, dim=2)
+
+    def macs(self, length: int, question: int) -> float:
+        """See :class:`BlockPredictor`."""
+        per_layer = 0.0
+        if "question" in self.parts:  # sums over the question, over the block, and pooling
+            per_layer += self.heads * length * (2 * question + self.size + 10)
+        if "late_interaction" in self.parts:  # norms and cosines
+            per_layer += self.width * ((length + question) + length * question)
+        words = length * question * ("lexical" in self.parts)
+        words += length * self.clues.macs() if self.clues is not None else 0
+        scorer = self.scorer.macs(_block_count(length, self.size))
+        return len(self.layers) * per_layer + words + scorer
+
+
+class TokenScorer(nn.Module):
+    """Features of every token's states, pooled over its block.  -> (B, K, 2 TOKEN_FEATURES)
+
+        f_j = W_2 gelu(W_1 [norm(h_j); norm(c_j)])   mean and maximum over a block's tokens j
+
+    h_j is the layer's input, c_j the output of its attention.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.inner, self.outer = nn.Linear(2 * width, hidden), nn.Linear(hidden, TOKEN_FEATURES)
+
+    def forward(self, layer: LayerActivations, blocks: Blocks) -> Tensor:
+        """See the class."""
+        # Trained parts are float32; beside an encoder in bf16 the wide products are bf16, too.
+        dtype = torch.float32 if self.training else layer.context.dtype
+        weights = self.inner.weight.to(dtype).chunk(2, dim=1)  # two products avoid writing [h; c]
+        given = linear(pad_rows(self.before(layer.hidden.float()).to(dtype)), weights[0])
+        made = linear(pad_rows(self.after(layer.context.float()).to(dtype)), weights[1])
+        both = (given + made)[: blocks.block_ids.numel()].view(*blocks.block_ids.shape, -1)
+        tokens = self.outer(gelu(both.float() + self.inner.bias)).transpose(1, 2)
+        pooled = torch.cat([block_mean(tokens, blocks), block_max(tokens, blocks)], dim=1)
+        return pooled.transpose(1, 2)
+
+    def macs(self) -> float:
+        """Multiply-adds for one token."""
+        return self.inner.weight.numel() + self.outer.weight.numel()
+
+
+# --- baselines, which read no layer ---
+
+
+class LexicalPredictor(BlockPredictor):
+    """Word overlap alone, the baseline every pruned reader must beat.
+
+        logit_k = a + b overlap_k + c (overlap_{k-1} + overlap_{k+1})
+
+    for ``overlap`` see :func:`qalib.skim.features.word_overlap`. The three parameters start at a
+    fit on questions about Wikipedia (32-token blocks) and can be trained.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor((-2.8, 4.2, 0.5)))
+
+    def score(self, inputs: PredictorInputs) -> Tensor:
+        """See :class:`BlockPredictor`."""
+        blocks = inputs.blocks
+        overlap = features.word_overlap(inputs.input_ids, blocks)[..., None]
+        around = features.neighbour(overlap, blocks, -1) + features.neighbour(overlap, blocks, 1)
+        a, b, c = self.weights
+        return (a + b * overlap + c * around).squeeze(2)
+
+    def macs(self, length: int, question: int) -> float:
+        """See :class:`BlockPredictor`; comparisons are counted."""
+        return float(length * question)
+
+
+class RandomPredictor(BlockPredictor):
+    """Uniform random scores, the baseline for a share of blocks that are not chosen.
+
+    The draw is a hash of seed, question, the block's words and its number, so that the same block
+    of the same question always draws the same, in any batch and however much is left around it.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def score(self, inputs: PredictorInputs) -> Tensor:
+        """See :class:`BlockPredictor`."""
+        blocks = inputs.blocks
+        words = _hash(inputs.input_ids + 1)
+        question = _hash((words * blocks.question).sum(dim=1, keepdim=True) + self.seed)
+        content = features.block_sum(words[:, None], blocks)[:, 0]  # (B, K)
+        number = torch.arange(blocks.count, device=words.device)
+        draw = (_hash(_hash(content + question) + number).double() + 0.5) / 2**32
+        return draw.logit().float()
+
+    def macs(self, length: int, question: int) -> float:
+        """See :class:`BlockPredictor`."""
+        return 0.0
+
+
+def _hash(x: Tensor) -> Tensor:
+    """32 well-mixed bits of the lowest 32 of an int64. Constants: C. Wellons, lowbias32."""
+    mask = 0xFFFFFFFF
+    x = x & mask
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
+    return x ^ (x >> 16)
+
+
+class OraclePredictor(BlockPredictor):
+    """Returns the labels, ``inputs.answers``: the upper bound of every predictor.
+
+    Raises QalibError where the labels are missing.
+    """
+
+    CERTAIN = 100.0  # its sigmoid is 1 in float32
+
+    def score(self, inputs: PredictorInputs) -> Tensor:
+        """See :class:`BlockPredictor`."""
+        if inputs.answers is None:
+            raise QalibError("the oracle predictor needs to be told which blocks hold an answer.")
+        return torch.where(inputs.answers, self.CERTAIN, -self.CERTAIN)
+
+    def macs(self, length: int, question: int) -> float:
+        """See :class:`BlockPredictor`."""
+        return 0.0
+
+
+# --- from settings to modules ---
+
+
+def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> BlockPredictor:
+    """A predictor with fresh weights for a layer, counted from 1.
 
     Raises QalibError if the encoder has no such layer.
     """
@@ -79,54 +495,40 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> P
         raise QalibError(
             f"a predictor cannot stand at layer {layer} of {shape.layers}; layers count from 1."
         )
-    return _build(config, shape, layer)
-
-
-def _build(config: PredictorConfig, shape: ModelShape, layer: int) -> Predictor:
     heads, size = shape.heads, config.block_size
     several = tuple(range(max(1, layer - config.look_back), layer + 1))
     mlp = {"size": size, "hidden": config.hidden, "dropout": config.dropout}
     match config.kind:
-        case "diagonal":
-            return Diagonal(heads, size, layer)
-        case "equation":
-            return Equation(heads, size, layer)
+        case "cnn":
+            return BlockSkimCNN(heads, size, layer)
+        case "cnn-eq3":
+            return BlockSkimCNNEq3(heads, size, layer)
         case "handcrafted":
-            return Handcrafted(heads, size, layer)
-        case "question":
-            return Combined(heads, shape.width, layers=(layer,), parts=("question",), **mlp)
-        case "late":
-            return Combined(heads, shape.width, layers=several, parts=("late",), **mlp)
-        case "tokens":
-            return Combined(heads, shape.width, layers=(layer,), parts=("tokens",), **mlp)
+            return HandcraftedPredictor(heads, size, layer)
+        case "question" | "tokens" as part:
+            return FeaturePredictor(heads, shape.width, layers=(layer,), parts=(part,), **mlp)
+        case "late_interaction" as part:
+            return FeaturePredictor(heads, shape.width, layers=several, parts=(part,), **mlp)
         case "combined":
-            return Combined(
-                heads,
-                shape.width,
-                layers=several,
-                parts=config.parts,
-                context=True,
-                neighbours=config.neighbours,
-                **mlp,
-            )
+            mlp |= {"context": True, "neighbours": config.neighbours}
+            return FeaturePredictor(heads, shape.width, layers=several, parts=config.parts, **mlp)
         case "lexical":
-            return Lexical()
+            return LexicalPredictor()
         case "random":
-            return Random(config.seed)
-    return Oracle()
+            return RandomPredictor(config.seed)
+    return OraclePredictor()
 
 
-def multiply_adds(
+def predictor_macs(
     config: PredictorConfig, shape: ModelShape, length: int, question: int = 16
 ) -> float:
-    """What one passage of ``length`` tokens costs the predictor, for a question of so many.
+    """Multiply-adds of a predictor for a passage of ``length`` and a question of so many tokens.
 
-    Counted without the attention probabilities, which the layer computes anyway, and at a layer
-    deep enough to look back from. Compare ``layer_multiply_adds``.
+    At the last layer, so that earlier layers can be read. Compare ``layer_macs``.
     """
-    return build_predictor(config, shape, shape.layers).multiply_adds(length, question)
+    return build_predictor(config, shape, shape.layers).macs(length, question)
 
 
-def layer_multiply_adds(shape: ModelShape, length: int) -> float:
-    """One encoder layer with a feed-forward part of 4 D: 12 N D^2 + 2 N^2 D."""
+def layer_macs(shape: ModelShape, length: int) -> float:
+    """Multiply-adds of one encoder layer with a feed-forward part of 4 D: 12 N D^2 + 2 N^2 D."""
     return 12.0 * length * shape.width**2 + 2.0 * length**2 * shape.width

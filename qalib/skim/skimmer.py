@@ -1,80 +1,173 @@
-"""The skimmer: predictors beside an encoder, and the encoder reading on only where they say so.
+"""Encoder with block predictors that prunes low-scoring passage blocks between layers.
 
-    skimmer = Skimmer.beside(model, SkimConfig(PredictorConfig("question"), layers=(2, 3, 4)))
+    skimmer = Skimmer.from_encoder(model, SkimConfig(PredictorConfig("question"), layers=(2, 3)))
     output = skimmer.run(model, input_ids, attention_mask)   # training: logits and block scores
-    skimmer.tune(skim_at=(3,), thresholds=(0.1,))
-    skimmer.attach(model)
-    model(input_ids=..., attention_mask=...)                 # skims, and answers as before
+    skimmer.eval().set_options(prune_layers=(3,), thresholds=(0.1,))
+    output = skimmer.run(model, input_ids, attention_mask)   # prunes
 
-The model is never changed: ``run`` drives its submodules (see ``families``), ``attach`` puts
-another ``forward`` before the model's own, ``detach`` takes it away.
-
-At a skim layer the blocks are judged by that layer's attention, or by earlier ones, and what is
-not kept leaves at once: its keys and values have been read, but output projection and
-feed-forward are computed for the rest only.
+The model is never changed: ``run`` calls its submodules (see ``adapters``). At a pruning layer the
+blocks are scored from that layer's attention, or from earlier ones, and pruned blocks leave at
+once: their keys and values have been read, but output projection and feed-forward are computed for
+the rest only.
 
 Notation: B batch, L positions, K blocks, N layers, D width.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from qalib.decoding import mask_logits
 from qalib.errors import QalibError
-from qalib.skim.attach import Attached
-from qalib.skim.blocks import Blocks
-from qalib.skim.families import EncoderParts, parts
-from qalib.skim.keep import choose, find_passage, hopeless, unless_whole, window_blocks
-from qalib.skim.packed import PackedWalk
-from qalib.skim.predictors import ModelShape, build_predictor
-from qalib.skim.settings import SkimConfig
-from qalib.skim.walk import FLOOR, Walk
-from qalib.spans import mask_logits
+from qalib.settings import settings
+from qalib.skim.adapters import EncoderAdapter, adapt_encoder
+from qalib.skim.blocks import Blocks, find_passage, window_blocks
+from qalib.skim.packed import PackedForward
+from qalib.skim.padded import MIN_LOGIT, PaddedForward
+from qalib.skim.predictors import ModelShape, PredictorConfig, build_predictor
 
-TUNABLE = ("skim_at", "thresholds", "min_keep", "neighbours", "spare", "min_tokens")
-TUNABLE += ("drop", "restore", "detach_views")
+Layers = tuple[Annotated[int, Field(ge=1)], ...]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@settings
+class SkimConfig:
+    """Settings of a ``Skimmer``; layers count from 1.
+
+    ``pruned_logits``: logits of pruned positions, "mask" for no answer there (the minimum of
+    float32) or "forward" for the span head applied to the hidden states that the pruning layer was
+    given (section 4.3 of the Block-Skim paper).
+
+    ``window_threshold``: rows that may be dropped (``Skimmer.run``: ``optional``) leave at the
+    first pruning layer if no block of theirs reaches this probability; 0 drops none.
+    """
+
+    predictor: PredictorConfig
+    layers: Layers  # those with a predictor
+    prune_layers: Layers = ()  # those that prune blocks
+    thresholds: tuple[Probability, ...] = ()  # one for each of them; 0 keeps every block
+    min_blocks: Annotated[int, Field(ge=0)] = 1  # the best blocks are kept in any case
+    neighbours: Annotated[int, Field(ge=0)] = 0  # blocks kept on each side of a kept one
+    min_pruned_fraction: Probability = 0.0  # rows that would lose a smaller share stay whole
+    min_tokens: Annotated[int, Field(ge=0)] = 0  # shorter rows are neither scored nor pruned
+    window_threshold: Probability = 0.0
+    pruned_logits: Literal["mask", "forward"] = "mask"
+    answer_head: bool = False  # linear heads at these layers give the logits of pruned blocks
+    detach_views: bool = False  # no gradient from predictors or heads reaches the encoder
+
+    def __post_init__(self):
+        for name in ("layers", "prune_layers"):
+            numbers = getattr(self, name)
+            if sorted(set(numbers)) != list(numbers):
+                raise QalibError(f"{name} must be ascending layer numbers, not {numbers}.")
+        if missing := set(self.prune_layers) - set(self.layers):
+            raise QalibError(
+                f"prune_layers names layer {min(missing)}, which has no predictor; the layers with "
+                f"one are {self.layers}."
+            )
+        if len(self.thresholds) != len(self.prune_layers):
+            raise QalibError(
+                f"{len(self.prune_layers)} pruning layers need as many thresholds, not "
+                f"{len(self.thresholds)}."
+            )
+
+
+OPTIONS = ("prune_layers", "thresholds", "min_blocks", "neighbours", "min_pruned_fraction")
+OPTIONS += ("min_tokens", "window_threshold", "pruned_logits", "detach_views")
+
+
+# --- block selection ---
+
+
+def select_blocks(
+    scores: Tensor, real: Tensor, threshold: float, min_blocks: int = 1, neighbours: int = 0
+) -> Tensor:
+    """Kept blocks: kept_k if sigmoid(score_k) >= threshold.  -> (B, K) bool
+
+    The ``min_blocks`` best of a row are always kept (of equal ones the first), and so are
+    ``neighbours`` blocks on each side of a kept one. scores (B, K); real (B, K) bool, the blocks
+    that a row still has: no other is ever kept.
+    """
+    kept = (scores.float().sigmoid() >= threshold) & real
+    ranked = scores.float().masked_fill(~real, -torch.inf).sort(dim=1, descending=True, stable=True)
+    kept = kept.scatter(1, ranked.indices[:, :min_blocks], True) & real
+    wide = kept.clone()
+    for step in range(1, min(neighbours, kept.shape[1] - 1) + 1):
+        wide[:, step:] |= kept[:, :-step]
+        wide[:, :-step] |= kept[:, step:]
+    return wide & real
+
+
+def skip_unprofitable(
+    kept: Tensor, blocks: Blocks, min_pruned_fraction: float, min_tokens: int
+) -> Tensor:
+    """All blocks of rows that are not worth pruning, ``kept`` elsewhere.  (B, K) bool -> same
+
+    Those are rows of fewer than ``min_tokens`` tokens, the question's included, and rows that
+    would lose less than ``min_pruned_fraction`` of theirs. Every row is decided by itself.
+    """
+    if not min_pruned_fraction and not min_tokens:
+        return kept
+    tokens = (~blocks.padding).sum(dim=1)
+    pruned = (blocks.sizes * (blocks.real & ~kept)).sum(dim=1)
+    stays = (tokens < min_tokens) | (pruned < min_pruned_fraction * tokens)
+    return torch.where(stays[:, None], blocks.real, kept)
+
+
+def below_threshold_rows(scores: Tensor, scored: Tensor, threshold: float) -> Tensor:
+    """Rows in which no block reaches the probability.  (B, K), (B, K) bool -> (B,) bool
+
+    ``scored``: the blocks that were scored; rows with no scored block are not dropped.
+    """
+    good = (scores.float().sigmoid() >= threshold) & scored
+    return scored.any(dim=1) & ~good.any(dim=1)
+
+
+# --- the skimmer ---
 
 
 @dataclass(frozen=True)
 class SkimOutput:
-    """What one pass gives. Logits are float32 and stand at the positions of the input."""
+    """Result of one pass. Logits are float32 and at the positions of the input."""
 
     start_logits: Tensor  # (B, L)
     end_logits: Tensor  # (B, L)
-    blocks: Blocks  # as they were before anything was skipped
-    scores: Mapping[int, Tensor]  # (B, K) float32 by layer, logits; the minimum where not judged
-    seen: Mapping[int, Tensor]  # (B, K) bool by layer, the blocks that were judged there
-    kept: Mapping[int, Tensor]  # (B, K) bool by skim point, the blocks that went on
+    blocks: Blocks  # before anything was pruned
+    scores: Mapping[int, Tensor]  # (B, K) float32 by layer, logits; the minimum where not scored
+    scored: Mapping[int, Tensor]  # (B, K) bool by layer, the blocks that were scored there
+    kept: Mapping[int, Tensor]  # (B, K) bool by pruning layer, the blocks that were kept
     early: Mapping[int, tuple[Tensor, Tensor]]  # start and end logits of the answer heads
-    tokens: Tensor  # (B, N + 1) int64, given to the model, and then read to the end of each layer
-    dropped: Tensor  # (B,) bool, rows that were left at the first skim point; logits are minima
+    tokens: Tensor  # (B, N + 1) int64, tokens of the input, and those processed by each layer
+    dropped: Tensor  # (B,) bool, rows dropped at the first pruning layer; their logits are minima
 
     @property
-    def read(self) -> Tensor:
-        """The share of a row's passage that all layers read; 1 for an empty one.  (B,) float32"""
-        sizes = self.blocks.sizes()
+    def token_fraction(self) -> Tensor:
+        """Share of the passage that all layers process; 1 for an empty one.  (B,) float32"""
+        sizes = self.blocks.sizes
         last = self.kept[max(self.kept)] if self.kept else self.blocks.real
         total = sizes.sum(dim=1)
         return ((sizes * last).sum(dim=1) / total.clamp(min=1)).masked_fill(total == 0, 1.0)
 
     @property
-    def best(self) -> Tensor:
-        """The highest score at the first skim point, the minimum without one.  (B,) float32"""
+    def max_block_score(self) -> Tensor:
+        """Highest logit at the first pruning layer, the minimum without one.  (B,) float32"""
         scores = self.scores[min(self.kept)] if self.kept else self.start_logits[:, :0]
-        return pad(scores, (0, 1), value=FLOOR).amax(dim=1)
+        return pad(scores, (0, 1), value=MIN_LOGIT).amax(dim=1)
 
     @property
-    def work(self) -> Tensor:
+    def relative_tokens(self) -> Tensor:
         """Tokens per layer as a share of all tokens in all layers; 0 for padding.  (B,) float32"""
         given = self.tokens[:, 0].clamp(min=1)
         return self.tokens[:, 1:].float().mean(dim=1) / given
 
 
 class Skimmer(nn.Module):
-    """The predictors (and answer heads) of one encoder, by layer.
+    """Predictors (and answer heads) of one encoder, by layer.
 
     ``shape``: layers, heads and width of the encoder; ``model_type``: its kind in transformers.
     ``build(predictor config, shape, layer)`` makes a predictor, ``build_predictor`` by default.
@@ -91,40 +184,61 @@ class Skimmer(nn.Module):
         super().__init__()
         if max(config.layers, default=0) > shape.layers:
             raise QalibError(
-                f"layer {max(config.layers)} is to judge blocks, but the model has only "
+                f"layer {max(config.layers)} has a predictor, but the model has only "
                 f"{shape.layers} layers."
             )
         self.config, self.shape, self.model_type = config, shape, model_type
         self.predictors = nn.ModuleDict(
             {str(layer): build(config.predictor, shape, layer) for layer in config.layers}
         )
-        self.answer_heads = nn.ModuleDict(
-            {str(layer): nn.Linear(shape.width, 2) for layer in config.layers}
-            if config.answer_head
-            else {}
-        )
-        self.attached: Attached | None = None
+        heads = config.layers if config.answer_head else ()
+        self.answer_heads = nn.ModuleDict({str(n): nn.Linear(shape.width, 2) for n in heads})
 
     @classmethod
-    def beside(
+    def from_encoder(
         cls, model: nn.Module, config: SkimConfig, build: Callable = build_predictor
     ) -> "Skimmer":
         """A skimmer with fresh weights for a model. Raises QalibError for an unknown kind."""
-        encoder = parts(model)
+        encoder = adapt_encoder(model)
         shape = ModelShape(len(encoder.layers), encoder.heads, encoder.width)
         return cls(config, shape, encoder.config.model_type, build)
 
-    def tune(self, **changes) -> None:
-        """Change settings that need no other weights: those in ``TUNABLE``.
+    def set_options(self, **changes) -> None:
+        """Change settings that need no other weights: those in ``OPTIONS``.
 
         Raises QalibError for another name and for values that do not fit together.
         """
-        if unknown := set(changes) - set(TUNABLE):
+        if unknown := set(changes) - set(OPTIONS):
             raise QalibError(
                 f"{min(unknown)!r} cannot be changed after building; these can: "
-                f"{', '.join(TUNABLE)}."
+                f"{', '.join(OPTIONS)}."
             )
         self.config = replace(self.config, **changes)
+
+    def check_compatible(self, model: nn.Module) -> EncoderAdapter:
+        """Adapter of a model. Raises QalibError for another kind or shape than this one's."""
+        encoder, shape = adapt_encoder(model), self.shape
+        found = (encoder.config.model_type, len(encoder.layers), encoder.heads, encoder.width)
+        expected = (self.model_type, shape.layers, shape.heads, shape.width)
+        if found != expected:
+            message = "this skimmer was made for {} with {} layers, {} heads and width {}, the "
+            message += "model is {} with {}, {} and {}; use the model it was trained with."
+            raise QalibError(message.format(*expected, *found))
+        return encoder
+
+    def make_blocks(
+        self,
+        input_ids: Tensor,
+        real: Tensor,
+        passage: Tensor | None = None,
+        block_ids: Tensor | None = None,
+    ) -> Blocks:
+        """Blocks that ``run`` makes of a batch; real (B, L) bool, the others as of ``run``."""
+        if passage is None:
+            passage = find_passage(input_ids, real) if block_ids is None else block_ids >= 0
+        return window_blocks(
+            input_ids, real, passage, self.config.predictor.block_size, block_ids
+        )
 
     def run(
         self,
@@ -133,7 +247,7 @@ class Skimmer(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         passage: Tensor | None = None,
-        of: Tensor | None = None,
+        block_ids: Tensor | None = None,
         skim: bool | None = None,
         keep: Tensor | Mapping[int, Tensor] | None = None,
         answers: Tensor | None = None,
@@ -141,118 +255,89 @@ class Skimmer(nn.Module):
     ) -> SkimOutput:
         """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
-        input_ids, attention_mask, token_type_ids, passage (bool) and ``of`` are (B, L). Without
-        ``passage`` it is found by its separators (``keep.find_passage``); ``of`` gives blocks that
-        were cut elsewhere, -1 outside the passage.
+        input_ids, attention_mask, token_type_ids, passage (bool) and block_ids are (B, L). Without
+        ``passage`` it is found by its separators (``blocks.find_passage``); ``block_ids`` gives
+        blocks, -1 outside the passage.
 
-        skim     whether blocks are left out, by default as ``self.training`` is false. Without,
-                 every predictor is asked and all is read; gradients flow either way.
-        keep     (B, K) bool, for all skim points or by layer: a decision in place of theirs.
-        answers  (B, K) bool, shown to the predictors; only the kind "oracle" looks.
-        optional (B,) bool, rows that the setting ``drop`` is about; by default none.
+        skim     whether blocks are pruned, by default if ``self.training`` is false. Otherwise
+                 every predictor is run and nothing is pruned; gradients flow either way.
+        keep     (B, K) bool, for all pruning layers or by layer: blocks to keep, in place of the
+                 predictors' selection.
+        answers  (B, K) bool, blocks with an answer; only the kind "oracle" uses them.
+        optional (B,) bool, rows that ``window_threshold`` may drop; by default none.
 
-        In training all predictors are asked, in skimming at evaluation only those at the skim
-        points. Where nothing can be trained (evaluation without gradients) the pass is packed.
+        In training all predictors are run, in skimming at evaluation only those at the pruning
+        layers. Without gradients (evaluation) the pass is packed.
         Raises QalibError if the model is not one that this skimmer was made for.
         """
-        encoder = self.fit(model)
+        encoder = self.check_compatible(model)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        blocks = self.blocks(input_ids, real.bool(), passage, of)
+        blocks = self.make_blocks(input_ids, real.bool(), passage, block_ids)
         trains = self.training or model.training or torch.is_grad_enabled()
-        begin = Walk.begin if trains else PackedWalk.begin
-        walk = begin(encoder, input_ids, token_type_ids, blocks, answers)
+        start = PaddedForward.start if trains else PackedForward.start
+        state = start(encoder, input_ids, token_type_ids, blocks, answers)
         skim = not self.training if skim is None else skim
-        return self._pass(walk, blocks, skim, keep, optional)
+        return self._run_layers(state, blocks, skim, keep, optional)
 
-    def _pass(
+    def _run_layers(
         self,
-        walk: Walk | PackedWalk,
-        before: Blocks,
+        state: PaddedForward | PackedForward,
+        blocks: Blocks,
         skim: bool,
         keep: Tensor | Mapping[int, Tensor] | None,
         optional: Tensor | None,
     ) -> SkimOutput:
         """From the first layer to the last; arguments as of ``run``."""
         config = self.config
-        skims_now = skim and not self.training
-        asked = config.skim_at if skims_now else config.layers
-        # Which layers are looked at, and from where at last.
-        shown = {layer: number for number in asked for layer in self._looks_at(number)}
-        record = _Record([walk.tokens()], dropped=walk.tokens() < 0)  # none so far
-        for number, layer in enumerate(walk.parts.layers, 1):
-            # Rows only get shorter: where none is worth judging now, none will be looked at later.
-            rows = record.tokens[-1] >= (config.min_tokens if skims_now else 0)
-            looks = number in shown and bool(rows.any())
-            context = walk.attend(layer, number, looks, config.detach_views)
-            if number in asked:
-                self._judge(number, walk, record, rows)
-                walk.views = {n: view for n, view in walk.views.items() if shown[n] > number}
-            if skim and number in config.skim_at:
-                kept = self._choose(number, walk.blocks, record, keep, optional)
-                worth, last = self._worth(number, walk), number == asked[-1]
-                context = walk.shorten(kept, record.dropped, context, worth, last)
+        inference = skim and not self.training
+        scoring = config.prune_layers if inference else config.layers
+        # Layers whose activations are read, and the last layer that reads them.
+        read_by = {n: number for number in scoring for n in self.predictors[str(number)].layers}
+        record = _Record([state.token_counts()], dropped=state.token_counts() < 0)  # none so far
+        for number, layer in enumerate(state.encoder.layers, 1):
+            # Rows only get shorter: one too short to be scored now never will be.
+            rows = record.tokens[-1] >= (config.min_tokens if inference else 0)
+            needed = number in read_by and bool(rows.any())
+            context = state.attend(layer, number, needed, config.detach_views)
+            if number in scoring:
+                self._score(number, state, record, rows)
+                state.activations = {n: a for n, a in state.activations.items() if read_by[n] > number}
+            if skim and number in config.prune_layers:
+                kept = self._select(number, state.blocks, record, keep, optional)
+                logits, last = self._early_logits(number, state), number == scoring[-1]
+                context = state.prune_tokens(kept, record.dropped, context, logits, last)
                 record.kept[number] = kept
-            walk.hidden = layer.finish(context, walk.hidden)
-            record.tokens.append(walk.tokens())
-        logits = walk.restore(walk.head()).masked_fill(record.dropped[:, None, None], FLOOR)
-        told = (record.scores, record.seen, record.kept, record.early)
-        counts = torch.stack(record.tokens, dim=1), record.dropped
-        return SkimOutput(*logits.unbind(dim=-1), before, *told, *counts)
+            state.hidden = layer.feed_forward(context, state.hidden)
+            record.tokens.append(state.token_counts())
+        logits = state.full_logits(state.span_logits())
+        logits = logits.masked_fill(record.dropped[:, None, None], MIN_LOGIT)
+        return SkimOutput(
+            *logits.unbind(dim=-1),
+            blocks,
+            record.scores,
+            record.scored,
+            record.kept,
+            record.early,
+            torch.stack(record.tokens, dim=1),
+            record.dropped,
+        )
 
-    def blocks(
-        self, input_ids: Tensor, real: Tensor, passage: Tensor | None, of: Tensor | None
-    ) -> Blocks:
-        """The blocks that ``run`` makes of a batch; the arguments are those of ``run``."""
-        if passage is None:
-            passage = find_passage(input_ids, real) if of is None else of >= 0
-        return window_blocks(input_ids, real, passage, self.config.predictor.block_size, of)
-
-    def fit(self, model: nn.Module) -> EncoderParts:
-        """The parts of a model. Raises QalibError if it has not the shape this was made for."""
-        encoder, shape = parts(model), self.shape
-        found = (encoder.config.model_type, len(encoder.layers), encoder.heads, encoder.width)
-        made_for = (self.model_type, shape.layers, shape.heads, shape.width)
-        if found != made_for:
-            said = "this skimmer was made for {} with {} layers, {} heads and width {}, the model "
-            said += "is {} with {}, {} and {}; take the model it was trained with."
-            raise QalibError(said.format(*made_for, *found))
-        return encoder
-
-    def attach(self, model: nn.Module) -> None:
-        """Let ``model(**inputs)`` skim, until ``detach``; see ``attach.skimming_forward``.
-
-        The skimmer is put into evaluation mode, in which it skims by default. Raises QalibError
-        if it is attached already, or was made for another model.
-        """
-        if self.attached is not None:
-            raise QalibError("this skimmer is attached already; detach it first.")
-        self.fit(model)
-        self.eval()
-        self.attached = Attached.to(self, model)
-
-    def detach(self) -> None:
-        """Give the model its own ``forward`` back. Raises QalibError if nothing is attached."""
-        if self.attached is None:
-            raise QalibError("this skimmer is attached to no model.")
-        self.attached.undo()
-        self.attached = None
-
-    def _looks_at(self, number: int) -> tuple[int, ...]:
-        """The layers that the predictor of a layer looks at."""
-        return self.predictors[str(number)].layers
-
-    def _judge(self, number: int, walk: Walk | PackedWalk, record: "_Record", rows: Tensor) -> None:
-        """Ask the predictor of a layer about some rows (B,) bool, and its answer head about all."""
-        predictor, seen = self.predictors[str(number)], walk.blocks.real & rows[:, None]
-        if seen.any():
-            scores = mask_logits(predictor(walk.sight(predictor.layers)).float(), seen)
+    def _score(
+        self, number: int, state: PaddedForward | PackedForward, record: "_Record", rows: Tensor
+    ) -> None:
+        """Run the predictor of a layer on some rows (B,) bool, and its answer head on all."""
+        predictor, scored = self.predictors[str(number)], state.blocks.real & rows[:, None]
+        if scored.any():
+            scores = predictor(state.predictor_inputs(predictor.layers)).float()
+            scores = mask_logits(scores, scored)
         else:
-            scores = torch.full(seen.shape, FLOOR, device=seen.device)
-        record.scores[number], record.seen[number] = scores, seen
+            scores = torch.full(scored.shape, MIN_LOGIT, device=scored.device)
+        record.scores[number], record.scored[number] = scores, scored
         if self.config.answer_head:
-            record.early[number] = walk.restore(self._worth(number, walk)).unbind(dim=-1)
+            early = state.full_logits(self._early_logits(number, state))
+            record.early[number] = early.unbind(dim=-1)
 
-    def _choose(
+    def _select(
         self,
         number: int,
         blocks: Blocks,
@@ -260,41 +345,42 @@ class Skimmer(nn.Module):
         keep: Tensor | Mapping | None,
         optional: Tensor | None,
     ) -> Tensor:
-        """Which blocks go on: as the oracle says, or by threshold.  -> (B, K) bool"""
-        told = keep.get(number) if isinstance(keep, Mapping) else keep
+        """Blocks to keep, as given or by threshold.  -> (B, K) bool"""
+        given = keep.get(number) if isinstance(keep, Mapping) else keep
         config, real = self.config, blocks.real
-        if told is None:
-            scores, threshold = record.scores[number], config.threshold_at[number]
-            kept = choose(scores, real, threshold, config.min_keep, config.neighbours)
-        elif told.shape == real.shape:
-            kept = told.bool() & real
+        if given is None:
+            threshold = config.thresholds[config.prune_layers.index(number)]
+            scores = record.scores[number]
+            kept = select_blocks(scores, real, threshold, config.min_blocks, config.neighbours)
+        elif given.shape == real.shape:
+            kept = given.bool() & real
         else:
             raise QalibError(
-                f"keep has shape {tuple(told.shape)}, but the batch has blocks of shape "
+                f"keep has shape {tuple(given.shape)}, but the batch has blocks of shape "
                 f"{tuple(real.shape)}."
             )
-        kept = unless_whole(kept, blocks, config.spare, config.min_tokens)
-        if optional is None or number != config.skim_at[0]:
+        kept = skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
+        if optional is None or number != config.prune_layers[0]:
             return kept
-        judged = record.scores[number], record.seen[number]
-        record.dropped = hopeless(*judged, config.drop) & optional
+        scores, scored = record.scores[number], record.scored[number]
+        record.dropped = below_threshold_rows(scores, scored, config.window_threshold) & optional
         return kept & ~record.dropped[:, None]
 
-    def _worth(self, number: int, walk: Walk | PackedWalk) -> Tensor | None:
-        """Logits for what a skim layer leaves behind, as ``walk.head``; None for "no answer"."""
+    def _early_logits(self, number: int, state: PaddedForward | PackedForward) -> Tensor | None:
+        """Logits of positions that a layer prunes, as ``span_logits``; None for "no answer"."""
         if self.config.answer_head:
             detach = self.config.detach_views
-            return self.answer_heads[str(number)](walk.hidden.detach() if detach else walk.hidden)
-        return walk.head() if self.config.restore == "forward" else None
+            return self.answer_heads[str(number)](state.hidden.detach() if detach else state.hidden)
+        return state.span_logits() if self.config.pruned_logits == "forward" else None
 
 
 @dataclass
 class _Record:
-    """What a pass has seen so far; see ``SkimOutput``."""
+    """Results of a pass so far; see ``SkimOutput``."""
 
     tokens: list[Tensor]
     dropped: Tensor
     scores: dict[int, Tensor] = field(default_factory=dict)
-    seen: dict[int, Tensor] = field(default_factory=dict)
+    scored: dict[int, Tensor] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)
     early: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -1,0 +1,145 @@
+"""What a predictor may read of a layer: attention, queried in pieces, and hidden states.
+
+Notation: B batch, H heads, L positions, L' positions that are left, G sets of positions, K blocks,
+S block size, D width.
+
+A predictor never gets the whole (B, H, L, L) map. It asks for rows, columns or diagonal blocks, so
+that an implementation which computes only these can answer the same three queries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qalib.skim.blocks import Blocks
+
+
+class Attention(Protocol):
+    """Attention probabilities of one layer, P (B, H, L, L), rows sum to 1 over real keys."""
+
+    def attention_to(self, sets: Tensor) -> Tensor:
+        """Attention of every position to a set X: sum_{j in X} P_ij.
+
+        (B, G, L) bool -> (B, H, G, L)
+        """
+
+    def attention_from(self, sets: Tensor) -> Tensor:
+        """Attention of a set X to every position: mean_{i in X} P_ij.
+
+        (B, G, L) bool -> (B, H, G, L); 0 where the set is empty
+        """
+
+    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
+        """Attention within every block, zero where it is shorter than ``size``.
+
+        -> (B, H, K, S, S)
+        """
+
+
+@dataclass(frozen=True)
+class FullAttention:
+    """The whole map: for training, and as the reference of the faster implementation."""
+
+    probabilities: Tensor  # (B, H, L, L)
+
+    def attention_to(self, sets: Tensor) -> Tensor:
+        """See :class:`Attention`."""
+        near = _extent(sets)
+        chosen = sets[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
+        return chosen @ self.probabilities[..., near].transpose(2, 3)
+
+    def attention_from(self, sets: Tensor) -> Tensor:
+        """See :class:`Attention`."""
+        near = _extent(sets)
+        share = sets.float() / sets.sum(dim=2, keepdim=True).clamp(min=1)
+        share = share[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
+        return share @ self.probabilities[:, :, near]
+
+    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
+        """See :class:`Attention`."""
+        positions, real = blocks.positions(size)  # each (B, K, S)
+        cells = positions[..., None] * self.probabilities.shape[-1] + positions[..., None, :]
+        cells = cells.flatten(1)[:, None].expand(-1, self.probabilities.shape[1], -1)
+        found = self.probabilities.flatten(2).gather(2, cells)  # (B, H, K S S)
+        found = found.unflatten(2, (blocks.count, size, size))
+        return found * (real[..., None] & real[..., None, :])[:, None]
+
+
+def _extent(sets: Tensor) -> slice:
+    """Positions from the first to the last in any set: the rest need not be read."""
+    chosen = sets.flatten(0, 1).any(dim=0).nonzero()
+    return slice(int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else slice(0, 0)
+
+
+@dataclass(frozen=True)
+class PrunedAttentionView:
+    """Attention of an earlier layer, restricted to the positions that are left.
+
+    Sums and means over sets of remaining positions are those of the earlier layer, whatever was
+    pruned since.
+    """
+
+    earlier: Attention
+    blocks: Blocks  # as they were in that layer
+    positions: Tensor  # (B, L'), positions in that layer
+
+    def attention_to(self, sets: Tensor) -> Tensor:
+        """See :class:`Attention`."""
+        return self._restrict(self.earlier.attention_to(self._extend(sets)))
+
+    def attention_from(self, sets: Tensor) -> Tensor:
+        """See :class:`Attention`."""
+        return self._restrict(self.earlier.attention_from(self._extend(sets)))
+
+    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
+        """See :class:`Attention`; blocks that were pruned since are all zero."""
+        return self.earlier.diagonal_blocks(self.blocks, size) * blocks.real[:, None, :, None, None]
+
+    def _extend(self, sets: Tensor) -> Tensor:
+        chosen = sets.transpose(1, 2)  # (B, L', G)
+        none = chosen.new_zeros(*self.blocks.block_ids.shape, sets.shape[1])
+        return scatter(chosen, self.positions, none).transpose(1, 2)
+
+    def _restrict(self, values: Tensor) -> Tensor:
+        return gather(values.movedim(-1, 1), self.positions).movedim(1, -1)
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Attention and states of one layer."""
+
+    attention: Attention
+    hidden: Tensor  # (B, L, D), input of the layer
+    context: Tensor | None = None  # (B, L, D), output of its attention
+
+
+@dataclass(frozen=True)
+class PredictorInputs:
+    """All that a predictor may use."""
+
+    layers: Mapping[int, LayerActivations]  # by number, from 1; those in ``predictor.layers``
+    blocks: Blocks
+    input_ids: Tensor  # (B, L)
+    answers: Tensor | None = None  # (B, K) bool, blocks with an answer; for the oracle only
+
+
+def gather(values: Tensor, positions: Tensor, fill: float | int = 0) -> Tensor:
+    """Values at some positions, ``fill`` where the position is -1.  (B, L, ...) -> (B, L', ...)"""
+    row = torch.arange(len(positions), device=positions.device)[:, None]
+    nothing = (positions < 0).view(*positions.shape, *[1] * (values.ndim - 2))
+    return values[row, positions.clamp(min=0)].masked_fill(nothing, fill)
+
+
+def scatter(values: Tensor, positions: Tensor, base: Tensor) -> Tensor:
+    """``base`` with the values written over it at their positions; the inverse of ``gather``.
+
+    values (B, L', ...), positions (B, L'), base (B, L, ...) -> (B, L, ...)
+    """
+    length = base.shape[1]
+    longer = torch.cat([base, base[:, :1]], dim=1)  # the extra position takes padding
+    row = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)
+    target = positions.masked_fill(positions < 0, length)
+    return longer.index_put((row, target), values.to(base.dtype))[:, :length]

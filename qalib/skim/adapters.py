@@ -1,0 +1,221 @@
+"""Drive an unmodified Hugging Face question-answering encoder layer by layer.
+
+Pruning shortens the sequence in the middle of an encoder, and even in the middle of a layer. So a
+layer is split at its attention, using the model's own submodules:
+
+    hidden -> qkv_proj -> query, key, value -> (attention) -> context -> feed_forward -> next hidden
+
+All that is particular to a model family is in this file: one small class each, and a table from
+``config.model_type``. Supported are the encoders that transformers builds as BERT, RoBERTa (also
+XLM-RoBERTa and CamemBERT), ALBERT, DistilBERT, ELECTRA and MPNet.
+
+Notation: B batch, L positions, D width, H heads, d = D / H, "..." any leading dimensions: (B, L)
+for padded batches, or a single one for sequences packed one after the other.
+
+After pruning, a token keeps the position it had in the input: relative position biases (MPNet) are
+computed from original positions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from qalib.errors import QalibError
+
+
+@dataclass(frozen=True)
+class LayerAdapter:
+    """One layer in two halves, and what the attention between them needs."""
+
+    attention: nn.Module  # the module whose training flag switches dropout on
+    qkv_proj: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    """hidden (..., D) -> query, key, value, each (..., H, d)"""
+    feed_forward: Callable[[Tensor, Tensor], Tensor]
+    """context (..., D), the layer's input (..., D) -> the next layer's input (..., D): output
+    projection, residual, norm and feed-forward, with the model's own dropout"""
+    dropout: float  # of attention probabilities, in training
+
+
+class EncoderAdapter:
+    """An encoder with BERT's structure; families that differ override what differs."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.body = model.base_model
+        self.config = model.config
+
+    @property
+    def width(self) -> int:
+        """D"""
+        return self.config.hidden_size
+
+    @property
+    def heads(self) -> int:
+        """H"""
+        return self.config.num_attention_heads
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Input of the first layer.  (B, L) int64 -> (B, L, D)
+
+        Token types are left out where the model knows only one.
+        """
+        types = token_type_ids if self.config.type_vocab_size > 1 else None
+        return self.body.embeddings(input_ids=input_ids, token_type_ids=types)
+
+    @cached_property
+    def layers(self) -> Sequence[LayerAdapter]:
+        """Layers in order; layer l of the papers is ``layers[l - 1]``."""
+        return tuple(map(self.layer, self.body.encoder.layer))
+
+    def layer(self, module: nn.Module) -> LayerAdapter:
+        """Split one layer's module."""
+        inner = module.attention.self
+
+        def feed_forward(context: Tensor, hidden: Tensor) -> Tensor:
+            return module.feed_forward_chunk(module.attention.output(context, hidden))
+
+        qkv_proj = self.projection(inner.query, inner.key, inner.value)
+        return LayerAdapter(inner, qkv_proj, feed_forward, inner.dropout.p)
+
+    def projection(self, *matrices: nn.Module) -> Callable:
+        """``LayerAdapter.qkv_proj`` from the matrices of query, key and value."""
+        return lambda hidden: tuple(m(hidden).unflatten(-1, (self.heads, -1)) for m in matrices)
+
+    def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Start and end logits.  (..., D) -> (...), (...)"""
+        start, end = self.model.qa_outputs(hidden).unbind(dim=-1)
+        return start, end
+
+    def attention_mask(self, positions: Tensor, real: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Bias added to the attention scores, or None where there is nothing to add.
+
+        positions (B or 1, L) int64 in the input, real (B, L) bool -> (B or 1, H or 1, L or 1, L).
+        Hidden keys get the dtype's minimum, not -inf, so that a row of padding alone stays finite.
+        """
+        if real.all():
+            return None
+        zero = torch.zeros((), dtype=dtype, device=real.device)
+        return zero.masked_fill(~real[:, None, None, :], torch.finfo(dtype).min)
+
+
+class AlbertAdapter(EncoderAdapter):
+    """ALBERT: layers share weights; a projection behind the embeddings."""
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        embedded = super().embed(input_ids, token_type_ids)
+        return self.body.encoder.embedding_hidden_mapping_in(embedded)
+
+    @cached_property
+    def layers(self) -> Sequence[LayerAdapter]:
+        groups = self.body.encoder.albert_layer_groups
+        rounds = self.config.num_hidden_layers
+        used = [groups[n * len(groups) // rounds] for n in range(rounds)]
+        return tuple(self.layer(module) for group in used for module in group.albert_layers)
+
+    def layer(self, module: nn.Module) -> LayerAdapter:
+        inner = module.attention
+
+        def feed_forward(context: Tensor, hidden: Tensor) -> Tensor:
+            attended = inner.LayerNorm(hidden + inner.output_dropout(inner.dense(context)))
+            return module.full_layer_layer_norm(module.ff_chunk(attended) + attended)
+
+        qkv_proj = self.projection(inner.query, inner.key, inner.value)
+        return LayerAdapter(inner, qkv_proj, feed_forward, inner.attention_dropout.p)
+
+
+class DistilBertAdapter(EncoderAdapter):
+    """DistilBERT: no token types, other names, dropout before the span head."""
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return self.body.embeddings(input_ids)
+
+    @cached_property
+    def layers(self) -> Sequence[LayerAdapter]:
+        return tuple(map(self.layer, self.body.transformer.layer))
+
+    def layer(self, module: nn.Module) -> LayerAdapter:
+        inner = module.attention
+
+        def feed_forward(context: Tensor, hidden: Tensor) -> Tensor:
+            attended = module.sa_layer_norm(inner.out_lin(context) + hidden)
+            return module.output_layer_norm(module.ffn.ff_chunk(attended) + attended)
+
+        qkv_proj = self.projection(inner.q_lin, inner.k_lin, inner.v_lin)
+        return LayerAdapter(inner, qkv_proj, feed_forward, inner.dropout.p)
+
+    def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return super().head(self.model.dropout(hidden))
+
+
+class ElectraAdapter(EncoderAdapter):
+    """ELECTRA: BERT, with a projection where embeddings are narrower than layers."""
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        embedded = super().embed(input_ids, token_type_ids)
+        widen = getattr(self.body, "embeddings_project", None)
+        return embedded if widen is None else widen(embedded)
+
+
+class MPNetAdapter(EncoderAdapter):
+    """MPNet: one learned bias per head and distance bucket, shared by all layers."""
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return self.body.embeddings(input_ids=input_ids)
+
+    def layer(self, module: nn.Module) -> LayerAdapter:
+        outer = module.attention
+        inner = outer.attn
+
+        def feed_forward(context: Tensor, hidden: Tensor) -> Tensor:
+            attended = outer.LayerNorm(outer.dropout(inner.o(context)) + hidden)
+            return module.output(module.intermediate(attended), attended)
+
+        qkv_proj = self.projection(inner.q, inner.k, inner.v)
+        return LayerAdapter(inner, qkv_proj, feed_forward, inner.dropout.p)
+
+    def attention_mask(self, positions: Tensor, real: Tensor, dtype: torch.dtype) -> Tensor | None:
+        encoder = self.body.encoder
+        distance = positions[:, None, :] - positions[:, :, None]  # key minus query
+        bucket = encoder.relative_position_bucket(distance)
+        bias = encoder.relative_attention_bias(bucket).permute(0, 3, 1, 2)  # (B or 1, H, L, L)
+        return bias.to(dtype).masked_fill(~real[:, None, None, :], torch.finfo(dtype).min)
+
+
+FAMILIES: Mapping[str, type[EncoderAdapter]] = {
+    "bert": EncoderAdapter,
+    "roberta": EncoderAdapter,
+    "xlm-roberta": EncoderAdapter,
+    "camembert": EncoderAdapter,
+    "albert": AlbertAdapter,
+    "distilbert": DistilBertAdapter,
+    "electra": ElectraAdapter,
+    "mpnet": MPNetAdapter,
+}
+
+
+def adapt_encoder(model: nn.Module) -> EncoderAdapter:
+    """Adapter of a question-answering encoder of transformers; the model is not changed.
+
+    Raises QalibError for a kind of model that is not supported, for one without a span head and
+    for a decoder.
+    """
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    if kind not in FAMILIES:
+        raise QalibError(
+            f"skimming does not know models of the kind {kind!r}; it knows {', '.join(FAMILIES)}."
+        )
+    if not any(kind.__name__.endswith("ForQuestionAnswering") for kind in type(model).__mro__):
+        raise QalibError(
+            f"{type(model).__name__} has no head for answer spans; load the model with "
+            "AutoModelForQuestionAnswering."
+        )
+    if getattr(config, "is_decoder", False):
+        raise QalibError(
+            f"this {kind} model is configured as a decoder, whose tokens do not see what follows; "
+            "set is_decoder to false."
+        )
+    return FAMILIES[kind](model)
