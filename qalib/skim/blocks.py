@@ -98,7 +98,9 @@ class Blocks:
         """Blocks of some positions only.  (B, L') int64, -1 for padding -> L' positions, same K"""
         index, none = positions.clamp(min=0), positions < 0
         fills = ((self.block_ids, PADDING), (self.question, False), (self.separators, False))
-        return Blocks(*(x.gather(1, index).masked_fill(none, fill) for x, fill in fills), self.count)
+        return Blocks(
+            *(x.gather(1, index).masked_fill(none, fill) for x, fill in fills), self.count
+        )
 
 
 def even_blocks(passage: Tensor, size: int) -> Tensor:
@@ -234,9 +236,7 @@ def sentence_blocks(window: Window, context: str, size: int = 32) -> np.ndarray:
     return np.repeat(np.arange(len(blocks)), blocks)
 
 
-def batch_block_ids(
-    blocks: Sequence[np.ndarray], windows: Sequence[Window], length: int
-) -> Tensor:
+def batch_block_ids(blocks: Sequence[np.ndarray], windows: Sequence[Window], length: int) -> Tensor:
     """Blocks of several windows as ``block_ids`` of ``make_blocks``.  B x (P,) -> (B, L) int64
 
     ``length`` L is that of the padded batch; -1 outside the passage.

@@ -1,100 +1,306 @@
-"""Thresholds that are asked for by what they mean: so much recall, so much work, so much loss.
+"""Thresholds by what they mean: recall curves, operating points, and a recall on held-out data.
 
-    replay = Replay(judged.row, judged.sizes, judged.answers, judged.scores)
-    choice = recall_threshold(replay, layer=3, recall=0.995)
-    skimmer.tune(**choice.settings)
-    under_shift(choice, elsewhere)                # does the promise hold on other questions?
+    simulator = PruningSimulator(question, sizes, answers, scores)
+    chosen = calibrate_threshold(simulator, layer=3, recall=0.995)
+    skimmer.set_options(**chosen.options)
+
+    calibration = load_calibration(folder)                   # stored with a skimmer
+    point = calibration.select(OperatingPointTarget(min_recall=0.995))
+    skimmer.set_options(**point.options)
 
 A question's *conformity score* is the highest threshold at which the skimmer still keeps a whole
-gold answer of it: the maximum over its answers of the minimum over the answer's blocks, as in
-``recall.question_scores``, where the ``min_keep`` best blocks are kept at any threshold. Questions
+gold answer of it: the maximum over its answers of the minimum over the answer's blocks. Questions
 without an answer in a block are left out. For n questions of a calibration set, in ascending order
 c_(1) <= ... <= c_(n), the threshold is c_(r), and
 
     1 - r / (n + 1)  <=  P(c_new >= c_(r))
 
 for a new question that is exchangeable with them, with equality where no two are equal. The
-largest r that the wish allows is taken, so that P lies in [recall, recall + 1 / (n + 1)). Equal
+largest r that the recall allows is taken, so that P lies in [recall, recall + 1 / (n + 1)). Equal
 scores can only raise it.
 
 That is an average over calibration sets. For one given set the probability of losing an answer
-is distributed as the r-th smallest of n uniform numbers or below, Beta(r, n + 1 - r), so that
-``confidence`` can be asked for as well: P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence.
+is distributed as the r-th smallest of n uniform numbers or below, Beta(r, n + 1 - r), so that a
+``confidence`` can be required, too: P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence.
 
-Exchangeable is a strong word: questions about one passage are alike, and where new questions come
-with new passages the truth scatters more around the promise than this arithmetic says.
+Both assume exchangeability: questions about one passage are alike, and where new questions come
+with new passages coverage varies more than this arithmetic says; for another kind of text it does
+not hold at all (notebook 06).
 
 Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); given the calibration
 set, tolerance limits (Wilks 1941), whose use here is Vovk's (2012).
+
+Notation: N blocks of a data set in any order, Q questions, W windows, A gold answers of a question
+at most, T thresholds.
 """
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from statistics import NormalDist
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
+from qalib.data.schema import parse_json, read_bytes
 from qalib.errors import QalibError
-from qalib.skim.cost import CostModel
-from qalib.skim.replay import Replay
+from qalib.settings import settings
+from qalib.skim.cost import CostModel, token_counts
+from qalib.skim.storage import skimmer_hash
+
+CALIBRATION = "calibration.json"
+FORMAT = 2  # of that file
+POINTS = 100  # of each layer, at most
+SPECIAL = 3  # [CLS] and two [SEP]
+
+
+# --- block scores against labels ---
+
+
+class BlockScores(NamedTuple):
+    """Of the class "holds an answer"; 0 where a ratio has no denominator."""
+
+    precision: float
+    recall: float
+    f1: float
+    accuracy: float
+    blocks: int
+    positive: int
+
+
+class RecallCurve(NamedTuple):
+    """One point per distinct score, from the highest threshold to the lowest."""
+
+    thresholds: np.ndarray  # (T,)
+    kept: np.ndarray  # (T,) share of passage tokens in kept blocks
+    recall: np.ndarray  # (T,) share of the questions with an answer of which one is kept
+
+
+def block_scores(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> BlockScores:
+    """Precision, recall and F1 of ``scores >= threshold``.  (N,), (N,) bool
+
+    Scores are probabilities; with logits the threshold is 0.
+    """
+    predicted, labels = np.asarray(scores) >= threshold, np.asarray(labels, dtype=bool)
+    hits, chosen, positive = (int(x.sum()) for x in (predicted & labels, predicted, labels))
+    return BlockScores(
+        precision=hits / chosen if chosen else 0.0,
+        recall=hits / positive if positive else 0.0,
+        f1=2 * hits / (chosen + positive) if chosen + positive else 0.0,
+        accuracy=float((predicted == labels).mean()) if len(labels) else 0.0,
+        blocks=len(labels),
+        positive=positive,
+    )
+
+
+def conformity_scores(scores: np.ndarray, answers: np.ndarray, question: np.ndarray) -> np.ndarray:
+    """Highest threshold at which each question keeps a whole answer; -inf without one.  -> (Q,)
+
+        max_a min_{k: answers[k, a]} scores[k]
+
+    scores (N,); answers (N, A) bool, the blocks of each gold answer, or (N,) if there is but one;
+    question (N,) int, the question of each block, 0 to Q - 1.
+    """
+    scores, question = np.asarray(scores, dtype=float), np.asarray(question)
+    answers = np.asarray(answers, dtype=bool)
+    answers = answers[:, None] if answers.ndim == 1 else answers
+    shape = int(question.max(initial=-1)) + 1, answers.shape[1]
+    weakest = np.full(shape, np.inf)
+    np.minimum.at(weakest, question, np.where(answers, scores[:, None], np.inf))
+    there = np.zeros(shape, dtype=bool)
+    np.logical_or.at(there, question, answers)
+    return np.where(there, weakest, -np.inf).max(axis=1, initial=-np.inf)
+
+
+def recall_curve(
+    scores: np.ndarray, answers: np.ndarray, sizes: np.ndarray, question: np.ndarray
+) -> RecallCurve:
+    """Recall of answers against share of passage tokens kept, over all thresholds.
+
+    A question counts if one of its gold answers lies wholly in blocks of at least that score.
+    scores (N,) of any kind that orders blocks; answers and question as of
+    :func:`conformity_scores`; sizes (N,) tokens. Questions without an answer count among the
+    tokens only. Raises QalibError if no question has an answer in a block.
+    """
+    scores, sizes = np.asarray(scores, dtype=float), np.asarray(sizes)
+    reached = conformity_scores(scores, answers, question)
+    reached = np.sort(reached[reached > -np.inf])
+    if not len(reached):
+        raise QalibError("a recall curve needs at least one question with an answer in a block.")
+    thresholds, place = np.unique(scores, return_inverse=True)  # ascending
+    tokens = np.bincount(place, weights=sizes, minlength=len(thresholds))[::-1].cumsum()
+    found = len(reached) - np.searchsorted(reached, thresholds, side="left")
+    return RecallCurve(thresholds[::-1], tokens / tokens[-1], found[::-1] / len(reached))
+
+
+def recall_at_budget(curve: RecallCurve, budget: float) -> float:
+    """Recall of the lowest threshold that keeps at most a share ``budget`` of the tokens.
+
+    0 if no threshold keeps so little.
+    """
+    within = int(np.searchsorted(curve.kept, budget, side="right"))
+    return float(curve.recall[within - 1]) if within else 0.0
+
+
+def budget_at_recall(curve: RecallCurve, recall: float) -> tuple[float, float]:
+    """Smallest share of tokens that reaches a recall of 0 to 1, and its threshold."""
+    if not 0 <= recall <= 1:
+        raise QalibError(f"a recall lies between 0 and 1, not at {recall}.")
+    place = int(np.searchsorted(curve.recall, recall, side="left"))
+    return float(curve.kept[place]), float(curve.thresholds[place])
+
+
+# --- what a threshold would do ---
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Where to skim and how sharply, what was promised and what to expect of it."""
+class PruningSimulator:
+    """Passage blocks of a data set with their scores, to try thresholds without the model.
 
-    layers: tuple[int, ...]
-    thresholds: tuple[float, ...]
-    promise: str  # what was asked for, and what is guaranteed of it
-    questions: int  # with an answer, that it was calibrated on
-    left_out: int  # questions without one
-    found: float  # share of those questions of which a whole answer is kept
-    read: float  # share of passage tokens that all layers read
-    work: float | None  # share of multiply-adds that is left; None without a cost model
+    Exact for a skimmer that prunes at one layer and keeps the best block of a window in any case
+    (``SkimConfig.min_blocks`` 1); one that leaves short rows whole prunes less. Raises QalibError
+    for arrays of different lengths and for scores that are no probabilities.
+    """
+
+    question: np.ndarray  # (N,) int, the question of each block
+    sizes: np.ndarray  # (N,) int, tokens
+    answers: np.ndarray  # (N, A) or (N,) bool, gold answers with a token in the block
+    scores: Mapping[int, np.ndarray]  # (N,) probabilities, by layer
+    window: np.ndarray | None = None  # (N,) int; None: every question has one window
+    unpruned: int | np.ndarray = 16 + SPECIAL  # tokens beside the passage, (W,) by window
+
+    def __post_init__(self):
+        question, answers = np.asarray(self.question), np.asarray(self.answers, dtype=bool)
+        window = question if self.window is None else np.asarray(self.window)
+        scores = {int(n): np.asarray(x, dtype=float) for n, x in sorted(self.scores.items())}
+        arrays = {"sizes": np.asarray(self.sizes), "answers": answers, "window": window}
+        layers = {f"scores of layer {n}": x for n, x in scores.items()}
+        for name, values in (arrays | layers).items():
+            if len(values) != len(question) or not len(values):
+                raise QalibError(
+                    f"{name}: {len(values)} entries for {len(question)} blocks; give one for each "
+                    "of at least one block."
+                )
+        for name, values in layers.items():
+            if not ((values >= 0) & (values <= 1)).all():
+                raise QalibError(f"{name} are no probabilities; take the sigmoid of logits.")
+        question, window = (np.unique(x, return_inverse=True)[1] for x in (question, window))
+        unpruned = np.broadcast_to(self.unpruned, window.max() + 1)
+        arrays |= {"question": question, "window": window, "scores": scores, "unpruned": unpruned}
+        for name, values in arrays.items():
+            object.__setattr__(self, name, values)
+
+    @cached_property
+    def answered(self) -> np.ndarray:
+        """Questions with a gold answer in a block.  (Q,) bool"""
+        held = self.answers if self.answers.ndim == 1 else self.answers.any(axis=1)
+        return np.bincount(self.question, weights=held) > 0
+
+    @cached_property
+    def best(self) -> dict[int, np.ndarray]:
+        """Whether a block is the best of its window, the first of equal ones.  (N,) by layer"""
+        found = {}
+        for layer, scores in self.scores.items():
+            order = np.lexsort((-scores, self.window))  # stable
+            first = np.unique(self.window[order], return_index=True)[1]
+            found[layer] = np.zeros(len(scores), dtype=bool)
+            found[layer][order[first]] = True
+        return found
+
+    def kept(self, layer: int, threshold: float) -> np.ndarray:
+        """Blocks that are kept.  (N,) bool. Raises QalibError for a layer without scores."""
+        if layer not in self.scores:
+            raise QalibError(f"there are no scores of layer {layer}, only of {[*self.scores]}.")
+        return (self.scores[layer] >= threshold) | self.best[layer]
+
+    def conformity_scores(self, layer: int) -> np.ndarray:
+        """Highest threshold at which a question keeps a whole answer, of those that have one.
+
+        Infinite where it lies in the best block of a window, which is kept at any threshold.
+        """
+        scores = np.where(self.kept(layer, np.inf), np.inf, self.scores[layer])
+        return conformity_scores(scores, self.answers, self.question)[self.answered]
+
+    def token_fraction(self, layer: int, threshold: float) -> float:
+        """Share of all passage tokens that all layers process."""
+        return float(self.sizes[self.kept(layer, threshold)].sum() / self.sizes.sum())
+
+    def relative_flops(self, layer: int, threshold: float, cost: CostModel) -> float:
+        """Multiply-adds of all windows, predictors included, relative to full inference.
+
+        A ratio of sums, as time is: long windows count for more. A window's question has the
+        tokens beside its passage but three special ones.
+        """
+        depth, kept = len(cost.layers), self.kept(layer, threshold)
+        passage = np.bincount(self.window, weights=self.sizes)
+        given = self.unpruned + passage
+        left = self.unpruned + np.bincount(self.window, weights=self.sizes * kept)
+        total = cost.encoder_macs(token_counts(given, {layer: left}, depth)).sum()
+        question = np.maximum(self.unpruned - SPECIAL, 0)
+        total += cost.predictor_macs(layer, passage, question).sum()
+        total += cost.early_logits * given.sum()
+        return float(total / cost.encoder_macs(token_counts(given, {}, depth)).sum())
+
+
+# --- a threshold for a recall ---
+
+
+@dataclass(frozen=True)
+class CalibratedThreshold:
+    """A threshold, its required recall, and what it does to the calibration set."""
+
+    layer: int
+    threshold: float
+    recall: float  # required, for a new question
+    confidence: float | None  # that it holds with this calibration set; None: on average over sets
+    questions: int  # with an answer, used for calibration
+    answers_kept: float  # share of those questions of which a whole answer is kept
+    token_fraction: float  # of the passage tokens
+    relative_flops: float | None  # None without a cost model
 
     @property
-    def at(self) -> dict[int, float]:
-        """Thresholds by layer."""
-        return dict(zip(self.layers, self.thresholds, strict=True))
-
-    @property
-    def settings(self) -> dict[str, tuple]:
-        """For ``Skimmer.tune``."""
-        return {"skim_at": self.layers, "thresholds": self.thresholds}
+    def options(self) -> dict[str, tuple]:
+        """For ``Skimmer.set_options``."""
+        return {"prune_layers": (self.layer,), "thresholds": (self.threshold,)}
 
 
-def recall_threshold(
-    replay: Replay,
+def calibrate_threshold(
+    simulator: PruningSimulator,
     layer: int,
     recall: float = 0.995,
     confidence: float | None = None,
     cost: CostModel | None = None,
-) -> Choice:
-    """The sharpest threshold at which a new question keeps a whole answer that often.
+) -> CalibratedThreshold:
+    """Highest threshold at which a new question keeps a whole answer with probability ``recall``.
 
-    ``recall``: P(kept), between 0 and 1, on average over calibration sets; with ``confidence`` it
-    holds with that probability for this one (see the top). Raises QalibError if there are too few
-    questions for the wish, saying how many it takes.
+    On average over calibration sets, or with ``confidence`` for this one (see the top). Raises
+    QalibError if there are too few questions, with the number that is needed.
     """
-    _known(replay, layer)
-    reached = np.sort(replay.reached(replay.lasting({layer: replay.grids[layer]})))
-    rank = allowed_rank(len(reached), recall, confidence)
+    reached = np.sort(simulator.conformity_scores(layer))
+    rank = conformal_rank(len(reached), recall, confidence)
     threshold = min(float(reached[rank - 1]), 1.0)  # infinite where the best blocks are enough
-    return describe(replay, {layer: threshold}, promise_of(recall, confidence), cost)
+    token_fraction = simulator.token_fraction(layer, threshold)
+    flops = None if cost is None else simulator.relative_flops(layer, threshold, cost)
+    kept = float((reached >= threshold).mean())
+    return CalibratedThreshold(
+        layer, threshold, recall, confidence, len(reached), kept, token_fraction, flops
+    )
 
 
-def allowed_rank(questions: int, recall: float, confidence: float | None = None) -> int:
+def conformal_rank(questions: int, recall: float, confidence: float | None = None) -> int:
     """The r of the top of this file: which of the sorted conformity scores is the threshold, >= 1.
 
-    Raises QalibError if even the lowest one is too high, and for wishes outside 0 to 1.
+    Raises QalibError if even the lowest one is too high, and for numbers outside 0 to 1.
     """
     from scipy.stats import binom
 
     _check_share("recall", recall)
     if confidence is None:
-        # a wish is meant as it is written: 0.9 is nine tenths, and its floor must not be one short
+        # in exact arithmetic: the rank for a recall of 0.9 must not be one too low
         rank = math.floor((questions + 1) * (1 - Fraction(repr(float(recall)))))
         needed = math.ceil(1 / (1 - Fraction(repr(float(recall))))) - 1
     else:
@@ -103,168 +309,180 @@ def allowed_rank(questions: int, recall: float, confidence: float | None = None)
         rank = int(np.searchsorted(tail, 1 - confidence, side="right"))
         needed = math.ceil(math.log(1 - confidence) / math.log(recall))
     if rank < 1:
+        with_confidence = "" if confidence is None else f" with confidence {confidence:g}"
         raise QalibError(
-            f"{questions} questions with an answer are too few to promise a recall of {recall:g}"
-            + (f" with confidence {confidence:g}" if confidence is not None else "")
-            + f"; calibrate on at least {needed}, or ask for less."
+            f"{questions} questions with an answer are too few for a recall of {recall:g}"
+            f"{with_confidence}; calibrate on at least {needed}, or lower the recall."
         )
     return rank
-
-
-def promise_of(recall: float, confidence: float | None) -> str:
-    """What ``allowed_rank`` guarantees, in words."""
-    known = "on average over calibration sets"
-    if confidence is not None:
-        known = f"with confidence {confidence:g} in this calibration set"
-    return f"a new question of this kind keeps a whole answer with probability {recall:g}, {known}"
-
-
-def work_threshold(
-    replay: Replay, layer: int, work: float = 0.5, cost: CostModel | None = None
-) -> Choice:
-    """The lowest threshold, and so the one with the highest recall, that leaves so little work.
-
-    ``work``: multiply-adds as a share of those without skimming, predictors included; without a
-    cost model the share of passage tokens that all layers read. Nothing is promised about other
-    questions than these, except that theirs are like them on average. Raises QalibError if no
-    threshold leaves so little: what is always kept, and the layers before, are too much.
-    """
-
-    def left(threshold: float) -> float:
-        at = {layer: threshold}
-        return replay.read(at) if cost is None else replay.work(at, cost)
-
-    _known(replay, layer)
-    scores = np.unique(np.append(replay.scores[layer], [0.0, 1.0]))
-    if (least := left(scores[-1])) > work:
-        raise QalibError(
-            f"skimming at layer {layer} leaves {least:.3g} of the work at the highest threshold, "
-            f"more than {work:g}; ask for more, or skim at an earlier layer."
-        )
-    low, high = 0, len(scores) - 1  # the wish is met at high, and work falls with the threshold
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if left(scores[middle]) <= work else (middle + 1, high)
-    kind = "passage tokens" if cost is None else "multiply-adds"
-    promise = f"at most {work:g} of the {kind} on these questions; no recall is promised"
-    return describe(replay, {layer: float(scores[low])}, promise, cost)
-
-
-def loss_threshold(
-    f1: Mapping[float, float | np.ndarray], most: float = 0.5, confidence: float | None = None
-) -> float:
-    """The sharpest measured threshold that loses at most ``most`` points of F1 against threshold 0.
-
-    f1          by threshold, 0 among them: a number in points, 0 to 100, or an array (questions,)
-                of 0 to 1 as ``metrics.question_scores`` gives it, in the same order for all
-    confidence  that no more is lost on new questions of the same kind; needs arrays
-
-    With ``confidence`` the loss is bounded from above, mean + z sd / sqrt(n) over the paired
-    differences, one question that loses everything counted in, so that a few questions without a
-    loss prove little. Thresholds are tried from the mildest on up to the first that fails: in a
-    fixed order the level need not be shared among them. Without it, the sharpest one that was
-    measured to lose little is taken. Raises QalibError for values that cannot be compared.
-    """
-    if 0 not in f1:
-        raise QalibError("F1 at threshold 0, where nothing is skipped, is what losses start from.")
-    if most < 0:
-        raise QalibError(f"a loss is asked for in points from 0 up, not {most:g}.")
-    if confidence is not None:
-        _check_share("confidence", confidence)
-    best = 0.0
-    for threshold in sorted(f1):
-        if _lost(f1[0], f1[threshold], confidence) <= most or threshold == 0:
-            best = float(threshold)
-        elif confidence is not None:
-            break
-    return best
-
-
-def _lost(full: float | np.ndarray, skimmed: float | np.ndarray, confidence: float | None) -> float:
-    """Points of F1 lost, or an upper bound of them."""
-    full, skimmed = np.asarray(full, dtype=float), np.asarray(skimmed, dtype=float)
-    if full.shape != skimmed.shape or full.ndim > 1 or not full.size:
-        raise QalibError(
-            f"F1 of shapes {full.shape} and {skimmed.shape} cannot be paired: give a number for "
-            "every threshold, or an array (questions,) for every threshold."
-        )
-    if full.ndim == 0:
-        if confidence is not None:
-            raise QalibError("a confidence needs F1 question by question, not its mean alone.")
-        return float(full - skimmed)
-    lost = full - skimmed
-    if confidence is None:
-        return float(100 * lost.mean())
-    lost = np.append(lost, 1.0)
-    z = NormalDist().inv_cdf(confidence)
-    return float(100 * (lost.mean() + z * lost.std(ddof=1) / math.sqrt(len(lost))))
-
-
-def describe(
-    replay: Replay, thresholds: Mapping[int, float], promise: str, cost: CostModel | None
-) -> Choice:
-    """The choice of some thresholds by layer, with what it does to these questions."""
-    found = replay.found(thresholds)
-    return Choice(
-        layers=tuple(sorted(thresholds)),
-        thresholds=tuple(thresholds[n] for n in sorted(thresholds)),
-        promise=promise,
-        questions=len(found),
-        left_out=len(replay.answered) - len(found),
-        found=float(found.mean()) if len(found) else 0.0,
-        read=replay.read(thresholds),
-        work=None if cost is None else replay.work(thresholds, cost),
-    )
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How often a whole answer was kept, with its exact interval, and what was read for it."""
-
-    found: float
-    low: float
-    high: float
-    questions: int  # with an answer
-    left_out: int  # without
-    read: float
-    work: float | None
-
-
-def under_shift(
-    choice: Choice, replay: Replay, confidence: float = 0.95, cost: CostModel | None = None
-) -> Coverage:
-    """What a choice does to questions of another kind than it was made on.
-
-    The interval is Clopper and Pearson's (1934), which covers at least as often as it says. A
-    promised recall above ``high`` is broken. Raises QalibError if no question has an answer.
-    """
-    told = describe(replay, choice.at, choice.promise, cost)
-    hits = round(told.found * told.questions)
-    low, high = exact_interval(hits, told.questions, confidence)
-    return Coverage(told.found, low, high, told.questions, told.left_out, told.read, told.work)
-
-
-def exact_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a probability: those that leave each tail its share.
-
-    Raises QalibError without trials.
-    """
-    from scipy.stats import binomtest
-
-    _check_share("confidence", confidence)
-    if trials < 1:
-        raise QalibError("an interval needs at least one question with an answer.")
-    found = binomtest(hits, trials).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
-
-
-def _known(replay: Replay, layer: int) -> None:
-    if layer not in replay.scores:
-        raise QalibError(f"there are no scores of layer {layer}, only of {[*replay.scores]}.")
 
 
 def _check_share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise QalibError(
-            f"{name} lies between 0 and 1, not at {value:g}; only a threshold of 0 is certain."
+            f"{name} must be between 0 and 1, not {value:g}; only a threshold of 0 is certain."
         )
+
+
+# --- operating points that are stored with a skimmer ---
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@settings
+class OperatingPointTarget:
+    """One of three: a recall, or a limit of FLOPs or of the loss in F1."""
+
+    min_recall: Share | None = None  # probability of keeping a whole answer
+    max_flops: Share | None = None  # multiply-adds relative to full inference
+    max_f1_drop: Annotated[float, Field(ge=0, le=100)] | None = None  # points of F1
+
+    def __post_init__(self):
+        given = [name for name, value in asdict(self).items() if value is not None]
+        if len(given) != 1:
+            raise QalibError(
+                "set one of min_recall (e.g. 0.995), max_flops (e.g. 0.5) and max_f1_drop "
+                f"(e.g. 0.5), not {' and '.join(given) or 'none'}."
+            )
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What pruning at a layer with a threshold did to held-out questions; layer 0: no pruning.
+
+    Of n questions with an answer, m have none whose blocks all reach the threshold. Then the
+    threshold is at most the (m + 1)-th smallest conformity score, and a new question keeps a whole
+    answer with P >= 1 - (m + 1) / (n + 1) = (n - m) / (n + 1), on average over calibration sets.
+    That the best block of a window is kept at any threshold is not relied on, so this holds where
+    windows are dropped, too, with a ``window_threshold`` of at most the threshold.
+    """
+
+    layer: int
+    threshold: float
+    recall: float  # P above
+    relative_flops: float  # predictors included
+    f1_drop: float | None = None  # points of F1; None: not measured
+
+    @property
+    def options(self) -> dict[str, tuple]:
+        """For ``Skimmer.set_options``."""
+        at = (self.layer,) if self.layer else ()
+        return {"prune_layers": at, "thresholds": (self.threshold,) if at else ()}
+
+    def meets(self, target: OperatingPointTarget) -> bool:
+        """Whether it meets a target."""
+        if target.min_recall is not None:
+            return self.recall >= target.min_recall
+        if target.max_flops is not None:
+            return self.relative_flops <= target.max_flops
+        return self.f1_drop is not None and self.f1_drop <= target.max_f1_drop
+
+
+NO_PRUNING = OperatingPoint(0, 0.0, recall=1.0, relative_flops=1.0, f1_drop=0.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Operating points of a skimmer, measured on held-out questions."""
+
+    points: tuple[OperatingPoint, ...]
+    questions: int  # with an answer
+    data: str  # description of the questions
+
+    def select(self, target: OperatingPointTarget) -> OperatingPoint:
+        """The cheapest point that meets a target; for ``max_flops``, that with the highest recall.
+
+        ``NO_PRUNING`` if nothing cheaper has the recall or F1. Raises QalibError if no point has
+        so few FLOPs.
+        """
+        able = [point for point in (*self.points, NO_PRUNING) if point.meets(target)]
+        if not able:
+            least = min(point.relative_flops for point in self.points)
+            raise QalibError(
+                f"this skimmer needs at least {least:.2f} of the FLOPs of full inference; "
+                f"max_flops {target.max_flops:g} cannot be met."
+            )
+        if target.max_flops is not None:
+            return max(able, key=lambda point: (point.recall, -point.relative_flops))
+        return min(able, key=lambda point: point.relative_flops)
+
+    def describe(self, point: OperatingPoint) -> str:
+        """An operating point in a sentence."""
+        if not point.layer:
+            return "no pruning: no cheaper operating point meets the target"
+        drop = "" if point.f1_drop is None else f", {point.f1_drop:.2f} points of F1 lost"
+        return (
+            f"prunes blocks scored below {point.threshold:.4f} at layer {point.layer}: on "
+            f"held-out questions like the {self.questions:,} it was calibrated on ({self.data}), "
+            f"a whole answer is kept with probability {point.recall:.4f}, with "
+            f"{point.relative_flops:.0%} of the FLOPs{drop}"
+        )
+
+
+def operating_points(simulator: PruningSimulator, cost: CostModel) -> tuple[OperatingPoint, ...]:
+    """Points of all layers with scores, at thresholds that lose more and more answers.
+
+    The thresholds are conformity scores: each of the lowest, then fewer and fewer. Raises
+    QalibError if no question has an answer.
+    """
+    if not simulator.answered.any():
+        raise QalibError("a calibration needs at least one question with an answer in a block.")
+    points = []
+    for layer, scores in simulator.scores.items():
+        reached = conformity_scores(scores, simulator.answers, simulator.question)
+        ordered = np.sort(reached[simulator.answered])
+        n = len(ordered)
+        ranks = np.unique(np.geomspace(1, n, POINTS).astype(int))
+        for threshold in np.unique(ordered[ranks - 1]):
+            missed = int(np.searchsorted(ordered, threshold, side="left"))
+            flops = simulator.relative_flops(layer, threshold, cost)
+            points.append(OperatingPoint(layer, float(threshold), (n - missed) / (n + 1), flops))
+    return tuple(points)
+
+
+def highest_thresholds(
+    points: Sequence[OperatingPoint], recalls: Sequence[float]
+) -> list[OperatingPoint]:
+    """Of every layer the point with the highest threshold for each recall, to measure F1 at."""
+    chosen = set()
+    for layer in {point.layer for point in points}:
+        for recall in recalls:
+            able = [p for p in points if p.layer == layer and p.recall >= recall]
+            chosen |= {max(able, key=lambda p: p.threshold)} if able else set()
+    return sorted(chosen, key=lambda point: (point.layer, point.threshold))
+
+
+def save_calibration(folder: str | Path, calibration: Calibration) -> None:
+    """Write a calibration into the folder of its skimmer."""
+    content = {"format": FORMAT, "skimmer": skimmer_hash(folder)} | asdict(calibration)
+    content["points"] = [list(asdict(point).values()) for point in calibration.points]
+    lines = json.dumps(content).replace("[[", "[\n[").replace("], [", "],\n[")  # a line for a point
+    (Path(folder) / CALIBRATION).write_text(lines + "\n", encoding="utf-8")
+
+
+def load_calibration(folder: str | Path) -> Calibration:
+    """The calibration in the folder of a skimmer.
+
+    Raises QalibError if there is none, or if it is damaged, of another format or of another
+    skimmer.
+    """
+    path = Path(folder) / CALIBRATION
+    if not path.is_file():
+        raise QalibError(
+            f"{folder}: no {CALIBRATION} here, so there are no operating points to select from; "
+            "skim with the skimmer's own settings, or use a skimmer that has been calibrated."
+        )
+    content = parse_json(read_bytes(path), path)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise QalibError(
+            f"{path}: format {found!r}, but this version of qalib reads {FORMAT}; use the version "
+            "that wrote it."
+        )
+    if content.get("skimmer") != skimmer_hash(folder):
+        raise QalibError(f"{path}: belongs to another skimmer than the one beside it.")
+    try:
+        points = tuple(OperatingPoint(*values) for values in content["points"])
+        return Calibration(points, int(content["questions"]), str(content["data"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise QalibError(f"{path}: cannot be read ({error}).") from None

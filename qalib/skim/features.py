@@ -57,15 +57,20 @@ def first_position(blocks: Blocks) -> Tensor:
 
 
 def paper_features(layer: LayerActivations, blocks: Blocks) -> Tensor:
-    """The six numbers per head that the paper's probe reads, named in ``PAPER_FEATURES``.  -> (B, K, H, 6)
+    """The six features per head of the paper's probe, see ``PAPER_FEATURES``.  -> (B, K, H, 6)
 
     From a block: mean over its tokens of their attention to the set. To a block: attention of the
     set to the whole block, mean over the set. All six lie between 0 and 1; 0
     where the set is empty. Source: Block-Skim, section 3 and Eq. 2.
     """
     sets = torch.stack([blocks.question, first_position(blocks), blocks.separators], dim=1)
-    to_set, from_set = layer.attention.attention_to(sets), layer.attention.attention_from(sets)  # (B, H, 3, L)
-    to_set = block_mean(to_set.flatten(1, 2), blocks).unflatten(1, to_set.shape[1:3])  # (B, H, 3, K)
+    to_set, from_set = (
+        layer.attention.attention_to(sets),
+        layer.attention.attention_from(sets),
+    )  # (B, H, 3, L)
+    to_set = block_mean(to_set.flatten(1, 2), blocks).unflatten(
+        1, to_set.shape[1:3]
+    )  # (B, H, 3, K)
     from_set = block_sum(from_set.float().flatten(1, 2), blocks).unflatten(1, from_set.shape[1:3])
     return torch.stack([to_set, from_set], dim=3).flatten(2, 3).permute(0, 3, 1, 2)
 
@@ -82,7 +87,9 @@ def question_features(layer: LayerActivations, blocks: Blocks, size: int) -> Ten
     orders of magnitude and its ratios carry the meaning, hence the logarithm.
     """
     sets = torch.stack([blocks.question, first_position(blocks)], dim=1)
-    both = torch.stack([layer.attention.attention_to(sets), layer.attention.attention_from(sets)], dim=1)
+    both = torch.stack(
+        [layer.attention.attention_to(sets), layer.attention.attention_from(sets)], dim=1
+    )
     per_token = both.permute(0, 3, 1, 2, 4).flatten(1, 3)  # (B, 2, H, 2, L) -> (B, 4 H, L)
     within = layer.attention.diagonal_blocks(blocks, size).float().sum(dim=-1)  # (B, H, K, S)
     sizes = blocks.sizes[:, None].clamp(1, size)  # (B, 1, K)

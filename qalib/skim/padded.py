@@ -8,7 +8,6 @@ Notation: B batch, L positions of the input, L' those that are left, D width, H 
 K blocks.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch

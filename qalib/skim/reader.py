@@ -1,63 +1,41 @@
-"""A reader that skims: an encoder with a question-answering head, a skimmer beside it."""
+"""A reader that skims: an encoder with a span head, and a skimmer.
+
+answerer = load_skim_answerer(target=OperatingPointTarget(min_recall=0.995))
+answerer.answer("Who built the bridge?", passage)[0].text
+print(answerer.reader.operating_point)
+"""
 
 from pathlib import Path
 
 from torch import nn
 
-from qalib.data.batches import Batch
+from qalib.data.batching import Batch
+from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
+from qalib.inference import AnswerConfig, QuestionAnswerer
+from qalib.models.encoder import EncoderReader
+from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+from qalib.models.pretrained import SETTINGS as READER_SETTINGS
+from qalib.skim.calibration import OperatingPointTarget, load_calibration
 from qalib.skim.skimmer import Skimmer, SkimOutput
-from qalib.skim.storage import load_skimmer
-from qalib.skim.wishes import Wish, load_calibration
-from qalib.spans import ReaderOutput
+from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
+
+BF16_MIN_TOKENS = 256  # shorter inputs are not worth pruning in bf16 on a CPU (notebook 06)
 
 
 class SkimReader(nn.Module):
     """From Batch to ReaderOutput, like the encoder reader it is made of.
 
-    In training every predictor is asked and all of a passage is read, unless ``skims_in_training``;
-    in evaluation it skims as the skimmer is set. The output's ``attentions`` hold, beside nothing
-    else: ``layer l`` (B, K), the predictor's logits, -inf or lowest where there is no block;
-    ``blocks`` (B, L), the block of every position; ``read`` (B,), the share of the passage that
-    was read to the end; ``dropped`` (B,) bool, and ``best`` (B,), see ``SkimOutput``. A batch's
-    inputs may hold ``blocks`` (B, L), cut elsewhere, and ``optional`` (B,), see ``Skimmer.run``.
+    In training every predictor is run and nothing is pruned, unless ``skims_in_training``; in
+    evaluation it prunes as the skimmer is set. The output's ``aux`` is a ``SkimOutput``. A batch's
+    inputs may have ``block_ids`` (B, L), given blocks, and ``optional`` (B,), see ``Skimmer.run``.
     """
 
-    def __init__(self, reader: nn.Module, skimmer: Skimmer, skims_in_training: bool = False):
+    def __init__(self, reader: EncoderReader, skimmer: Skimmer, skims_in_training: bool = False):
         super().__init__()
         self.reader, self.skimmer = reader, skimmer
         self.skims_in_training = skims_in_training
-        self.promise = ""  # what a wish was granted with
-
-    @classmethod
-    def load(
-        cls,
-        reader: nn.Module,
-        folder: str | Path,
-        beside: str = "",
-        wish: Wish | None = None,
-        drop: float | None = None,
-    ) -> "SkimReader":
-        """A reader with the skimmer in a folder, which is to have been trained ``beside`` it.
-
-        ``wish`` and ``drop`` change how the skimmer is set. Raises QalibError as ``load_skimmer``,
-        if the wish cannot be granted, and if ``drop`` would take back what it was granted with.
-        """
-        skims = cls(reader, load_skimmer(folder, reader.encoder, reader=beside))
-        if wish is not None:
-            calibration = load_calibration(folder)
-            point = calibration.grant(wish)
-            skims.skimmer.tune(**point.settings)
-            skims.promise = calibration.promise(point)
-            if drop is not None and drop > point.threshold:
-                raise QalibError(
-                    f"windows below {drop:g} cannot be dropped, as the wish was granted with a "
-                    f"threshold of {point.threshold:.4f}; drop below that at most."
-                )
-            skims.skimmer.tune(drop=min(skims.skimmer.config.drop, point.threshold))
-        if drop is not None:
-            skims.skimmer.tune(drop=drop)
-        return skims
+        self.operating_point = ""  # description of the calibrated one, where one was selected
 
     @property
     def tokenizer(self):
@@ -65,42 +43,79 @@ class SkimReader(nn.Module):
         return self.reader.tokenizer
 
     @property
-    def drops(self) -> bool:
-        """Whether it may leave windows of long passages."""
-        return self.skimmer.config.drop > 0
-
-    @property
-    def frozen(self) -> bool:
-        """Whether nothing of the encoder is trained."""
-        return not any(p.requires_grad for p in self.reader.parameters())
+    def drops_windows(self) -> bool:
+        """Whether windows of long passages may be dropped; see ``qalib.inference``."""
+        return self.skimmer.config.window_threshold > 0
 
     def train(self, mode: bool = True) -> "SkimReader":
-        """Training mode; a frozen encoder stays as it answers, without dropout."""
+        """Training mode; a frozen encoder stays in evaluation mode, without dropout."""
         super().train(mode)
-        self.reader.train(mode and not self.frozen)
+        frozen = not any(p.requires_grad for p in self.reader.parameters())
+        self.reader.train(mode and not frozen)
         return self
 
     def run(self, batch: Batch, skim: bool | None = None) -> SkimOutput:
-        """The skimmer's own account of a batch; ``skim`` as of ``Skimmer.run``."""
+        """The skimmer's output for a batch; ``skim`` as of ``Skimmer.run``."""
         inputs = dict(batch.inputs)
-        of = inputs.pop("blocks", None)  # blocks cut elsewhere, at sentences for instance
-        optional = inputs.pop("optional", None)
         if not self.reader.uses_types:
             inputs.pop("token_type_ids")
         passage = batch.mask.clone()
         passage[:, 0] = False  # [CLS] may be "no answer"; it is no part of the passage
         if skim is None:
             skim = self.skims_in_training if self.training else None
-        model = self.reader.encoder
-        more = {"passage": passage, "of": of, "skim": skim, "optional": optional}
-        return self.skimmer.run(model, **inputs, **more)
+        return self.skimmer.run(self.reader.encoder, passage=passage, skim=skim, **inputs)
 
     def forward(self, batch: Batch) -> ReaderOutput:
-        """Logits over every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)"""
+        """Logits at every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)"""
         output = self.run(batch)
-        told = {f"layer {number}": scores for number, scores in output.scores.items()}
-        for number, (start, end) in output.early.items():
-            told |= {f"start {number}": start, f"end {number}": end}
-        told |= {"blocks": output.blocks.of, "read": output.read}
-        told |= {"dropped": output.dropped, "best": output.best}
-        return ReaderOutput(output.start_logits, output.end_logits, batch.mask, told)
+        return ReaderOutput(output.start_logits, output.end_logits, batch.mask, aux=output)
+
+
+def load_skim_answerer(
+    checkpoint: str | Path = "",
+    config: AnswerConfig | None = None,
+    skimmer: str | Path = "",
+    target: OperatingPointTarget | None = None,
+    window_threshold: float | None = None,
+) -> QuestionAnswerer:
+    """A question answerer that skims, with a reader as ``QuestionAnswerer.load`` makes it.
+
+    ``skimmer``: folder of the skimmer, by default that of ``checkpoint``, or the published one of
+    the published reader. ``target`` selects a calibrated operating point and ``window_threshold``
+    drops windows of long passages (see ``SkimConfig``); otherwise the skimmer's own settings apply.
+    Raises QalibError if there is no skimmer, if it was trained with another reader, if no operating
+    point meets the target, and for a window threshold above that of the operating point.
+    """
+    answerer = QuestionAnswerer.load(checkpoint, config)
+    home = Path(checkpoint or DEFAULT_CHECKPOINT)
+    folder = Path(skimmer or checkpoint or DEFAULT_SKIMMER)
+    trained_with = checkpoint_hash(home) if (home / READER_SETTINGS).is_file() else ""
+    loaded = load_skimmer(folder, answerer.reader.encoder, reader_hash=trained_with)
+    reader = SkimReader(answerer.reader, loaded.to(answerer.device))
+    _set_operating_point(reader, folder, target, window_threshold)
+    on_cpu = answerer.device.type == "cpu"
+    if on_cpu and answerer.precision == "bf16" and target is None and loaded.config.min_tokens:
+        loaded.set_options(min_tokens=max(BF16_MIN_TOKENS, loaded.config.min_tokens))
+    return QuestionAnswerer(reader, answerer.config)
+
+
+def _set_operating_point(
+    reader: SkimReader,
+    folder: Path,
+    target: OperatingPointTarget | None,
+    window_threshold: float | None,
+) -> None:
+    skimmer = reader.skimmer
+    if target is not None:
+        calibration = load_calibration(folder)
+        point = calibration.select(target)
+        reader.operating_point = calibration.describe(point)
+        if window_threshold is not None and window_threshold > point.threshold:
+            raise QalibError(
+                f"a window threshold of {window_threshold:g} would drop more than the operating "
+                f"point allows, whose threshold is {point.threshold:.4f}; choose at most that."
+            )
+        window = min(skimmer.config.window_threshold, point.threshold)
+        skimmer.set_options(**point.options, window_threshold=window)
+    if window_threshold is not None:
+        skimmer.set_options(window_threshold=float(window_threshold))

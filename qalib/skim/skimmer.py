@@ -236,9 +236,7 @@ class Skimmer(nn.Module):
         """Blocks that ``run`` makes of a batch; real (B, L) bool, the others as of ``run``."""
         if passage is None:
             passage = find_passage(input_ids, real) if block_ids is None else block_ids >= 0
-        return window_blocks(
-            input_ids, real, passage, self.config.predictor.block_size, block_ids
-        )
+        return window_blocks(input_ids, real, passage, self.config.predictor.block_size, block_ids)
 
     def run(
         self,
@@ -301,7 +299,9 @@ class Skimmer(nn.Module):
             context = state.attend(layer, number, needed, config.detach_views)
             if number in scoring:
                 self._score(number, state, record, rows)
-                state.activations = {n: a for n, a in state.activations.items() if read_by[n] > number}
+                state.activations = {
+                    n: a for n, a in state.activations.items() if read_by[n] > number
+                }
             if skim and number in config.prune_layers:
                 kept = self._select(number, state.blocks, record, keep, optional)
                 logits, last = self._early_logits(number, state), number == scoring[-1]
