@@ -184,7 +184,7 @@ def test_command_line_lists_its_commands() -> None:
         assert command in shown.stdout
 
 
-def test_answering_needs_the_core_packages_only(tmp_path) -> None:
+def test_answering_needs_the_core_packages_only() -> None:
     """Everything behind `answer` and `score` imports without the packages of other groups."""
     others = {name(requirement) for requirement in STUDY + BENCH + DEV}
     owners = metadata.packages_distributions()
@@ -201,7 +201,7 @@ import qalib.skim.reader, qalib.training, qalib.metrics
 answers = QuestionAnswerer.load().answer("Who built it?", "The bridge was built by Mira Kovac.")
 print(answers[0].text)
 """
-    done = python("-c", code, cwd=tmp_path)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "Mira" in done.stdout
 

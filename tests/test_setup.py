@@ -130,7 +130,7 @@ def test_check_runs_in_order(clone: Clone) -> None:
         "ruff check",
         "ruff format",
         "lint-imports",
-        "pytest",
+        "pytest -n",
         "pytest notebooks",
         "qalib run-notebooks",
         "qalib run-notebooks",
