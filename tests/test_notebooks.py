@@ -158,13 +158,12 @@ def outputs_are_those_of_one_clean_run(tree):
 
 
 @rule
-def the_title_is_a_question_with_an_answer(tree):
+def the_title_is_followed_by_a_summary(tree):
     first = prose(tree)[0].strip().splitlines() if prose(tree) else [""]
-    has_question = first[0].startswith("# ") and first[0].rstrip().endswith("?")
-    has_answer = any(
+    has_summary = any(
         line.startswith("> ") for text in prose(tree)[:2] for line in text.splitlines()
     )
-    return ([] if has_question else ["title"]) + ([] if has_answer else ["answer"])
+    return ([] if first[0].startswith("# ") else ["title"]) + ([] if has_summary else ["summary"])
 
 
 @rule
@@ -197,7 +196,7 @@ def test_notebooks_are_numbered_without_a_gap_and_small():
 def test_outputs_are_those_of_the_recorded_run():
     for notebook in list_notebooks():
         stamp = ProjectPaths().stamp(notebook.name, "study")
-        assert stamp.exists(), f"run `python -m qalib figures --profile study` for {notebook.name}"
+        assert stamp.exists(), f"run `python -m qalib run-notebooks --profile study` for {notebook.name}"
         recorded = json.loads(stamp.read_text(encoding="utf-8"))["outputs"]
         assert outputs_hash(notebook) == recorded, notebook.name
 
@@ -218,7 +217,8 @@ def good() -> dict:
             cell("code", "imports", "import os\n\nimport qalib", 1),
             cell("code", "parameters", PARAMETERS, 2, tags=["parameters"]),
             cell("markdown", "paper-and-here", "## Paper and here"),
-            cell("code", "compare", "study.compare({})", 3),
+            cell("code", "check", "def f():\n    return 1\n\n\nassert f() == 1", 3),
+            cell("code", "compare", "study.compare({})", 4),
             cell("markdown", "next", "Next: nothing."),
         ],
         "metadata": {"kernelspec": {"name": "python3"}},
@@ -239,18 +239,15 @@ def says(text: str) -> Callable[[dict], None]:
 
 BREAKS = {
     "cells_are_short": [
-        edit("compare", source=["x = 1\n"] * 16),
-        lambda tree: [c.update(source=["x = 1\n"] * 7) for c in code(tree)],
+        edit("compare", source=["x = 1\n"] * 33),
+        lambda tree: [c.update(source=["x = 1\n"] * 13) for c in code(tree)],
     ],
     "lines_fit_the_page": [edit("compare", source=["x = 1  # " + "y" * 71])],
-    "notebooks_are_short_and_tell_a_story": [
-        lambda tree: tree["cells"].append(code(tree)[0]),
-        lambda tree: tree["cells"].extend(tree["cells"] * 12),
+    "the_method_is_written_out_and_compared": [
+        edit("check", source=["assert 1"]),
+        edit("check", source=["def f():\n    return 1"]),
     ],
-    "definitions_live_in_the_package": [
-        edit("compare", source=["class A:\n    x = 1"]),
-        edit("compare", source=["def f():\n" + "    x = 1\n" * 8]),
-    ],
+    "cells_are_explained": [lambda tree: tree["cells"].extend(code(tree) * 2)],
     "code_is_plain_python": [edit("compare", source=["%pip install x"])],
     "there_is_one_parameters_cell_the_same_everywhere": [
         edit("parameters", metadata={}),
@@ -285,8 +282,8 @@ BREAKS = {
         edit("compare", outputs=[{"output_type": "error"}]),
         says("<Reader at 0x7f00deadbeef>"),
     ],
-    "the_title_is_a_question_with_an_answer": [
-        edit("title", source=["# It works\n\n> Yes."]),
+    "the_title_is_followed_by_a_summary": [
+        edit("title", source=["It works\n\n> Yes."]),
         edit("title", source=["# Does it?\n\nYes."]),
     ],
     "paper_and_here_stand_side_by_side": [
