@@ -1,28 +1,316 @@
-"""MRQA lines, rows of a datasets table, NarrativeQA: one schema, every mistake with its place."""
+"""SQuAD files, MRQA lines and rows of a table: one schema, every mistake with its place."""
 
-import csv
+import copy
 import gzip
 import hashlib
-import io
 import json
-import zipfile
 
-import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalib.data.formats import (
-    FreeAnswerExample,
-    from_rows,
-    load_any,
-    load_mrqa,
-    load_narrativeqa,
-    occurrences,
-)
-from qalib.data.squad import Answer, Example, content_hash, load_squad
+from qalib.data.formats import from_rows, load_any, load_mrqa, load_squad, write_squad
+from qalib.data.schema import Answer, Example, content_hash, file_sha256
 from qalib.errors import QalibError
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write bytes, or a value as JSON."""
+
+    def write(value, name="set.json"):
+        path = tmp_path / name
+        path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def save_lines(tmp_path):
+    """Write lines, each bytes or a value as JSON, compressed if the name says so."""
+
+    def write(lines, name="set.jsonl"):
+        path = tmp_path / name
+        raw = b"".join(
+            line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
+        )
+        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        return path
+
+    return write
+
+
+def error_of(reader, *arguments) -> str:
+    """The message of the one-line error that a reader raises."""
+    with pytest.raises(QalibError) as caught:
+        reader(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+# ---------------------------------------------------------------------------------------- SQuAD
+
+TREE = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "Bridges",
+            "paragraphs": [
+                {
+                    "context": "The old bridge was built by Ada Quill in 1871.",
+                    "qas": [
+                        {
+                            "id": "q1",
+                            "question": "Who built the bridge?",
+                            "answers": [
+                                {"text": "Ada Quill", "answer_start": 28},
+                                {"text": "Quill", "answer_start": 32},
+                            ],
+                        },
+                        {
+                            "id": "q2",
+                            "question": "When was it built?",
+                            "answers": [{"text": "1871", "answer_start": 41}],
+                        },
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def tree():
+    return copy.deepcopy(TREE)
+
+
+def paragraph(tree):
+    return tree["data"][0]["paragraphs"][0]
+
+
+def question(tree):
+    return paragraph(tree)["qas"][0]
+
+
+def squad_error(path) -> str:
+    """The error of a bad SQuAD file, which names the file."""
+    message = error_of(load_squad, path)
+    assert str(path) in message
+    return message
+
+
+def test_every_field_is_read(save, tree):
+    path = save(tree, "bridges.json")
+    dataset = load_squad(path)
+    first, second = dataset
+    assert first == Example(
+        "q1",
+        "Who built the bridge?",
+        "The old bridge was built by Ada Quill in 1871.",
+        (Answer("Ada Quill", 28), Answer("Quill", 32)),
+        "Bridges",
+    )
+    assert second.answer_texts == ["1871"]
+    assert second.answers[0].end == 45
+    assert len(dataset) == 2
+    assert dataset.version == "1.1"
+    assert dataset.name == "bridges"
+    assert dataset.raw_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_unanswerable_questions_of_version_2(save, tree):
+    question(tree).update(
+        answers=[], is_impossible=True, plausible_answers=[{"text": "1871", "answer_start": 41}]
+    )
+    dataset = load_squad(save(tree))
+    assert [example.answerable for example in dataset] == [False, True]
+    assert dataset.examples[0].answers == ()
+    assert dataset.version == "2.0"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(save, tree):
+    assert len(load_squad(save(b"\xef\xbb\xbf" + json.dumps(tree).encode()))) == 2
+
+
+def test_the_name_can_be_given(save, tree):
+    assert load_squad(save(tree), "mine").name == "mine"
+
+
+def test_missing_file_and_directory(tmp_path):
+    assert "no such file" in squad_error(tmp_path / "absent.json")
+    assert "cannot be read" in squad_error(tmp_path)
+
+
+def test_truncated_json_names_the_line(save, tree):
+    lines = json.dumps(tree, indent=1).encode().split(b"\n")
+    message = squad_error(save(b"\n".join(lines[:20])))
+    assert "line 20, column" in message
+    assert "cut short" in message
+
+
+@pytest.mark.parametrize("raw", [b"", b"   ", b"{", b'{"data": [}', b"data: []"])
+def test_malformed_json(save, raw):
+    assert "line 1" in squad_error(save(raw))
+
+
+def test_bytes_that_are_not_utf8(save):
+    assert "byte 10" in squad_error(save(b'{"data": "\xff"}'))
+
+
+def test_nesting_without_end(save):
+    assert "nested" in squad_error(save(b"[" * 200_000))
+
+
+@pytest.mark.parametrize("tree", [[], {}, 3, "text", None, {"data": {}}, {"data": "x"}])
+def test_json_that_is_no_squad_file(save, tree):
+    assert "'data'" in squad_error(save(tree))
+
+
+@pytest.mark.parametrize(
+    ("edit", "parts"),
+    [
+        (lambda t: t["data"].append("x"), ["article 1", "JSON object", "str"]),
+        (lambda t: t["data"][0].pop("paragraphs"), ["article 0 (Bridges)", "'paragraphs'"]),
+        (lambda t: t["data"][0].update(paragraphs={}), ["'paragraphs' must be a list", "dict"]),
+        (lambda t: paragraph(t).pop("context"), ["paragraph 0", "'context'", "missing"]),
+        (lambda t: paragraph(t).update(context=7), ["'context' must be a str", "int"]),
+        (lambda t: paragraph(t).pop("qas"), ["paragraph 0", "'qas'"]),
+        (lambda t: question(t).pop("id"), ["question 0", "'id'"]),
+        (lambda t: question(t).update(id=12), ["question 0", "'id' must be a str", "int"]),
+        (lambda t: question(t).pop("question"), ["id 'q1'", "'question'"]),
+        (lambda t: question(t).pop("answers"), ["id 'q1'", "'answers'"]),
+        (lambda t: question(t).update(answers={}), ["id 'q1'", "'answers' must be a list"]),
+        (lambda t: question(t).update(answers=[]), ["id 'q1'", "no answer", "is_impossible"]),
+        (lambda t: question(t).update(is_impossible=True), ["id 'q1'", "2 answers"]),
+        (lambda t: question(t).update(is_impossible="false"), ["id 'q1'", "'false'"]),
+        (lambda t: question(t).update(id=""), ["question 0", "id is empty"]),
+        (lambda t: question(t)["answers"][0].pop("text"), ["id 'q1'", "'text'"]),
+        (lambda t: question(t)["answers"][1].pop("answer_start"), ["id 'q1'", "'answer_start'"]),
+        (lambda t: question(t)["answers"][0].update(answer_start="28"), ["must be a int", "str"]),
+        (lambda t: question(t)["answers"][0].update(answer_start=True), ["must be a int", "bool"]),
+        (lambda t: paragraph(t).update(context=" \n"), ["context is empty"]),
+        (lambda t: question(t).update(question="\t "), ["id 'q1'", "question is empty"]),
+        (lambda t: question(t)["answers"][0].update(text=""), ["id 'q1'", "empty string"]),
+        (lambda t: question(t)["answers"][0].update(text="Eve"), ["id 'q1'", "'Eve'", "not occur"]),
+        (
+            lambda t: question(t)["answers"][0].update(answer_start=27),
+            ["id 'q1'", "answer_start 27", "' Ada Quil'", "first occurs at 28"],
+        ),
+        (lambda t: question(t)["answers"][0].update(answer_start=-9), ["-9", "occurs at 28"]),
+        (lambda t: question(t)["answers"][0].update(answer_start=10**9), ["1000000000", "''"]),
+        (lambda t: paragraph(t)["qas"][1].update(id="q1"), ["'q1'", "twice", "unique"]),
+    ],
+)
+def test_mistakes_are_named_with_their_place(save, tree, edit, parts):
+    edit(tree)
+    message = squad_error(save(tree))
+    assert [words for words in parts if words not in message] == []
+
+
+def test_an_answer_at_the_wrong_end_of_the_text_is_not_wrapped_around(save, tree):
+    """A negative start must not be read as Python reads negative indices."""
+    context = paragraph(tree)["context"]
+    question(tree)["answers"] = [{"text": "1871", "answer_start": 41 - len(context)}]
+    assert context[41 - len(context) :][:4] == "1871"
+    assert "answer_start -5" in squad_error(save(tree))
+
+
+ODD = [
+    "\r\n",
+    "\r",
+    "\u2028",
+    "e\u0301",
+    "\U0001f469\u200d\U0001f680",
+    "\U0001d538",
+    "\ufeff",
+    "\x00",
+    "ß",
+    "ﷺ",
+]
+words = st.one_of(
+    st.sampled_from(ODD),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+    st.text("अआइकखग日本語العربيةабвгдабв", min_size=1, max_size=5),
+)
+texts = st.lists(words, max_size=8).map("".join)
+not_blank = texts.filter(str.strip)
+
+
+@st.composite
+def example_lists(draw):
+    """Questions about a few passages, with 0 to 3 answers, all ids different."""
+    passages = draw(st.lists(st.tuples(texts, not_blank), min_size=1, max_size=3))
+    ids = draw(st.lists(not_blank, unique=True, max_size=5))
+    examples = []
+    for identity in ids:
+        title, context = draw(st.sampled_from(passages))
+        answers = []
+        for _ in range(draw(st.integers(0, 3))):
+            start = draw(st.integers(0, len(context) - 1))
+            end = draw(st.integers(start + 1, len(context)))
+            answers.append(Answer(context[start:end], start))
+        examples.append(Example(identity, draw(not_blank), context, tuple(answers), title))
+    return examples
+
+
+@settings(max_examples=50)
+@given(examples=example_lists())
+def test_what_is_written_is_read_again(examples, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "round-trip.json"
+    write_squad(examples, path, version="2.0")
+    dataset = load_squad(path)
+    assert sorted(dataset, key=lambda e: e.id) == sorted(examples, key=lambda e: e.id)
+    assert dataset.content_sha256 == content_hash(examples)
+
+
+def test_lone_surrogates_are_kept_as_they_are(tmp_path):
+    """JSON can spell them, Python can hold them; writing and hashing must not stop at them."""
+    example = Example("\udfff", "\ud800?", "a \ud800 b", (Answer("\ud800 b", 2),))
+    write_squad([example], tmp_path / "set.json")
+    dataset = load_squad(tmp_path / "set.json")
+    assert dataset.examples == (example,)
+    assert dataset.content_sha256 == content_hash([example])
+
+
+def test_order_is_kept_within_a_passage_and_line_ends_are_kept(tmp_path):
+    context = "un\r\ndeux\rtrois\n quatre"
+    examples = [Example(f"q{i}", "?", context, (Answer("deux", 4),)) for i in (3, 1, 2)]
+    write_squad(examples, tmp_path / "set.json")
+    assert load_squad(tmp_path / "set.json").examples == tuple(examples)
+
+
+def test_offsets_count_code_points(save, tree):
+    paragraph(tree)["context"] = "\U0001f469\u200d\U0001f680 e\u0301 Ada"
+    question(tree)["answers"] = [{"text": "Ada", "answer_start": 7}]
+    paragraph(tree)["qas"] = [question(tree)]
+    assert load_squad(save(tree)).examples[0].answers == (Answer("Ada", 7),)
+    question(tree)["answers"][0]["answer_start"] = 8  # as JavaScript counts
+    assert "first occurs at 7" in squad_error(save(tree))
+
+
+def test_composed_and_decomposed_letters_are_different_text(save, tree):
+    paragraph(tree)["context"] = "cafe\u0301"
+    question(tree)["answers"] = [{"text": "caf\u00e9", "answer_start": 0}]
+    assert "does not occur" in squad_error(save(tree))
+
+
+def test_real_files_are_whole(real_data):
+    dev1 = load_squad(real_data / "squad-dev-v1.1.json")
+    assert len(dev1) == 10_570
+    assert len({example.context for example in dev1}) == 2_067
+    assert len({example.title for example in dev1}) == 48
+    dev2 = load_squad(real_data / "squad-dev-v2.0.json")
+    assert len(dev2) == 11_873
+    assert sum(not example.answerable for example in dev2) == 5_945
+    assert dev1.raw_sha256 == file_sha256(real_data / "squad-dev-v1.1.json")
+
+
+# ---------------------------------------------------------------------------------------- MRQA
 
 CONTEXT = "[TLE] Öland Bridge [PAR] Ada Quill built it; Ada  Quill died in 1871. [DOC] Quill."
 HEADER = {"header": {"dataset": "Bridges", "split": "dev"}}
@@ -55,36 +343,10 @@ def passage(**changes):
     return {"context": CONTEXT, "context_tokens": [], "qas": [first | changes, second]}
 
 
-@pytest.fixture
-def save(tmp_path):
-    def write(lines, name="set.jsonl"):
-        path = tmp_path / name
-        raw = b"".join(
-            line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
-        )
-        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-        return path
-
-    return write
-
-
-def refused(reader, *arguments) -> str:
-    """The one line that a bad file is refused with."""
-    with pytest.raises(QalibError) as caught:
-        reader(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
-
-
-# ----------------------------------------------------------------------------------------- MRQA
-
-
 @pytest.mark.parametrize("name", ["bridges.jsonl", "bridges.jsonl.gz"])
 @pytest.mark.parametrize("header", [[HEADER], []])
-def test_mrqa_is_read(save, name, header):
-    path = save([*header, passage(), b"\n"], name)
+def test_mrqa_is_read(save_lines, name, header):
+    path = save_lines([*header, passage(), b"\n"], name)
     dataset = load_mrqa(path)
     first, second = dataset
     assert [(a.text, a.start) for a in first.answers] == [
@@ -105,7 +367,7 @@ def test_mrqa_is_read(save, name, header):
     assert load_mrqa(path, "mine").name == "mine"
 
 
-def test_line_separators_inside_a_passage_end_no_line(save):
+def test_line_separators_inside_a_passage_end_no_line(save_lines):
     context = "one\u2028two\x85three\r\nfour"
     entry = {
         "context": context,
@@ -117,29 +379,29 @@ def test_line_separators_inside_a_passage_end_no_line(save):
             }
         ],
     }
-    path = save([json.dumps(entry, ensure_ascii=False).encode() + b"\r\n"])
+    path = save_lines([json.dumps(entry, ensure_ascii=False).encode() + b"\r\n"])
     assert load_mrqa(path).examples[0].answers == (Answer("four", len(context) - 4),)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 5, 19, 60, -9, -5, -1])
-def test_truncated_gzip_is_named(save, kept):
-    path = save([HEADER, passage()], "cut.jsonl.gz")
+def test_truncated_gzip_is_named(save_lines, kept):
+    path = save_lines([HEADER, passage()], "cut.jsonl.gz")
     path.write_bytes(path.read_bytes()[:kept])
-    message = refused(load_mrqa, path)
+    message = error_of(load_mrqa, path)
     assert str(path) in message
     assert "fetch" in message
 
 
-def test_damaged_gzip_is_named(save):
-    path = save([HEADER, passage()], "bad.jsonl.gz")
+def test_damaged_gzip_is_named(save_lines):
+    path = save_lines([HEADER, passage()], "bad.jsonl.gz")
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 0xFF
     path.write_bytes(raw)
-    assert "damaged or cut short after line" in refused(load_mrqa, path)
+    assert "damaged or cut short after line" in error_of(load_mrqa, path)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "parts"),
     [
         (b'{"context": "a", "qas": [\n', ["line 3, column", "not valid JSON", "cut short"]),
         (b"\xff\xfe\n", ["line 3", "UTF-8"]),
@@ -168,28 +430,28 @@ def test_damaged_gzip_is_named(save):
         (passage(answers=[1]), ["id m1", "'answers' must be a list of texts"]),
     ],
 )
-def test_bad_mrqa_lines_are_named(save, line, said):
-    path = save([HEADER, b"\n", line])
-    message = refused(load_mrqa, path)
-    assert [words for words in [str(path), *said] if words not in message] == []
+def test_bad_mrqa_lines_are_named(save_lines, line, parts):
+    path = save_lines([HEADER, b"\n", line])
+    message = error_of(load_mrqa, path)
+    assert [words for words in [str(path), *parts] if words not in message] == []
 
 
-def test_the_last_character_of_a_passage_can_end_an_answer(save):
+def test_the_last_character_of_a_passage_can_end_an_answer(save_lines):
     last = len(CONTEXT) - 1
-    path = save([passage(detected_answers=[{"char_spans": [[last, last]]}])])
+    path = save_lines([passage(detected_answers=[{"char_spans": [[last, last]]}])])
     assert load_mrqa(path).examples[0].answers == (Answer(".", last),)
 
 
-def test_an_empty_passage_is_refused(save):
+def test_an_empty_passage_is_error_of(save_lines):
     entry = passage() | {"context": " " * len(CONTEXT)}
-    assert "context is empty" in refused(load_mrqa, save([entry]))
+    assert "context is empty" in error_of(load_mrqa, save_lines([entry]))
 
 
-def test_mrqa_files_without_questions_are_refused(save, tmp_path):
-    assert "no question" in refused(load_mrqa, save([HEADER]))
-    assert "no question" in refused(load_mrqa, save([]))
-    assert "cannot be read" in refused(load_mrqa, tmp_path / "absent.jsonl")
-    assert "cannot be read" in refused(load_mrqa, tmp_path)
+def test_mrqa_files_without_questions_are_error_of(save_lines, tmp_path):
+    assert "no question" in error_of(load_mrqa, save_lines([HEADER]))
+    assert "no question" in error_of(load_mrqa, save_lines([]))
+    assert "cannot be read" in error_of(load_mrqa, tmp_path / "absent.jsonl")
+    assert "cannot be read" in error_of(load_mrqa, tmp_path)
 
 
 passages = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -213,7 +475,7 @@ def test_spans_of_any_script_come_back(context, data, tmp_path_factory):
     assert example.answer_texts == ["y"]
 
 
-# ----------------------------------------------------------------------------------------- rows
+# ----------------------------------------------------------------------- rows of a datasets table
 
 ROW = {
     "id": "r1",
@@ -249,6 +511,8 @@ def test_rows_in_their_other_shapes():
 
 
 def test_a_table_of_the_datasets_library_is_read(tmp_path):
+    import datasets
+
     table = datasets.Dataset.from_list([ROW])
     table.to_parquet(tmp_path / "0000.parquet")
     again = datasets.load_dataset(
@@ -260,7 +524,7 @@ def test_a_table_of_the_datasets_library_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "parts"),
     [
         ({"id": 5}, ["rows: row 1", "'id' must be a str", "int"]),
         ({"id": None}, ["rows: row 1", "'id'"]),
@@ -280,173 +544,36 @@ def test_a_table_of_the_datasets_library_is_read(tmp_path):
         ({"answers": {"text": [""], "answer_start": [4]}}, ["empty string"]),
     ],
 )
-def test_bad_rows_are_named(changes, said):
-    message = refused(from_rows, [ROW | {"id": "r0"}, ROW | changes], "rows")
-    assert [words for words in said if words not in message] == []
+def test_bad_rows_are_named(changes, parts):
+    message = error_of(from_rows, [ROW | {"id": "r0"}, ROW | changes], "rows")
+    assert [words for words in parts if words not in message] == []
 
 
 def test_missing_columns_and_repeated_ids_of_rows_are_named():
-    assert "'r1' appears twice" in refused(from_rows, [ROW, ROW], "rows")
+    assert "'r1' appears twice" in error_of(from_rows, [ROW, ROW], "rows")
     for column in ("id", "question", "context", "answers"):
         row = {key: value for key, value in ROW.items() if key != column}
-        assert f"'{column}'" in refused(from_rows, [row], "rows")
+        assert f"'{column}'" in error_of(from_rows, [row], "rows")
 
 
-# ---------------------------------------------------------------------------------- NarrativeQA
-
-SUMMARY = (
-    '\nMark, "the Voice", lives in Paradise.\r\nParadise is dull; the Voice\'s radio is not.\n'
-)
-STORIES = [
-    {"document_id": "s1", "set": "train", "summary": SUMMARY, "summary_tokenized": "x"},
-    {"document_id": "s2", "set": "valid", "summary": "Été.", "summary_tokenized": "x"},
-]
-ASKED = [
-    ("s1", "train", "Where does Mark live?", "In Paradise.", "paradise ."),
-    ("s1", "train", "Is it fun?", "No", "no"),
-    ("s2", "valid", "Which season?", "ÉTÉ", "summer"),
-]
+# ------------------------------------------------------------------------------------ any format
 
 
-def table(rows):
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-@pytest.fixture
-def archive(tmp_path):
-    def write(stories=STORIES, asked=ASKED, leave_out=()):
-        keys = ("document_id", "set", "question", "answer1", "answer2")
-        tables = {
-            "third_party/wikipedia/summaries.csv": table(stories),
-            "qaps.csv": table([dict(zip(keys, row, strict=True)) for row in asked]),
-        }
-        path = tmp_path / "narrativeqa-master.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
-            for name, text in tables.items():
-                if name not in leave_out:
-                    out.writestr(f"narrativeqa-master/{name}", text)
-        return path
-
-    return write
-
-
-def test_narrativeqa_is_read(archive):
-    path = archive()
-    train = load_narrativeqa(path, "train")
-    first, second = train
-    starts = [SUMMARY.index("Paradise"), SUMMARY.rindex("Paradise")]
-    assert first == FreeAnswerExample(
-        "s1-1",
-        "Where does Mark live?",
-        SUMMARY,
-        (Answer("in Paradise", starts[0] - 3), *(Answer("Paradise", start) for start in starts)),
-        "s1",
-        ("In Paradise.", "paradise ."),
-    )
-    assert (second.id, second.answers, second.answer_texts) == ("s1-2", (), ["No", "no"])
-    assert second.answerable
-    assert train.version == "1.1"
-    assert train.raw_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert train.name == "narrativeqa-train"
-    [only] = load_narrativeqa(path, "valid", "mine")
-    assert only.answers == (Answer("Été", 0),)
-    assert only.answer_texts == ["ÉTÉ", "summer"]
-
-
-def test_the_references_are_part_of_the_content():
-    with_reference = FreeAnswerExample("a", "?", "c", (), "", ("x",))
-    assert content_hash([with_reference]) != content_hash([Example("a", "?", "c")])
-
-
-@pytest.mark.parametrize(
-    ("text", "context", "found"),
-    [
-        ("art", "Art, party, art", [("Art", 0), ("art", 12)]),
-        ("The End.", "the end", [("the end", 0)]),
-        ("a.b", "axb a.b", [("a.b", 4)]),
-        ("No", "none. not", []),
-        ("(x)", "f(x) (x)", [("(x)", 5)]),
-        (".", "a. b.", []),
-        ("", "abc", []),
-    ],
-)
-def test_occurrences(text, context, found):
-    assert occurrences(text, context) == [Answer(*pair) for pair in found]
-
-
-def test_bad_archives_are_named(archive, tmp_path):
-    whole = archive()
-    assert "no part 'dev'" in refused(load_narrativeqa, whole, "dev")
-    raw = whole.read_bytes()
-    cut = tmp_path / "cut.zip"
-    for kept in (0, 4, len(raw) // 2, len(raw) - 30):
-        cut.write_bytes(raw[:kept])
-        message = refused(load_narrativeqa, cut, "train")
-        assert str(cut) in message
-        assert "damaged" in message
-    flipped = bytearray(raw)
-    flipped[90] ^= 0xFF  # in the first table's compressed bytes
-    cut.write_bytes(flipped)
-    assert "damaged" in refused(load_narrativeqa, cut, "train")
-    assert "cannot be read" in refused(load_narrativeqa, tmp_path / "absent.zip", "train")
-    assert "no qaps.csv in it" in refused(
-        load_narrativeqa, archive(leave_out=["qaps.csv"]), "train"
-    )
-    assert "s1" in refused(load_narrativeqa, archive(stories=STORIES[1:]), "train")
-    columns = [{"document_id": "s1", "set": "train"}]
-    assert "'summary' is missing" in refused(load_narrativeqa, archive(stories=columns), "train")
-    empty = [("s1", "train", "?", " ", "")]
-    message = refused(load_narrativeqa, archive(asked=empty), "train")
-    assert "qaps.csv, line 2: no answer" in message
-    blank = [("s1", "train", " ", "x", "y")]
-    assert "question is empty" in refused(load_narrativeqa, archive(asked=blank), "train")
-
-
-# ------------------------------------------------------------------------------------- any form
-
-SQUAD = {
-    "data": [
-        {
-            "paragraphs": [
-                {
-                    "context": "a b",
-                    "qas": [
-                        {
-                            "id": "q",
-                            "question": "?",
-                            "answers": [{"text": "b", "answer_start": 2}],
-                        }
-                    ],
-                }
-            ]
-        }
-    ]
-}
-
-
-def test_the_right_reader_is_chosen(save, archive, tmp_path):
-    squad = save([SQUAD], "a.json")
+def test_the_right_reader_is_chosen(save, save_lines, tmp_path):
+    squad = save(TREE, "a.json")
     assert load_any(squad).examples == load_squad(squad).examples
     assert load_any(squad, "mine").name == "mine"
-    assert load_any(save([SQUAD], "b.txt")).examples[0].id == "q"
-    assert len(load_any(save([HEADER, passage()], "c.jsonl"))) == 2
-    assert len(load_any(save([passage()], "d.jsonl"))) == 2
-    assert len(load_any(save([HEADER, passage()], "e.jsonl.gz"))) == 2
-    assert len(load_any(save([HEADER, passage()], "f.json"))) == 2
-    packed = save([HEADER, passage()], "g.jsonl.gz").rename(tmp_path / "g.data")
+    assert load_any(save(TREE, "b.txt")).examples[0].id == "q1"
+    assert len(load_any(save_lines([HEADER, passage()], "c.jsonl"))) == 2
+    assert len(load_any(save_lines([passage()], "d.jsonl"))) == 2
+    assert len(load_any(save_lines([HEADER, passage()], "e.jsonl.gz"))) == 2
+    assert len(load_any(save_lines([HEADER, passage()], "f.json"))) == 2
+    packed = save_lines([HEADER, passage()], "g.jsonl.gz").rename(tmp_path / "g.data")
     assert len(load_any(packed)) == 2
-    assert len(load_any(archive(), part="train")) == 2
-    assert len(load_any(archive())) == 1
 
 
-def test_any_form_refuses_in_the_words_of_its_reader(save, tmp_path):
-    assert "no such file" in refused(load_any, tmp_path / "absent.json")
-    assert "cannot be read" in refused(load_any, tmp_path)
-    assert "line 1" in refused(load_any, save([], "empty.json"))
-    assert "no question" in refused(load_any, save([], "empty.jsonl"))
-    (tmp_path / "empty.zip").write_bytes(b"")
-    assert "damaged" in refused(load_any, tmp_path / "empty.zip")
+def test_errors_are_those_of_the_reader(save_lines, tmp_path):
+    assert "no such file" in error_of(load_any, tmp_path / "absent.json")
+    assert "cannot be read" in error_of(load_any, tmp_path)
+    assert "line 1" in error_of(load_any, save_lines([], "empty.json"))
+    assert "no question" in error_of(load_any, save_lines([], "empty.jsonl"))

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalib.data.byte_features import (
-    UNITS,
+from qalib.data.bytes import (
     ByteConfig,
+    QuestionRows,
     byte_vector,
     code_points,
     collate_passages,
@@ -17,9 +17,11 @@ from qalib.data.byte_features import (
     passage_features,
     utf8_bytes,
 )
-from qalib.data.squad import Answer, Example, load_squad
+from qalib.data.formats import load_squad
+from qalib.data.schema import Answer, Example
 from qalib.errors import QalibError
 
+UNITS = ("characters", "utf-8")
 SCRIPTS = {
     "Latin": "naïve café, Ångström",
     "Arabic": "وُلد في القاهرة عام ١٩٢١",
@@ -130,14 +132,14 @@ def test_passages_hold_all_their_questions_and_batches_hold_the_passages(unit):
         gold = [
             (example.context[slice(*feature.characters(s, e))], round(weight, 4))
             for (s, e), weight in zip(
-                batch.spans[row].tolist(), batch.weights[row].tolist(), strict=True
+                batch.answer_spans[row].tolist(), batch.answer_weights[row].tolist(), strict=True
             )
             if weight
         ]
         counts = {a: example.answer_texts.count(a) for a in example.answer_texts}
         total = len(example.answers)
         assert gold == [(text, round(count / total, 4)) for text, count in counts.items()]
-    assert batch.tokens == sum(map(len, features)) + sum(len(e.question) for e in examples)
+    assert batch.num_tokens == sum(map(len, features)) + sum(len(e.question) for e in examples)
     assert batch.passages.shape[1] % 64 == batch.questions.shape[1] % 32 == 0
     assert [type(v) for v in vars(batch.to(torch.device("cpu"))).values()] == [
         *[torch.Tensor] * 8,
@@ -160,7 +162,7 @@ def test_long_passages_short_questions_and_cut_ones():
     assert features[0].characters(*features[0].spans[0][0]) == (99_999, 100_000)
     assert len(features[2].questions[0]) == 512
     batch = collate_passages(features[2:])
-    assert batch.spans.tolist() == [[[0, 0]]]
+    assert batch.answer_spans.tolist() == [[[0, 0]]]
     assert batch.mask.sum() == 1
 
 
@@ -168,7 +170,7 @@ def test_questions_without_an_answer_have_no_span():
     (feature,) = passage_features([Example("q", "Why?", "Nobody knows.")])
     assert feature.spans[0].shape == (0, 2)
     batch = collate_passages([feature])
-    assert batch.weights.tolist() == [[0.0]]
+    assert batch.answer_weights.tolist() == [[0.0]]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_empty_text_is_named(example, message):
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(QalibError, match="'words'"):
+    with pytest.raises(QalibError, match="unit is 'words'"):
         ByteConfig(unit="words")
     with pytest.raises(QalibError, match="room"):
         ByteConfig(room=0)
@@ -195,3 +197,79 @@ def test_real_answers_survive_both_units(real_data):
                 example = examples[index]
                 found = {example.context[slice(*feature.characters(*span))] for span in spans}
                 assert found == set(example.answer_texts)
+
+
+# -------------------------------------------------------------------------------- training rows
+
+
+def in_passages(counts: list[int], answered: bool = True) -> list[Example]:
+    """Passages of growing length with so many questions each."""
+    made = []
+    for number, count in enumerate(counts):
+        passage = f"Passage {number} says yes. " * (1 + number)
+        answers = (Answer("yes", passage.index("yes")),) if answered else ()
+        made += [Example(f"{number}-{q}", f"What {q}?", passage, answers) for q in range(count)]
+    return made
+
+
+def rows_of(counts: list[int], **config) -> QuestionRows:
+    return QuestionRows(passage_features(in_passages(counts), ByteConfig(**config)))
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=20),
+    st.integers(1, 16),
+    st.integers(0, 5),
+)
+def test_every_question_is_in_one_batch_and_all_but_one_are_full(counts, size, epoch):
+    rows = rows_of(counts)
+    batches = rows.batches(size, 0, epoch, pool=2)
+    assert sorted(row for batch in batches for row in batch) == list(range(sum(counts)))
+    assert sorted(map(len, batches), reverse=True)[:-1] == [size] * (len(batches) - 1)
+    assert batches == rows_of(counts).batches(size, 0, epoch, pool=2)
+
+
+def test_epochs_and_seeds_differ():
+    rows = rows_of([3] * 30)
+    plans = [rows.batches(8, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(a != b for i, a in enumerate(plans) for b in plans[i + 1 :])
+
+
+def test_a_passage_is_in_a_batch_once():
+    rows = rows_of([5, 4, 7, 6] * 4)
+    for chosen in rows.batches(8, 0, 0):
+        batch = rows.collate(chosen)
+        assert len(batch) == len(chosen)
+        assert len(batch.passages) == len({rows.places[row][0] for row in chosen})
+        for place, row in enumerate(chosen):
+            feature = rows.feature(row)
+            real = batch.passage_real[batch.owner[place]]
+            assert np.array_equal(batch.passages[batch.owner[place]][real], feature.ids)
+            question = batch.questions[place][batch.question_real[place]]
+            assert np.array_equal(question, feature.questions[rows.places[row][1]])
+
+
+def test_lengths_in_a_batch_are_similar():
+    rows = rows_of([4] * 64)
+    random = np.random.default_rng(0)
+
+    def spread(batches):
+        lengths = np.array(rows.lengths)
+        return np.mean([np.ptp(lengths[batch]) for batch in batches])
+
+    shuffled = random.permutation(len(rows)).reshape(-1, 16).tolist()
+    assert spread(rows.batches(16, 0, 0)) < 0.3 * spread(shuffled)
+
+
+def test_questions_of_one_passage_in_two_features_stay_whole():
+    rows = rows_of([10, 3], max_questions=4)
+    assert [rows.example(row) for row in range(len(rows))] == list(range(13))
+    assert len(rows.collate(range(13))) == 13
+
+
+def test_unanswerable_questions_are_left_out_of_training_alone():
+    features = passage_features(in_passages([2], answered=False) + in_passages([0, 3]))
+    assert len(QuestionRows(features)) == 3
+    assert len(QuestionRows(features, gold_only=False)) == 5
+    with pytest.raises(QalibError, match="no question has a gold answer"):
+        QuestionRows(passage_features(in_passages([2], answered=False)))

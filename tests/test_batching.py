@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import examples
 
-from qalib.data.batches import collate, inference_batches, padded_length, training_batches
-from qalib.data.features import WindowConfig, make_windows
+from qalib.data.batching import collate, inference_batches, padded_length, training_batches
+from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
-from qalib.readers.encoder_reader import MINILM, model_folder
+from qalib.models.encoder import MINILM, model_folder
 
 lengths = st.lists(st.integers(1, 400), max_size=200)
 
@@ -55,6 +55,8 @@ def test_collate_pads_with_nothing_real():
         assert real.sum() == len(window)
         assert not batch.mask[row, len(window) :].any()
         assert batch.mask[row].sum() == len(window.offsets)
-        assert batch.weights[row].sum().item() == pytest.approx(1.0)
-    assert batch.tokens == sum(len(w) for w in windows)
+        gold = batch.answer_spans[row][batch.answer_weights[row] > 0]
+        assert gold.tolist() == window.spans.tolist()
+        assert batch.answer_weights[row].sum().item() == pytest.approx(1.0)
+    assert batch.num_tokens == sum(len(w) for w in windows)
     assert collate(windows, 0, null=True).mask[:, 0].all()
