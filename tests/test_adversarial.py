@@ -1,53 +1,51 @@
-"""AddSent-style sentences: the rules by example, the promises on a whole data set."""
+"""AddSent-style sentences: the rules by example, the guarantees on a whole dataset."""
 
+import hashlib
+import json
 import random
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib import metrics
-from qalib.data import adversary_baselines as baselines
-from qalib.data.adversary import (
+from qalib.data.adversarial import (
     VARIANT,
     Adversary,
     AdversaryConfig,
+    answer_by_type,
     build_adversarial,
     insert,
+    predictions_by_type,
 )
-from qalib.data.adversary_clauses import GAP, Asked
-from qalib.data.adversary_gap import fill
-from qalib.data.adversary_rules import Statement, to_statement
-from qalib.data.almanac import AlmanacConfig, build_almanac
-from qalib.data.english import Lexicon, contains, join, tokenize, words_of
-from qalib.data.english_words import OPPOSITES
-from qalib.data.fake_answers import AnswerBank, side_of
-from qalib.data.fake_numbers import LISTS, alter_number, alter_numbers
-from qalib.data.near_words import NearWords, alter, piece_vectors
-from qalib.data.sentences import sentence_starts
-from qalib.data.squad import Answer, Example, check_example, make_dataset
+from qalib.data.corpus import CorpusConfig, build_corpus
+from qalib.data.fakes import LISTS, AnswerBank, perturb_number, perturb_numbers, side_of
+from qalib.data.formats import load_squad
+from qalib.data.lexicon import OPPOSITES, Lexicon, contains, join, tokenize, words_of
+from qalib.data.neighbours import Neighbours, perturb_question, piece_vectors
+from qalib.data.schema import Answer, Example, check_example, make_dataset
+from qalib.data.statements import GAP, QuestionTarget, realize, to_statement
 from qalib.errors import QalibError
-from qalib.readers.encoder_reader import MINILM, model_folder
+from qalib.models.encoder import MINILM, model_folder
 
 BARE = Lexicon.build([])
 
 
 @pytest.fixture(scope="module")
-def almanac():
-    data = build_almanac(AlmanacConfig(questions=60, seed=3, split="test"))
+def corpus():
+    data = build_corpus(CorpusConfig(questions=60, seed=3, split="test"))
     # AddSent's rule takes the text before the first "-" for the original's id
-    return make_dataset("almanac", [replace(e, id=f"q{n}") for n, e in enumerate(data)])
+    return make_dataset("corpus", [replace(e, id=f"q{n}") for n, e in enumerate(data)])
 
 
 @pytest.fixture(scope="module")
-def made(almanac):
-    return build_adversarial(almanac, AdversaryConfig(candidates=3, place="random"))
+def made(corpus):
+    return build_adversarial(corpus, AdversaryConfig(candidates=3, place="random"))
 
 
-# --- From a question to a statement ----------------------------------------------------------
+# --- From a question to a statement ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_a_question_becomes_a_statement(question, statement):
     ],
 )
 def test_the_gap_takes_the_answer_with_its_noun_and_preposition(question, answer, sentence):
-    assert fill(to_statement(question, BARE), answer) == sentence
+    assert realize(to_statement(question, BARE), answer) == sentence
 
 
 def test_the_data_tell_what_a_verb_is():
@@ -118,7 +116,7 @@ def test_the_data_tell_what_a_verb_is():
         "the morf. A morf, the morf.",
     ]
     lexicon = Lexicon.build(texts)
-    assert lexicon.verbness("glimbet") > 0.5 > lexicon.verbness("morf")
+    assert lexicon.verb_probability("glimbet") > 0.5 > lexicon.verb_probability("morf")
     assert lexicon.past("glimbet") == "glimbetted"
     assert (
         join(to_statement("When did the morf glimbet?", lexicon).tokens)
@@ -138,7 +136,7 @@ def test_opposites_go_both_ways_or_to_one_of_their_kind():
     assert all(OPPOSITES[other] in OPPOSITES and other != word for word, other in OPPOSITES.items())
 
 
-# --- Fake answers ----------------------------------------------------------------------------
+# --- Fake answers ---------------------------------------------------------------------------------
 
 
 def last_digit(text: str) -> int:
@@ -151,7 +149,7 @@ def test_numbers_keep_their_form_and_the_splits_never_meet(number, form, seed):
     text = form.format(number)
     shape = re.sub(r"\d", "0", text)
     for split, parity in (("train", 1), ("test", 0)):
-        found = alter_number(text, random.Random(seed), split)
+        found = perturb_number(text, random.Random(seed), split)
         assert re.sub(r"\d", "0", found) == shape
         assert found != text
         assert last_digit(found) % 2 == parity
@@ -160,7 +158,7 @@ def test_numbers_keep_their_form_and_the_splits_never_meet(number, form, seed):
 @pytest.mark.parametrize("words", LISTS, ids=lambda words: words[0])
 def test_number_words_are_drawn_from_halves_of_their_list(words):
     drawn = {
-        split: {alter_number(words[0], random.Random(n), split) for n in range(60)} - {None}
+        split: {perturb_number(words[0], random.Random(n), split) for n in range(60)} - {None}
         for split in ("train", "test")
     }
     assert not drawn["train"] & drawn["test"]
@@ -181,13 +179,13 @@ def test_number_words_are_drawn_from_halves_of_their_list(words):
 )
 def test_dates_and_quantities_stay_what_they_are(text, pattern):
     for n in range(40):
-        found = alter_numbers(text, random.Random(n), "test")
+        found = perturb_numbers(text, random.Random(n), "test")
         assert found is None if pattern is None else re.fullmatch(pattern, found)
         assert found != text
 
 
 def bank_of(split, examples=()):
-    return AnswerBank.build(examples, split, lambda q: Asked("who"))
+    return AnswerBank.build(examples, split, lambda q: QuestionTarget("who"))
 
 
 def test_the_banks_of_the_splits_share_nothing():
@@ -208,16 +206,19 @@ def test_a_drawn_fake_has_no_word_of_a_gold_and_is_not_in_the_passage():
     bank = bank_of("test")
     names = list(bank.texts["reserve", "who"])
     passage = f" {' '.join(words_of(' '.join(names[1:])))} "
-    drawn = {bank.draw(Asked("who"), ["Mira Kovač"], passage, random.Random(n)) for n in range(20)}
+    drawn = {
+        bank.draw(QuestionTarget("who"), ["Mira Kovač"], passage, random.Random(n))
+        for n in range(20)
+    }
     assert drawn == {names[0]}
-    assert bank.draw(Asked("who"), [names[0]], passage, random.Random(0)) is None
-    assert bank.draw(Asked("when"), ["1871"], " 1871 ", random.Random(0)).isdigit()
+    assert bank.draw(QuestionTarget("who"), [names[0]], passage, random.Random(0)) is None
+    assert bank.draw(QuestionTarget("when"), ["1871"], " 1871 ", random.Random(0)).isdigit()
 
 
-# --- Near words ------------------------------------------------------------------------------
+# --- Similar names --------------------------------------------------------------------------------
 
 
-def test_frozen_vectors_bring_near_names():
+def test_frozen_vectors_bring_similar_names():
     embed = piece_vectors(model_folder(MINILM))
     london, paris, banana = embed(["London", "Paris", "banana"])
     assert london @ paris > london @ banana
@@ -225,37 +226,37 @@ def test_frozen_vectors_bring_near_names():
     texts = [f"He saw {name} and {name}." for name in others]
     examples = [Example(str(n), "Who?", t, (), f"a{n}") for n, t in enumerate(texts)]
     examples.append(Example("x", "Who?", "In Rome; in Rome.", (), "b"))
-    near = NearWords.build(examples, BARE, embed)
+    near = Neighbours.build(examples, BARE, embed)
     order = [near.entries[i] for i in near._order("Rome", random.Random(0))]
     assert order[0] == "Rome"
     assert set(order[1:4]) == {"Berlin", "Madrid", "Vienna"}
-    assert near.another("Rome", "b", set(), random.Random(0)) in others
+    assert near.sample("Rome", "b", set(), random.Random(0)) in others
     with pytest.raises(QalibError, match="word embeddings"):
         piece_vectors("/nowhere")
 
 
-def test_what_is_sure_comes_first_and_no_more_than_asked_for():
-    near = NearWords.build([Example("1", "Who saw Ghent?", "In Ghent.", (), "a")], BARE)
+def test_what_is_sure_comes_first_and_no_more_than_the_limit():
+    near = Neighbours.build([Example("1", "Who saw Ghent?", "In Ghent.", (), "a")], BARE)
     tokens = tokenize("What did Pisa build in the largest square in 1871?")
     for count, expected in ((1, 1), (3, 3)):
-        changed, changes = alter(tokens, "b", near, set(), count, random.Random(0))
+        changed, changes = perturb_question(tokens, "b", near, set(), count, random.Random(0))
         assert len(changes) == expected
         assert changed != tokens
     old = dict(changes)
     assert (old["Pisa"], old["largest"]) == ("Ghent", "smallest")
     assert old["1871"].isdigit()
     assert "square" not in old
-    assert alter(tokens, "b", near, set(), 3, random.Random(0), {"Pisa"})[0][2] == "Pisa"
-    assert alter(tokens, "a", near, {"ghent"}, 3, random.Random(0))[0][2] == "Pisa"
+    assert perturb_question(tokens, "b", near, set(), 3, random.Random(0), {"Pisa"})[0][2] == "Pisa"
+    assert perturb_question(tokens, "a", near, {"ghent"}, 3, random.Random(0))[0][2] == "Pisa"
 
 
-# --- Whole data sets -------------------------------------------------------------------------
+# --- Whole data sets ------------------------------------------------------------------------------
 
 
-def test_every_variant_keeps_the_promises(almanac, made):
+def test_every_variant_keeps_the_guarantees(corpus, made):
     variants = {e.id: e for e in made.dataset if VARIANT in e.id}
-    originals = {e.id: e for e in almanac}
-    assert [e for e in made.dataset if VARIANT not in e.id] == list(almanac)
+    originals = {e.id: e for e in corpus}
+    assert [e for e in made.dataset if VARIANT not in e.id] == list(corpus)
     assert {a.id for a in made.attempts} == set(variants)
     for attempt in made.attempts:
         new, old = variants[attempt.id], originals[attempt.base]
@@ -273,43 +274,30 @@ def test_every_variant_keeps_the_promises(almanac, made):
     assert places == {True, False}
 
 
-def test_the_share_attempted_is_counted(almanac, made):
-    done = {a.base for a in made.attempts}
-    assert made.attempted() == {"all": (len(done), 60)}
-    assert len(done) > 30
-    by_word = made.attempted(lambda question: question.split()[0])
-    assert sum(turned for turned, _ in by_word.values()) == len(done)
-    assert sum(total for _, total in by_word.values()) == 60
-    rows = made.sample(10, seed=1)
-    assert len(rows) == 10
-    assert rows == made.sample(10, seed=1) != made.sample(10, seed=2)
-    assert list(rows[0]) == ["question", "gold", "fake", "sentence", "rule"]
-
-
-def test_a_question_gives_the_same_sentences_in_any_company(almanac, made):
-    few = make_dataset("few", list(almanac)[::-4])
-    again = build_adversarial(few, AdversaryConfig(candidates=3, place="random"), source=almanac)
+def test_a_question_gives_the_same_sentences_in_any_company(corpus, made):
+    few = make_dataset("few", list(corpus)[::-4])
+    again = build_adversarial(few, AdversaryConfig(candidates=3, place="random"), source=corpus)
     whole = {a.id: a for a in made.attempts}
     assert again.attempts
     assert all(whole[a.id] == a for a in again.attempts)
     other = build_adversarial(
-        few, AdversaryConfig(candidates=3, place="random", seed=1), source=almanac
+        few, AdversaryConfig(candidates=3, place="random", seed=1), source=corpus
     )
     assert other.attempts != again.attempts
 
 
-def test_training_and_test_never_use_the_same_fake(almanac):
+def test_training_and_test_never_use_the_same_fake(corpus):
     fakes = {}
     for split in ("train", "test"):
-        adversary = Adversary(almanac, AdversaryConfig(candidates=2, split=split))
-        attempts = [a for e in list(almanac)[:30] for a in adversary.attempts(e)]
+        adversary = Adversary(corpus, AdversaryConfig(candidates=2, split=split))
+        attempts = [a for e in list(corpus)[:30] for a in adversary.attempts(e)]
         fakes[split] = {" ".join(words_of(a.fake)) for a in attempts}
     assert fakes["train"]
     assert not fakes["train"] & fakes["test"]
 
 
-def test_the_candidates_are_different_and_the_first_is_the_single_one(almanac, made):
-    single = build_adversarial(almanac, AdversaryConfig(place="random"))
+def test_the_candidates_are_different_and_the_first_is_the_single_one(corpus, made):
+    single = build_adversarial(corpus, AdversaryConfig(place="random"))
     firsts = [a for a in made.attempts if a.id.endswith(f"{VARIANT}0")]
     assert list(single.attempts) == firsts
     for base in {a.base for a in made.attempts}:
@@ -344,13 +332,12 @@ def test_no_answer_is_cut_in_two():
     whole = Example("q", "Who?", context, (Answer("Nu. And he", 11),))
     with pytest.raises(QalibError, match="character 15"):
         insert(whole, "v", "New one.", 15)
-    assert sentence_starts(context) == [0, 15]
 
 
-def test_published_placement_is_front_or_end(almanac):
+def test_published_placement_is_front_or_end(corpus):
     for place in ("front", "end"):
-        adversary = Adversary(almanac, AdversaryConfig(place=place))
-        example, attempt = next((e, a) for e in almanac for a in adversary.attempts(e))
+        adversary = Adversary(corpus, AdversaryConfig(place=place))
+        example, attempt = next((e, a) for e in corpus for a in adversary.attempts(e))
         assert attempt.start == (0 if place == "front" else len(example.context))
 
 
@@ -376,7 +363,7 @@ def test_data_that_no_rule_takes_is_refused():
         build_adversarial(make_dataset("fremd", [silent]))
 
 
-# --- Yardsticks ------------------------------------------------------------------------------
+# --- Baseline by question type --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -392,37 +379,54 @@ def test_data_that_no_rule_takes_is_refused():
 def test_the_type_alone_gives_an_answer(question, answer):
     context = "The keep that Ada Quill built in Old Torford in May 1871 has 40 rooms."
     example = Example("q", question, context)
-    assert baselines.answer_by_type(example) == answer
-    assert baselines.predictions_by_type([example]) == {"q": answer}
+    assert answer_by_type(example) == answer
+    assert predictions_by_type([example]) == {"q": answer}
 
 
 def test_without_a_fitting_form_the_first_words_are_the_answer():
-    assert baselines.answer_by_type(Example("q", "When?", "it is so very long")) == "it is so"
-
-
-def test_a_trigger_is_found_and_only_ever_lowers_the_score(almanac):
-    examples = list(almanac)[:3]
-
-    def score(tried):
-        return float(
-            np.mean([e.context.count("plain") - 2 * e.context.count("bad") for e in tried])
-        )
-
-    config = baselines.TriggerConfig(length=3, tries=9)
-    found = baselines.find_trigger(examples, ["bad", "plain", "other"], score, config)
-    assert found.text == "bad bad bad"
-    assert len(found.scores) == 4
-    assert list(found.scores) == sorted(found.scores, reverse=True)
-    data = baselines.trigger_set(make_dataset("few", examples), found)
-    assert [e.id for e in data][:2] == ["q0", f"q0{VARIANT}trigger"]
-    assert all(e.context.endswith("bad bad bad") for e in list(data)[1::2])
-    with pytest.raises(QalibError, match="two words"):
-        baselines.find_trigger(examples, ["bad"], score)
-    with pytest.raises(QalibError, match="tries"):
-        baselines.TriggerConfig(tries=0)
+    assert answer_by_type(Example("q", "When?", "it is so very long")) == "it is so"
 
 
 def test_a_statement_has_one_gap():
     statement = to_statement("Who wrote Hamlet?", BARE)
-    assert isinstance(statement, Statement)
     assert statement.tokens.count(GAP) == 1
+
+
+# --- The same sentences on every machine and in every version -------------------------------------
+
+
+def digest(made) -> tuple[int, str]:
+    rows = [
+        [e.id, e.question, e.context, [[a.text, a.start] for a in e.answers]] for e in made.dataset
+    ]
+    rows += [list(vars(attempt).values()) for attempt in made.attempts]
+    return len(made.attempts), hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def test_sentences_for_the_corpus_are_the_recorded_ones():
+    data = build_corpus(CorpusConfig(questions=60, seed=3, split="test"))
+    made = build_adversarial(data, AdversaryConfig(candidates=3, place="random"))
+    assert digest(made) == (
+        171,
+        "19edc8f7328989db89e9f6dec0c9ccf38b1839b5e1d04e0fa1e0b25ac4ec67c7",
+    )
+    config = AdversaryConfig(split="train", place="front", seed=2)
+    made = build_adversarial(data, config, piece_vectors(model_folder(MINILM)))
+    assert digest(made) == (
+        57,
+        "ec4797bd0bc9ae291cee61715f6c648b1a9576eb00ba674280ddeae2c4ae6400",
+    )
+
+
+def test_sentences_for_real_questions_are_the_recorded_ones(real_data):
+    squad = load_squad(real_data / "squad-dev-v1.1.json")
+    few = make_dataset("few", squad.examples[::26][:400])
+    assert digest(build_adversarial(few)) == (
+        280,
+        "d064edca983da00831ac2c97921359abb961caf25ffae313665a648127730666",
+    )
+    config = AdversaryConfig(candidates=3, place="random", split="train")
+    assert digest(build_adversarial(few, config, piece_vectors(model_folder(MINILM)))) == (
+        840,
+        "7695d7e3278e71f7fed1751a731131593949bb5cc0ef74e8b633fc033c5dfadd",
+    )

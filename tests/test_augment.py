@@ -1,4 +1,4 @@
-"""Longer passages: the paragraph whole, in its order, within the budget, its answers in place."""
+"""Cloze questions, longer passages and sentence boundaries."""
 
 import json
 from collections import Counter
@@ -7,18 +7,85 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_reader
 
-from qalib.data.almanac import AlmanacConfig, build_almanac
-from qalib.data.features import WindowConfig, make_windows
-from qalib.data.long import BETWEEN, LongConfig, article_of, lengthen, paragraphs, stretches
-from qalib.data.squad import Answer, Example, check_example, load_squad, make_dataset
+from qalib.data.augment import (
+    SEPARATOR,
+    WORD,
+    article_of,
+    cloze_examples,
+    lengthen,
+    maximal_ranges,
+    paragraphs,
+    question_word_for,
+    sentence_starts,
+)
+from qalib.data.corpus import CorpusConfig, build_corpus
+from qalib.data.formats import load_squad
+from qalib.data.schema import Answer, Example, check_example, make_dataset
+from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
+from qalib.models.encoder import MINILM, model_folder
+
+# ------------------------------------------------------------------------------- cloze questions
+
+PASSAGE = (
+    "The mill was built by Anna Bell in 1823 and burnt down twice. It stands in Upper Tolland."
+)
+QUESTION_WORDS = {"who", "what", "when", "how", "many"}
+
+
+def examples(passage: str = PASSAGE, answer: str = "burnt down twice") -> list[Example]:
+    return [Example("q", "What happened?", passage, (Answer(answer, passage.index(answer)),))]
+
+
+def test_answers_are_phrases_and_gold_answers():
+    clozes = cloze_examples(examples(), 20, keep=1.0)
+    questions = {example.answers[0].text: example.question for example in clozes}
+    assert questions["Anna Bell"] == "who the mill was built by in 1823 and burnt down twice?"
+    assert questions["1823"].startswith("when the mill was built")
+    assert questions["burnt down twice"].startswith("what the mill")
+    assert questions["Upper Tolland"] == "who it stands in?"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 8), st.floats(0.2, 1.0))
+def test_clozes_are_valid_examples(seed, per_passage, keep):
+    data = build_corpus(CorpusConfig(questions=10, length=300)).examples
+    clozes = cloze_examples(data, per_passage, seed, keep)
+    counts: dict[str, int] = {}
+    for example in clozes:
+        check_example(example, example.id)
+        answer = example.answers[0]
+        assert example.context[answer.start : answer.end] == answer.text
+        counts[example.context] = counts.get(example.context, 0) + 1
+        words = set(WORD.findall(example.context.lower()))
+        assert set(WORD.findall(example.question)) - QUESTION_WORDS <= words
+    assert max(counts.values(), default=0) <= per_passage
+    assert len({example.id for example in clozes}) == len(clozes)
+    assert clozes == cloze_examples(data, per_passage, seed, keep)
+
+
+def test_a_passage_without_phrases_gives_none():
+    assert cloze_examples([Example("q", "?", "nothing here but words")], 5) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [("1823", "when"), ("4 May", "when"), ("1,200", "how many"), ("Anna Bell", "who")],
+)
+def test_question_words_fit(answer, word):
+    assert question_word_for(answer) == word
+    assert question_word_for("the green one") == "what"
+
+
+# ------------------------------------------------------------------------------- longer passages
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_reader().tokenizer
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_folder(MINILM))
 
 
 def pieces(example: Example, tokenizer) -> int:
@@ -26,23 +93,23 @@ def pieces(example: Example, tokenizer) -> int:
     return len(tokenizer(example.question.strip(), example.context, verbose=False)["input_ids"])
 
 
-def literal_stretches(lengths: list[int], own: int, room: int) -> set[tuple[int, int]]:
-    """All stretches that fit and lie within no other one that fits."""
+def literal_ranges(lengths: list[int], own: int, available: int) -> set[tuple[int, int]]:
+    """All ranges that fit and lie within no other one that fits."""
     every = [
         (first, last)
         for first in range(own + 1)
         for last in range(own, len(lengths))
-        if sum(lengths[first : last + 1]) <= room
+        if sum(lengths[first : last + 1]) <= available
     ]
     within = {(a, b) for a, b in every for c, d in every if (a, b) != (c, d) and c <= a and b <= d}
     return set(every) - within or {(own, own)}
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data(), st.integers(0, 30))
-def test_stretches_are_all_that_fit_and_cannot_grow(lengths, data, room):
+def test_ranges_are_all_that_fit_and_cannot_grow(lengths, data, available):
     own = data.draw(st.integers(0, len(lengths) - 1))
-    found = stretches(lengths, own, room)
-    assert set(found) == literal_stretches(lengths, own, room)
+    found = maximal_ranges(lengths, own, available)
+    assert set(found) == literal_ranges(lengths, own, available)
     assert len(found) == len(set(found))
 
 
@@ -65,12 +132,12 @@ def questions(texts: list[list[str]]) -> list[Example]:
 @given(articles, st.integers(16, 60))
 def test_paragraphs_stay_whole_in_order_and_within_the_budget(tokenizer, texts, budget):
     dataset = make_dataset("toy", questions(texts))
-    long = lengthen(dataset, tokenizer, LongConfig(budget))
+    long = lengthen(dataset, tokenizer, budget)
     orders = [list(dict.fromkeys(article)) for article in texts]
     for before, after in zip(dataset, long, strict=True):
         check_example(after, after.id)
         order = orders[int(before.title.split()[-1])]
-        parts = after.context.split(BETWEEN)
+        parts = after.context.split(SEPARATOR)
         first = order.index(parts[0])
         assert parts == order[first : first + len(parts)]
         assert before.context in parts
@@ -87,37 +154,37 @@ def test_paragraphs_stay_whole_in_order_and_within_the_budget(tokenizer, texts, 
 def test_a_paragraph_that_is_too_long_stays_alone(tokenizer):
     texts = [["short one", "a long one " * 30, "short two"]]
     dataset = make_dataset("toy", questions(texts))
-    long = lengthen(dataset, tokenizer, LongConfig(40))
+    long = lengthen(dataset, tokenizer, 40)
     for before, after in zip(dataset, long, strict=True):
-        assert after == before  # the long one has no room, and is in the way of the others
-    wide = lengthen(dataset, tokenizer, LongConfig(512))
-    assert {example.context for example in wide} == {BETWEEN.join(texts[0])}
+        assert after == before  # the long one has no available, and is in the way of the others
+    wide = lengthen(dataset, tokenizer, 512)
+    assert {example.context for example in wide} == {SEPARATOR.join(texts[0])}
 
 
 def test_the_budget_counts_question_and_special_tokens(tokenizer):
     texts = [["one two three four five", "six seven eight nine ten"]]
     dataset = make_dataset("toy", questions(texts))
-    whole = pieces(replace(dataset.examples[0], context=BETWEEN.join(texts[0])), tokenizer)
-    fits = lengthen(dataset, tokenizer, LongConfig(whole))
-    tight = lengthen(dataset, tokenizer, LongConfig(whole - 1))
-    assert {example.context for example in fits} == {BETWEEN.join(texts[0])}
+    whole = pieces(replace(dataset.examples[0], context=SEPARATOR.join(texts[0])), tokenizer)
+    fits = lengthen(dataset, tokenizer, whole)
+    tight = lengthen(dataset, tokenizer, whole - 1)
+    assert {example.context for example in fits} == {SEPARATOR.join(texts[0])}
     assert tight.examples == dataset.examples
 
 
 def test_the_place_is_drawn_from_the_id(tokenizer):
     texts = [[f"paragraph {n} tells of winter" for n in range(9)]]
     context = texts[0][4]
-    asked = [Example(f"q{n}", "Who?", context, (), "Article 0") for n in range(400)]
+    same_paragraph = [Example(f"q{n}", "Who?", context, (), "Article 0") for n in range(400)]
     rest = [Example(f"p{n}", "Who?", text, (), "Article 0") for n, text in enumerate(texts[0])]
     # the paragraphs come first, for their order
-    dataset = make_dataset("toy", [*rest, *asked])
-    long = lengthen(dataset, tokenizer, LongConfig(20))
-    found = [example.context.split(BETWEEN) for example in long.examples[9:]]
+    dataset = make_dataset("toy", [*rest, *same_paragraph])
+    long = lengthen(dataset, tokenizer, 20)
+    found = [example.context.split(SEPARATOR) for example in long.examples[9:]]
     assert {len(parts) for parts in found} == {3}
     places = Counter(parts.index(context) for parts in found)
     assert set(places) == {0, 1, 2}
     assert min(places.values()) > 100  # of 133 expected
-    again = lengthen(make_dataset("toy", [*rest, *asked[::-1]]), tokenizer, LongConfig(20))
+    again = lengthen(make_dataset("toy", [*rest, *same_paragraph[::-1]]), tokenizer, 20)
     by_id = {example.id: example for example in again}
     assert all(by_id[example.id] == example for example in long)
 
@@ -136,8 +203,6 @@ def test_without_titles_nothing_can_be_lengthened(tokenizer):
         lengthen(make_dataset("toy", bare), tokenizer)
     mixed = [*questions([["a b", "c d"]])[:2], *bare[2:]]
     assert lengthen(make_dataset("toy", mixed), tokenizer).examples[2:] == tuple(bare[2:])
-    with pytest.raises(QalibError, match="at least 8"):
-        LongConfig(7)
 
 
 def test_lone_surrogates_are_counted(tokenizer):
@@ -145,18 +210,18 @@ def test_lone_surrogates_are_counted(tokenizer):
     assert len(lengthen(dataset, tokenizer).examples[0].context) == len("a \ud800 b\n\nc d")
 
 
-def test_the_almanac_has_articles_of_one_kind(tokenizer):
-    almanac = build_almanac(AlmanacConfig(questions=300, length=400))
-    long = lengthen(almanac, tokenizer)
-    kinds = paragraphs(almanac)
+def test_the_corpus_has_articles_of_one_kind(tokenizer):
+    corpus = build_corpus(CorpusConfig(questions=300, length=400))
+    long = lengthen(corpus, tokenizer)
+    kinds = paragraphs(corpus)
     assert {article_of(example) for example in long} == set(kinds)
-    for before, after in zip(almanac, long, strict=True):
+    for before, after in zip(corpus, long, strict=True):
         check_example(after, after.id)
         assert before.context in after.context
-        assert set(after.context.split(BETWEEN)) <= set(kinds[article_of(before)])
+        assert set(after.context.split(SEPARATOR)) <= set(kinds[article_of(before)])
         assert pieces(after, tokenizer) <= 512
     lengths = [len(example.context) for example in long]
-    assert sum(lengths) > 3 * sum(len(example.context) for example in almanac)
+    assert sum(lengths) > 3 * sum(len(example.context) for example in corpus)
 
 
 def test_real_paragraphs_fill_the_budget(real_data, tokenizer, tmp_path):
@@ -170,7 +235,7 @@ def test_real_paragraphs_fill_the_budget(real_data, tokenizer, tmp_path):
     lengths = [pieces(example, tokenizer) for example in long]
     for before, after, length in zip(dataset, long, lengths, strict=True):
         check_example(after, after.id)
-        assert after.context in BETWEEN.join(order[after.title])
+        assert after.context in SEPARATOR.join(order[after.title])
         assert before.context in after.context
         assert length <= 512 or after.context == before.context
     assert sum(lengths) / len(lengths) > 380
@@ -180,3 +245,36 @@ def test_real_paragraphs_fill_the_budget(real_data, tokenizer, tmp_path):
     places = [e.answers[0].start / len(e.context) for e in long]
     thirds = Counter(min(2, int(3 * place)) for place in places)
     assert min(thirds.values()) > 0.2 * len(long)
+
+
+# --------------------------------------------------------------------------- sentence boundaries
+
+
+def sentences(text: str) -> list[str]:
+    starts = sentence_starts(text)
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["It rained.", "Nobody came!", "Why?", "1066 was the year."],
+        ['He said "No."', '"Yes," she said.', "(So it was.)", "Then they left."],
+        ["Dr. J. R. Smith of the U.S. Army met Mrs. Brown.", "They talked."],
+        ["It cost 3.5 million vs. 2 million in Jan. 1990, i.e. more.", "Really."],
+        ["See Fig. 3 and No. 7 by Smith et al. in detail.", "Done."],
+        ["A heading", "Then a paragraph. which goes on", "and ends"],
+        ["Één ding.", "Çok iyi.", "“Quoted.”", "Элементы.", "End"],
+        ["no end at all"],
+    ],
+)
+def test_where_sentences_end(parts):
+    between = "\n" if parts[0] == "A heading" else " "
+    assert sentences(between.join(parts)) == parts
+
+
+def test_an_empty_text_is_one_sentence_of_nothing():
+    assert sentence_starts("") == [0]
+    assert sentence_starts("One. ") == [0]
+    assert sentence_starts("\n\nOne.\n \nTwo.\n") == [0, 2, 9]

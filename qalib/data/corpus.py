@@ -53,7 +53,7 @@ class CorpusConfig:
         needed = CHARACTERS_PER_FACT * (self.distractors + 1)
         if self.length < needed:
             raise QalibError(
-                f"a passage of {self.length} characters is too short for {self.distractors} "
+                f"CorpusConfig: {self.length} characters are too few for {self.distractors} "
                 f"distractors; set length to {needed} or more."
             )
 
