@@ -279,10 +279,7 @@ def test_fetching_shows_progress_and_leaves_the_file_alone(home, raw, register, 
     assert "100%" in capfd.readouterr().err
     assert cached(home) == {"set.json": raw}
     assert server.requests == 1
-
-
-def test_fetching_can_be_silent(home, register, server, capfd):
-    register(server.url)
+    path.unlink()
     fetch("set", progress=False)
     assert capfd.readouterr() == ("", "")
 
