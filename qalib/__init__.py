@@ -1,10 +1,13 @@
 """qalib: models, losses and measurements for efficient extractive question answering."""
 
 __version__ = "0.1.0"
+__all__ = ["open_study"]
 
 
-def open_study(name: str, profile: str, seed: int = 0):
-    """Open the study of a notebook: see ``qalib.study.session.open_study``."""
-    from qalib.study.session import open_study
+def __getattr__(name: str):
+    """Import ``open_study``, with which every notebook begins, when it is first used."""
+    if name == "open_study":
+        from qalib.study.session import open_study
 
-    return open_study(name, profile, seed)
+        return open_study
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,8 +25,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
 
 
-@app.command()
-def answer(
+@app.command("answer")
+def _answer(
     question: Annotated[str, typer.Argument(help="the question")] = "",
     passage: Annotated[Path | None, typer.Option(help="text file; default: stdin")] = None,
     questions: Annotated[Path | None, typer.Option(help="a file of questions, one a line")] = None,
@@ -76,25 +76,25 @@ def answer(
     )
 
 
-@app.command()
-def score(dataset: Path, predictions: Path) -> None:
+@app.command("score")
+def score_command(dataset: Path, predictions: Path) -> None:
     """Score PREDICTIONS (one JSON object: id to answer text) as the official SQuAD scripts do."""
     from qalib.metrics import score_files
 
     print(json.dumps(score_files(dataset, predictions), indent=2))
 
 
-@app.command()
-def fetch(
+@app.command("fetch")
+def fetch_command(
     names: Annotated[list[str] | None, typer.Argument(help="sources; none: list them")] = None,
 ) -> None:
     """Download data by name, verify it and print its path; without a name, list the sources."""
-    from qalib.data.sources import fetch as fetch_source
+    from qalib.data.sources import fetch
 
     if not names:
         print(_sources())
     for name in names or ():
-        print(fetch_source(name))
+        print(fetch(name))
 
 
 def _sources() -> str:
@@ -110,7 +110,7 @@ def _sources() -> str:
 
 
 @app.command("run-notebooks")
-def run_notebooks(
+def run_notebooks_command(
     profile: ProfileOption = "laptop",
     only: Annotated[list[str] | None, typer.Option(help="notebook numbers, e.g. 00")] = None,
     force: Annotated[bool, typer.Option(help="compute every run again")] = False,
@@ -123,11 +123,11 @@ def run_notebooks(
     raise typer.Exit(command(profile, only, force, check, param or ()))
 
 
-app.command("figures", help="The same as run-notebooks.")(run_notebooks)
+app.command("figures", help="The same as run-notebooks.")(run_notebooks_command)
 
 
-@app.command()
-def train(
+@app.command("train")
+def train_command(
     stage: Annotated[str, typer.Argument(help="encoder, bytes, block-skim or words")],
     profile: ProfileOption = "laptop",
     seed: Annotated[int, typer.Option(help="random seed")] = 0,
@@ -197,7 +197,7 @@ SecondsOption = Annotated[float, typer.Option(help="time for the whole benchmark
 
 
 @bench.command("training")
-def bench_training(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+def _bench_training(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
     """Training throughput against the defaults of transformers, on the same questions."""
     from qalib.study.stages import benchmarks
 
@@ -205,7 +205,7 @@ def bench_training(rounds: RoundsOption = 5, as_json: JsonOption = False) -> Non
 
 
 @bench.command("byte-models")
-def bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+def _bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
     """Byte-level readers: the published code's structure against this kit's, and every variant."""
     from qalib.study.stages import benchmarks
 
@@ -213,7 +213,7 @@ def bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> 
 
 
 @bench.command("block-skim")
-def bench_block_skim(
+def _bench_block_skim(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
     seconds: SecondsOption = 200.0,
@@ -227,7 +227,7 @@ def bench_block_skim(
 
 
 @bench.command("end-to-end")
-def bench_end_to_end(
+def _bench_end_to_end(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
     questions: Annotated[int, typer.Option(help="the first so many of the data")] = 200,

@@ -133,6 +133,15 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+def test_no_public_name_is_defined_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "qalib").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.name)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 # Files
 
 
