@@ -46,7 +46,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from qalib.data.schema import parse_json, read_bytes
+from qalib.data.formats import parse_json, read_bytes
 from qalib.errors import QalibError
 from qalib.settings import settings
 from qalib.skim.cost import CostModel, token_counts

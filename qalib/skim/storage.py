@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import nn
 
 from qalib.checkpoints import load_weights, put_weights, save_weights
-from qalib.data.schema import file_sha256, parse_json, read_bytes
+from qalib.data.formats import parse_json, read_bytes
+from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.settings import build as build_settings
