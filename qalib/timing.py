@@ -134,36 +134,32 @@ def columns(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 class Budget:
-    """A time limit for several measurements, shared out by their expected work.
-
-    ``next_share`` gives a measurement its part of what is left, ``fits`` says whether even its
-    shortest version fits, judged by the speed of the measurements so far.
-    """
+    """A time limit for several measurements, shared out by their expected work."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
         self.deadline = clock() + seconds
-        self.rates: list[float] = []  # seconds for each unit of work, as measured
+        self.rate = 0.0  # seconds for a unit of work, in the last measurement
 
     @property
     def left(self) -> float:
         """Seconds until the deadline; 0 when it has passed."""
         return max(0.0, self.deadline - self.clock())
 
-    def next_share(self, work: float, remaining: float) -> float:
-        """Seconds for the next measurement: its part of the work that remains, itself included."""
-        return self.left * work / remaining
+    def share(self, remaining: Sequence[float]) -> float:
+        """Seconds for the first of the measurements that remain, by their expected work."""
+        return self.left * float(remaining[0] / np.sum(remaining))
 
     def fits(self, work: float) -> bool:
-        """Whether so much work is expected to be done in time; true for the first measurement."""
-        return not self.rates or work * max(self.rates) <= self.left
+        """Whether so much work is expected to be done in time, at the speed of the last one."""
+        return work * self.rate <= self.left
 
     @contextlib.contextmanager
-    def measure(self, work: float) -> Iterator[None]:
-        """Note how long so much work took."""
-        begin = self.clock()
-        yield
-        self.rates.append((self.clock() - begin) / work)
+    def measure(self) -> Iterator[list[float]]:
+        """Measure the speed; the amount of work is appended to the list inside the block."""
+        begin, work = self.clock(), []
+        yield work
+        self.rate = (self.clock() - begin) / sum(work)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ Notation: B batch, L positions of the input, L' remaining ones, K blocks, N laye
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -164,7 +165,7 @@ class StaticLengths:
 
     def __post_init__(self):
         values = (1.0, *self.fractions)
-        if not all(0 < b <= a for a, b in zip(values, values[1:], strict=False)):
+        if not all(0 < b <= a for a, b in pairwise(values)):
             raise QalibError(
                 f"the fractions of the layers go down from 1 and stay above 0, unlike {values[1:]}."
             )
@@ -232,9 +233,7 @@ class TokenPruning(Baseline):
             state.hidden = layer.feed_forward(context, state.hidden)
             tokens.append(state.token_counts())
         start, end = state.full_logits(state.span_logits()).unbind(dim=-1)
-        return ReaderOutput(
-            start, end, batch.mask, aux=TokenCounts(torch.stack(tokens, dim=1))
-        )
+        return ReaderOutput(start, end, batch.mask, aux=TokenCounts(torch.stack(tokens, dim=1)))
 
     def _keep(self, number: int, state: PaddedForward, given: Tensor) -> Tensor:
         """Blocks, which are single tokens, that are left.  -> (B, K) bool"""
@@ -355,4 +354,3 @@ class _Logits(nn.Module):
         types = {"token_type_ids": token_type_ids} if self.uses_types else {}
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types)
         return output.start_logits, output.end_logits
-
