@@ -32,6 +32,7 @@ from qalib.timing import Budget, Progress, Timings, columns, interleave, quiet
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from qalib.models.encoder import EncoderReader
     from qalib.skim.cost import CostModel
@@ -167,14 +168,29 @@ class BenchmarkModel:
 
 def in_dtypes(reader: "EncoderReader", dtypes: Sequence[str]) -> dict[str, "EncoderReader"]:
     """The reader itself for "fp32" and "bf16", converted copies for the others."""
-    from qalib.models.bf16 import quantize, to_bf16
+    from qalib.models.bf16 import to_bf16
     from qalib.models.encoder import EncoderReader
 
-    convert, reader = {"bf16 weights": to_bf16, "int8": quantize}, reader.eval()
+    convert, reader = {"bf16 weights": to_bf16, "int8": to_int8}, reader.eval()
     readers = dict.fromkeys(("fp32", *dtypes), reader)
     for name in readers.keys() & convert.keys():
         readers[name] = EncoderReader(convert[name](reader.encoder), reader.tokenizer).eval()
     return readers
+
+
+def to_int8(encoder: "nn.Module") -> "nn.Module":
+    """A copy whose linear layers, but for the span head, multiply in int8.
+
+    Weights are rounded once, with a scale per output; each call finds the range of its inputs.
+    """
+    from torch import nn
+
+    with quiet():  # torch announces the removal of this module
+        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+        layers = [n for n, m in encoder.base_model.named_modules() if isinstance(m, nn.Linear)]
+        names = [f"{encoder.base_model_prefix}.{name}" for name in layers]
+        return quantize_dynamic(encoder, dict.fromkeys(names, per_channel_dynamic_qconfig))
 
 
 @dataclass(frozen=True)
@@ -670,7 +686,7 @@ def operating_points(
     """A threshold for every layer and fraction, found on the blocks of held-out questions.
 
     By passages ("short", "long") rows of name, layer, threshold, target (the fraction asked for),
-    and what it does to these questions: recall, token_fraction, relative_macs.
+    and what it does to these questions: recall, token_fraction, relative_flops.
     """
     from qalib.skim.cost import CostModel
     from qalib.study.stages.block_skim import load_reader, read_blocks
@@ -689,17 +705,19 @@ def select_points(
     """The rows of one kind of passages, see :func:`operating_points`."""
     from qalib.skim.calibration import PruningSimulator, recall_curve
 
-    scores = {layer: blocks.scores[layer] for layer in layers}
-    simulator = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, scores)
+    simulator = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
     rows = []
     for layer in layers:
-        curve = recall_curve(scores[layer], blocks.answers, blocks.sizes, blocks.row)
+        curve = recall_curve(blocks.scores[layer], blocks.answers, blocks.sizes, blocks.row)
         for fraction in fractions:
             within = int(np.searchsorted(curve.kept, fraction, side="right"))
             threshold = min(1.0, float(curve.thresholds[max(0, within - 1)]))
             row = {"name": f"layer {layer}, {100 * fraction:g} %", "layer": layer}
             row |= {"threshold": threshold, "target": fraction}
-            rows.append(row | simulator.summary({layer: threshold}, cost))
+            row["recall"] = float((simulator.conformity_scores(layer) >= threshold).mean())
+            row["token_fraction"] = simulator.token_fraction(layer, threshold)
+            row["relative_flops"] = simulator.relative_flops(layer, threshold, cost)
+            rows.append(row)
     return rows
 
 
