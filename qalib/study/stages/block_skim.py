@@ -101,6 +101,25 @@ class SkimStudy:
         return SkimTraining(**{**shared, **own, "skim_loss": self.loss, **changes})
 
 
+@settings
+class AblationStudy:
+    """Section [ablations] of a profile: the runs of notebook 07, and the questions they use."""
+
+    rows: tuple[str, ...] = ()  # of the table of ablations; () = all
+    kinds: tuple[str, ...] = ("random", "lexical", "cnn", "question", "late_interaction", "tokens")
+    variants: tuple[str, ...] = ()  # beyond the paper; () = all
+    threshold: float = 0.5  # of pruning during training in the table of ablations
+    variant_threshold: float = 0.2  # and of the variants
+    teacher_weight: float = 1.0
+    later: int = 4  # a layer after ``SkimStudy.middle``
+    shares: tuple[float, ...] = (0.4, 0.6, 0.8)  # of the tokens, kept by readers that prune
+    more_questions: int = 0  # of the larger training set; 0 = all
+    rows_every: int = 1  # blocks are predicted for every so many-th test question
+    every: int = 1  # readers that prune answer every so many-th
+    long_every: int = 1  # and every so many-th with a longer passage
+    long: WindowConfig = field(default_factory=lambda: WindowConfig(max_length=512))
+
+
 @stage("train-skim")
 def train_skim(
     config: SkimTraining, work: Path, data: Dataset, start: Run | str | None = None
@@ -332,8 +351,9 @@ class BlockPredictions:
     row: np.ndarray  # (N,) int32, the question
     sizes: np.ndarray  # (N,) int32, tokens
     answers: np.ndarray  # (N, A) bool, which gold answers have a token in the block
-    two_tokens: np.ndarray  # (N,) bool, label of the released code: two tokens of the first answer
     scores: dict[int, np.ndarray]  # (N,) float32 probabilities, by layer
+    two_tokens: np.ndarray | None = None  # (N,) bool, labels of the released code: two tokens of
+    # the first gold answer; None in records that do not have them
 
     @property
     def labels(self) -> np.ndarray:
@@ -499,7 +519,8 @@ def write_blocks(found: BlockPredictions, path: Path) -> None:
 
     arrays = asdict(found)
     arrays |= {f"layer {n}": x for n, x in arrays.pop("scores").items()}
-    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+    arrays = {n: np.ascontiguousarray(x) for n, x in arrays.items() if x is not None}
+    save_file(arrays, path)
 
 
 def read_blocks(run: Run) -> BlockPredictions:
