@@ -189,7 +189,9 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> "EncoderR
         return reader
     if given == "pretrained":
         return build_encoder(config.encoder, config.seed)
-    return baseline.load_reader(start) if start.stage == "train-encoder" else load_reader(start).reader
+    return (
+        baseline.load_reader(start) if start.stage == "train-encoder" else load_reader(start).reader
+    )
 
 
 def training_task(
@@ -684,7 +686,9 @@ def choose_window(windows: Sequence[Window], size: int, blocks: int) -> Window:
     return max(fit, key=lambda w: min(blocks, -(-len(w.offsets) // size)))
 
 
-def attention_maps(reader: "SkimReader | EncoderReader", batch: Batch) -> tuple["torch.Tensor", ...]:
+def attention_maps(
+    reader: "SkimReader | EncoderReader", batch: Batch
+) -> tuple["torch.Tensor", ...]:
     """Attention probabilities of all layers, nothing pruned.  -> (B, heads, L, L) each"""
     bare = getattr(reader, "reader", reader)
     bare.encoder.set_attn_implementation("eager")  # others return no maps
@@ -729,7 +733,10 @@ def mean_attention(
                 columns = _attention_shares(heads.float().mean(1), blocks, holds, in_answer, size)
                 rows.append(pd.DataFrame({"layer": layer, **columns}))
     table = 100 * pd.concat(rows).groupby("layer").mean()  # NaN where a row has no such block
-    return {"even": 100 * torch.cat(even).mean().item(), "layers": table.reset_index().to_dict("records")}
+    return {
+        "even": 100 * torch.cat(even).mean().item(),
+        "layers": table.reset_index().to_dict("records"),
+    }
 
 
 def _attention_shares(attention, blocks, holds, in_answer, size: int) -> dict[str, np.ndarray]:
