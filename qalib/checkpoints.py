@@ -1,8 +1,8 @@
 """Checkpoints of a training run, and weights on disk: safetensors and JSON, written atomically.
 
 ``folder/checkpoint-000200/`` holds model.safetensors, optimizer.safetensors, state.json and, for
-every process, random-<rank>.safetensors. It is complete or not there: it is written under another
-name and renamed.
+every process, random-<rank>.safetensors. It is written under another name and renamed, so it is
+complete or not there.
 """
 
 import json
@@ -16,7 +16,7 @@ from qalib.errors import QalibError
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that training can move: parameters with gradients, and buffers."""
+    """Everything that training can change: parameters with gradients, and buffers."""
     moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return moved | dict(model.named_buffers())
 
@@ -63,10 +63,9 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str = "wei
 
 
 def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, accelerator) -> None:
-    """Write ``checkpoint-<step>`` and then remove the older ones. Every process calls it.
+    """Write ``checkpoint-<step>`` and then remove the older ones; called by every process.
 
-    One complete checkpoint is there at every moment: a second one of the same step gets a name of
-    its own.
+    There is a complete checkpoint at every moment: a second one of the same step gets another name.
     """
     target = folder / f"checkpoint-{step:06d}"
     if target.exists():
@@ -97,7 +96,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, model, optimizer, accelerator) -> dict:
-    """Put model, optimiser and random state back; returns the rest of what was saved.
+    """Restore model, optimiser and random state; returns the saved ``state``.
 
     Raises QalibError if the checkpoint does not fit the model or the number of processes.
     """

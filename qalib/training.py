@@ -1,11 +1,11 @@
 """One training loop for every reader, on a CPU, one GPU or many processes (accelerate).
 
-A run can be killed at any moment: called again with the same arguments it goes on from its last
-checkpoint and, on a CPU, ends in the same bits as a run that was never disturbed. That holds
-because an epoch's batches depend on (seed, epoch) alone and a checkpoint holds weights, optimiser
-and random state. Checkpoints are safetensors and JSON.
+A killed run, started again with the same arguments, resumes from its last checkpoint and, on a
+CPU, ends in the same bits as an uninterrupted one: the batches of an epoch depend on (seed, epoch)
+only, and a checkpoint holds weights, optimiser and random state.
 """
 
+import atexit
 import json
 import math
 import time
@@ -25,7 +25,7 @@ from qalib.errors import QalibError
 from qalib.progress import progress_bar
 from qalib.settings import settings
 
-SCRATCH = "scratch"  # the folder of what is needed only until a run is finished
+SCRATCH = "scratch"  # the folder of checkpoints, needed only until a run is finished
 
 
 @settings
@@ -60,9 +60,9 @@ class TrainingTask:
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
-    """("bf16" or "fp32", why): bf16 where the processor has matrix units for it."""
+    """("bf16" or "fp32", reason): bf16 where the processor has matrix units for it."""
     if wanted != "auto":
-        return wanted, "as asked"
+        return wanted, "as configured"
     if device == "cuda":
         good = torch.cuda.is_bf16_supported()
         return ("bf16", "the GPU supports it") if good else ("fp32", "the GPU has no bf16")
@@ -82,7 +82,7 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over what is trained, without decay on vectors (biases and norms)."""
+    """AdamW over trainable parameters, without decay on vectors (biases and norms)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise QalibError("nothing to train: every parameter of the model is frozen.")
@@ -94,6 +94,27 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=config.learning_rate, fused=True
     )
+
+
+def make_accelerator():
+    """An ``Accelerator``; of several processes, each leaves the process group before Python exits.
+
+    Otherwise threads of the gloo backend may still hold tensors while the interpreter is torn
+    down; freeing them needs its lock, and the process dies of SIGABRT (pytorch/pytorch#179291).
+    Autocast is left to the caller, because Accelerator's own cannot be changed later.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision="no")
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave_process_group)  # registered once, however often this is called
+        atexit.register(_leave_process_group)
+    return accelerator
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def train(
@@ -108,27 +129,24 @@ def train(
     logging_steps: int = 20,
     save_steps: int = 200,
 ) -> dict:
-    """Train ``model`` in place; returns steps, tokens, the last losses and the seconds taken.
+    """Train ``model`` in place; returns steps, tokens, the last loss, precision and speed.
 
-    ``optimizer`` is AdamW as ``make_optimizer`` makes it, unless one is given; the learning rate
-    is set by ``config`` either way, times ``scale`` for groups of parameters that have one.
+    ``optimizer`` is that of ``make_optimizer`` by default; the learning rate is set by ``config``
+    either way, times ``scale`` for groups of parameters that have one.
 
-    ``folder`` takes ``log.jsonl`` and, under ``scratch``, the checkpoints. The log has one line
-    every ``logging_steps`` steps: step, epoch, loss (mean since the last line), learning rate,
-    tokens per second; and one line after every epoch with what ``after_epoch(epoch)`` returns.
-    A checkpoint is saved every ``save_steps`` steps.
+    ``folder`` receives ``log.jsonl`` and, under ``scratch``, a checkpoint every ``save_steps``
+    steps. The log has one line every ``logging_steps`` steps: step, epoch, loss (mean since the
+    last line), learning rate, tokens per second; and one line after every epoch with the result of
+    ``after_epoch(epoch)``.
 
-    Raises QalibError if nothing can be learnt from the data, if the loss stops being a number and
-    if ``folder`` holds the checkpoint of another run.
+    Raises QalibError if there are no batches, if the loss is not finite, and if ``folder`` holds
+    the checkpoint of another run.
     """
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        mixed_precision="no"
-    )  # autocast is ours: its own is set once for good
+    accelerator = make_accelerator()
     set_seed(seed + accelerator.process_index)
     bare = model.to(accelerator.device)
     optimizer = make_optimizer(bare, config) if optimizer is None else optimizer
@@ -138,11 +156,9 @@ def train(
     loop.resume()
     show = progress and accelerator.is_main_process
     bar = progress_bar(loop.steps, "train", "step", initial=loop.step, show=show)
-    for epoch in range(loop.epochs):
-        if epoch < loop.epoch or loop.step >= loop.steps:
-            continue
-        loop.run_epoch(epoch, bar)
-        if after_epoch is not None and loop.finished_epoch:
+    for epoch in range(loop.epoch, len(loop.plan)):
+        finished = loop.run_epoch(epoch, bar)
+        if after_epoch is not None and finished:
             scores = after_epoch(epoch) if accelerator.is_main_process else {}
             loop.log({"epoch": epoch + 1, **scores})
             loop.checkpoint()
@@ -152,7 +168,9 @@ def train(
 
 
 class _Loop:
-    """The state of one run: where it is, what it has seen, and how it writes that down."""
+    """The state of one run: its plan, its position in it, and the log."""
+
+    STATE = ("step", "epoch", "tokens", "seconds", "pending", "last_loss", "lines", "steps", "seed")
 
     def __init__(self, accelerator, bare, model, optimizer, task, config, folder, seed):
         self.accelerator, self.bare, self.model = accelerator, bare, model
@@ -160,33 +178,39 @@ class _Loop:
         self.precision, _ = choose_precision(config.precision, self.device)
         self.optimizer, self.task, self.config = optimizer, task, config
         self.folder, self.seed = folder, seed
-        per_epoch = len(self.batches(0))
-        if not per_epoch:
-            raise QalibError("nothing to train on: no input holds a gold answer.")
-        self.epochs = config.num_train_epochs
-        # epochs differ by a few batches; the schedule takes the exact number
-        self.sizes = [len(self.batches(epoch)) for epoch in range(self.epochs)]
-        self.steps = sum(self.sizes)
+        self.plan = self._plan()  # the batches of every epoch, whose number the schedule needs
+        self.steps = sum(map(len, self.plan))
         if config.max_steps:
             self.steps = min(self.steps, config.max_steps)
         self.step = self.epoch = self.tokens = self.lines = 0
         self.seconds = 0.0
         self.pending = {"loss": 0.0, "rows": 0, "tokens": 0, "seconds": 0.0}
         self.last_loss: float | None = None
-        self.finished_epoch = False
 
-    def batches(self, epoch: int) -> list[list[int]]:
-        if self.task.batches is not None:
-            return self.task.batches(self.seed, epoch)
-        return training_batches(self.task.lengths, self.config.tokens_per_batch, self.seed, epoch)
+    def _plan(self) -> list[list[list[int]]]:
+        """The batches of every epoch, up to the one in which ``max_steps`` is reached."""
+        plan, steps, config = [], 0, self.config
+        for epoch in range(config.num_train_epochs):
+            if self.task.batches is not None:
+                batches = self.task.batches(self.seed, epoch)
+            else:
+                lengths = self.task.lengths
+                batches = training_batches(lengths, config.tokens_per_batch, self.seed, epoch)
+            if not batches:
+                raise QalibError("nothing to train on: no input holds a gold answer.")
+            plan.append(batches)
+            steps += len(batches)
+            if config.max_steps and steps >= config.max_steps:
+                break
+        return plan
 
-    def run_epoch(self, epoch: int, bar) -> None:
+    def run_epoch(self, epoch: int, bar) -> bool:
+        """Train on the rest of an epoch; whether it was completed."""
         self.epoch = epoch
-        done = self.step - sum(self.sizes[:epoch])
-        self.finished_epoch = False
-        for indices in self.batches(epoch)[done:]:
+        done = self.step - sum(map(len, self.plan[:epoch]))
+        for indices in self.plan[epoch][done:]:
             if self.step >= self.steps:
-                return
+                return False
             self.model.train()
             begin = time.perf_counter()
             loss, tokens = self.train_step(indices)
@@ -196,10 +220,11 @@ class _Loop:
                 self.write_line(bar)
             if self.step % self.save_steps == 0:
                 self.checkpoint()
-        self.epoch, self.finished_epoch = epoch + 1, True
+        self.epoch = epoch + 1
+        return True
 
     def train_step(self, indices: list[int]) -> tuple[float, int]:
-        """One update from the rows ``indices``, shared out among the processes."""
+        """One update from the rows ``indices``, distributed over the processes."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = indices[rank::world]
         batch = self.task.collate(mine or indices[:1]).to(self.accelerator.device)
@@ -207,7 +232,7 @@ class _Loop:
             output = self.model(batch)
         losses = self.task.loss(output, batch)  # (B,)
         total = losses.sum() if mine else losses.sum() * 0.0  # a rank without rows adds nothing
-        # the processes' gradients are averaged, so each carries its sum over the whole batch's mean
+        # gradients are averaged over processes; their sum is to be that of the whole batch's mean
         self.accelerator.backward(total * (world / len(indices)))
         rate = learning_rate_at(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
@@ -215,10 +240,9 @@ class _Loop:
         self.accelerator.clip_grad_norm_(self.bare.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        seen = torch.tensor(
-            [total.item(), batch.num_tokens if mine else 0], device=self.accelerator.device
-        )
-        loss, tokens = self.accelerator.reduce(seen, reduction="sum").tolist()
+        sums = torch.tensor([total.item(), batch.num_tokens if mine else 0])
+        sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
+        loss, tokens = sums.tolist()
         if not math.isfinite(loss):
             raise QalibError(
                 f"the loss became {loss} at step {self.step + 1}; lower the learning rate "
@@ -234,25 +258,22 @@ class _Loop:
             self.pending[name] += value
 
     def write_line(self, bar) -> None:
-        seen = self.pending
-        self.last_loss = seen["loss"] / max(1, seen["rows"])
-        speed = seen["tokens"] / max(seen["seconds"], 1e-9)
-        rate = learning_rate_at(self.step - 1, self.steps, self.config)
+        sums = self.pending
+        self.last_loss = sums["loss"] / max(1, sums["rows"])
+        speed = sums["tokens"] / max(sums["seconds"], 1e-9)
+        within_epoch = self.step - sum(map(len, self.plan[: self.epoch]))
         self.log(
             {
                 "step": self.step,
-                "epoch": round(self.epoch + self._within_epoch(), 4),
+                "epoch": round(self.epoch + within_epoch / len(self.plan[self.epoch]), 4),
                 "loss": self.last_loss,
-                "learning_rate": rate,
+                "learning_rate": learning_rate_at(self.step - 1, self.steps, self.config),
                 "tokens_per_second": round(speed),
                 **(self.task.log_metrics() if self.task.log_metrics else {}),
             }
         )
         bar.set_postfix_str(f"loss {self.last_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        self.pending = dict.fromkeys(seen, 0)
-
-    def _within_epoch(self) -> float:
-        return (self.step - sum(self.sizes[: self.epoch])) / self.sizes[self.epoch]
+        self.pending = dict.fromkeys(sums, 0)
 
     def log(self, line: dict) -> None:
         self.lines += 1
@@ -260,30 +281,13 @@ class _Loop:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def state(self) -> dict:
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "pending": self.pending,
-            "last_loss": self.last_loss,
-            "lines": self.lines,
-            "steps": self.steps,
-            "seed": self.seed,
-        }
-
     def checkpoint(self) -> None:
-        save_checkpoint(
-            self.folder / SCRATCH,
-            self.step,
-            self.bare,
-            self.optimizer,
-            self.state(),
-            self.accelerator,
-        )
+        state = {name: getattr(self, name) for name in self.STATE}
+        folder = self.folder / SCRATCH
+        save_checkpoint(folder, self.step, self.bare, self.optimizer, state, self.accelerator)
 
     def resume(self) -> None:
+        """Continue from the last checkpoint, if there is one, and cut the log to its lines."""
         found = latest_checkpoint(self.folder / SCRATCH)
         log = self.folder / "log.jsonl"
         if found is None:
@@ -298,7 +302,7 @@ class _Loop:
                 f"{found}: the checkpoint is of a run of {state['steps']} steps and seed "
                 f"{state['seed']}, not {self.steps} and {self.seed}; remove it to start anew."
             )
-        for name in ("step", "epoch", "tokens", "seconds", "pending", "last_loss", "lines"):
+        for name in self.STATE:
             setattr(self, name, state[name])
 
     def summary(self) -> dict:

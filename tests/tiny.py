@@ -1,7 +1,7 @@
 """Small models and data that tests share."""
 
-from qalib.data.squad import Answer, Example
-from qalib.readers.encoder_reader import EncoderConfig, EncoderReader, build_encoder
+from qalib.data.schema import Answer, Example
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
 
 TINY = EncoderConfig(
     random_start=True, layers=2, width=32, heads=4, dropout=0.1, train_embeddings=True

@@ -13,24 +13,23 @@ import pytest
 import torch
 from tiny import examples, tiny_reader
 
-from qalib.checkpoints import latest_checkpoint, load_weights, put_weights, save_weights
-from qalib.data.batches import collate
-from qalib.data.features import WindowConfig, make_windows
+from qalib.checkpoints import latest_checkpoint, load_weights, save_weights
+from qalib.data.batching import collate
+from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.losses import span_loss
-from qalib.train import Task, TrainConfig, choose_precision, learning_rate_at, train
+from qalib.training import TrainConfig, TrainingTask, choose_precision, learning_rate_at, train
 
-CONFIG = TrainConfig(
-    epochs=3, tokens_per_batch=256, learning_rate=3e-3, checkpoint_every=3, log_every=2
-)
+CONFIG = TrainConfig(num_train_epochs=3, tokens_per_batch=256, learning_rate=3e-3)
+OFTEN = {"logging_steps": 2, "save_steps": 3, "progress": False}
 
 
 def make_task(reader, count=24):
     windows = make_windows(examples(count), reader.tokenizer, WindowConfig())
-    return Task(
+    return TrainingTask(
         [len(w) for w in windows],
         lambda rows: collate([windows[i] for i in rows]),
-        lambda output, batch: span_loss(output, batch.spans, batch.weights),
+        lambda output, batch: span_loss(output, batch.answer_spans, batch.answer_weights),
     )
 
 
@@ -38,15 +37,20 @@ def weights_of(reader):
     return {name: p.detach().clone() for name, p in reader.named_parameters()}
 
 
-def test_it_learns(tmp_path):
+def log_lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls(tmp_path):
     reader = tiny_reader(dropout=0.0)
-    config = TrainConfig(epochs=25, tokens_per_batch=512, learning_rate=5e-3, precision="fp32")
-    summary = train(reader, make_task(reader), config, tmp_path, progress=False)
-    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
-    assert summary["loss"] < 0.5 * first["loss"]
+    config = TrainConfig(num_train_epochs=20, learning_rate=5e-3, precision="fp32")
+    options = {"logging_steps": 1, "progress": False}
+    summary = train(reader, make_task(reader, 12), config, tmp_path, **options)
+    assert summary["steps"] == 20
+    assert summary["loss"] < 0.5 * log_lines(tmp_path)[0]["loss"]
 
 
-def test_what_a_task_tells_stands_in_every_line_of_the_log(tmp_path):
+def test_metrics_of_a_task_are_in_every_line_of_the_log(tmp_path):
     reader = tiny_reader()
     task, seen = make_task(reader), []
 
@@ -55,23 +59,59 @@ def test_what_a_task_tells_stands_in_every_line_of_the_log(tmp_path):
         seen.extend(losses.tolist())
         return losses
 
-    def told():
+    def log_metrics():
         mean = sum(seen) / len(seen)
         seen.clear()
         return {"own mean": mean}
 
-    watched = replace(task, loss=loss, told=told)
-    train(reader, watched, CONFIG, tmp_path, progress=False, after_epoch=lambda epoch: {})
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    task_with_metrics = replace(task, loss=loss, log_metrics=log_metrics)
+    train(reader, task_with_metrics, CONFIG, tmp_path, **OFTEN, after_epoch=lambda epoch: {})
+    steps = [line for line in log_lines(tmp_path) if "loss" in line]
     assert len(steps) > 1
     assert all(line["own mean"] == pytest.approx(line["loss"], rel=1e-5) for line in steps)
-    assert not any("own mean" in line for line in lines if "loss" not in line)
+    assert not any("own mean" in line for line in log_lines(tmp_path) if "loss" not in line)
+
+
+def test_every_epoch_is_planned_once_and_none_after_the_last_step(tmp_path):
+    reader, planned, scored = tiny_reader(), [], []
+
+    def batches(seed, epoch):
+        planned.append(epoch)
+        return [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+    def after_epoch(epoch):
+        scored.append(epoch)
+        return {}
+
+    config = replace(CONFIG, num_train_epochs=9, max_steps=5)
+    task = replace(make_task(reader, 8), batches=batches)
+    summary = train(reader, task, config, tmp_path, **OFTEN, after_epoch=after_epoch)
+    assert summary["steps"] == 5
+    assert planned == [0, 1, 2]
+    assert scored == [0, 1]  # the third epoch is not finished
+
+
+def test_a_run_killed_after_its_last_step_still_scores_the_last_epoch(tmp_path):
+    reader, epochs = tiny_reader(), []
+    task, config = make_task(reader, 6), replace(CONFIG, num_train_epochs=2, tokens_per_batch=4096)
+
+    def after_epoch(epoch):
+        epochs.append(epoch)
+        if epochs == [0, 1]:
+            raise KeyboardInterrupt
+        return {"score": epoch}
+
+    options = {"save_steps": 1, "logging_steps": 1, "progress": False, "after_epoch": after_epoch}
+    with pytest.raises(KeyboardInterrupt):
+        train(reader, task, config, tmp_path, **options)
+    train(tiny_reader(), task, config, tmp_path, **options)
+    assert epochs == [0, 1, 1]
+    assert [line["score"] for line in log_lines(tmp_path) if "score" in line] == [0, 1]
 
 
 def test_a_killed_run_ends_in_the_same_bits(tmp_path):
     undisturbed = tiny_reader()
-    train(undisturbed, make_task(undisturbed), CONFIG, tmp_path / "whole", progress=False)
+    train(undisturbed, make_task(undisturbed), CONFIG, tmp_path / "whole", **OFTEN)
     script = [sys.executable, __file__, str(tmp_path / "killed")]
     child = subprocess.Popen(script, env={**os.environ, "QALIB_TEST_SLOW": "1"})
     deadline = time.time() + 120
@@ -81,7 +121,7 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     resumed = tiny_reader()
-    train(resumed, make_task(resumed), CONFIG, tmp_path / "killed", progress=False)
+    train(resumed, make_task(resumed), CONFIG, tmp_path / "killed", **OFTEN)
     for name, tensor in weights_of(undisturbed).items():
         assert torch.equal(tensor, weights_of(resumed)[name]), name
     logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "killed")]
@@ -131,32 +171,8 @@ def test_two_processes_share_one_stage_of_the_store(tmp_path):
     assert said.count(runs[0].name) == 2
 
 
-def test_a_checkpoint_is_never_missing(tmp_path, monkeypatch):
-    """At the end of an epoch a step is saved twice; neither save removes the other too early."""
-    seen = []
-    replace = Path.replace
-
-    def watched(self, target):
-        if self.name.startswith("checkpoint"):
-            seen.append((latest_checkpoint(self.parent), Path(target).exists()))
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", watched)
-    config = TrainConfig(**{**vars(CONFIG), "checkpoint_every": 1, "epochs": 2})
-    reader = tiny_reader()
-    scores = {"score": 1.0}
-    task = make_task(reader, 6)
-    train(reader, task, config, tmp_path, progress=False, after_epoch=lambda epoch: scores)
-    assert all(before is not None for before, _ in seen[1:])
-    assert not any(overwritten for _, overwritten in seen)
-    last = latest_checkpoint(tmp_path / "scratch")
-    assert last.name.endswith("-again")
-    lines = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert json.loads((last / "state.json").read_text())["lines"] == len(lines)
-
-
-def test_the_schedule_warms_up_and_ends_at_nothing():
-    config = TrainConfig(learning_rate=1.0, warmup=0.1)
+def test_the_learning_rate_warms_up_and_decays_to_0():
+    config = TrainConfig(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate_at(step, 100, config) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
@@ -164,42 +180,34 @@ def test_the_schedule_warms_up_and_ends_at_nothing():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_a_loss_that_is_no_number_is_reported(tmp_path):
+def test_a_loss_that_is_not_finite_is_reported(tmp_path):
     reader = tiny_reader()
     task = make_task(reader)
-    broken = Task(task.lengths, task.collate, lambda o, b: task.loss(o, b) * float("nan"))
+    broken = TrainingTask(task.lengths, task.collate, lambda o, b: task.loss(o, b) * float("nan"))
     with pytest.raises(QalibError, match="learning rate"):
-        train(reader, broken, CONFIG, tmp_path, progress=False)
+        train(reader, broken, CONFIG, tmp_path, **OFTEN)
 
 
 def test_another_run_s_checkpoint_is_refused(tmp_path):
     reader = tiny_reader()
-    train(reader, make_task(reader), CONFIG, tmp_path, progress=False)
+    train(reader, make_task(reader), CONFIG, tmp_path, **OFTEN)
     with pytest.raises(QalibError, match="seed"):
         train(reader, make_task(reader), CONFIG, tmp_path, seed=1, progress=False)
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"precision": "fp8"}, {"log_every": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"num_train_epochs": 0}, {"precision": "fp8"}, {"tokens_per_batch": 0}]
+)
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(QalibError):
         TrainConfig(**bad)
 
 
-def test_precision_says_why():
-    assert choose_precision("fp32") == ("fp32", "as asked")
+def test_precision_comes_with_its_reason():
+    assert choose_precision("fp32") == ("fp32", "as configured")
     name, why = choose_precision("auto")
     assert name in ("fp32", "bf16")
     assert why
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path):
-    reader = tiny_reader()
-    save_weights({"encoder.nothing": torch.zeros(2)}, tmp_path / "w.safetensors")
-    with pytest.raises(QalibError, match=r"encoder\.nothing"):
-        put_weights(reader, load_weights(tmp_path / "w.safetensors"))
-    (tmp_path / "w.safetensors").write_bytes(b"\x00" * 40)
-    with pytest.raises(QalibError, match="damaged"):
-        load_weights(tmp_path / "w.safetensors")
 
 
 def main(folder: Path) -> None:
@@ -209,11 +217,11 @@ def main(folder: Path) -> None:
     task = make_task(reader)
     if "QALIB_TEST_SLOW" in os.environ:
         fast = task.collate
-        task = Task(task.lengths, lambda rows: (time.sleep(0.1), fast(rows))[1], task.loss)
+        task = TrainingTask(task.lengths, lambda rows: (time.sleep(0.1), fast(rows))[1], task.loss)
     config = CONFIG
     if plain:
-        config = TrainConfig(**{**vars(CONFIG), "precision": "fp32", "epochs": 1})
-    train(reader, task, config, folder, progress=False)
+        config = replace(CONFIG, precision="fp32", num_train_epochs=1)
+    train(reader, task, config, folder, **OFTEN)
     print(f"process {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}")
     if os.environ.get("RANK", "0") == "0":
         save_weights(weights_of(reader), folder / "end.safetensors")
