@@ -3,7 +3,8 @@
 The recall curve and the classifier scores of a data set are recorded with its ``predict-blocks``
 run; the probabilities themselves are large and stay in the store.
 
-Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a data set, A gold answers.
+Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a data set, A gold
+answers.
 """
 
 import json
@@ -229,7 +230,7 @@ def training_task(
 
 
 def make_optimizer(model: "SkimReader", config: SkimTraining) -> "torch.optim.Optimizer":
-    """AdamW; the learning rate of predictors and answer heads is ``predictor_rate`` times higher."""
+    """AdamW, with ``predictor_rate`` times the learning rate for predictors and answer heads."""
     from qalib import training
 
     if config.predictor_rate == 1.0:
@@ -291,7 +292,7 @@ def load_reader(run: Run) -> "SkimReader":
 
 @settings
 class Pruning:
-    """Where a reader prunes blocks when it answers, and at which probability; see ``SkimConfig``."""
+    """Where a reader prunes blocks when it answers, and how sharply; see ``SkimConfig``."""
 
     prune_layers: tuple[int, ...] = ()
     thresholds: tuple[float, ...] = ()
@@ -428,7 +429,7 @@ def _window_blocks(output, place: int, window: Window) -> dict:
 
 
 def _concatenate(parts: list[dict], windows: list[Window]) -> BlockPredictions:
-    """All blocks in the order of windows; the answers in several windows of a question side by side."""
+    """All blocks in the order of windows; each window of a question has its own answer columns."""
     row = np.repeat([window.example for window in windows], [len(p["sizes"]) for p in parts])
     columns, taken = [], {}
     for part, window in zip(parts, windows, strict=True):
@@ -486,7 +487,7 @@ def _percent(scores) -> dict[str, float]:
 
 
 def oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens kept and questions answered by an oracle: the blocks of each question's shortest answer.
+    """Recall curve of an oracle, which keeps the blocks of each question's shortest answer.
 
     Questions in the order of their cost. -> (Q,) share of all tokens, (Q,) share of the questions
     that have an answer. Raises QalibError if there are none.
