@@ -1,10 +1,11 @@
-"""Encoders with bf16 weights, packed for the matrix units of a CPU, for inference.
+"""Encoders with bf16 or int8 weights for inference on a CPU.
 
 Private operators of torch are used in this file only: ``torch.ops.mkldnn._reorder_linear_weight``
 and ``torch.ops.mkldnn._linear_pointwise``, by which torch freezes compiled models.
 """
 
 import copy
+import warnings
 
 import torch
 from torch import nn
@@ -27,6 +28,20 @@ def to_bf16(model: nn.Module) -> nn.Module:
         except (AttributeError, NotImplementedError, RuntimeError):
             continue  # this processor or this torch cannot pack weights; bf16 works anyway
     return lighter
+
+
+def quantize(model: nn.Module) -> nn.Module:
+    """A copy for a CPU whose encoder layers multiply in int8, to be run in float32.
+
+    Dynamic quantization: weights are rounded once, with one scale per output, and inputs by the
+    range of each call, so a row depends slightly on the rest of its batch. For inference only.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the removal of its own quantization
+        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+        layers = dict.fromkeys(_linears(model), per_channel_dynamic_qconfig)
+        return quantize_dynamic(model, layers)
 
 
 class PrepackedLinear(nn.Module):
