@@ -30,7 +30,7 @@ def corpora():
 
 
 def lexical_f1(**changes):
-    dataset = build_corpus(CorpusConfig(800, split="test", **changes))
+    dataset = build_corpus(CorpusConfig(400, split="test", **changes))
     return score(dataset, lexical_answers(dataset))["f1"]
 
 
@@ -133,7 +133,7 @@ def test_every_answer_is_at_its_offset(corpora, split):
 
 def test_offsets_point_at_the_right_occurrence_of_a_repeated_text():
     """A leap to the first occurrence of the text would be wrong now and then."""
-    dataset = build_corpus(CorpusConfig(3000, distractors=1))
+    dataset = build_corpus(CorpusConfig(1500, distractors=1))
     assert any(e.context.find(a.text) != a.start for e in dataset for a in e.answers)
 
 

@@ -44,8 +44,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 Split = Literal["train", "test"]
 LONGEST = 6  # words of a fake answer
-DRAWN = 150  # texts of a class that are looked at
-ENOUGH = 3  # texts to draw from, else the next wider class of answers is target
+DRAWN = 150  # texts of a class that are considered
+ENOUGH = 3  # texts to draw from, else the next wider class of answers is used
 
 
 def side_of(text: str) -> Split:
@@ -91,7 +91,7 @@ class AnswerBank:
         target: Callable[[str], QuestionTarget | None],
         embed: Embed | None = None,
     ) -> AnswerBank:
-        """The answers of ``examples`` that fall to ``split``; ``target`` reads a question.
+        """The answers of ``examples`` that fall to ``split``; ``target`` parses a question.
 
         Raises QalibError for an unknown split.
         """
@@ -99,12 +99,12 @@ class AnswerBank:
             raise QalibError(f"the split of fake answers is 'train' or 'test', not {split!r}.")
         found: dict[tuple, set[str]] = {}
         for example in examples:
-            wants = target(example.question)
-            if not example.answers or wants is None:
+            parsed = target(example.question)
+            if not example.answers or parsed is None:
                 continue
             text = min(example.answer_texts, key=lambda t: (len(t), t)).strip(" .,;")
             if _usable(text) and side_of(text) == split:
-                for kind in classes_of(wants, text):
+                for kind in classes_of(parsed, text):
                     found.setdefault(kind, set()).add(text)
         for name, row in RESERVE.items():
             for text in row:

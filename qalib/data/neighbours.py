@@ -23,7 +23,7 @@ from qalib.data.schema import Example
 from qalib.errors import QalibError
 
 NEAREST = 6  # candidates among which the seed draws
-MOST = 400  # entries that are looked at
+MOST = 400  # entries that are considered
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Neighbours:
         )
 
     def sample(self, text: str, title: str, seen: Set[str], rng: random.Random) -> str | None:
-        """Something near ``text`` of the same shape: a name for a name, a noun for a noun.
+        """Something similar to ``text`` of the same shape: a name for a name, a noun for a noun.
 
         It shares no word with ``text``, is no name of the article ``title`` and has a word that
         is not in ``seen``. None if there is nothing.
@@ -108,7 +108,7 @@ def perturb_question(
     """Tokens of a question with up to ``count`` places changed, and the changes (old, new).
 
     ``seen``: the words of the passage, which holds nothing of what comes in. ``kept``: tokens that
-    stay, such as the noun that is target for. Without a change the second list is empty.
+    stay, such as the noun that the question asks for. Without a change the second list is empty.
     """
     sure, unsure = _places(tokens, near)
     changed, changes = list(tokens), []
@@ -130,7 +130,7 @@ def perturb_question(
 
 
 def _places(tokens: Sequence[str], near: Neighbours) -> tuple[list, list]:
-    """Token ranges that are sure to change what is target, and those that may (nouns)."""
+    """Token ranges that are certain to change the meaning, and those that may (nouns)."""
     sure, unsure, at = [], [], 0
     while at < len(tokens):
         end = at

@@ -62,7 +62,7 @@ class QuestionTarget:
 
     @property
     def core(self) -> tuple[str, ...]:
-        """The noun without what is hung on it: "large city" of "large city north of Rome"."""
+        """The noun without its attributes: "large city" of "large city north of Rome"."""
         ends = (i for i, word in enumerate(self.noun) if i and word.lower() in HUNG)
         return self.noun[: next(ends, len(self.noun))]
 
@@ -82,7 +82,7 @@ class QuestionTarget:
 def to_declarative(
     target: QuestionTarget, rest: list[str], lexicon: Lexicon
 ) -> tuple[str, list[str]] | None:
-    """(rule, tokens with the gap) for what stands behind the question phrase."""
+    """(rule, tokens with the gap) for the words after the question phrase."""
     first = rest[0].lower()
     if first in DO:
         return _do(target, first, rest[1:], lexicon)
@@ -147,10 +147,10 @@ def _be(target: QuestionTarget, rest: list[str], lexicon: Lexicon):
     relative = set(rest[:at]) & (JOINING - {"and", "or"})
     twice = at is not None and rest[at + 1 :][:1] and _between(rest[at + 1 :])
     stranded = (rest[-1].lower() in PREPOSITIONS or bool(twice)) and not relative
-    bare = not target.noun and not target.adjunct and not target.measure
+    plain = not target.noun and not target.adjunct and not target.measure
     at_end = at == len(rest) - 1 and not (rest[at].endswith("ing") and set(rest) & PREPOSITIONS)
-    said = stranded or (at is not None and (at_end or rest[at] in NAMING))
-    if bare and (relative or not said):
+    complete = stranded or (at is not None and (at_end or rest[at] in NAMING))
+    if plain and (relative or not complete):
         simple = len(rest) <= 12 and not set(rest) & (JOINING | {","}) and target.word == "what"
         return "is", [*rest, be, GAP] if simple else [GAP, be, *rest]
     if at is None and stranded:
@@ -169,7 +169,7 @@ def _be(target: QuestionTarget, rest: list[str], lexicon: Lexicon):
 
 
 def _is_predicate(rest: list[str], at: int, lexicon: Lexicon) -> bool:
-    """Whether what is said of the subject begins at ``at``: a participle, -ing, adjective."""
+    """Whether a predicate of the subject begins at ``at``: a participle, -ing, adjective."""
     word = rest[at]
     before = rest[at - 1].lower() if at else ""
     behind = rest[at + 1].lower() if at + 1 < len(rest) else ""
@@ -192,10 +192,10 @@ def _is_predicate(rest: list[str], at: int, lexicon: Lexicon) -> bool:
 
 
 def _find(rest: list[str], fits: Callable, after_names: float = 0.0) -> int | None:
-    """Place of the verb behind the subject, which has at least one token; None if none is sure.
+    """Place of the verb behind the subject, which has at least one token; None if none is likely.
 
-    ``fits`` says how sure a word is a verb by itself. ``after_names``: how sure it is at least
-    behind a capitalised word ("did Tamara marry").
+    ``fits`` gives the probability that a word is a verb, ``after_names`` the least one behind a
+    capitalised word ("did Tamara marry").
     """
     best, place = SHORTEST_VERB, None
     for i in range(1, len(rest)):
@@ -219,7 +219,7 @@ def _find(rest: list[str], fits: Callable, after_names: float = 0.0) -> int | No
 
 
 def _place(target: QuestionTarget, verb: str, rest: list[str], lexicon: Lexicon) -> list[str]:
-    """What stands behind the verb, with the gap where the answer belongs."""
+    """The words after the verb, with the gap where the answer belongs."""
     low = [word.lower() for word in rest]
     if low[:1] == ["that"]:  # "it was shown ___ that ..."
         return [GAP, *rest]
@@ -256,7 +256,7 @@ ABOUT = words("approximately roughly exactly about around")
 
 @dataclass(frozen=True)
 class Statement:
-    """Tokens with one GAP; ``rule`` names what made them; ``target`` says what the gap takes."""
+    """Tokens with one GAP; ``rule`` names what made them; ``target`` describes the gap's filler."""
 
     tokens: tuple[str, ...]
     target: QuestionTarget
@@ -386,7 +386,7 @@ def realize(statement: Statement, answer: str) -> str:
 
 
 def _phrase(target: QuestionTarget, answer: str) -> str:
-    """The answer with the noun that was target for, where a noun is wanted."""
+    """The answer with the noun that the question asks for, where one is needed."""
     noun = target.noun
     if not noun:
         return answer
