@@ -160,9 +160,18 @@ def export_checkpoint(
 @runs.command("list")
 def runs_list(as_json: JsonOption = False) -> None:
     """List the runs of the store and the records, the newest first."""
-    from qalib.study.run_cache import RunCache, list_runs
+    from tabulate import tabulate
 
-    print(list_runs(RunCache(), as_json))
+    from qalib.study.run_cache import RunCache
+
+    rows = RunCache().rows()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
+        row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
+    print(tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet.")
 
 
 @runs.command("explain")

@@ -26,7 +26,6 @@ from qalib.study.run_cache import (
     RECORDS,
     RunCache,
     input_hashes,
-    list_runs,
     read_records,
     run_key,
     stage,
@@ -162,8 +161,7 @@ def test_logging_and_saving_are_no_part_of_a_training_configuration():
 def test_a_run_is_computed_once(cache):
     settings = Settings()
     first = call(cache, settings, weigh, data="aa")
-    again = call(cache, {"rates": [0.1, 1e-5], "steps": 10}, never, data="aa"
-    )
+    again = call(cache, {"rates": [0.1, 1e-5], "steps": 10}, never, data="aa")
     assert first == again
     assert first.metrics == {"f1": 76.25, "note": None, "parts": {"HasAns": 1}}
     assert first.config == {"steps": 10, "rates": [0.1, 1e-5]}
@@ -206,7 +204,7 @@ def test_the_command_is_told_without_absolute_paths(monkeypatch):
 def test_metrics_must_be_finite(cache):
     with pytest.raises(QalibError, match=r"train metrics\.loss.*finite"):
         call(cache, {}, lambda work: {"loss": float("nan")})
-    assert [row.state for row in cache.summaries()] == ["partial"]
+    assert [row["state"] for row in cache.rows()] == ["partial"]
 
 
 def test_computing_can_be_forbidden(cache, monkeypatch):
@@ -231,7 +229,7 @@ def test_force_computes_from_nothing_and_keeps_the_old_run_until_then(cache):
     assert call(cache, {}, never).metrics == {"f1": 1}
     assert call(cache, {}, lambda work: {"f1": 2}, force=True).metrics == {"f1": 2}
     assert call(cache, {}, never).metrics == {"f1": 2}
-    assert len(cache.summaries()) == 1
+    assert len(cache.rows()) == 1
 
 
 def test_force_from_a_moment_on_computes_once(cache):
@@ -392,7 +390,7 @@ def test_a_damaged_run_is_named_and_never_used(cache, name, harm):
     with pytest.raises(QalibError, match=rf"{run.short} is damaged.*delete {run.short}.*--force"):
         call(cache, {}, never)
     assert sorted(run.folder.iterdir()) == left
-    assert [row.state for row in cache.summaries()] == ["damaged"]
+    assert [row["state"] for row in cache.rows()] == ["damaged"]
     cache.delete(run.short)
     assert call(cache, {}, weigh).metrics == run.metrics
 
@@ -448,7 +446,7 @@ def test_a_disk_that_fills_up_in_the_store(cache, monkeypatch, place):
         patched.setattr(Path, place, full)
         with pytest.raises(QalibError, match="No space left"):
             call(cache, {"seed": 1}, lambda work: {})
-    assert sorted(row.state for row in cache.summaries())[0] == "finished"
+    assert sorted(row["state"] for row in cache.rows())[0] == "finished"
     assert call(cache, {"seed": 1}, weigh).env["sessions"] >= 1
 
 
@@ -534,24 +532,20 @@ def test_the_notebook_runner_is_told_which_runs_were_used(cache, tmp_path, monke
 
 
 def test_the_list_of_runs(cache, tmp_path):
-    assert list_runs(cache) == "No runs yet."
+    assert cache.rows() == []
     done = call(cache, {"seed": 0}, weigh)
     cache.publish(done, [])
     with pytest.raises(ZeroDivisionError):
         call(cache, {}, lambda work: {"x": 1 / 0}, name="score")
     with pytest.raises(QalibError, match="no finished run is called 'score-'"):
         cache.get("score-")
-    assert sorted((row.state, row.stage) for row in cache.summaries()) == [
-        ("finished", "train"),
-        ("partial", "score"),
-    ]
-    finished = next(row for row in cache.summaries() if row.state == "finished")
-    assert (finished.key, finished.metrics["f1"]) == (done.key[:12], 76.25)
-    assert finished.seconds == done.env["seconds"]
+    states = {row["run"]: row["state"] for row in cache.rows()}
+    assert sorted(states.values()) == ["finished", "partial"]
+    finished = next(row for row in cache.rows() if row["state"] == "finished")
+    assert (finished["run"], finished["metrics"]["f1"]) == (done.short, 76.25)
+    assert finished["seconds"] == done.env["seconds"]
     fresh = RunCache(tmp_path / "elsewhere", cache.records)
-    assert [row.state for row in fresh.summaries()] == ["recorded"]
-    assert "f1 76.25" in list_runs(fresh)
-    assert json.loads(list_runs(fresh, as_json=True))[0]["metrics"] == done.metrics
+    assert [row["state"] for row in fresh.rows()] == ["recorded"]
 
 
 def test_a_cache_miss_is_explained_by_the_nearest_runs(cache):
@@ -578,8 +572,8 @@ def test_deleting_a_run_of_the_store(cache):
     with pytest.raises(QalibError, match="0 runs of the store.*'zz'"):
         cache.delete("zz")
     assert cache.delete(run.key) == [run.folder]
-    states = {row.key: row.state for row in cache.summaries()}
-    assert states == {other.key[:12]: "finished", run.key[:12]: "recorded"}
+    states = {row["run"]: row["state"] for row in cache.rows()}
+    assert states == {other.short: "finished", run.short: "recorded"}
 
 
 # --- the committed records ----------------------------------------------------------------------
@@ -592,9 +586,11 @@ def test_the_committed_records_are_few_small_and_whole():
     assert sum(path.stat().st_size for path in files) <= 15_000_000
     for path in sorted(RECORDS.glob("*.jsonl")):
         runs = read_records(path)  # checks every key
-        with zipfile.ZipFile(path.with_suffix(".zip")) if path.with_suffix(
-            ".zip"
-        ).is_file() else contextlib.nullcontext() as archive:
+        with (
+            zipfile.ZipFile(path.with_suffix(".zip"))
+            if path.with_suffix(".zip").is_file()
+            else contextlib.nullcontext() as archive
+        ):
             for name in archive.namelist() if archive else ():
                 key, _, file = name.partition("/")
                 [run] = [run for run in runs.values() if run.key.startswith(key)]

@@ -10,15 +10,15 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.provenance import environment
 from qalib.study.files import log_usage, pretty, to_json_data, write_atomically
+from qalib.study.provenance import environment
 
 FIGURES = ROOT / "figures"
 NOTEBOOKS = ROOT / "notebooks"

@@ -24,7 +24,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -137,18 +137,6 @@ class Run:
 
         lines = self.file("log.jsonl").read_text(encoding="utf-8").splitlines()
         return pd.DataFrame([json.loads(line) for line in lines])
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One line of the list of runs. ``state``: finished, recorded, partial or damaged."""
-
-    state: str
-    stage: str
-    key: str
-    started: str
-    seconds: float | None
-    metrics: dict
 
 
 def run_key(stage: str, config: object, inputs: Mapping[str, str], version: int = 1) -> str:
@@ -322,55 +310,46 @@ class RunCache:
                 with contextlib.suppress(QalibError):
                     yield read_run(folder)
 
-    def summaries(self) -> list[RunSummary]:
-        """Every run of the store and the records, the newest first."""
-        rows = [self._summary(folder) for folder in self._folders()]
-        stored = {(row.stage, row.key) for row in rows}
-        for run in self._recorded_runs():
-            if (run.stage, run.key[:SHORT]) not in stored:
-                started, seconds = run.env["started"], run.env["seconds"]
-                rows.append(
-                    RunSummary(
-                        "recorded", run.stage, run.key[:SHORT], started, seconds, run.metrics
-                    )
-                )
-        return sorted(rows, key=lambda row: row.started, reverse=True)
+    def rows(self) -> list[dict]:
+        """A row per run of the store and the records, the newest first.
 
-    def _summary(self, folder: Path) -> RunSummary:
-        name = split_name(folder)
-        changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="seconds")
-        if folder.suffix == ".partial":
-            return RunSummary("partial", *name, changed, None, {})
-        try:
-            run = read_run(folder)
-        except QalibError:
-            return RunSummary("damaged", *name, changed, None, {})
-        return RunSummary("finished", *name, run.env["started"], run.env["seconds"], run.metrics)
+        ``state`` is finished, recorded, partial or damaged.
+        """
+        rows = []
+        for folder in self._folders():
+            state, run = "partial", None
+            if folder.suffix != ".partial":
+                try:
+                    state, run = "finished", read_run(folder)
+                except QalibError:
+                    state = "damaged"
+            rows.append(_row(state, folder.name.removesuffix(".partial"), run, folder))
+        stored = {row["run"] for row in rows}
+        recorded = (run for run in self._recorded_runs() if run.short not in stored)
+        rows += [_row("recorded", run.short, run) for run in recorded]
+        return sorted(rows, key=lambda row: row["started"], reverse=True)
 
     def explain(self, name: str, nearest: int = 3) -> list[tuple[str, str, object, object]]:
-        """How a run differs from the most similar runs of its stage, to explain a cache miss.
+        """How a run, finished or not, differs from the most similar runs of its stage.
 
-        Returns rows (other run, dotted field, value here, value there). ``name`` may be that of a
-        partial run. Raises QalibError if there is no such run.
+        Returns rows (other run, dotted field, value here, value there), to explain a cache miss.
+        Raises QalibError if there is no such run, or more than one.
         """
-        requests = {run.short: run for run in [*self._recorded_runs(), *self._stored_runs()]}
-        fields = {
-            short: {"config": run.config, "inputs": run.inputs} for short, run in requests.items()
-        }
+        runs = [*self._recorded_runs(), *self._stored_runs()]
+        requests = {run.short: {"config": run.config, "inputs": run.inputs} for run in runs}
         for folder in self._folders():
-            with contextlib.suppress(QalibError):
-                if folder.suffix == ".partial":
-                    request = read_json(folder, "config.json")
-                    fields[folder.stem] = {k: request.get(k) for k in ("config", "inputs")}
-        chosen = [short for short in fields if short == name or name in short.rpartition("-")[2]]
+            if folder.suffix == ".partial":
+                request = read_json(folder, "config.json")
+                requests[folder.stem] = {part: request[part] for part in ("config", "inputs")}
+        chosen = [short for short in requests if short == name or name in short.rpartition("-")[2]]
         if len(chosen) != 1:
             raise QalibError(
                 f"{len(chosen)} runs are called {name!r}; `python -m qalib runs list`."
             )
         stage = chosen[0].rpartition("-")[0]
         others = {
-            short: differences(fields[chosen[0]], other)
-            for short, other in fields.items()
+            short: differences(requests[chosen[0]], request)
+            for short, request in requests.items()
             if short != chosen[0] and short.rpartition("-")[0] == stage
         }
         ranked = sorted(others.items(), key=lambda item: len(item[1]))[:nearest]
@@ -433,6 +412,16 @@ def _request(stage: Stage, config: object, inputs: Mapping[str, object]) -> dict
     key = run_key(stage.name, config, hashes, stage.version)
     about = {"stage": stage.name, "key": key, "version": stage.version}
     return to_json_data({**about, "config": config, "inputs": hashes}, stage.name)
+
+
+def _row(state: str, short: str, run: Run | None, folder: Path | None = None) -> dict:
+    if run is not None:
+        started, seconds, metrics = run.env["started"], run.env["seconds"], run.metrics
+    else:
+        changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        started, seconds, metrics = changed.isoformat(timespec="seconds"), None, {}
+    row = {"state": state, "run": short, "started": started, "seconds": seconds}
+    return {**row, "metrics": metrics}
 
 
 def _processes() -> int:
@@ -645,16 +634,3 @@ def _write_archive(path: Path, prefix: str, kept: Mapping[str, bytes]) -> None:
                 zipfile.ZipInfo(name, ZIP_DATE), content, zipfile.ZIP_DEFLATED, compresslevel=9
             )
     os.replace(draft, path)
-
-
-def list_runs(cache: RunCache, as_json: bool = False) -> str:
-    """The list of runs as text, for the command line."""
-    from tabulate import tabulate
-
-    rows = [asdict(row) for row in cache.summaries()]
-    if as_json:
-        return pretty(rows)
-    for row in rows:
-        numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
-        row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
-    return tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet."

@@ -79,7 +79,7 @@ class Notebook:
             raise QalibError(
                 f"{self.path.name}: {len(tagged)} cells are tagged 'parameters'; tag exactly one."
             )
-        names = [node for node in ast.walk(_parse(tagged[0]["source"]))]
+        names = list(ast.walk(_parse(tagged[0]["source"])))
         names = [node for node in names if isinstance(node, ast.Name)]
         return sorted({name.id for name in names if isinstance(name.ctx, ast.Store)})
 
