@@ -303,14 +303,14 @@ class OnnxReader(nn.Module):
                 "onnxruntime and onnxscript are missing; install the extra: pip install "
                 '"qalib[bench]".'
             ) from None
-        path = folder / "encoder.onnx"
+        folder.mkdir(exist_ok=True)
+        fp32, path = folder / "fp32.onnx", folder / ("int8.onnx" if int8 else "fp32.onnx")
+        if not fp32.is_file():
+            self._export(reader, fp32)
         if not path.is_file():
-            self._export(reader, path)
-        if int8:
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
-            quantize_dynamic(path, folder / "int8.onnx", weight_type=QuantType.QInt8)
-            path = folder / "int8.onnx"
+            quantize_dynamic(fp32, path, weight_type=QuantType.QInt8)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors only
@@ -322,7 +322,7 @@ class OnnxReader(nn.Module):
 
     def _export(self, reader: EncoderReader, path: Path) -> None:
         row = torch.zeros(3, 23, dtype=torch.int64)
-        inputs = (row, torch.ones_like(row), row.clone())
+        inputs = (row, torch.ones_like(row, dtype=torch.bool), row.clone())
         auto = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
         with torch.no_grad():
             torch.onnx.export(

@@ -1,20 +1,28 @@
-"""Publishing checkpoints: what training changed as a low-rank adapter, with a model card.
+"""Publishing checkpoints with a model card: the reader, and a skimmer for it.
 
-The rank is chosen on training passages that were held out (stage ``adapter-cost``).
+Of the reader, what training changed is kept as a low-rank adapter, whose rank is chosen on training
+passages that were held out (stage ``adapter-cost``). The skimmer's predictors are trained with the
+published reader, which stays as it is, on all training passages but some; on these its threshold is
+chosen and its operating points are measured.
 """
 
+from collections.abc import Mapping
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from qalib.data.schema import Dataset, hold_out
 from qalib.settings import settings
+from qalib.skim.calibration import Calibration, OperatingPointTarget, conformity_scores
+from qalib.skim.predictors import PredictorConfig
 from qalib.study.claims import markdown_table
 from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
-from qalib.study.stages import baseline
+from qalib.study.stages import baseline, block_skim
 
 
 @settings
@@ -130,5 +138,236 @@ def reader_card(trained: Run, data: Dataset, evaluations: dict[str, Run], rank: 
         steps=trained.metrics["steps"],
         run=trained.short,
         commit=(trained.env["git"]["commit"] or "none")[:12],
+        scores=markdown_table(rows),
+    )
+
+
+# --- the skimmer ----------------------------------------------------------------------------------
+
+
+@settings
+class PublishedSkimmer:
+    """Which predictors are published, and how their threshold is chosen.
+
+    ``recall``: fraction of the held-out questions that keep their answer; ``min_pruned_fraction``
+    and ``min_tokens`` as of ``SkimConfig``; ``measured``: recalls at which F1 is measured
+    """
+
+    predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
+    layers: tuple[int, ...] = (2, 3, 4)
+    epochs: Annotated[int, Field(ge=1)] = 1
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the passages
+    recall: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    min_pruned_fraction: float = 0.1
+    min_tokens: int = 96
+    measured: tuple[float, ...] = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
+
+
+def skimmer_training(study: Study) -> block_skim.SkimTraining:
+    """How the published predictors are trained."""
+    plan = study.config("published_skimmer", PublishedSkimmer)
+    shared = study.config("skim", block_skim.SkimStudy)
+    base = study.config("encoder", baseline.EncoderTraining)
+    base = replace(base, held_out=plan.held_out, seed=study.seed)
+    return replace(shared, epochs=plan.epochs).training(
+        base, start="shipped", frozen=True, predictor=plan.predictor, layers=plan.layers
+    )
+
+
+def train_skimmer(study: Study) -> Run:
+    """The published predictors."""
+    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+
+    start = checkpoint_hash(DEFAULT_CHECKPOINT)
+    data, config = study.data("train"), skimmer_training(study)
+    return study.run(block_skim.train_skim, config, data=data, start=start)
+
+
+def held_out_questions(study: Study) -> Dataset:
+    """The passages that the predictors were not trained on, with their questions."""
+    share = study.config("published_skimmer", PublishedSkimmer).held_out
+    return hold_out(study.data("train"), share)[1]
+
+
+def predicted_blocks(study: Study, run: Run, data: Dataset) -> block_skim.BlockPredictions:
+    """The blocks of a data set as the published predictors see them."""
+    found = study.run(
+        block_skim.predict_blocks, block_skim.BlockPrediction(), weights=run, data=data
+    )
+    return block_skim.read_blocks(found)
+
+
+def choose_pruning(
+    blocks: block_skim.BlockPredictions, plan: PublishedSkimmer, depth: int
+) -> block_skim.Pruning:
+    """The layer at which ``plan.recall`` leaves the fewest tokens in all layers, by Eq. 6.
+
+    tokens = l + (N - l) k,   k the fraction that layer l of ``depth`` N keeps
+    """
+    from qalib.skim.calibration import budget_at_recall, recall_curve
+
+    tokens, thresholds = {}, {}
+    for layer, scores in blocks.scores.items():
+        curve = recall_curve(scores, blocks.answers, blocks.sizes, blocks.row)
+        kept, thresholds[layer] = budget_at_recall(curve, plan.recall)
+        tokens[layer] = layer + (depth - layer) * kept
+    best = min(tokens, key=tokens.get)
+    return block_skim.Pruning(
+        (best,),
+        (thresholds[best],),
+        min_pruned_fraction=plan.min_pruned_fraction,
+        min_tokens=plan.min_tokens,
+    )
+
+
+def calibrate_skimmer(
+    model, blocks: block_skim.BlockPredictions, held: Dataset, plan: PublishedSkimmer, windows
+) -> Calibration:
+    """Operating points on held-out questions; at some of them F1 is measured by answering."""
+    from qalib.inference import AnswerConfig, QuestionAnswerer
+    from qalib.metrics import score
+    from qalib.skim.calibration import (
+        NO_PRUNING,
+        PruningSimulator,
+        highest_thresholds,
+        operating_points,
+    )
+    from qalib.skim.cost import CostModel
+
+    simulator = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
+    points = operating_points(simulator, CostModel.of(model.reader.encoder, model.skimmer))
+    answerer = QuestionAnswerer(model, AnswerConfig(windows=windows))
+
+    def f1(point) -> float:
+        model.skimmer.set_options(**point.options)
+        return score(held, answerer.predictions(held.examples))["f1"]
+
+    full = f1(NO_PRUNING)
+    drops = {point: full - f1(point) for point in highest_thresholds(points, plan.measured)}
+    points = tuple(replace(point, f1_drop=drops.get(point)) for point in points)
+    data = f"{held.name}, passages that the reader was trained on"
+    return Calibration(points, int(simulator.answered.sum()), data)
+
+
+def export_skimmer(study: Study) -> Path:
+    """Write the published skimmer with its threshold, its calibration and its card."""
+    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+    from qalib.skim.calibration import save_calibration
+    from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
+
+    plan, run = study.config("published_skimmer", PublishedSkimmer), train_skimmer(study)
+    held, model = held_out_questions(study), block_skim.load_reader(run)
+    blocks = predicted_blocks(study, run, held)
+    pruning = choose_pruning(blocks, plan, model.skimmer.shape.layers)
+    windows = run.settings(block_skim.SkimTraining).windows
+    calibration = calibrate_skimmer(model, blocks, held, plan, windows)
+    model.skimmer.set_options(**asdict(pruning))
+    save_skimmer(DEFAULT_SKIMMER, model.skimmer, checkpoint_hash(DEFAULT_CHECKPOINT))
+    save_calibration(DEFAULT_SKIMMER, calibration)
+    card = skimmer_card(study, run, pruning, calibration, skimmer_evaluations(study, run, pruning))
+    (DEFAULT_SKIMMER / "README.md").write_text(card, encoding="utf-8")
+    return DEFAULT_SKIMMER
+
+
+def skimmer_evaluations(study: Study, run: Run, pruning: block_skim.Pruning) -> dict[str, Run]:
+    """The published reader on the test data, without and with pruning."""
+    from qalib.inference import AnswerConfig
+
+    answer = AnswerConfig(windows=run.settings(block_skim.SkimTraining).windows)
+    options = {"short, full": block_skim.Pruning(), "short, pruned": pruning}
+    return {
+        name: study.run(
+            baseline.evaluate,
+            baseline.Evaluation(f"skimmer: {name}", block_skim.SkimAnswerConfig(answer, chosen)),
+            weights=run,
+            test=study.data("test"),
+        )
+        for name, chosen in options.items()
+    }
+
+
+def answers_kept(blocks: block_skim.BlockPredictions, layer: int, threshold: float) -> float:
+    """Fraction of the questions with an answer that keep one whole; 1 without pruning (layer 0)."""
+    if not layer:
+        return 1.0
+    reached = conformity_scores(blocks.scores[layer], blocks.answers, blocks.row)
+    return float((reached[reached > -np.inf] >= threshold).mean())
+
+
+SKIMMER_CARD = """# skim-minilm-l6-squadshifts
+
+Predictors that use the attention maps, hidden states and words at layers {layers} of the reader
+`minilm-l6-squadshifts` to predict which blocks of {size} tokens contain the answer; {parameters:,}
+parameters. The reader is not changed: without `--skim` it answers as before.
+
+- **By default** it prunes at layer {at} with a threshold of {threshold:.4f}, which keeps
+  {recall:g} % of the answers to {held:,} questions on held-out passages of the training data. The
+  predictors were not trained on these passages, but the reader was, so expect less on new text.
+  Inputs of fewer than {min_tokens} tokens are not pruned, nor those that would lose less than
+  {least:g} % of their tokens.
+- **Operating points** (`--min-recall`, `--max-flops`, `--max-f1-drop`) are selected from
+  `calibration.json`, measured on the same passages. They hold for questions like those; on {test}
+  {coverage}.
+- **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content hash
+  `{content}`. No question of SQuAD was used in training or for the thresholds.
+- **Seed:** {seed}. **Training precision:** {precision}. **Steps:** {steps:,}.
+- **Reproduce with** `python -m qalib export-checkpoint skimmer --profile {profile}`; run `{run}`,
+  commit `{commit}`.
+- **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
+
+{scores}
+"""
+
+
+def skimmer_card(
+    study: Study,
+    run: Run,
+    pruning: block_skim.Pruning,
+    calibration: Calibration,
+    evaluations: Mapping[str, Run],
+) -> str:
+    """The model card of the published skimmer, from its recorded runs."""
+    plan, data, test = (
+        study.config("published_skimmer", PublishedSkimmer),
+        study.data("train"),
+        study.data("test"),
+    )
+    blocks, coverage = predicted_blocks(study, run, test), []
+    for recall in (0.995, 0.99, 0.95):
+        point = calibration.select(OperatingPointTarget(min_recall=recall))
+        kept = 100 * answers_kept(blocks, point.layer, point.threshold)
+        coverage.append(f"`--min-recall {recall:g}` keeps {kept:.1f} % of the answers")
+    rows = [
+        {
+            "reader": name.removeprefix("short, "),
+            "test questions": found.metrics["questions"],
+            "EM": f"{found.metrics['exact_match']:.1f}",
+            "F1": f"{found.metrics['f1']:.1f}",
+            "passage tokens": f"{found.metrics['token_fraction']:.0%}",
+            "run": found.short,
+        }
+        for name, found in evaluations.items()
+    ]
+    return SKIMMER_CARD.format(
+        layers=", ".join(map(str, plan.layers)),
+        size=plan.predictor.block_size,
+        parameters=run.metrics["skim_parameters"],
+        at=pruning.prune_layers[0],
+        threshold=pruning.thresholds[0],
+        recall=100 * plan.recall,
+        held=len(held_out_questions(study)),
+        min_tokens=plan.min_tokens,
+        least=100 * plan.min_pruned_fraction,
+        test=test.name,
+        coverage=", ".join(coverage),
+        questions=run.metrics["questions"],
+        data=data.name.replace("+", ", "),
+        content=data.content_sha256[:16],
+        seed=run.config["seed"],
+        precision=run.metrics["precision"],
+        steps=run.metrics["steps"],
+        profile=study.profile.name,
+        run=run.short,
+        commit=(run.env["git"]["commit"] or "none")[:12],
         scores=markdown_table(rows),
     )

@@ -387,7 +387,9 @@ def time_block_skim(
         for number, (grid, length, size) in enumerate(cells):
             cell, model = f"{grid.name}, {length} tokens, batch {size}", models[grid.name]
             batches = full_batches(model.reader, data, length, size)
-            candidates = grid_candidates(grid, model, batches[0], config.seed, Path(folder))
+            candidates = grid_candidates(
+                grid, model, batches[0], config.seed, Path(folder) / grid.name
+            )
             once = 2 * len(candidates) * macs[number]  # a round; every pass is repeated
             if config.keep_time and not budget.fits(once * (1 + config.min_rounds)):
                 notes.append(f"{cell} was skipped, as it would have taken too long")
@@ -677,6 +679,50 @@ class OperatingPoints:
     layers: tuple[Count, ...] = (2, 3, 4)
     short: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.3, 0.4, 0.5, 0.6, 0.8)
     long: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1, 0.2, 0.3, 0.4, 0.6)
+
+
+@settings
+class TradeOff:
+    """Questions that operating points answer, and how they are timed (section [tradeoff])."""
+
+    long_windows: WindowConfig = field(default_factory=lambda: WindowConfig(max_length=512))
+    test_every: Count = 1  # every how many-th test question
+    held_every: Count = 1  # and held-out training question is answered
+    long_test_every: Count = 1
+    long_held_every: Count = 1
+    timed: Count = 192  # questions that are timed
+    long_timed: Count = 96
+    batches: tuple[Count, ...] = (1, 16)
+    dtypes: tuple[Dtype, ...] = ("fp32", "bf16 weights")
+    rounds: Count = 5
+    drops: tuple[float, ...] = (0.5, 1.0, 1.5)  # points of F1 that may be lost
+
+
+@settings
+class CalibrationShift:
+    """Where recall is calibrated and where it is tested (section [calibration_shift]).
+
+    ``home``: the held-out passages of the training data; ``elsewhere``: other sets, each a name and
+    the section of the profile with its test data; ``calibrate``: names of the sets used together
+    """
+
+    home: str
+    elsewhere: tuple[tuple[str, str], ...]
+    calibrate: tuple[tuple[str, ...], ...]
+    layers: tuple[Count, ...] = (2, 3, 4)
+    epochs: Count = 1
+    every: Count = 1  # every how many-th question elsewhere
+    recalls: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.95, 0.98, 0.99)
+    splits: Count = 500
+
+    def __post_init__(self):
+        known = {self.home, *(name for name, _ in self.elsewhere)}
+        for names in self.calibrate:
+            if not names or set(names) - known:
+                raise QalibError(
+                    f"calibrate names {', '.join(names) or 'nothing'}; the sets are "
+                    f"{', '.join(sorted(known))}."
+                )
 
 
 @stage("operating-points", publish=())
