@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -92,7 +92,6 @@ def _answer_questions(
 def _answer_dataset(load: Callable, dataset: Path, output: Path | None) -> None:
     """Write the official prediction file of a data set, and the n best answers next to it."""
     from qalib.data.formats import load_any
-    from qalib.inference import as_rows
 
     if output is None:
         raise QalibError(f"{dataset}: name the file for the predictions: --output FILE.json.")
@@ -103,7 +102,7 @@ def _answer_dataset(load: Callable, dataset: Path, output: Path | None) -> None:
     found = {e.id: p.candidates for e, p in zip(examples, predictions, strict=True)}
     write_output(output, json.dumps({i: c[0].text for i, c in found.items()}, ensure_ascii=False))
     if answerer.config.n_best_size > 1 and not is_special(output):
-        ranked = {i: as_rows(candidates) for i, candidates in found.items()}
+        ranked = {i: list(map(asdict, candidates)) for i, candidates in found.items()}
         write_output(output.with_suffix(".nbest.json"), json.dumps(ranked, ensure_ascii=False))
     print(f"{len(found)} answers written to {output}", file=sys.stderr)
     _report_skimming(answerer, predictions)
@@ -156,10 +155,8 @@ def _skims(answerer: "QuestionAnswerer") -> bool:
 
 def _json_row(answerer: "QuestionAnswerer", prediction: "Prediction") -> dict:
     """Answers, and of a skimming reader how much of the passage was processed."""
-    from qalib.inference import as_rows
-
     names = ("token_fraction", "windows", "dropped") if _skims(answerer) else ()
-    answers = {"answers": as_rows(prediction.candidates)}
+    answers = {"answers": [asdict(candidate) for candidate in prediction.candidates]}
     return answers | {name: getattr(prediction, name) for name in names}
 
 

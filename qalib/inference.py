@@ -19,7 +19,7 @@ score is processed after all.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +32,7 @@ from qalib.data.bytes import ByteConfig, QuestionRows, padded_length, passage_fe
 from qalib.data.schema import Example, check_example
 from qalib.data.windows import LazyWindows, Window, WindowConfig
 from qalib.data.words import WordConfig, WordWindow, collate_words, word_windows
-from qalib.decoding import ReaderOutput, decode_spans, mask_logits
+from qalib.decoding import ReaderOutput, decode_spans
 from qalib.models.bf16 import to_bf16
 from qalib.models.byte_reader import ByteReader
 from qalib.models.encoder import EncoderReader
@@ -162,19 +162,6 @@ class QuestionAnswerer(_Answering):
         return [
             self._merge(example, [(windows[i], scored[i]) for i in ids])
             for example, ids in zip(examples, windows_of_example, strict=True)
-        ]
-
-    def token_probabilities(self, question: str, passage: str) -> list[tuple[str, float, float]]:
-        """Each passage token of the first window: (text, p(starts here), p(ends here))."""
-        examples = [Example("question", question, passage)]
-        window = self.make_windows(examples)[0]
-        output = self.reader(self.collate([window], examples).to(self.device))
-        start, end = (
-            mask_logits(logits, output.mask).softmax(dim=1)[0].tolist() for logits in output[:2]
-        )
-        return [
-            (passage[a:b], start[position], end[position])
-            for position, (a, b) in enumerate(window.offsets.tolist(), window.context_start)
         ]
 
     def make_windows(self, examples: Sequence[Example]) -> Sequence[Window]:
@@ -361,8 +348,3 @@ def _for_each_batch(
 
 def _probability(score: float, total: float) -> float:
     return float(torch.tensor(score - total).exp()) if total > -torch.inf else 0.0
-
-
-def as_rows(candidates: Sequence[AnswerCandidate]) -> list[dict]:
-    """Candidates as plain dictionaries, for JSON."""
-    return [asdict(candidate) for candidate in candidates]

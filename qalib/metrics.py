@@ -26,7 +26,6 @@ from qalib.data.schema import Dataset
 from qalib.errors import QalibError
 
 Rule = Literal["1.1", "2.0"]
-AdversarialRule = Literal["replace", "worst"]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -52,7 +51,7 @@ def f1(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float
 
 
 class _Words(dict[str, list[str]]):
-    """Text to its normalised words. Lives for one call, in which no text is split twice."""
+    """Cache of the normalised words of texts, for the duration of one call."""
 
     def __missing__(self, text: str) -> list[str]:
         words = self[text] = normalize_answer(text).split()
@@ -188,40 +187,28 @@ def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int 
 
 
 def adversarial_question_scores(
-    dataset: Dataset, predictions: Mapping[str, str], rule: AdversarialRule = "replace"
+    dataset: Dataset, predictions: Mapping[str, str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of the base questions of an AddSent or AddOneSent file, in order of appearance.
 
-    The id of an adversarial variant is the base question's, "-high-conf" and more; in files where
-    no id has that mark, a "-" is enough. Under "replace", the
-    rule of the published script, the variant with the lowest F1 counts, with its EM, even where
-    it beats the original, which counts only if there is no variant. Under "worst", the rule its
-    author states, the original is a candidate too. Rows without a prediction are passed over; a
-    base question with none scores 0. Raises as :func:`question_scores`, or for an unknown rule.
+    The id of a variant is the base question's with "-high-conf" and more appended; in files
+    without that marker, a "-" is enough. As in the published script the variant with the lowest F1
+    counts, with its EM, even where it is above the original, which counts only if there is no
+    variant. Rows without a prediction are skipped; a base question with none scores 0. Raises as
+    :func:`question_scores`.
     """
-    if rule not in ("replace", "worst"):
-        raise QalibError(f"Unknown adversarial rule {rule!r}; choose 'replace' or 'worst'.")
     scores = np.stack(question_scores(dataset, predictions, "1.1"))
     rows: dict[str, list[int]] = {}
-    mark = "-high-conf" if any("-high-conf" in example.id for example in dataset) else "-"
+    marker = "-high-conf" if any("-high-conf" in example.id for example in dataset) else "-"
     for i, example in enumerate(dataset):
         predicted = [i] if example.id in predictions else []
-        rows.setdefault(example.id.split(mark)[0], []).extend(predicted)
+        rows.setdefault(example.id.split(marker)[0], []).extend(predicted)
     result = np.zeros((2, len(rows)))
     for k, (base, candidates) in enumerate(rows.items()):
         variants = [i for i in candidates if dataset.examples[i].id != base]
-        pool = variants if variants and rule == "replace" else candidates
-        if pool:
+        if pool := variants or candidates:
             result[:, k] = scores[:, min(pool, key=lambda i: scores[1, i])]
     return result[0], result[1]
-
-
-def adversarial_score(
-    dataset: Dataset, predictions: Mapping[str, str], rule: AdversarialRule = "replace"
-) -> dict[str, float]:
-    """``exact_match`` and ``f1`` in percent over :func:`adversarial_question_scores`."""
-    em, overlap = adversarial_question_scores(dataset, predictions, rule)
-    return {"exact_match": _percent(em), "f1": _percent(overlap)}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Metrics against slow literal references, torchmetrics, enumerated resamples and real data."""
 
 import itertools
+import json
 import math
+import re
 import string
 import tracemalloc
 
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qalib import metrics
-from qalib.data.squad import Answer, Dataset, Example, load_squad, make_dataset
+from qalib.data.formats import load_squad, write_squad
+from qalib.data.schema import Answer, Dataset, Example, make_dataset
 from qalib.errors import QalibError
 
 WORDS = ["a", "The", "an", "dog", "Dog", "dog's", "théâtre", "the-sea", "1,914", "--", "", "_a_"]
@@ -265,21 +268,6 @@ def test_a_missing_prediction_scores_zero_and_is_warned_of(caplog):
     assert not caplog.messages
 
 
-def test_na_prob_leaves_questions_unanswered_above_the_threshold():
-    dataset = dataset_of({"q1": ["dog"], "q2": [], "q3": ["cat"]})
-    said = {"q1": "dog", "q2": "dog", "q3": "cat"}
-    na_prob = {"q1": 0.1, "q2": 0.9, "q3": 0.5}
-
-    def exact(threshold):
-        return metrics.score_squad2(dataset, said, na_prob, threshold)["exact"]
-
-    assert [exact(t) for t in (1.0, 0.5, 0.4, 0.0)] == pytest.approx(
-        [200 / 3, 100, 200 / 3, 100 / 3]
-    )
-    with pytest.raises(QalibError, match="'q3'"):
-        metrics.score_squad2(dataset, said, {"q1": 0.1, "q2": 0.2})
-
-
 def test_nothing_to_score_is_an_error():
     dataset = dataset_of(ANSWERABLE)
     for predictions in ({}, {"elsewhere": "dog"}):
@@ -346,11 +334,11 @@ FOOLED = {
     "q1-high-1": "blue dog",  # F1 1/2, the lowest
     "q2": "cat",  # no variant: the original counts
     "q3-x": "owl",
-    "q3": "ant",  # the variant beats the original: the two rules disagree
+    "q3": "ant",  # the variant counts, though it beats the original
 }
 
 
-def plain_adversarial(dataset, predictions, rule) -> list[tuple[float, float]]:
+def plain_adversarial(dataset, predictions) -> list[tuple[float, float]]:
     scores = []
     for base in dict.fromkeys(e.id.split("-")[0] for e in dataset):
         original, variants = [], []
@@ -358,45 +346,27 @@ def plain_adversarial(dataset, predictions, rule) -> list[tuple[float, float]]:
             if e.id in predictions and (e.id == base or e.id.startswith(base + "-")):
                 score = plain_best(predictions[e.id], e.answer_texts, "1.1")
                 (original if e.id == base else variants).append(score)
-        pool = variants or original if rule == "replace" else original + variants
-        scores.append(min(pool, key=lambda score: score[1], default=(0.0, 0.0)))
+        scores.append(min(variants or original, key=lambda s: s[1], default=(0.0, 0.0)))
     return scores
 
 
-@pytest.mark.parametrize(
-    ("rule", "em", "f1"),
-    [("replace", [0, 1, 1, 0], [0.5, 1, 1, 0]), ("worst", [0, 1, 0, 0], [0.5, 1, 0, 0])],
-)
-def test_adversarial_rules_by_example(rule, em, f1):
-    dataset = dataset_of(ADVERSARIAL)
-    scores = metrics.adversarial_question_scores(dataset, FOOLED, rule)
-    assert [part.tolist() for part in scores] == [em, f1]
-    assert metrics.adversarial_score(dataset, FOOLED, rule) == {
-        "exact_match": 25.0 * sum(em),
-        "f1": 25.0 * sum(f1),
-    }
+def test_adversarial_scores_by_example():
+    em, f1 = metrics.adversarial_question_scores(dataset_of(ADVERSARIAL), FOOLED)
+    assert (em.tolist(), f1.tolist()) == ([0, 1, 1, 0], [0.5, 1, 1, 0])
 
 
-def test_the_default_adversarial_rule_is_that_of_the_published_script():
-    dataset = dataset_of(ADVERSARIAL)
-    assert metrics.adversarial_score(dataset, FOOLED)["f1"] == 62.5
-    with pytest.raises(QalibError, match="'replace' or 'worst'"):
-        metrics.adversarial_score(dataset, FOOLED, "mean")
-
-
-@given(st.data(), st.sampled_from(["replace", "worst"]))
-def test_adversarial_scores_equal_the_reference(data, rule):
+@given(st.data())
+def test_adversarial_scores_equal_the_reference(data):
     suffixes = st.sampled_from(["", "-a", "-b-turk", "-c"])
     ids = st.tuples(st.sampled_from("pqr"), suffixes).map("".join)
     keys = data.draw(st.lists(ids, min_size=1, unique=True))
     dataset = dataset_of({key: ["red dog", "old red dog"] for key in keys})
-    said = st.none() | st.sampled_from(["red dog", "red", "old cat", "cat", "old red dog"])
-    predictions = {key: data.draw(said) for key in keys}
+    texts = st.none() | st.sampled_from(["red dog", "red", "old cat", "cat", "old red dog"])
+    predictions = {key: data.draw(texts) for key in keys}
     predictions = {key: text for key, text in predictions.items() if text is not None}
     predictions = predictions or {keys[0]: "red"}
-    em, f1 = metrics.adversarial_question_scores(dataset, predictions, rule)
-    expected = plain_adversarial(dataset, predictions, rule)
-    assert list(zip(em, f1, strict=True)) == expected
+    em, f1 = metrics.adversarial_question_scores(dataset, predictions)
+    assert list(zip(em, f1, strict=True)) == plain_adversarial(dataset, predictions)
 
 
 # --- The bootstrap.
@@ -498,6 +468,37 @@ def test_scores_that_do_not_pair_are_an_error(a, b):
         metrics.paired_bootstrap(a, b)
 
 
+def test_a_bootstrap_interval_of_any_statistic():
+    rng = np.random.default_rng(6)
+    gains = rng.normal([[1.0], [2.0]], 0.5, (2, 300))
+
+    def kept(gains):
+        return 100 * gains[0].mean() / gains[1].mean()
+
+    found = metrics.bootstrap_ci(kept, gains, samples=500)
+    assert found.value == pytest.approx(kept(gains))
+    spread = 1.96 * 50 * math.hypot(0.5 / 1, 0.5 / 2) / math.sqrt(300)  # of a ratio, delta method
+    assert found.low == pytest.approx(found.value - spread, abs=spread / 4)
+    assert found.high == pytest.approx(found.value + spread, abs=spread / 4)
+    assert found == metrics.bootstrap_ci(kept, gains, samples=500)
+    assert found != metrics.bootstrap_ci(kept, gains, samples=500, seed=1)
+
+
+def test_arrays_are_resampled_together_and_undefined_statistics_left_out():
+    a = np.arange(20.0)
+    difference = metrics.bootstrap_ci(lambda a, b: (a - b).mean(), a, a + 1, samples=50)
+    assert difference == pytest.approx((-1.0, -1.0, -1.0))
+    rare = np.array([1.0, *[0.0] * 4])
+    share = metrics.bootstrap_ci(lambda x: 1 / x.sum() if x.any() else np.nan, rare, samples=200)
+    assert share.value == 1.0
+    assert 0 < share.low <= share.high == 1.0
+    nothing = metrics.bootstrap_ci(lambda x: np.nan, rare, samples=5)
+    assert np.isnan(nothing).all()
+    for arrays in ((a, a[1:]), (np.zeros((2, 0)),), (np.float64(1.0),)):
+        with pytest.raises(QalibError, match="cannot be resampled together"):
+            metrics.bootstrap_ci(np.mean, *arrays)
+
+
 # --- Other people's code and real data.
 
 
@@ -587,3 +588,136 @@ def test_one_annotator_against_the_others_on_real_data(real_data):
         "exact_match": pytest.approx(82.24, abs=0.01),
         "f1": pytest.approx(92.51, abs=0.01),
     }
+
+
+# --- Files, as the command line scores them.
+
+CONTEXT = "Ada keeps a red dog and an old owl in Ely."
+KEPT = Example("q1", "What does Ada keep?", CONTEXT, (Answer("red dog", 12), Answer("dog", 16)))
+PLACE = Example("q2", "Where?", CONTEXT, (Answer("Ely", 38),))
+NOWHERE = Example("q3", "Who is the mayor of Ely?", CONTEXT)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Write questions and predictions; returns the two paths."""
+
+    def write(examples, predictions, version="1.1"):
+        dataset, answers = tmp_path / "dataset.json", tmp_path / "predictions.json"
+        write_squad(examples, dataset, version)
+        answers.write_text(predictions if isinstance(predictions, str) else json.dumps(predictions))
+        return dataset, answers
+
+    return write
+
+
+def complaint(dataset, predictions) -> str:
+    """The one sentence that scoring these files ends with."""
+    with pytest.raises(QalibError) as caught:
+        metrics.score_files(dataset, predictions)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_1_1_file_gives_exact_match_and_f1(files):
+    result = metrics.score_files(*files([KEPT, PLACE], {"q1": "the red dog.", "q2": "in Ely"}))
+    assert list(result) == ["exact_match", "f1"]
+    assert result == {"exact_match": 50.0, "f1": pytest.approx(100 * (1 + 2 / 3) / 2)}
+
+
+def test_a_2_0_file_gives_the_parts(files):
+    predictions = {"q1": "", "q2": "Ely", "q3": "Ada"}
+    result = metrics.score_files(*files([KEPT, PLACE, NOWHERE], predictions, "v2.0"))
+    assert json.loads(json.dumps(result)) == {
+        "exact": pytest.approx(100 / 3),
+        "f1": pytest.approx(100 / 3),
+        "total": 3,
+        "HasAns_exact": 50.0,
+        "HasAns_f1": 50.0,
+        "HasAns_total": 2,
+        "NoAns_exact": 0.0,
+        "NoAns_f1": 0.0,
+        "NoAns_total": 1,
+    }
+
+
+def test_paths_may_be_text_and_a_byte_order_mark_is_no_harm(files, tmp_path):
+    dataset, predictions = files([PLACE], {"q2": "Ely"})
+    predictions.write_text('{"q2": "Ely"}', encoding="utf-8-sig")
+    assert metrics.score_files(str(dataset), str(predictions))["f1"] == 100.0
+
+
+def test_answers_survive_any_script(files):
+    predictions = {"q1": "ред 犬 🐕 e\u0301", "q2": "Ely"}
+    assert metrics.score_files(*files([KEPT, PLACE], predictions))["exact_match"] == 50.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1, column 1: not valid JSON"),
+        ('{"q1": "dog",\n "q2', "line 2, column 2: not valid JSON"),
+        ('["dog"]', "expected one JSON object, question id to answer text"),
+        ('"dog"', "expected one JSON object, question id to answer text"),
+        ('{"q1": "dog", "q2": null}', "question 'q2': expected an answer text, found None"),
+        ('{"q1": "dog", "q2": 1914}', "question 'q2': expected an answer text, found 1914"),
+        ('{"q1": [{"text": "dog"}]}', "question 'q1': expected an answer text, found [{'text'"),
+        ('{"x": "dog"}', "the predictions belong to another dataset; none is for"),
+        ("{}", "the predictions belong to another dataset; none is for"),
+    ],
+)
+def test_bad_predictions_are_named(files, text, message):
+    dataset, predictions = files([KEPT, PLACE], text)
+    said = complaint(dataset, predictions)
+    assert said.startswith(f"{predictions}: ")
+    assert message in said
+
+
+def test_a_long_wrong_value_is_cut(files):
+    assert len(complaint(*files([KEPT], {"q1": ["dog"] * 10_000}))) < 300
+
+
+def test_a_file_that_is_not_there_is_named(files, tmp_path):
+    dataset, predictions = files([KEPT], {"q1": "dog"})
+    missing = tmp_path / "nowhere.json"
+    assert complaint(missing, predictions).startswith(f"{missing}: no such file")
+    assert complaint(dataset, missing).startswith(f"{missing}: no such file")
+    assert complaint(dataset, tmp_path).startswith(f"{tmp_path}: cannot be read")
+
+
+def test_bytes_that_are_not_text_are_named(files):
+    dataset, predictions = files([KEPT], {"q1": "dog"})
+    predictions.write_bytes(b'{"q1": "\xff"}')
+    assert complaint(dataset, predictions).startswith(f"{predictions}: byte 8 is not UTF-8")
+
+
+def test_files_in_the_wrong_order_are_told_apart(files):
+    dataset, predictions = files([KEPT], {"q1": "dog"})
+    assert complaint(predictions, dataset).startswith(f"{predictions}: not a SQuAD file")
+
+
+def test_a_dataset_without_questions_is_named(files):
+    dataset, predictions = files([], {"q1": "dog"})
+    assert re.search(r"dataset\.json: there is no question", complaint(dataset, predictions))
+
+
+def test_load_predictions_gives_back_the_file(files):
+    predictions = {"q1": "dog", "q2": ""}
+    assert metrics.load_predictions(files([KEPT], predictions)[1]) == predictions
+
+
+def test_real_files_score_as_their_questions_do(real_data, tmp_path):
+    path, predictions = real_data / "squad-dev-v1.1.json", tmp_path / "predictions.json"
+    dataset = load_squad(path)
+    said = {e.id: e.context[: 10 + i % 90] for i, e in enumerate(dataset)}
+    predictions.write_text(json.dumps(said))
+    assert metrics.score_files(path, predictions) == metrics.score(dataset, said)
+
+
+def test_a_version_2_file_is_scored_by_its_rule_even_if_all_can_be_answered(tmp_path):
+    example = Example("q", "Who?", "Ada met Bo.", (Answer("Ada", 0),))
+    write_squad([example], tmp_path / "data.json", version="v2.0")
+    (tmp_path / "said.json").write_text('{"q": "Ada"}')
+    scores = metrics.score_files(tmp_path / "data.json", tmp_path / "said.json")
+    assert {"exact", "f1", "total", "HasAns_f1"} <= set(scores)
