@@ -211,7 +211,7 @@ def test_computing_can_be_forbidden(cache, monkeypatch):
     run = call(cache, {}, weigh)
     monkeypatch.setenv("QALIB_COMPUTE", "never")
     assert call(cache, {}, never) == run
-    with pytest.raises(QalibError, match="train-.* is neither in the store nor in the records"):
+    with pytest.raises(QalibError, match=r"train-.* is neither in the store nor in the records"):
         call(cache, {"seed": 1}, weigh)
 
 
@@ -569,7 +569,7 @@ def test_deleting_a_run_of_the_store(cache):
     cache.publish(run, [])
     with pytest.raises(QalibError, match="2 runs of the store"):
         cache.delete("train-")
-    with pytest.raises(QalibError, match="0 runs of the store.*'zz'"):
+    with pytest.raises(QalibError, match=r"0 runs of the store.*'zz'"):
         cache.delete("zz")
     assert cache.delete(run.key) == [run.folder]
     states = {row["run"]: row["state"] for row in cache.rows()}

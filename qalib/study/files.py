@@ -40,7 +40,7 @@ def to_json_data(value: object, place: str = "value") -> object:
 def canonical(value: object, place: str = "value") -> str:
     """The one JSON text of ``value``: keys sorted, no spaces, ASCII, floats as ``repr`` does.
 
-    Equal values give equal texts, so its hash names a configuration. Raises as ``to_json_data`` does.
+    Equal values give equal texts, so its hash can be a key. Raises as ``to_json_data`` does.
     """
     return json.dumps(
         to_json_data(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False
