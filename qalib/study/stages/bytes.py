@@ -1,7 +1,7 @@
 """Stages of notebooks 01 to 03: train a byte-level reader and analyse it.
 
 ``train_bytes`` trains from random weights or from those of a run; ``gradients`` and ``landscape``
-look at the loss of a trained reader, ``robustness`` scores one on perturbed questions.
+measure the loss of a trained reader, ``robustness`` scores one on perturbed questions.
 """
 
 import re
@@ -9,36 +9,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.bytes import ByteBatch, ByteConfig, QuestionRows, passage_features
 from qalib.data.perturbations import COMMON_NAMES, add_typos, replace_names
 from qalib.data.schema import Dataset, Example, hold_out, make_dataset
 from qalib.errors import QalibError
-from qalib.models.byte_reader import ByteReaderConfig
+from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer, QuestionAnswerer
+from qalib.losses import gaussian_span_loss
+from qalib.metrics import question_scores, score
+from qalib.models.byte_reader import (
+    ByteReader,
+    ByteReaderConfig,
+    build_byte_reader,
+    count_parameters,
+)
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.training import TrainConfig
+from qalib.training import TrainConfig, TrainingTask, make_optimizer, train
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
-
-    from qalib.decoding import ReaderOutput
-    from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer
-    from qalib.models.byte_reader import ByteReader
-    from qalib.training import TrainingTask
-
-    Loss = Callable[[ReaderOutput, ByteBatch], Tensor]  # one value per question, (Q,)
-    Direction = Mapping[str, Tensor]  # by name of a parameter, of its shape
-
-LANDSCAPE_BATCH = 16  # questions; several batches, of several passage lengths
+Count = Annotated[int, Field(ge=1)]
+Loss = Callable[..., Tensor]  # of a ReaderOutput and its ByteBatch, one value per question
+LANDSCAPE_BATCH = 16  # questions
 
 
-# --- settings ---------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 @settings
@@ -51,14 +53,12 @@ class ByteTraining:
     reader: ByteReaderConfig = field(default_factory=ByteReaderConfig)
     text: ByteConfig = field(default_factory=ByteConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Count = 64
     optimizer: Literal["adam", "sgd"] = "adam"  # sgd: with Nesterov momentum
     momentum: float = 0.9
     sigma: Annotated[float, Field(ge=0)] = 2.0  # of the Gaussian targets, in positions
     answers: Literal["min", "mean", "random"] = "min"  # the loss over several gold answers
-    held_out: Annotated[float, Field(ge=0, lt=1)] = (
-        0.0  # fraction of the passages, scored at the end
-    )
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of the passages
     seed: int = 0
 
 
@@ -67,17 +67,17 @@ class ByteStudy:
     """What notebooks 01 to 03 train: one set-up, several readers, some seeds."""
 
     base: ByteTraining = field(default_factory=ByteTraining)  # of the plain convolutional reader
-    seeds: Annotated[int, Field(ge=1)] = 1  # of plain and dense; the other variants have one
+    seeds: Count = 1  # of plain and dense; the other variants have one
     variants: tuple[str, ...] = ("plain", "dense", "dilated", "recurrent", "plain, recurrent")
     recurrent: str = "recurrent"  # the variant that is compared with plain
     page: str = "recurrent"  # the variant that is compared with the page's recurrent reader
     sigmas: tuple[float, ...] = (0.0, 2.0)  # of the sweep
-    sweep_steps: Annotated[int, Field(ge=0)] = 0  # training steps in a sweep; 0 = as ``base``
+    sweep_steps: int = 0  # training steps in a sweep; 0 = as ``base``
     held_out: float = 0.1  # fraction of the passages on which the sweeps are scored
-    finetune_steps: Annotated[int, Field(ge=1)] = 1  # with sigma 0, before a reader is evaluated
+    finetune_steps: Count = 1  # with sigma 0, before a reader is evaluated
     finetune_rate: float = 1e-3
-    epoch_multiplier: Annotated[int, Field(ge=1)] = 1  # of the longer training of plain
-    gradient_batches: Annotated[int, Field(ge=1)] = 4
+    epoch_multiplier: Count = 1  # of the longer training of plain
+    gradient_batches: Count = 4
 
     def __post_init__(self):
         for name in ("plain", "dense", self.recurrent, self.page):
@@ -87,13 +87,13 @@ class ByteStudy:
 
 @settings
 class ByteFinal:
-    """The final reader: a variant, trained further with clozes and finished on questions alone."""
+    """The final reader: trained further with clozes, then finished on the questions alone."""
 
     encoder: str = "dense"
     mixer: str = "dense"
-    clozes: Annotated[int, Field(ge=1)] = 10  # of a passage, at most
+    clozes: Count = 10  # of a passage, at most
     epochs: int = 1  # on questions and clozes
-    dropout: float = 0.15  # of this stage and the next
+    dropout: float = 0.15  # of these and the last
     finish_epochs: int = 1  # with sigma 0
     finish_rate: float = 0.02  # of SGD; Adam has ``ByteStudy.finetune_rate``
 
@@ -102,7 +102,7 @@ class ByteFinal:
 class Gradients:
     """On how many training batches gradients are measured; ``seed`` draws them."""
 
-    batches: Annotated[int, Field(ge=1)] = 4
+    batches: Count = 4
     seed: int = 0
 
 
@@ -112,15 +112,13 @@ class Landscape:
 
     kind: Literal["lines", "plane"] = "lines"
     points: Annotated[int, Field(ge=3)] = 13  # along a direction, from -1 to 1
-    directions: Annotated[int, Field(ge=1)] = 3  # a plane has two
-    questions: Annotated[int, Field(ge=1)] = 64
+    directions: Count = 3  # a plane has two
+    questions: Count = 64
     seed: int = 0  # of the directions, and of the questions
 
     def __post_init__(self):
         if self.points % 2 == 0:
-            raise QalibError(
-                f"points must be odd, so that the solution is one of them, not {self.points}."
-            )
+            raise QalibError(f"points must be odd, to include the solution, not {self.points}.")
         if self.kind == "plane" and self.directions != 2:
             raise QalibError(f"a plane has 2 directions, not {self.directions}.")
 
@@ -140,65 +138,54 @@ class Robustness:
     seed: int = 0
 
 
-# --- training ---------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @stage("train-bytes")
 def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | None = None) -> dict:
     """Train a byte-level reader on ``data``, from random weights or those of the run ``start``.
 
-    Writes log.jsonl and weights.safetensors. With ``held_out`` the metrics have EM and F1 on the
+    Writes log.jsonl and weights.safetensors. With ``held_out`` the metrics include EM and F1 on the
     passages held out.
     """
     from accelerate import Accelerator
 
-    from qalib.checkpoints import save_weights, trained_tensors
-    from qalib.models.byte_reader import build_byte_reader, count_parameters
-    from qalib.training import train
-
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = build_byte_reader(config.reader, config.seed)
     if start is not None:
-        _load_weights(reader, start)
-    task, optimizer = byte_task(rest, config), make_optimizer(reader, config)
+        _put_weights(reader, start)
+    task, optimizer = byte_task(rest, config), byte_optimizer(reader, config)
     summary = train(reader, task, config.train, work, config.seed, optimizer=optimizer)
     if Accelerator(mixed_precision="no").is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
     counts = {"questions": len(task.lengths), "parameters": count_parameters(reader)}
-    return {**counts, **summary, **(_held_out_scores(reader, held, config) if held else {})}
+    scores = {}
+    if held is not None:
+        answerer = ByteQuestionAnswerer(reader, ByteAnswerConfig(text=config.text))
+        found = score(held, answerer.predictions(held.examples))
+        scores = {f"held_out_{metric}": value for metric, value in found.items()}
+    return {**counts, **summary, **scores}
 
 
-def byte_task(data: Dataset, config: ByteTraining) -> "TrainingTask":
+def byte_task(data: Dataset, config: ByteTraining) -> TrainingTask:
     """Gaussian targets for start and end, in batches of a fixed number of questions."""
-    import torch
-
-    from qalib.losses import gaussian_span_loss
-    from qalib.training import TrainingTask
-
     rows = QuestionRows(passage_features(data.examples, config.text))
-    return TrainingTask(
-        lengths=rows.lengths,
-        collate=rows.collate,
-        loss=lambda output, batch: gaussian_span_loss(
-            output,
-            batch.answer_spans,
-            batch.answer_weights,
-            config.sigma,
-            config.answers,
-            torch.default_generator,  # its state is part of a checkpoint
-        ),
-        batches=lambda seed, epoch: rows.batches(config.batch_size, seed, epoch),
-    )
+    draws = torch.default_generator  # its state is part of a checkpoint
+
+    def loss(output, batch: ByteBatch) -> Tensor:
+        gold = batch.answer_spans, batch.answer_weights
+        return gaussian_span_loss(output, *gold, config.sigma, config.answers, draws)
+
+    def batches(seed: int, epoch: int) -> list[list[int]]:
+        return rows.batches(config.batch_size, seed, epoch)
+
+    return TrainingTask(rows.lengths, rows.collate, loss, batches)
 
 
-def make_optimizer(reader: "ByteReader", config: ByteTraining) -> "Optimizer":
-    """AdamW, or SGD with Nesterov momentum as the byte-level page has for its final model."""
-    import torch
-
-    from qalib.training import make_optimizer as make_adamw
-
+def byte_optimizer(reader: ByteReader, config: ByteTraining) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, which the page uses for its final model."""
     if config.optimizer == "adam":
-        return make_adamw(reader, config.train)
+        return make_optimizer(reader, config.train)
     return torch.optim.SGD(
         reader.parameters(),
         lr=config.train.learning_rate,
@@ -208,57 +195,63 @@ def make_optimizer(reader: "ByteReader", config: ByteTraining) -> "Optimizer":
     )
 
 
-def _held_out_scores(reader: "ByteReader", dataset: Dataset, config: ByteTraining) -> dict:
-    from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer
-    from qalib.metrics import score
-
-    answerer = ByteQuestionAnswerer(reader, ByteAnswerConfig(text=config.text))
-    scores = score(dataset, answerer.predictions(dataset.examples))
-    return {f"held_out_{metric}": value for metric, value in scores.items()}
-
-
-def load_reader(run: Run) -> "ByteReader":
+def load_byte_reader(run: Run) -> ByteReader:
     """The reader of a ``train-bytes`` run, in evaluation mode."""
-    from qalib.models.byte_reader import build_byte_reader
-
     reader = build_byte_reader(run.settings(ByteTraining).reader)
-    _load_weights(reader, run)
+    _put_weights(reader, run)
     return reader.eval()
 
 
-def load_answerer(run: Run, settings: "ByteAnswerConfig") -> "ByteQuestionAnswerer":
+def byte_answerer(run: Run, config: ByteAnswerConfig) -> ByteQuestionAnswerer:
     """A ``train-bytes`` run, ready to answer questions."""
-    from qalib.inference import ByteQuestionAnswerer
-
-    return ByteQuestionAnswerer(load_reader(run), settings)
+    return ByteQuestionAnswerer(load_byte_reader(run), config)
 
 
-def _load_weights(reader: "nn.Module", run: Run) -> None:
-    from qalib.checkpoints import load_weights, put_weights
-
+def _put_weights(reader: nn.Module, run: Run) -> None:
     path = run.file("weights.safetensors")
     put_weights(reader, load_weights(path), str(path))
 
 
-# --- gradients and the loss around the weights ------------------------------------------------
+# --- gradients and the loss around the weights ----------------------------------------------------
 
 
 @stage("gradients")
 def gradients(config: Gradients, work: Path, weights: Run, train: Dataset) -> dict:
     """Gradient norms by layer of a reader: ``start``, before its training, and ``trained``."""
-    from qalib.models.byte_reader import build_byte_reader
-
     training = weights.settings(ByteTraining)
     task = byte_task(train, training)
-    plan = task.batches(config.seed, 0)[: config.batches]
-    readers = {
-        "start": build_byte_reader(training.reader, training.seed),
-        "trained": load_reader(weights),
-    }
+    batches = [task.collate(rows) for rows in task.batches(config.seed, 0)[: config.batches]]
+    before = build_byte_reader(training.reader, training.seed)
     return {
-        when: gradient_norms(*_on_device(reader, task, plan), task.loss)
-        for when, reader in readers.items()
+        "start": gradient_norms(before, batches, task.loss),
+        "trained": gradient_norms(load_byte_reader(weights), batches, task.loss),
     }
+
+
+def gradient_norms(model: nn.Module, batches: Sequence[ByteBatch], loss: Loss) -> dict[str, float]:
+    """Norm of the gradient of a batch's mean loss by layer, averaged over the batches.
+
+    Over all parameters of a layer together, without dropout.
+    """
+    model.eval()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    norms = dict.fromkeys(map(layer_of, names), 0.0)
+    for batch in batches:
+        squares = dict.fromkeys(norms, 0.0)
+        found = torch.autograd.grad(loss(model(batch), batch).mean(), parameters)
+        for name, gradient in zip(names, found, strict=True):
+            squares[layer_of(name)] += gradient.square().sum().item()
+        for layer, square in squares.items():
+            norms[layer] += square**0.5 / len(batches)
+    return norms
+
+
+def layer_of(name: str) -> str:
+    """The layer of a reader's parameter: "encoder 1", "mixer 5", "attention", "span", "embed"."""
+    if match := re.match(r"(encoder|mixer)\.layers\.(\d+)\.", name):
+        return f"{match[1]} {int(match[2]) + 1}"
+    first = name.partition(".")[0]
+    return "attention" if first in ("query", "key") else first
 
 
 @stage("landscape")
@@ -269,24 +262,21 @@ def landscape(config: Landscape, work: Path, weights: Run, train: Dataset) -> di
     along the second direction. Readers of the same training data see the same questions.
     """
     training = replace(weights.settings(ByteTraining), batch_size=LANDSCAPE_BATCH, answers="min")
-    task = byte_task(train, training)
+    task, reader = byte_task(train, training), load_byte_reader(weights)
     plan = task.batches(config.seed, 0)[: -(-config.questions // LANDSCAPE_BATCH)]
-    reader, batches = _on_device(load_reader(weights), task, plan)
-    steps = config.steps
+    batches, steps = [task.collate(rows) for rows in plan], config.steps
     directions = [filter_direction(reader, config.seed + i) for i in range(config.directions)]
     if config.kind == "plane":
         places = [(a, b) for b in steps for a in steps]
         losses = losses_around(reader, directions, places, batches, task.loss)
         return {"losses": losses.reshape(len(steps), -1).tolist()}
-    lines = [
-        losses_around(reader, [direction], [(a,) for a in steps], batches, task.loss)
-        for direction in directions
-    ]
+    places = [(a,) for a in steps]
+    lines = [losses_around(reader, [d], places, batches, task.loss) for d in directions]
     return {"losses": np.stack(lines).tolist()}
 
 
-def filter_direction(model: "nn.Module", seed: int) -> "Direction":
-    """A random direction whose filters have the norms of the model's filters.
+def filter_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A random direction whose filters have the norms of the model's filters, by parameter.
 
         d_f = |w_f| g_f / |g_f|,  g_f ~ N(0, 1)
 
@@ -297,8 +287,6 @@ def filter_direction(model: "nn.Module", seed: int) -> "Direction":
     each channel, as most symbols never occur and would take most of a common norm. Vectors (biases,
     scale and shift of norms) do not move.
     """
-    import torch
-
     draws = torch.Generator().manual_seed(seed)
     direction = {}
     for name, parameter in model.named_parameters():
@@ -314,87 +302,31 @@ def filter_direction(model: "nn.Module", seed: int) -> "Direction":
     return direction
 
 
+@torch.no_grad()
 def losses_around(
-    model: "nn.Module",
-    directions: Sequence["Direction"],
+    model: nn.Module,
+    directions: Sequence[Mapping[str, Tensor]],
     places: Sequence[Sequence[float]],
     batches: Sequence[ByteBatch],
-    loss: "Loss",
+    loss: Loss,
 ) -> np.ndarray:
-    """The mean loss at w + sum_i place_i direction_i for every place, without dropout.
+    """The mean loss of all questions at w + sum_i place_i direction_i, without dropout.
 
     places (n, directions) -> (n,) float64. The model keeps its weights.
     """
-    import torch
-    from torch.func import functional_call
-
     model.eval()
-    losses = []
-    with torch.no_grad():
-        for place in places:
-            moved = {name: weights.detach().clone() for name, weights in model.named_parameters()}
-            for amount, direction in zip(place, directions, strict=True):
-                for name, weights in moved.items():
-                    weights.add_(direction[name], alpha=amount)
-            losses.append(mean_loss(partial(functional_call, model, moved), batches, loss).item())
-    return np.array(losses)
+    questions, means = sum(map(len, batches)), []
+    for place in places:
+        moved = {name: weights.detach().clone() for name, weights in model.named_parameters()}
+        for amount, direction in zip(place, directions, strict=True):
+            for name, weights in moved.items():
+                weights.add_(direction[name], alpha=amount)
+        read = partial(functional_call, model, moved)
+        means.append(sum(loss(read(batch), batch).sum() for batch in batches).item() / questions)
+    return np.array(means)
 
 
-def mean_loss(
-    read: "Callable[[ByteBatch], ReaderOutput]", batches: Sequence[ByteBatch], loss: "Loss"
-) -> "Tensor":
-    """The loss of a reader, averaged over all questions of some batches."""
-    total = sum(loss(read(batch), batch).sum() for batch in batches)
-    return total / sum(map(len, batches))
-
-
-def gradient_norms(
-    model: "nn.Module", batches: Sequence[ByteBatch], loss: "Loss"
-) -> dict[str, float]:
-    """Norm of the gradient of a batch's mean loss by layer, averaged over the batches.
-
-    Over all parameters of a layer together, without dropout, in the order of a forward pass.
-    """
-    import torch
-
-    model.eval()
-    parameters = dict(model.named_parameters())
-    layers = sorted(dict.fromkeys(map(layer_of, parameters)), key=_position)
-    totals = dict.fromkeys(layers, 0.0)
-    for batch in batches:
-        gradients = torch.autograd.grad(mean_loss(model, [batch], loss), list(parameters.values()))
-        squares = dict.fromkeys(layers, 0.0)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            squares[layer_of(name)] += gradient.square().sum().item()
-        for layer, square in squares.items():
-            totals[layer] += square**0.5 / len(batches)
-    return totals
-
-
-def layer_of(name: str) -> str:
-    """The layer of a reader's parameter: "encoder 1", "mixer 5", "attention", "span", "embed"."""
-    if match := re.match(r"(encoder|mixer)\.layers\.(\d+)\.", name):
-        return f"{match[1]} {int(match[2]) + 1}"
-    first = name.partition(".")[0]
-    return "attention" if first in ("query", "key") else first
-
-
-def _position(layer: str) -> tuple[int, int]:
-    part, _, number = layer.partition(" ")
-    return ("embed", "encoder", "attention", "mixer", "span").index(part), int(number or 0)
-
-
-def _on_device(
-    reader: "ByteReader", task: "TrainingTask", plan: Sequence[Sequence[int]]
-) -> tuple["ByteReader", list[ByteBatch]]:
-    """A reader and its batches on the fastest device available."""
-    from accelerate import Accelerator
-
-    device = Accelerator(mixed_precision="no").device
-    return reader.to(device), [task.collate(rows).to(device) for rows in plan]
-
-
-# --- robustness -------------------------------------------------------------------------------
+# --- robustness -----------------------------------------------------------------------------------
 
 
 @stage("robustness", publish=("scores.csv",))
@@ -413,14 +345,9 @@ def robustness(
     """
     import pandas as pd
 
-    from qalib.inference import ByteAnswerConfig, QuestionAnswerer
-    from qalib.metrics import question_scores
-
-    if (weights is None) == (checkpoint is None):
-        raise QalibError("robustness scores either a run (weights) or the published checkpoint.")
     if weights is not None:
         text = weights.settings(ByteTraining).text
-        answerer = load_answerer(weights, ByteAnswerConfig(text=text))
+        answerer = byte_answerer(weights, ByteAnswerConfig(text=text))
     else:
         answerer = QuestionAnswerer.load()
     parts = []
@@ -431,7 +358,7 @@ def robustness(
         parts.append(pd.DataFrame({**columns, "EM": 100 * exact, "F1": 100 * f1}))
     scores = pd.concat(parts, ignore_index=True)
     scores.to_csv(work / "scores.csv", index=False, lineterminator="\n")
-    return scores.groupby("condition")["F1"].mean().astype(float).to_dict()
+    return scores.groupby("condition")["F1"].mean().to_dict()
 
 
 def perturbed(examples: Sequence[Example], config: Robustness) -> dict[str, list[Example]]:
@@ -443,22 +370,19 @@ def perturbed(examples: Sequence[Example], config: Robustness) -> dict[str, list
     """
     if len(examples) < 2:
         raise QalibError(f"robustness needs at least 2 test questions, not {len(examples)}.")
-    count = min(config.questions, len(examples))
+    count, seed = min(config.questions, len(examples)), config.seed
     sample = [examples[i * len(examples) // count] for i in range(count)]
-    others = sample[count // 2 :] + sample[: count // 2]
     conditions = {"as written": sample}
     for rate in config.rates:
-        conditions[f"typos {100 * rate:g} %"] = [
-            replace(e, question=add_typos(e.question, rate, config.seed)) for e in sample
-        ]
-    conditions["another question"] = [
-        replace(e, question=other.question) for e, other in zip(sample, others, strict=True)
-    ]
-    renamed = {
-        name: [replace_names(e, known, config.seed) for e in sample]
-        for name, known in (("common names", COMMON_NAMES.split()), ("invented names", ()))
-    }
-    both = [i for i in range(count) if all(column[i] for column in renamed.values())]
-    if both:
-        conditions |= {name: [column[i] for i in both] for name, column in renamed.items()}
+        misspelt = [replace(e, question=add_typos(e.question, rate, seed)) for e in sample]
+        conditions[f"typos {100 * rate:g} %"] = misspelt
+    others = sample[count // 2 :] + sample[: count // 2]
+    swapped = [replace(e, question=o.question) for e, o in zip(sample, others, strict=True)]
+    conditions["another question"] = swapped
+    common = [replace_names(e, COMMON_NAMES.split(), seed) for e in sample]
+    invented = [replace_names(e, seed=seed) for e in sample]
+    renamed = [pair for pair in zip(common, invented, strict=True) if all(pair)]
+    if renamed:
+        columns = map(list, zip(*renamed, strict=True))
+        conditions |= dict(zip(("common names", "invented names"), columns, strict=True))
     return conditions
