@@ -32,7 +32,6 @@ from qalib.timing import Budget, Progress, Timings, columns, interleave, quiet
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from qalib.models.encoder import EncoderReader
     from qalib.skim.cost import CostModel
@@ -168,29 +167,14 @@ class BenchmarkModel:
 
 def in_dtypes(reader: "EncoderReader", dtypes: Sequence[str]) -> dict[str, "EncoderReader"]:
     """The reader itself for "fp32" and "bf16", converted copies for the others."""
-    from qalib.models.bf16 import to_bf16
+    from qalib.models.bf16 import quantize, to_bf16
     from qalib.models.encoder import EncoderReader
 
-    convert, reader = {"bf16 weights": to_bf16, "int8": to_int8}, reader.eval()
+    convert, reader = {"bf16 weights": to_bf16, "int8": quantize}, reader.eval()
     readers = dict.fromkeys(("fp32", *dtypes), reader)
     for name in readers.keys() & convert.keys():
         readers[name] = EncoderReader(convert[name](reader.encoder), reader.tokenizer).eval()
     return readers
-
-
-def to_int8(encoder: "nn.Module") -> "nn.Module":
-    """A copy whose linear layers, but for the span head, multiply in int8.
-
-    Weights are rounded once, with a scale per output; each call finds the range of its inputs.
-    """
-    from torch import nn
-
-    with quiet():  # torch announces the removal of this module
-        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
-
-        layers = [n for n, m in encoder.base_model.named_modules() if isinstance(m, nn.Linear)]
-        names = [f"{encoder.base_model_prefix}.{name}" for name in layers]
-        return quantize_dynamic(encoder, dict.fromkeys(names, per_channel_dynamic_qconfig))
 
 
 @dataclass(frozen=True)
