@@ -30,6 +30,7 @@ from qalib.skim.predictors import PredictorConfig
 from qalib.study.run_cache import Run, RunCache, stage
 from qalib.study.stages import baseline
 from qalib.study.stages.baseline import EncoderTraining
+from qalib.study.stages.probes import evenly
 
 if TYPE_CHECKING:
     import torch
@@ -708,7 +709,7 @@ def answer_attention(config: AttentionConfig, work: Path, weights: Run, data: Da
     block, for whole blocks with and without an answer.
     """
     load = load_reader if weights.stage == "train-skim" else baseline.load_reader
-    reader, chosen = load(weights).eval(), baseline.evenly(data, config.questions)
+    reader, chosen = load(weights).eval(), evenly(data, config.questions)
     windows = make_windows(chosen, reader.tokenizer, config.windows)
     return mean_attention(reader, [w for w in windows if len(w.spans)], config.block_size)
 
