@@ -17,7 +17,7 @@ from qalib.study.claims import (
     Claim,
     Interval,
     compare,
-    judge,
+    verdict,
     load_claims,
 )
 from qalib.study.readme import (
@@ -92,7 +92,7 @@ def test_the_columns_are_fixed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("claim_id", "here", "other_here", "verdict"),
+    ("claim_id", "here", "other_here", "expected"),
     [
         ("skim", None, [80.0], NOT_RUN),
         ("skim", [82.0], None, MATCHES),  # the edge of the band belongs to it
@@ -114,8 +114,8 @@ def test_the_columns_are_fixed(tmp_path):
         ("fast", [1.5], None, DIFFERS),
     ],
 )
-def test_verdicts(claims, claim_id, here, other_here, verdict):
-    assert judge(claims[claim_id], here, claims["base"], other_here) == verdict
+def test_verdicts(claims, claim_id, here, other_here, expected):
+    assert verdict(claims[claim_id], here, claims["base"], other_here) == expected
 
 
 @settings(deadline=None)
@@ -126,10 +126,10 @@ def test_verdicts(claims, claim_id, here, other_here, verdict):
 )
 def test_a_number_matches_exactly_within_its_band(value, band, off):
     claim = Claim("a", "p", "t", "s", "F1", value / 10, "", 1, band / 10, "", "u")
-    verdict = judge(claim, [(value + off) / 10])
-    assert verdict == (MATCHES if abs(off) <= band else DIFFERS)
+    found = verdict(claim, [(value + off) / 10])
+    assert found == (MATCHES if abs(off) <= band else DIFFERS)
     bound = replace(claim, bound=">", band=0.0)
-    assert judge(bound, [(value + off) / 10]) == (SAME_DIRECTION if off > 0 else DIFFERS)
+    assert verdict(bound, [(value + off) / 10]) == (SAME_DIRECTION if off > 0 else DIFFERS)
 
 
 def test_a_comparison_leaves_nothing_blank(claims):
@@ -158,7 +158,7 @@ def test_a_comparison_leaves_nothing_blank(claims):
 
 def test_an_interval_is_shown_with_its_ends(claims):
     row = compare({"gain": Interval(0.81, 0.2, 1.42)}, "study", "small", claims).rows[0]
-    assert (row.here, row.difference, row.verdict) == ("0.8 [0.2, 1.4]", "+0.8", MATCHES)
+    assert (row["here"], row["difference"], row["verdict"]) == ("0.8 [0.2, 1.4]", "+0.8", MATCHES)
 
 
 def test_profile_ci_gives_no_verdicts(claims):

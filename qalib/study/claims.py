@@ -24,7 +24,7 @@ import difflib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from qalib.errors import QalibError
@@ -92,36 +92,29 @@ def load_claims(folder: Path = PAPER) -> dict[str, Claim]:
 def _claim(line: Mapping[str, str], place: str) -> Claim:
     if None in line or None in line.values():
         raise QalibError(f"{place}: needs {len(COLUMNS)} fields; put quotes around commas.")
-    said = {key: value.strip() for key, value in line.items()}
-    for key in ("claim_id", "paper", "table", "page", "setting", "metric", "value", "url"):
-        if not said[key]:
+    row = {key: value.strip() for key, value in line.items()}
+    for key in set(COLUMNS) - {"band", "against"}:
+        if not row[key]:
             raise QalibError(f"{place}: {key} is empty.")
-    bound = said["value"][0] if said["value"][0] in "<>" else ""
-    number = said["value"].removeprefix(bound).strip()
-    if bool(bound) == bool(said["band"]):
+    bound = row["value"][0] if row["value"][0] in "<>" else ""
+    number = row["value"].removeprefix(bound).strip()
+    if bool(bound) == bool(row["band"]):
         raise QalibError(f"{place}: a number needs a band, and a bound ({bound or '>'}) has none.")
     try:
-        value, band = float(number), float(said["band"] or 0)
+        value, band = float(number), float(row["band"] or 0)
     except ValueError:
         raise QalibError(f"{place}: value and band must be numbers (or value '> 0').") from None
     if not (math.isfinite(value) and math.isfinite(band) and band >= 0):
         raise QalibError(f"{place}: value and band must be finite, and band not below 0.")
-    return Claim(
-        claim_id=said["claim_id"],
-        paper=said["paper"],
-        place=f"{said['table']}, p. {said['page']}",
-        setting=said["setting"],
-        metric=said["metric"],
-        value=value,
-        bound=bound,
-        digits=len(number.partition(".")[2]),
-        band=band,
-        against=said["against"],
-        url=said["url"],
-    )
+    named = {
+        name: row[name] for name in ("claim_id", "paper", "setting", "metric", "against", "url")
+    }
+    digits = len(number.partition(".")[2])
+    place = f"{row['table']}, p. {row['page']}"
+    return Claim(**named, place=place, value=value, bound=bound, digits=digits, band=band)
 
 
-def judge(
+def verdict(
     claim: Claim, here: Measured, other: Claim | None = None, other_here: Measured = None
 ) -> str:
     """The verdict on one claim; ``other`` is the claim it is ``against``, as found here."""
@@ -144,36 +137,22 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a comparison, as text."""
-
-    row: str
-    paper: str
-    here: str
-    difference: str
-    verdict: str
-    scale: str
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Paper and here: shows itself as a table in a notebook, and is one in ``markdown()``."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[dict[str, str], ...]
     profile: str
 
     def frame(self):
         """The rows as a pandas DataFrame."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(row) for row in self.rows])
+        return pd.DataFrame(self.rows)
 
     def markdown(self) -> str:
-        """The rows as a markdown table, with a warning above it where sizes are toys."""
+        """The rows as a markdown table, with a warning above it in profile ci."""
         warning = "Profile ci: toy sizes, the numbers are not meaningful.\n\n"
-        return (warning if self.profile == "ci" else "") + markdown_table(
-            [asdict(row) for row in self.rows]
-        )
+        return (warning if self.profile == "ci" else "") + markdown_table(self.rows)
 
     def __str__(self) -> str:
         return self.markdown()
@@ -207,18 +186,18 @@ def compare(
         log_usage("claim", claim_id)
         claim, here = claims[claim_id], _checked(claim_id, here)
         other = claims.get(claim.against)
-        verdict = judge(claim, here, other, _checked(claim_id, measured.get(claim.against)))
-        told = scale if isinstance(scale, str) else scale.get(claim_id, "")
+        judged = verdict(claim, here, other, _checked(claim_id, measured.get(claim.against)))
+        note = scale if isinstance(scale, str) else scale.get(claim_id, "")
         source = f"[{claim.paper}, {claim.place}]({claim.url})"
         rows.append(
-            Row(
-                row=f"{claim.setting}, {claim.metric} ({source})",
-                paper=f"{claim.bound} {claim.value:.{claim.digits}f}".strip(),
-                here="-" if here is None else _shown(here, max(1, claim.digits)),
-                difference="-" if here is None else f"{_mean(here) - claim.value:+.1f}",
-                verdict=NOT_RUN if profile == "ci" else verdict,
-                scale=told or "as in the paper",
-            )
+            {
+                "row": f"{claim.setting}, {claim.metric} ({source})",
+                "paper": f"{claim.bound} {claim.value:.{claim.digits}f}".strip(),
+                "here": "-" if here is None else _shown(here, max(1, claim.digits)),
+                "difference": "-" if here is None else f"{_mean(here) - claim.value:+.1f}",
+                "verdict": NOT_RUN if profile == "ci" else judged,
+                "scale": note or "as in the paper",
+            }
         )
     return Comparison(tuple(rows), profile)
 
