@@ -208,17 +208,17 @@ SecondsOption = Annotated[float, typer.Option(help="time for the whole benchmark
 @bench.command("training")
 def _bench_training(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
     """Training throughput against the defaults of transformers, on the same questions."""
-    from qalib.study.stages import benchmarks
+    from qalib.study import bench
 
-    print(benchmarks.bench_training(rounds=rounds, as_json=as_json))
+    print(bench.training_report(rounds=rounds, as_json=as_json))
 
 
 @bench.command("byte-models")
 def _bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
     """Byte-level readers: the published code's structure against this kit's, and every variant."""
-    from qalib.study.stages import benchmarks
+    from qalib.study import bench
 
-    print(benchmarks.bench_byte_models(rounds=rounds, as_json=as_json))
+    print(bench.byte_model_report(rounds=rounds, as_json=as_json))
 
 
 @bench.command("block-skim")
@@ -230,9 +230,9 @@ def _bench_block_skim(
     as_json: JsonOption = False,
 ) -> None:
     """Skimming against other ways to run the same encoder on the same batches."""
-    from qalib.study.stages import benchmarks
+    from qalib.study import bench
 
-    print(benchmarks.bench_block_skim(data, skimmer, seconds, full, as_json=as_json))
+    print(bench.block_skim_report(data, skimmer, seconds, full, as_json=as_json))
 
 
 @bench.command("end-to-end")
@@ -244,9 +244,9 @@ def _bench_end_to_end(
     as_json: JsonOption = False,
 ) -> None:
     """Questions per second with tokenisation and decoding, and EM and F1."""
-    from qalib.study.stages import benchmarks
+    from qalib.study import bench
 
-    print(benchmarks.bench_end_to_end(data, skimmer, questions, rounds, as_json=as_json))
+    print(bench.end_to_end_report(data, skimmer, questions, rounds, as_json=as_json))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Interleaved timing: all candidates on the same items in turn, compared within each round.
 
     timings = interleave({"plain": plain, "pruned": pruned}, batches, rounds=9, seconds=60)
-    summarize(timings.speedups("pruned", baseline="plain"))     # median and quartiles
+    quartiles(timings.speedups("pruned", baseline="plain"))     # median and quartiles
 
 A shared or throttling machine changes its speed from minute to minute by more than what is to be
 measured. So every candidate works on an item before any of them gets the next one, and the
@@ -31,7 +31,7 @@ Progress = Callable[[str], None]  # is given one line of text
 PROGRESS_INTERVAL = 5.0  # seconds between two lines
 
 
-class Summary(NamedTuple):
+class Quartiles(NamedTuple):
     """Median and quartiles over rounds; NaN where nothing was measured."""
 
     median: float
@@ -118,17 +118,17 @@ def interleave(
     return timings
 
 
-def summarize(values: Sequence[float]) -> Summary:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Median and quartiles of the rounds' values."""
     if not len(values):
-        return Summary(math.nan, math.nan, math.nan)
+        return Quartiles(math.nan, math.nan, math.nan)
     low, median, high = np.percentile(values, [25, 50, 75]).tolist()
-    return Summary(median, low, high)
+    return Quartiles(median, low, high)
 
 
 def columns(name: str, values: Sequence[float]) -> dict[str, float | None]:
     """A summary as columns ``name``, ``name_low`` and ``name_high``; None where nothing is."""
-    summary = summarize(values)
+    summary = quartiles(values)
     keys = (name, f"{name}_low", f"{name}_high")
     return {k: None if math.isnan(v) else v for k, v in zip(keys, summary, strict=True)}
 

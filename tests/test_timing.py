@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qalib.errors import QalibError
-from qalib.timing import Budget, columns, interleave, quiet, summarize
+from qalib.timing import Budget, columns, interleave, quiet, quartiles
 
 
 class Clock:
@@ -55,7 +55,7 @@ def test_speedups_are_ratios_within_a_round():
     assert timings.speedups("half", "full") == [2, 2, 1]
     assert timings.speedups("full", "full") == [1, 1, 1]
     assert timings.rates("half", [8, 8, 8]) == [4, 2, 2]
-    assert summarize(timings.speedups("half", "full")) == (2, 1.5, 2)
+    assert quartiles(timings.speedups("half", "full")) == (2, 1.5, 2)
 
 
 def test_rounds_go_through_the_items_and_start_again():
@@ -128,8 +128,8 @@ def test_a_machine_that_slows_down_changes_no_speedup(speeds, factor):
 
 
 def test_summaries_are_quartiles_or_nothing():
-    assert summarize([1, 2, 3, 4, 5]) == (3, 2, 4)
-    assert all(map(math.isnan, summarize([])))
+    assert quartiles([1, 2, 3, 4, 5]) == (3, 2, 4)
+    assert all(map(math.isnan, quartiles([])))
     assert columns("ms", [4, 1, 1]) == {"ms": 1, "ms_low": 1, "ms_high": 2.5}
     assert columns("ms", []) == {"ms": None, "ms_low": None, "ms_high": None}
 

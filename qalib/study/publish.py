@@ -256,7 +256,7 @@ def export_skimmer(study: Study) -> Path:
     from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 
     plan, run = study.config("published_skimmer", PublishedSkimmer), train_skimmer(study)
-    held, model = held_out_questions(study), block_skim.load_reader(run)
+    held, model = held_out_questions(study), block_skim.load_skim_reader(run)
     blocks = predicted_blocks(study, run, held)
     pruning = choose_pruning(blocks, plan, model.skimmer.shape.layers)
     windows = run.settings(block_skim.SkimTraining).windows

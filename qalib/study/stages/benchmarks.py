@@ -22,7 +22,7 @@ from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
 from qalib.study.stages.skim_benchmarks import DTYPES, FULL, PADDED, Dtype, in_dtypes, usable_dtypes
-from qalib.timing import Progress, columns, interleave, summarize
+from qalib.timing import Progress, columns, interleave, quartiles
 from qalib.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def rate_rows(rates: Mapping[str, Sequence[float]], label: str, unit: str) -> li
     base, rows = next(iter(rates.values())), []
     for name, values in rates.items():
         ratios = [ours / theirs for ours, theirs in zip(values, base, strict=True)]
-        rows.append({label: name, **columns(unit, values), "speedup": summarize(ratios).median})
+        rows.append({label: name, **columns(unit, values), "speedup": quartiles(ratios).median})
     return rows
 
 
@@ -318,8 +318,8 @@ def measure_byte_models(
             "variant": name,
             "parameters": count_parameters(reader),
             "macs": multiply_adds(reader.config, passage, question),
-            "train_questions_per_second": summarize(training[name]).median,
-            "answer_questions_per_second": summarize(answering[name]).median,
+            "train_questions_per_second": quartiles(training[name]).median,
+            "answer_questions_per_second": quartiles(answering[name]).median,
         }
         for name, reader in readers.items()
     ]
@@ -433,14 +433,14 @@ def bench_distillation(
     training step without and with cached teacher outputs, and their ratio, collation included.
     """
     from qalib.inference import AnswerConfig
-    from qalib.study.stages.distillation import MAX_ANSWER, load_answerer
+    from qalib.study.stages.distillation import MAX_ANSWER, word_answerer
 
     runs = {"single": teachers[0], "student": student}
     if len(teachers) > 2:
         runs["ensemble of 2"] = teachers[:2]
     runs["ensemble"] = teachers
     decoding = AnswerConfig(max_answer_length=MAX_ANSWER)
-    answerers = {name: load_answerer(run, decoding) for name, run in runs.items()}
+    answerers = {name: word_answerer(run, decoding) for name, run in runs.items()}
     latency = latency_rows(answerers, test.examples[: config.questions], config)
     return {"latency": latency, "step": step_rows(data, student, cache, config)}
 
@@ -471,10 +471,10 @@ def latency_rows(
             candidates = {name: process(answerer) for name, answerer in answerers.items()}
             timings = interleave(candidates, items, config.rounds)
             for name, row in found.items():
-                seconds = summarize(timings.seconds[name]).median / len(examples)
+                seconds = quartiles(timings.seconds[name]).median / len(examples)
                 slower = [1 / ratio for ratio in timings.speedups(name, first)]
                 row[f"{kind}_ms"] = 1000 * seconds
-                row[f"{kind}_ratio"] = summarize(slower).median
+                row[f"{kind}_ratio"] = quartiles(slower).median
         rows += found.values()
     return rows
 
@@ -502,7 +502,7 @@ def step_rows(data: Dataset, student: Run, cache: Run, config: DistillationBench
     timings = interleave(trainers, plan, config.rounds)
     rows = []
     for name in tasks:
-        seconds = summarize(timings.seconds[name]).median / len(plan)
-        slower = summarize([1 / ratio for ratio in timings.speedups(name, "plain")]).median
+        seconds = quartiles(timings.seconds[name]).median / len(plan)
+        slower = quartiles([1 / ratio for ratio in timings.speedups(name, "plain")]).median
         rows.append({"step": name, "milliseconds": 1000 * seconds, "ratio": slower})
     return rows

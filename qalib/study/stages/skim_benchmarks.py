@@ -710,7 +710,7 @@ class CalibrationShift:
 
 
 @stage("operating-points", publish=())
-def operating_points(
+def select_operating_points(
     config: OperatingPoints, work: Path, weights: Run, short_blocks: Run, long_blocks: Run
 ) -> dict:
     """A threshold for every layer and fraction, found on the blocks of held-out questions.
@@ -719,9 +719,9 @@ def operating_points(
     and what it does to these questions: recall, token_fraction, relative_flops.
     """
     from qalib.skim.cost import CostModel
-    from qalib.study.stages.block_skim import load_reader, read_blocks
+    from qalib.study.stages.block_skim import load_skim_reader, read_blocks
 
-    model = load_reader(weights)
+    model = load_skim_reader(weights)
     cost = CostModel.of(model.reader.encoder, model.skimmer)
     return {
         name: select_points(read_blocks(blocks), config.layers, getattr(config, name), cost)
@@ -776,9 +776,9 @@ def bench_operating_points(
     ``rows``: see ``candidate_rows``, with batch; ``inputs`` and ``tokens``: number of windows and
     their mean length.
     """
-    from qalib.study.stages.block_skim import load_reader
+    from qalib.study.stages.block_skim import load_skim_reader
 
-    model = load_reader(weights)
+    model = load_skim_reader(weights)
     windows = make_windows(data.examples, model.tokenizer, config.windows)
     tokens = float(np.mean([len(window) for window in windows]))
     rows = time_operating_points(model, windows, config)
