@@ -163,8 +163,8 @@ def test_an_interval_is_shown_with_its_ends(claims):
 
 def test_profile_ci_gives_no_verdicts(claims):
     table = compare({"base": [80.0]}, "ci", "", claims)
-    assert table.rows[0].verdict == NOT_RUN
-    assert table.rows[0].here == "80.0 (n=1)"
+    assert table.rows[0]["verdict"] == NOT_RUN
+    assert table.rows[0]["here"] == "80.0 (n=1)"
     assert table.markdown().startswith("Profile ci: ")
 
 
