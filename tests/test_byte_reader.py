@@ -1,4 +1,4 @@
-"""The byte reader against literal references: one-hot convolutions, packed LSTMs, the page."""
+"""The byte reader against literal references: one-hot convolutions, packed LSTMs, the post."""
 
 from dataclasses import replace
 
@@ -6,34 +6,36 @@ import pytest
 import torch
 from torch import nn
 
-from qalib.data.byte_features import ByteConfig, byte_vector, collate_passages, passage_features
-from qalib.data.squad import Answer, Example
+from qalib.data.bytes import ByteConfig, byte_vector, collate_passages, passage_features
+from qalib.data.schema import Answer, Example
+from qalib.decoding import decode_spans, mask_logits
 from qalib.errors import QalibError
-from qalib.gaussian_loss import gaussian_span_loss
-from qalib.readers.byte_kernels import NormReluDropout
-from qalib.readers.byte_reader import (
-    KINDS,
+from qalib.losses import gaussian_span_loss
+from qalib.models.byte_reader import (
     ByteReaderConfig,
     ConvolutionLayer,
+    NormReluDropout,
     RecurrentLayer,
     TextConvolution,
     build_byte_reader,
     count_parameters,
     match_width,
+    multiply_adds,
     sinusoids,
 )
-from qalib.spans import best_spans, mask_logits
+from qalib.models.byte_reference import LiteralReader
 
+KINDS = ("conv", "dense", "dilated", "lstm", "gru")
 TINY = ByteReaderConfig(width=6, heads=2, head_width=4, embedding=5, dropout=0.0)
 VARIANTS = {
     **{kind: replace(TINY, encoder=kind, mixer=kind) for kind in KINDS},
-    "conv into lstm": replace(TINY, mixer="lstm", recurrent_layers=2),
+    "conv into lstm": replace(TINY, mixer="lstm"),
     "gru into dense": replace(TINY, encoder="gru", mixer="dense"),
     "embedding": replace(TINY, input="embedding"),
     "dense with waves": replace(TINY, encoder="dense", positions="sin"),
     "lstm with waves": replace(TINY, encoder="lstm", positions="sin"),
     "no norm": replace(TINY, norm=False),
-    "alike and compared": replace(TINY, alike=4.0, compare=True),
+    "multiplicative": replace(TINY, key_init_scale=4.0, multiplicative_features=True),
 }
 PARALLEL = ("examples", "questions", "spans", "weights")  # of a feature, one entry a question
 TEXT = "Zoë was born in Zürich; נולדה \0 in 1984, and died \U0001f600 there. " * 2
@@ -112,7 +114,7 @@ def test_masked_instance_norm_is_the_unpadded_one():
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_gradient_by_hand_is_the_numerical_one(normalise):
+def test_the_hand_written_gradient_is_the_numerical_one(normalise):
     torch.manual_seed(0)
     norm = norm_of(3, normalise=normalise).double()
     x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
@@ -137,7 +139,7 @@ def test_dropout_keeps_the_mean_and_stops_in_evaluation():
 
 
 @pytest.mark.parametrize(("kind", "cell"), [("lstm", nn.LSTM), ("gru", nn.GRU)])
-def test_flipping_is_packing(kind, cell):
+def test_reversed_rows_give_what_packed_sequences_give(kind, cell):
     torch.manual_seed(0)
     ours, literal = (
         RecurrentLayer(kind, 5, 6, 0.0),
@@ -154,7 +156,7 @@ def test_flipping_is_packing(kind, cell):
     assert torch.allclose(ours(None, x, real), expected, atol=1e-6)
 
 
-def test_waves_are_their_formula():
+def test_sinusoids_are_their_formula():
     waves = sinusoids(50, 4)
     for position in (0, 1, 49):
         for w in range(4):
@@ -163,11 +165,11 @@ def test_waves_are_their_formula():
             assert waves[position, 4 + w].item() == pytest.approx(angle.cos().item(), abs=1e-5)
 
 
-# The page
+# The blog post
 
 
 def page_stack(model_layers, text: str, dense: bool) -> torch.Tensor:
-    """The page's encoder, literally: valid convolutions of one-hot text, centre-cropped skips."""
+    """The post's encoder, literally: valid convolutions of one-hot text, centre-cropped skips."""
     vector, hidden = byte_vector(text)[None], []
     for i, layer in enumerate(model_layers):
         seen = [vector, *hidden] if dense or i == 0 else hidden[:1]
@@ -187,7 +189,7 @@ def page_stack(model_layers, text: str, dense: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["conv", "dense"])
-def test_encoder_is_the_pages_where_valid_convolutions_reach(kind):
+def test_encoder_is_the_posts_where_valid_convolutions_reach(kind):
     """Instance norm is off: over fewer positions it has other statistics."""
     reader = build_byte_reader(replace(TINY, encoder=kind, norm=False))
     ids, real = byte_vector(TEXT).argmax(dim=0)[None], torch.ones(1, len(TEXT), dtype=torch.bool)
@@ -226,6 +228,28 @@ def test_instance_norm_reaches_everywhere():
     reader.embed.register_forward_hook(lambda *call: call[2].retain_grad() or seen.append(call[2]))
     reader.encode(text.passages, text.passage_real)[0, 0].sum().backward()
     assert (seen[0].grad[0].abs().sum(dim=1) > 0)[: 2 * len(TEXT)].all()
+
+
+@pytest.mark.parametrize("variant", [TINY, replace(TINY, multiplicative_features=True)])
+@pytest.mark.parametrize("options", [{}, {"remember": True, "once": True}])
+def test_logits_and_gradients_are_those_of_the_literal_reader(variant, options):
+    reader = build_byte_reader(variant)
+    literal = LiteralReader(reader, **options)
+    batch = collate_passages(passage_features(examples()))
+    outputs = [model(batch) for model in (reader, literal)]
+    for ours, theirs in zip(*(output[:2] for output in outputs), strict=True):
+        torch.testing.assert_close(ours[batch.mask], theirs[batch.mask], atol=1e-4, rtol=1e-4)
+    for output in outputs:
+        gold = (batch.answer_spans, batch.answer_weights)
+        gaussian_span_loss(output, *gold, 1.0).mean().backward()
+    ours, theirs = reader.encoder.layers[0].text.table.grad, literal.encoder[0].convolution.weight
+    torch.testing.assert_close(ours, theirs.grad.permute(2, 1, 0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(reader.query.weight.grad, literal.query.weight.grad)
+
+
+def test_the_literal_reader_refuses_what_it_does_not_implement():
+    with pytest.raises(QalibError, match="encoder='conv' only, not 'dense'"):
+        LiteralReader(build_byte_reader(VARIANTS["dense"]))
 
 
 # Whole readers
@@ -267,7 +291,7 @@ def test_every_parameter_learns_and_bfloat16_runs(variant):
     batch = collate_passages(passage_features(examples()))
     with torch.autocast("cpu", torch.bfloat16):
         output = reader(batch)
-    loss = gaussian_span_loss(output, batch.spans, batch.weights, 1.0)
+    loss = gaussian_span_loss(output, batch.answer_spans, batch.answer_weights, 1.0)
     assert torch.isfinite(loss).all()
     loss.sum().backward()
     for name, parameter in reader.named_parameters():
@@ -294,7 +318,7 @@ def test_attention_is_its_formula():
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "conv"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_widths_match_the_baseline_within_a_percent(kind, mixed):
+def test_widths_match_the_baseline_within_one_percent(kind, mixed):
     baseline = ByteReaderConfig(width=64)
     target = count_parameters(baseline)
     config = ByteReaderConfig(encoder=kind, mixer="conv" if mixed else kind)
@@ -312,24 +336,25 @@ def test_parameters_are_counted_by_hand():
     assert match_width(ByteReaderConfig(), expected) == ByteReaderConfig(width=64)
 
 
-def test_a_width_that_cannot_be_found_is_an_error():
+def test_a_count_that_no_width_has_is_an_error():
     with pytest.raises(QalibError, match="1,000 parameters"):
         match_width(ByteReaderConfig(), 1000)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"encoder": "rnn"}, {"input": "words"}, {"positions": "cos"}, {"kernel": 4}]
+    ("field", "value"),
+    [("encoder", "rnn"), ("input", "words"), ("positions", "cos"), ("kernel", 4), ("dropout", 1.0)],
 )
-def test_wrong_settings_are_named(wrong):
-    with pytest.raises(QalibError, match=next(iter(wrong))):
-        ByteReaderConfig(**wrong)
+def test_wrong_settings_are_named(field, value):
+    with pytest.raises(QalibError, match=field):
+        ByteReaderConfig(**{field: value})
 
 
 # Learning
 
 
 @pytest.mark.parametrize("kind", ["conv", "lstm"])
-def test_eight_examples_are_learnt_by_heart(kind):
+def test_eight_examples_are_memorised(kind):
     cities = ["Rome", "Oslo", "Lima", "Bern"]
     learnt = []
     for n, (city, other) in enumerate(zip(cities, cities[1:] + cities[:1], strict=True)):
@@ -343,20 +368,23 @@ def test_eight_examples_are_learnt_by_heart(kind):
     reader = build_byte_reader(config)
     optimizer = torch.optim.Adam(reader.parameters(), lr=1e-2)
     for _ in range(80):
-        loss = gaussian_span_loss(reader(batch), batch.spans, batch.weights, 0).mean()
+        loss = gaussian_span_loss(reader(batch), batch.answer_spans, batch.answer_weights, 0).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
     output = reader(batch)
     assert mask_logits(output.start_logits, output.mask).isfinite().all()
-    best = best_spans(*output[:3])
+    best = decode_spans(*output[:3])
     for row, example in enumerate(learnt):
         feature = features[batch.owner[row]]
         a, b = feature.characters(best.starts[row, 0], best.ends[row, 0])
         assert example.context[a:b] == example.answers[0].text
 
 
-def test_a_dropout_that_keeps_nothing_is_refused():
-    with pytest.raises(QalibError, match="dropout must be"):
-        ByteReaderConfig(dropout=1.0)
+def test_multiply_adds_are_counted_by_hand():
+    L, M, K, w, d = 30, 12, 11, 6, 4
+    convolutions = (K * w + 4 * K * w * w) * (L + M)  # the first layer looks one-hot text up
+    attention = 2 * d * w * (L + M) + L * M * 2 * (d + w)
+    mixer = (K * 3 * w * w + 4 * K * w * w + 2 * w) * L
+    assert multiply_adds(TINY, L, M) == convolutions + attention + mixer

@@ -1,44 +1,44 @@
-"""The Mnemonic Reader against literal references, and what must not depend on the batch."""
+"""The Mnemonic Reader against literal references, independent of the batch; ensembles of it."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from qalib.answer import AnswerConfig
 from qalib.checkpoints import trained_tensors
-from qalib.data.batches import Batch
-from qalib.data.squad import Answer, Example
-from qalib.data.word_batches import collate_words
-from qalib.data.word_features import WORD, WordConfig, Words, word_windows
+from qalib.data.batching import Batch
+from qalib.data.schema import Answer, Example
+from qalib.data.words import WORD, WordConfig, Words, collate_words, word_windows
+from qalib.decoding import decode_spans
 from qalib.errors import QalibError
+from qalib.inference import AnswerConfig, WordQuestionAnswerer
 from qalib.losses import span_loss
-from qalib.readers.byte_reader import count_parameters
-from qalib.readers.encoder_reader import MINILM
-from qalib.readers.mnemonic_reader import (
+from qalib.models.byte_reader import count_parameters
+from qalib.models.ensemble import Ensemble, average_logits
+from qalib.models.mnemonic_reader import (
     BiLSTM,
     Fusion,
     Hop,
     MnemonicConfig,
     MnemonicReader,
-    Past,
     PointerHop,
     build_mnemonic_reader,
     others,
     pool,
 )
-from qalib.readers.word_vectors import WordVectors, packaged_vectors
-from qalib.spans import best_spans
-from qalib.word_answer import WordAnswerer
+from qalib.models.word_embeddings import (
+    WordEmbeddings,
+    packaged_embeddings,
+    word_piece_embeddings,
+)
 
-TINY = MnemonicConfig(embedding="own", hidden=6, width=7, characters=4, dropout=0.0)
+TINY = MnemonicConfig(hidden=6, width=7, characters=4, dropout=0.0)
 VARIANTS = {
     "plain": TINY,
     "one hop": replace(TINY, hops=1),
     "three hops": replace(TINY, hops=3),
     "no characters": replace(TINY, characters=0),
     "scaled": replace(TINY, scale=True),
-    "reattention": replace(TINY, reattention=True, scale=True),
 }
 PASSAGES = [
     "Zoë founded a bakery in Rome in 1984, and sold it to her brother in 1990.",
@@ -53,20 +53,20 @@ EXAMPLES = [
 ]
 
 
-def vectors(width: int = 5) -> WordVectors:
+def embeddings(width: int = 5) -> WordEmbeddings:
     """Random vectors of all words above."""
     words = dict.fromkeys(WORD.findall(" ".join([*PASSAGES, *QUESTIONS])))
     random = torch.Generator().manual_seed(1)
     matrix = torch.randn(len(words) + 1, width, generator=random)
-    return WordVectors(Words({word: row for row, word in enumerate(words, 1)}), matrix)
+    return WordEmbeddings(Words({word: row for row, word in enumerate(words, 1)}), matrix)
 
 
 def reader_of(config: MnemonicConfig = TINY, seed: int = 0) -> MnemonicReader:
-    return build_mnemonic_reader(config, vectors(), seed)
+    return build_mnemonic_reader(config, embeddings(), seed)
 
 
 def batch_of(examples: list[Example] = EXAMPLES) -> Batch:
-    return collate_words(word_windows(examples, vectors().vocabulary))
+    return collate_words(word_windows(examples, embeddings().vocabulary))
 
 
 # The batch
@@ -91,7 +91,7 @@ def test_logits_and_alignments_do_not_depend_on_the_batch(variant):
             assert torch.allclose(single.sum(dim=1), torch.ones(len(single)), atol=1e-5)
 
 
-def test_what_padding_holds_changes_nothing():
+def test_the_content_of_padding_changes_nothing():
     reader, batch = reader_of().eval(), batch_of()
     plain = reader(batch)
     for name in ("passage", "question"):
@@ -111,7 +111,7 @@ def test_every_parameter_learns_from_finite_gradients(variant):
         reader = reader_of(variant)
         with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
             output = reader(batch)
-        loss = span_loss(output, batch.spans, batch.weights)
+        loss = span_loss(output, batch.answer_spans, batch.answer_weights)
         assert torch.isfinite(loss).all()
         loss.sum().backward()
         for name, parameter in reader.named_parameters():
@@ -131,14 +131,9 @@ def literal_fuse(unit: Fusion, x, f):
     return g * r + (1 - g) * x
 
 
-def literal_hop(hop: Hop, c, q, past):
+def literal_hop(hop: Hop, c, q):
     """One unpadded row, token by token, up to what the LSTM reads.  c (L, D), q (M, D)"""
     scores = torch.stack([torch.stack([hop.scale * (a @ b) for b in q]) for a in c])  # (L, M)
-    if past is not None:
-        for j in range(len(c)):
-            for i in range(len(q)):
-                overlap = sum(past.itself[j, k] * past.question[k, i] for k in range(len(c)))
-                scores[j, i] = scores[j, i] + hop.gamma * overlap
     alpha = scores.softmax(dim=1)
     mixed = [sum(alpha[j, i] * q[i] for i in range(len(q))) for j in range(len(c))]
     aligned = [literal_fuse(hop.from_question, c[j], mixed[j]) for j in range(len(c))]
@@ -147,40 +142,31 @@ def literal_hop(hop: Hop, c, q, past):
         for k in range(len(c)):
             if j != k:
                 likeness[j, k] = hop.scale * (aligned[j] @ aligned[k])
-                if past is not None:
-                    likeness[j, k] += hop.gamma * (past.itself[j] @ past.itself[k])
     itself = likeness.softmax(dim=1)
     read = []
     for j in range(len(c)):
-        seen = sum(itself[j, k] * aligned[k] for k in range(len(c)) if k != j)
-        read.append(literal_fuse(hop.from_passage, aligned[j], seen))
-    return torch.stack(read), alpha, Past(scores.softmax(dim=0), itself)
+        attended = sum(itself[j, k] * aligned[k] for k in range(len(c)) if k != j)
+        read.append(literal_fuse(hop.from_passage, aligned[j], attended))
+    return torch.stack(read), alpha
 
 
-@pytest.mark.parametrize("name", ["plain", "scaled", "reattention"])
+@pytest.mark.parametrize("name", ["plain", "scaled"])
 @torch.no_grad()
 def test_hops_are_their_formulas(name):
-    config = VARIANTS[name]
     torch.manual_seed(0)
-    first, second = (Hop(config, first=n == 0).eval() for n in range(2))
+    hop = Hop(VARIANTS[name]).eval()
     c, q = torch.randn(2, 7, 12), torch.randn(2, 4, 12)
     real = torch.arange(7) < torch.tensor([[7], [3]])
-    asked = torch.arange(4) < torch.tensor([[2], [4]])
-    c, q = c * real[:, :, None], q * asked[:, :, None]
-    c1, alpha1, past = first(c, q, real, asked, None)
-    c2, alpha2, _ = second(c1, q, real, asked, past)
+    question_real = torch.arange(4) < torch.tensor([[2], [4]])
+    c, q = c * real[:, :, None], q * question_real[:, :, None]
+    made, alpha = hop(c, q, real, question_real)
     for row, (length, words) in enumerate(((7, 2), (3, 4))):
         here = slice(None, length)
-        one, ours, remembered = literal_hop(first, c[row, here], q[row, :words], None)
+        expected, ours = literal_hop(hop, c[row, here], q[row, :words])
         everything = torch.ones(1, length, dtype=torch.bool)
-        one = first.aggregate(one[None], everything)[0]
-        assert torch.allclose(alpha1[row, here, :words], ours, atol=1e-5)
-        assert torch.allclose(c1[row, here], one, atol=1e-5)
-        remembered = remembered if config.reattention else None
-        two, ours, _ = literal_hop(second, one, q[row, :words], remembered)
-        two = second.aggregate(two[None], everything)[0]
-        assert torch.allclose(alpha2[row, here, :words], ours, atol=1e-5)
-        assert torch.allclose(c2[row, here], two, atol=1e-5)
+        expected = hop.aggregate(expected[None], everything)[0]
+        assert torch.allclose(alpha[row, here, :words], ours, atol=1e-5)
+        assert torch.allclose(made[row, here], expected, atol=1e-5)
 
 
 def literal_scores(score, c, z):
@@ -212,7 +198,7 @@ def test_the_pointer_is_its_formula():
             assert torch.allclose(found[2][row], z, atol=1e-5)
 
 
-def test_the_end_depends_on_the_start_softly_and_not_the_other_way():
+def test_the_end_depends_on_the_expected_start_and_not_vice_versa():
     reader, batch = reader_of(), batch_of()
     output = reader(batch)
     last = reader.pointer[-1]
@@ -223,7 +209,7 @@ def test_the_end_depends_on_the_start_softly_and_not_the_other_way():
     assert last.end.inner.weight.grad is None or last.end.inner.weight.grad.abs().max() == 0
 
 
-def test_words_are_spelt_by_the_best_place_of_each_channel():
+def test_words_are_encoded_by_the_maximum_of_each_channel():
     embed = reader_of(replace(TINY, kernel=3)).embed
     words = torch.tensor([[*b"cat", 0, 0], [*b"z", 0, 0, 0, 0], [0] * 5])
     table = embed.letters.table  # (3, 256, channels)
@@ -250,7 +236,7 @@ def test_a_token_is_its_vector_its_features_and_its_letters():
             assert torch.allclose(made[row, at], expected, atol=1e-5)
 
 
-def test_nobody_attends_to_himself_unless_he_is_alone():
+def test_no_token_attends_to_itself_unless_it_is_the_only_one():
     mask = others(torch.arange(3) < torch.tensor([[3], [2], [1]]))
     assert mask[0].tolist() == [[False, True, True], [True, False, True], [True, True, False]]
     assert mask[1, :2].tolist() == [[False, True, False], [True, False, False]]
@@ -277,26 +263,32 @@ def test_hops_add_the_parameters_of_their_parts():
     pointed = 2 * score + 2 * (2 * width * 2 * width + 2 * width)
     sizes = [count_parameters(reader_of(replace(TINY, hops=hops))) for hops in (1, 2, 3)]
     assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == aligned + pointed
-    again = count_parameters(reader_of(replace(TINY, reattention=True)))
-    assert again - sizes[1] == 1  # gamma, of the second hop
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"embedding": "bert"}, {"hops": 0}, {"hidden": 0}, {"dropout": 1.0}, {"kernel": 4}]
+    ("field", "value"), [("hops", 0), ("hidden", 0), ("dropout", 1.0), ("kernel", 4)]
 )
-def test_wrong_settings_are_named(wrong):
-    with pytest.raises(QalibError, match=next(iter(wrong))):
-        MnemonicConfig(**wrong)
+def test_wrong_settings_are_named(field, value):
+    with pytest.raises(QalibError, match=field):
+        MnemonicConfig(**{field: value})
 
 
-def test_words_without_their_vectors_are_an_error():
-    with pytest.raises(QalibError, match="'glove' needs its vectors"):
-        build_mnemonic_reader(MnemonicConfig(embedding="glove"))
+def test_word_piece_embeddings_fit_their_vocabulary_and_are_standardised():
+    embeddings = packaged_embeddings()
+    (tokens,) = embeddings.vocabulary.tokenize(["Unfounded claims"])
+    assert tokens.ids.max() < len(embeddings.matrix)
+    assert torch.allclose(embeddings.matrix.mean(dim=0), torch.zeros(384), atol=1e-4)
+    assert torch.allclose(embeddings.matrix.std(dim=0), torch.ones(384), atol=1e-2)
 
 
-def test_readers_share_the_packaged_vectors_and_do_not_move_them():
-    one, two = (build_mnemonic_reader(replace(TINY, embedding=MINILM), seed=n) for n in (0, 1))
-    shared = packaged_vectors().matrix
+def test_a_folder_without_word_embeddings_is_named(tmp_path):
+    with pytest.raises(QalibError, match="no tokenizer with word embeddings"):
+        word_piece_embeddings(str(tmp_path))
+
+
+def test_readers_share_the_packaged_embeddings_and_do_not_train_them():
+    one, two = (build_mnemonic_reader(TINY, seed=n) for n in (0, 1))
+    shared = packaged_embeddings().matrix
     assert one.embed.table.weight.data_ptr() == shared.data_ptr()
     assert two.embed.table.weight.data_ptr() == shared.data_ptr()
     assert not one.embed.table.weight.requires_grad
@@ -313,7 +305,7 @@ def test_a_seed_gives_the_same_reader_and_dropout_stops_in_evaluation():
     assert not torch.equal(first(batch).start_logits, first(batch).start_logits)
 
 
-def test_dropout_takes_the_same_channels_at_every_position():
+def test_dropout_removes_the_same_channels_at_every_position():
     torch.manual_seed(0)
     config = replace(TINY, hidden=50, dropout=0.25)
     layer, x = BiLSTM(8, config), torch.rand(20, 9, 8)
@@ -340,53 +332,77 @@ def learnt_examples() -> list[Example]:
 @pytest.fixture(scope="module")
 def trained() -> tuple[MnemonicReader, list[Example]]:
     examples = learnt_examples()
-    reader = build_mnemonic_reader(replace(TINY, hidden=16), vectors())  # it has to spell
+    reader = build_mnemonic_reader(replace(TINY, hidden=16), embeddings())
     batch = collate_words(word_windows(examples, reader.vocabulary))
     optimizer = torch.optim.Adam(reader.parameters(), lr=1e-2)
     for _ in range(60):
-        loss = span_loss(reader(batch), batch.spans, batch.weights).mean()
+        loss = span_loss(reader(batch), batch.answer_spans, batch.answer_weights).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return reader.eval(), examples
 
 
-def test_sixteen_examples_are_learnt_by_heart(trained):
+def test_sixteen_examples_are_memorised(trained):
     reader, examples = trained
-    predictions = WordAnswerer(reader).predictions(examples)
+    predictions = WordQuestionAnswerer(reader).predictions(examples)
     assert predictions == {e.id: e.answers[0].text for e in examples}
 
 
 def test_answers_are_text_of_the_passage_by_rank(trained):
     reader, examples = trained
-    answerer = WordAnswerer(reader, AnswerConfig(n_best=5, precision="fp32"))
+    answerer = WordQuestionAnswerer(reader, AnswerConfig(n_best_size=5, precision="fp32"))
     found = answerer.answer("Rome?", examples[0].context)
     assert len(found) == 5
     assert found[0].text == "30"
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
     assert all(examples[0].context[c.start : c.end] == c.text for c in found)
     assert 0 < sum(c.probability for c in found) <= 1.0001
-    tokens = answerer.token_probabilities("Rome?", examples[0].context)
-    assert [text for text, _, _ in tokens] == WORD.findall(examples[0].context)
-    assert sum(start for _, start, _ in tokens) == pytest.approx(1, abs=1e-4)
 
 
 def test_long_passages_are_read_through_windows(trained):
     reader, examples = trained
     passage = " ".join(e.context for e in examples[::2])
     asked = [Example(str(n), e.question, passage) for n, e in enumerate(examples)]
-    small = WordConfig(max_passage=12, stride=6)
+    small = WordConfig(max_passage=12, doc_stride=6)
     windows = word_windows(asked[:1], reader.vocabulary, small)
     assert len(windows) > 5
-    config = AnswerConfig(n_best=3, precision="fp32", tokens_per_batch=64)
-    several = WordAnswerer(reader, config, small).answer_many(asked)
-    alone = WordAnswerer(reader, config, small).answer_many(asked[5:6])[0]
+    config = AnswerConfig(n_best_size=3, precision="fp32", tokens_per_batch=64)
+    several = WordQuestionAnswerer(reader, config, small).answer_many(asked)
+    alone = WordQuestionAnswerer(reader, config, small).answer_many(asked[5:6])[0]
     assert [c.text for c in several[5]] == [c.text for c in alone]
     assert several[5][0].score == pytest.approx(alone[0].score, abs=1e-4)
-    read = max(best_spans(*reader(collate_words([w]))[:3]).scores.item() for w in windows)
+    read = max(decode_spans(*reader(collate_words([w]))[:3]).scores.item() for w in windows)
     assert several[0][0].score == pytest.approx(read, abs=1e-4)
 
 
 def test_empty_questions_are_refused(trained):
     with pytest.raises(QalibError, match="empty"):
-        WordAnswerer(trained[0]).answer(" ", "Some text.")
+        WordQuestionAnswerer(trained[0]).answer(" ", "Some text.")
+
+
+# Ensembles
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_on_the_scale_of_its_members():
+    readers, batch = [reader_of(seed=seed).eval() for seed in range(3)], batch_of()
+    outputs, output = [reader(batch) for reader in readers], Ensemble(readers).eval()(batch)
+    mask = batch.mask
+    for side in (0, 1):
+        logits = torch.stack([o[side] for o in outputs]).masked_fill(~mask, -torch.inf)
+        q = logits.softmax(dim=2).mean(dim=0)
+        ours = output[side].masked_fill(~mask, -torch.inf)
+        torch.testing.assert_close(ours.softmax(dim=1), q)
+        scale = logits.logsumexp(dim=2).mean(dim=0)
+        torch.testing.assert_close(ours.logsumexp(dim=1), scale)
+    mean = sum(o.attentions["align 2"] for o in outputs) / 3
+    torch.testing.assert_close(output.attentions["align 2"], mean)
+    assert torch.equal(output.attentions["question"], outputs[0].attentions["question"])
+
+
+def test_an_ensemble_of_one_reader_is_that_reader():
+    output = reader_of().eval()(batch_of())
+    ours = average_logits([output.start_logits], output.mask)
+    torch.testing.assert_close(ours[output.mask], output.start_logits[output.mask])
+    with pytest.raises(QalibError, match="at least one"):
+        Ensemble([])
