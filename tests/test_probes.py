@@ -1,27 +1,28 @@
-"""Probes: what they read against a literal sum, whom they are scored on, what they cannot do."""
+"""Probes of attention: features against literal sums, scores against scikit-learn, the stages."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn import metrics
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.dummy import DummyClassifier
 from tiny import examples, tiny_reader
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
-from qalib import probes
-from qalib.data.features import WindowConfig
-from qalib.data.squad import Answer, Example
+from qalib.data.schema import Answer, Example
+from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.probes import ProbeConfig
-from qalib.readers.encoder_reader import EncoderReader
-from qalib.skim.features import SIX
+from qalib.models.encoder import EncoderReader
+from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+from qalib.skim.features import PAPER_FEATURES
+from qalib.study.profiles import Profile
+from qalib.study.run_cache import Run, RunCache
+from qalib.study.session import Study
+from qalib.study.stages import baseline, probes
+from qalib.study.stages.probes import BlockFeatures, ProbeConfig, block_features
 
-WINDOWS = WindowConfig(max_length=96, stride=16, max_question=24)
-SMALL = ProbeConfig(block_size=6, folds=3, tokens_per_batch=256)
+WINDOWS = WindowConfig(max_length=96, doc_stride=16, max_query_length=24)
+SIZE = 6
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +31,18 @@ def reader() -> EncoderReader:
 
 
 @pytest.fixture(scope="module")
-def data(reader) -> probes.BlockData:
-    return probes.collect(reader, examples(), WINDOWS, SMALL)
+def data(reader) -> BlockFeatures:
+    return block_features(reader, examples(), WINDOWS, SIZE, tokens_per_batch=256)
 
 
-# --- what probes read ------------------------------------------------------------------------
+# --- features ----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def literal(reader: EncoderReader, example: Example, size: int) -> np.ndarray:
-    """The six numbers of every block, summed entry by entry of every map.  (K, layers, H, 6)"""
+    """The six features of every block, summed entry by entry of every map.  (K, layers, H, 6)"""
     coded = reader.tokenizer(example.question, example.context, return_tensors="pt")
-    reader.encoder.eval().set_attn_implementation("eager")
     maps = torch.stack(reader.encoder(**coded, output_attentions=True).attentions)[:, 0]
-    reader.encoder.set_attn_implementation("qalib")
     kinds = coded.sequence_ids(0)
     question = [i for i, kind in enumerate(kinds) if kind == 0]
     passage = [i for i, kind in enumerate(kinds) if kind == 1]
@@ -62,24 +61,23 @@ def literal(reader: EncoderReader, example: Example, size: int) -> np.ndarray:
 
 def test_features_are_the_literal_sums(reader, data):
     for n in (0, 3, 9):
-        rows = data.examples == n
-        expected = literal(reader, examples()[n], SMALL.block_size)
-        np.testing.assert_allclose(data.features[rows], expected, atol=2e-6)
-    assert data.features.dtype == np.float32
-    assert data.features.shape[1:] == (2, 4, len(SIX))
+        expected = literal(reader, examples()[n], SIZE)
+        np.testing.assert_allclose(data.attention[data.examples == n], expected, atol=2e-6)
+    assert data.attention.dtype == np.float32
+    assert data.attention.shape[1:] == (2, 4, len(PAPER_FEATURES))
 
 
-def test_a_question_alone_gives_what_it_gives_in_company(reader, data):
+def test_a_question_alone_gives_what_it_gives_in_a_batch(reader, data):
     for n in (2, 4):
-        alone = probes.collect(reader, [examples()[n]], WINDOWS, SMALL)
+        alone = block_features(reader, [examples()[n]], WINDOWS, SIZE)
         rows = data.examples == n
-        np.testing.assert_allclose(alone.features, data.features[rows], atol=2e-6)
-        np.testing.assert_allclose(alone.plain, data.plain[rows], atol=1e-6)
+        np.testing.assert_allclose(alone.attention, data.attention[rows], atol=2e-6)
+        np.testing.assert_allclose(alone.lexical, data.lexical[rows], atol=1e-6)
         np.testing.assert_array_equal(alone.labels, data.labels[rows])
         np.testing.assert_array_equal(alone.characters, data.characters[rows])
 
 
-def test_blocks_cover_the_passage_and_know_their_answers(data):
+def test_blocks_cover_the_passage_and_are_labelled_by_their_answers(data):
     for n, example in enumerate(examples()):
         rows = np.flatnonzero(data.examples == n)
         edges = data.characters[rows]
@@ -88,29 +86,15 @@ def test_blocks_cover_the_passage_and_know_their_answers(data):
         assert (edges[1:, 0] >= edges[:-1, 1]).all()
         for (start, end), label in zip(edges, data.labels[rows], strict=True):
             assert label == any(a.start < end and a.end > start for a in example.answers)
-    assert 0 < data.labels.sum() < len(data)
+    assert 0 < data.labels.sum() < len(data.labels)
 
 
-def test_questions_about_a_passage_share_its_number(reader):
+def test_questions_on_one_passage_share_its_number(reader):
     one, other = examples()[:2]
     again = Example("again", "Who founded it?", one.context, one.answers)
-    found = probes.collect(reader, [one, other, again], WINDOWS, SMALL)
+    found = block_features(reader, [one, other, again], WINDOWS, SIZE)
     numbers = [set(found.passages[found.examples == n]) for n in range(3)]
     assert numbers == [{0}, {1}, {0}]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_reader_is_left_as_it_was(reader, training):
-    reader.train(training)
-    usual = reader.encoder.config._attn_implementation
-    before = {name: tensor.clone() for name, tensor in reader.state_dict().items()}
-    probes.collect(reader, examples(3), WINDOWS, SMALL)
-    broken = ProbeConfig(block_size=0, folds=3)
-    with pytest.raises(QalibError, match="at least 1 token"):
-        probes.collect(reader, examples(3), WINDOWS, broken)
-    assert reader.training is training
-    assert reader.encoder.config._attn_implementation == usual == "qalib"
-    assert all(torch.equal(before[name], t) for name, t in reader.state_dict().items())
 
 
 FAMILIES = {
@@ -119,152 +103,242 @@ FAMILIES = {
     "albert": {"embedding_size": 8},
     "distilbert": {"n_layers": 2, "dim": 16, "hidden_dim": 32, "n_heads": 2},
     "electra": {"embedding_size": 16},
-    "mpnet": {"pad_token_id": 0},
-    "modernbert": {"pad_token_id": 0, "global_attn_every_n_layers": 1},
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_gives_its_attention_away(reader, family):
+def test_every_family_returns_its_attention(reader, family):
     sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 32, "vocab_size": 30522}
     config = AutoConfig.for_model(family, **sizes | FAMILIES[family])
     model = AutoModelForQuestionAnswering.from_config(config)
-    found = probes.collect(EncoderReader(model, reader.tokenizer), examples(6), WINDOWS, SMALL)
-    assert found.features.shape[1:] == (2, 2, 6)
-    assert (found.features > 0).all()
-    whole = found.features[found.examples == 2].sum(axis=0)  # all blocks of one passage
-    assert (whole[..., 1::2] < 1).all()  # of what question, [CLS], [SEP] give, blocks get a part
-    assert not np.allclose(found.features[:, 0], found.features[:, 1])
+    found = block_features(EncoderReader(model, reader.tokenizer), examples(6), WINDOWS, SIZE)
+    assert found.attention.shape[1:] == (2, 2, 6)
+    assert (found.attention > 0).all()
+    passage = found.attention[found.examples == 2].sum(axis=0)  # all blocks of one passage
+    assert (passage[..., 1::2] < 1).all()  # question, [CLS] and [SEP] attend to more than that
+    assert not np.allclose(found.attention[:, 0], found.attention[:, 1])
 
 
-def test_plain_numbers_see_the_words(reader):
+def test_lexical_features_find_the_words_of_the_question(reader):
     context = (
         "the baker sold bread. " * 3 + "the harbour burnt down in 1712. " + "nobody came. " * 6
     )
     gold = (Answer("1712", context.index("1712")),)
     asked = [Example("q", "When did the harbour burn down?", context, gold)]
-    found = probes.collect(reader, asked, WINDOWS, ProbeConfig(block_size=6))
+    found = block_features(reader, asked, WINDOWS, SIZE)
     with_harbour = [i for i, (a, b) in enumerate(found.characters) if "harbour" in context[a:b]]
-    assert found.plain.shape == (len(found), 5)
-    assert with_harbour == [int(found.plain[:, 0].argmax())]
+    assert found.lexical.shape == (len(found.labels), 5)
+    assert with_harbour == [int(found.lexical[:, 0].argmax())]
 
 
-def test_what_cannot_be_probed_is_said(reader):
-    bare = Example("q", "Who?", "Nobody was there.")
-    with pytest.raises(QalibError, match="none of the 1 questions has a passage with its answer"):
-        probes.collect(reader, [bare], WINDOWS, SMALL)
-    with pytest.raises(QalibError, match="none of the 0 questions"):
-        probes.collect(reader, [], WINDOWS, SMALL)
+@pytest.mark.parametrize("asked", [[], [Example("q", "Who?", "Nobody was there.")]])
+def test_questions_without_an_answer_cannot_be_probed(reader, asked):
+    with pytest.raises(QalibError, match=f"none of the {len(asked)} questions"):
+        block_features(reader, asked, WINDOWS, SIZE)
 
 
-def test_select_takes_a_layer_and_parts_of_it(data):
-    whole = probes.select(data.features, 2)
-    assert whole.shape == (len(data), 4 * 6)
-    np.testing.assert_array_equal(whole.reshape(-1, 4, 6), data.features[:, 1])
-    part = probes.select(data.features, 1, heads=[3, 0], kinds=[5])
-    np.testing.assert_array_equal(part, data.features[:, 0, [3, 0], 5])
-    for layer in (0, 3):
-        with pytest.raises(QalibError, match=f"no layer {layer}; layers count from 1 to 2"):
-            probes.select(data.features, layer)
+# --- scores ------------------------------------------------------------------------------------
 
 
-# --- fitting and scoring ---------------------------------------------------------------------
-
-
-def toy(seed: int, rows: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs of very different scales, labels that follow two of them, passages of four rows."""
+def toy(seed: int, rows: int = 400) -> BlockFeatures:
+    """Features of very different scales, labels that follow two of them, passages of four rows."""
     random = np.random.default_rng(seed)
     inputs = random.normal(size=(rows, 5)) * [1, 100, 1e-4, 1, 1] + [0, 5, 1, 0, 0]
-    inputs[:, 4] = 7  # says nothing
+    inputs[:, 4] = 7  # constant
     logits = inputs[:, 0] - (inputs[:, 1] - 5) / 100 - 1
     labels = random.random(rows) < 1 / (1 + np.exp(-3 * logits))
-    return inputs.astype(np.float32), labels, np.arange(rows) // 4
+    index = np.arange(rows)
+    return BlockFeatures(inputs, inputs.astype(np.float32), labels, index // 4, index, inputs)
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-def test_a_probe_is_the_logistic_regression_of_scikit_learn(balanced):
-    inputs, labels, _ = toy(0)
-    probe = probes.fit(inputs, labels, ProbeConfig(strength=0.3, balanced=balanced))
-    model = LogisticRegression(C=0.3, class_weight="balanced" if balanced else None, max_iter=2000)
-    model = make_pipeline(StandardScaler(), model).fit(inputs.astype(np.float64), labels)
-    expected = model.predict_proba(inputs.astype(np.float64))[:, 1]
-    np.testing.assert_allclose(probe.probabilities(inputs), expected, atol=1e-6)
-
-
-rows = st.tuples(st.booleans(), st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]))
-
-
-@settings(max_examples=30)
-@given(st.lists(rows, min_size=1, max_size=20))
-def test_scores_are_those_of_scikit_learn(table):
-    labels, chances = (np.array(column) for column in zip(*table, strict=True))
-    found = probes.score(chances, labels, 0.5)
-    said = chances >= 0.5
-    expected = metrics.precision_recall_fscore_support(
-        labels, said, average="binary", zero_division=0
-    )
-    np.testing.assert_allclose([found.precision, found.recall, found.f1], expected[:3])
-    assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, said))
-    if labels.all() or not labels.any():
-        assert np.isnan(found.auc)
-    else:
-        pairs = [(p > q) + (p == q) / 2 for p in chances[labels] for q in chances[~labels]]
-        assert found.auc == pytest.approx(np.mean(pairs))
+def test_scores_of_a_split_are_those_of_scikit_learn():
+    data = toy(0)
+    fit, score = np.arange(300), np.arange(300, 400)
+    row = probes.probe_scores(probes.probe(), data.lexical, data.labels, [(fit, score)]).iloc[0]
+    model = probes.probe().fit(data.lexical[fit].astype(np.float64), data.labels[fit])
+    labels, chances = data.labels[score], model.predict_proba(data.lexical[score])[:, 1]
+    found = chances >= 0.5
+    expected = metrics.precision_recall_fscore_support(labels, found, average="binary")[:3]
+    np.testing.assert_allclose(row[["precision", "recall", "f1"]], np.multiply(100, expected))
+    assert row["accuracy"] == pytest.approx(100 * (labels == found).mean())
+    pairs = [(p > q) + (p == q) / 2 for p in chances[labels] for q in chances[~labels]]
+    assert row["auc"] == pytest.approx(np.mean(pairs))
 
 
 def test_no_passage_is_fitted_and_scored_in_one_fold():
-    _, labels, passages = toy(1)
-    parts = probes.folds(labels, passages, ProbeConfig(folds=4))
-    assert len(parts) == 4
-    for rest, held in parts:
-        assert not set(passages[rest]) & set(passages[held])
-        assert sorted([*rest, *held]) == list(range(len(labels)))
-    assert sorted(np.concatenate([held for _, held in parts])) == list(range(len(labels)))
+    data = toy(1)
+    splits = probes.passage_folds(data, 4)
+    for rest, held in splits:
+        assert not set(data.passages[rest]) & set(data.passages[held])
+        assert sorted([*rest, *held]) == list(range(400))
+    assert sorted(np.concatenate([held for _, held in splits])) == list(range(400))
 
 
-def test_a_probe_cannot_learn_passages_by_heart():
-    """Every passage has an input of its own, which tells its label: worthless on other passages."""
+def test_a_probe_cannot_memorise_passages():
+    """Every passage has a feature of its own, which gives its label: useless on other passages."""
     random = np.random.default_rng(0)
     passages = np.arange(300) // 5
     labels = (random.random(60) < 0.5)[passages]
     inputs = np.eye(60, dtype=np.float32)[passages]
-    scores = probes.mean_scores(probes.cross_validate(inputs, labels, passages))
-    assert scores.accuracy < 0.62
-    by_heart = probes.fit(inputs, labels, ProbeConfig(strength=100))
-    assert probes.score(by_heart.probabilities(inputs), labels).accuracy == 1
+    data = toy(0, 300)._replace(labels=labels, passages=passages)
+    across = probes.probe_scores(probes.probe(), inputs, labels, probes.passage_folds(data, 5))
+    assert across["accuracy"].mean() < 62
+    everything = [(np.arange(300), np.arange(300))]
+    assert probes.probe_scores(probes.probe(), inputs, labels, everything)["accuracy"].item() == 100
 
 
-def test_cross_validation_finds_what_is_there_and_nothing_else():
-    inputs, labels, passages = toy(2)
-    found = probes.cross_validate(inputs, labels, passages)
-    assert len(found) == 5
-    assert probes.mean_scores(found).auc > 0.85
-    nothing = probes.cross_validate(inputs[::-1].copy(), labels, passages)
-    assert probes.mean_scores(nothing).auc == pytest.approx(0.5, abs=0.1)
+def test_probes_find_what_is_there_and_nothing_else():
+    data = toy(2)
+    splits = probes.passage_folds(data, 5)
+    found = probes.probe_scores(probes.probe(), data.lexical, data.labels, splits)
+    assert found["fold"].tolist() == [0, 1, 2, 3, 4]
+    assert found["auc"].mean() > 0.85
+    unrelated = probes.probe_scores(probes.probe(), data.lexical[::-1], data.labels, splits)
+    assert unrelated["auc"].mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_baselines_need_no_inputs():
-    _, labels, passages = toy(3)
-    found = {n: probes.mean_scores(s) for n, s in probes.baselines(labels, passages).items()}
-    share = labels.mean()
+def test_baselines_need_no_features():
+    data = toy(3)
+    share, splits = data.labels.mean(), probes.passage_folds(data, 5)
     assert share < 0.5
-    assert found["majority"].accuracy == pytest.approx(1 - share)
-    assert (found["majority"].f1, found["majority"].auc) == (0, 0.5)
-    assert found["every block"].recall == 1
-    assert found["every block"].f1 == pytest.approx(2 * share / (1 + share), abs=0.01)
-    flipped = probes.mean_scores(probes.baselines(~labels, passages)["majority"])
-    assert flipped.accuracy == pytest.approx(1 - share)
+    never, always = (
+        probes.probe_scores(model, data.lexical, data.labels, splits).mean()
+        for model in (
+            DummyClassifier(strategy="most_frequent"),
+            DummyClassifier(strategy="constant", constant=True),
+        )
+    )
+    assert never["accuracy"] == pytest.approx(100 * (1 - share))
+    assert (never["f1"], never["precision"], never["auc"]) == (0, 0, 0.5)
+    assert always["recall"] == 100
+    assert always["f1"] == pytest.approx(200 * share / (1 + share), abs=1)
 
 
-def test_mistakes_are_named():
-    inputs, labels, passages = toy(4)
-    with pytest.raises(QalibError, match="all 400 blocks lack an answer"):
-        probes.fit(inputs, np.zeros(400, dtype=bool))
-    with pytest.raises(QalibError, match="all 320 blocks hold an answer"):
-        probes.cross_validate(inputs, np.ones(400, dtype=bool), passages)
-    with pytest.raises(QalibError, match="5 folds need as many passages, and there are 2"):
-        probes.cross_validate(inputs, labels, passages % 2)
-    for wrong in ({"folds": 1}, {"strength": 0.0}, {"threshold": 1.0}, {"threshold": 0.0}):
-        with pytest.raises(QalibError):
-            ProbeConfig(**wrong)
+# --- stages ------------------------------------------------------------------------------------
+
+SECTIONS = {
+    "data": {"train_questions": 50, "test_questions": 20, "passage_length": 300},
+    "encoder": {
+        "encoder": {"random_start": True, "layers": 2, "width": 32, "heads": 4},
+        "train": {"max_steps": 2, "tokens_per_batch": 2048, "learning_rate": 0.01},
+    },
+}
+CONFIG = ProbeConfig("profile", WindowConfig(), 30, 10, block_size=16, folds=3)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    folder = tmp_path_factory.mktemp("runs")
+    return Study("04_attention_probes", Profile("ci", SECTIONS), 0, RunCache(folder, None))
+
+
+@pytest.fixture(scope="module")
+def weights(study) -> Run:
+    return baseline.profile_encoder(study)
+
+
+@pytest.fixture(scope="module")
+def layers(study, weights) -> Run:
+    inputs = {split: study.data(split) for split in ("train", "test")}
+    return study.run(probes.probe_layers, CONFIG, weights=weights, **inputs)
+
+
+def features(study: Study, weights: Run, tuned: bool, split: str) -> BlockFeatures:
+    count = CONFIG.train_questions if split == "train" else CONFIG.test_questions
+    chosen = probes.evenly(study.data(split), count)
+    return block_features(probes.probed_reader(weights, tuned), chosen, CONFIG.windows, 16)
+
+
+def test_questions_are_taken_evenly(study):
+    train = study.data("train")
+    assert probes.evenly(train, 30) == [train.examples[i * 50 // 30] for i in range(30)]
+    assert len(probes.evenly(train, 500)) == 50
+
+
+def test_before_and_after_are_one_encoder_that_was_trained(weights):
+    before, after = (probes.probed_reader(weights, tuned).state_dict() for tuned in (False, True))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any("attention" in name for name in changed)
+    again = probes.probed_reader(weights, False).state_dict()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_layer_scores_are_those_of_the_probes(study, weights, layers):
+    table = pd.read_csv(layers.file("scores.csv"))
+    before = features(study, weights, False, "train")
+    splits = probes.passage_folds(before, 3)
+    expected = probes.probe_scores(probes.probe(), before.attention[:, 1], before.labels, splits)
+    rows = table.set_index(["encoder", "on", "reads", "layer"]).sort_index()
+    found = rows.loc[("before", "folds", "attention", 2)]
+    assert found["fold"].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(found["f1"], expected["f1"], atol=1e-6)
+    np.testing.assert_allclose(found["auc"], expected["auc"], atol=1e-6)
+    names = {"attention", "words and place", "majority", "every block"}
+    for encoder, on in (("after", "folds"), ("before", "folds"), ("after", "test")):
+        assert set(rows.loc[(encoder, on)].index.get_level_values("reads")) == names
+
+
+def test_blocks_have_the_probabilities_of_probes_fitted_on_training_passages(
+    study, weights, layers
+):
+    train, test = (features(study, weights, True, split) for split in ("train", "test"))
+    blocks = pd.read_csv(layers.file("blocks.csv"))
+    model = probes.probe().fit(train.lexical.astype(np.float64), train.labels)
+    chances = model.predict_proba(test.lexical.astype(np.float64))[:, 1]
+    np.testing.assert_allclose(blocks["words"], chances, atol=1e-4)
+    np.testing.assert_array_equal(blocks["answer"], test.labels)
+    asked = probes.evenly(study.data("test"), 10)
+    assert blocks["id"].unique().tolist() == [e.id for e in asked]
+    assert {"start", "end", "layer 1", "layer 2"} < set(blocks)
+    table = pd.read_csv(layers.file("scores.csv")).query("on == 'test'")
+    recall = table.query("reads == 'words and place'")["recall"].item()
+    assert recall == pytest.approx(100 * (chances >= 0.5)[test.labels].mean())
+    assert layers.metrics["blocks"] == len(train.labels)
+    assert layers.metrics["answers"] == pytest.approx(train.labels.mean())
+
+
+def test_heads_and_features_are_probed_one_by_one(study, weights):
+    train = study.data("train")
+    run = study.run(probes.probe_parts, CONFIG, train=train, weights=weights)
+    heads, numbers = (pd.read_csv(run.file(f"{name}.csv")) for name in ("heads", "numbers"))
+    assert len(heads) == 2 * 4
+    data = features(study, weights, True, "train")
+    splits = probes.passage_folds(data, 3)
+
+    def auc(part: np.ndarray) -> float:
+        return probes.probe_scores(probes.probe(), part, data.labels, splits)["auc"].mean()
+
+    head = heads.query("layer == 1 and head == 3")["auc"].item()
+    assert head == pytest.approx(auc(data.attention[:, 0, 2]), abs=1e-6)
+    assert numbers["number"].tolist() == [*PAPER_FEATURES, *PAPER_FEATURES]
+    row = numbers[(numbers["layer"] == 2) & (numbers["number"] == PAPER_FEATURES[3])].iloc[0]
+    others = data.attention[:, 1][..., [0, 1, 2, 4, 5]]
+    assert row["without"] == pytest.approx(auc(others), abs=1e-6)
+    assert row["alone"] == pytest.approx(auc(data.attention[:, 1, :, 3]), abs=1e-6)
+    assert row["all"] == pytest.approx(auc(data.attention[:, 1]), abs=1e-6)
+
+
+def test_runs_depend_on_the_reader_and_the_settings(study, weights, layers):
+    inputs = {split: study.data(split) for split in ("train", "test")}
+    again = study.run(probes.probe_layers, CONFIG, weights=weights, **inputs)
+    assert again.key == layers.key
+    assert set(again.inputs) == {"train", "test", "weights"}
+    other = ProbeConfig("shipped", WindowConfig(), 6, 6, folds=2)
+    checkpoint = checkpoint_hash(DEFAULT_CHECKPOINT)
+    run = study.run(probes.probe_layers, other, checkpoint=checkpoint, **inputs)
+    assert run.inputs["checkpoint"] == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train_questions": 0}, "train_questions"),
+        ({"reader": "mine"}, "reader"),
+        ({"folds": 1}, "folds"),
+        ({"block_size": 0}, "block_size"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(QalibError, match=message):
+        Profile("ci", {"probes": wrong}).section("probes", ProbeConfig)
