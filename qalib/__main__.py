@@ -1,6 +1,7 @@
 """The command line: ``python -m qalib COMMAND``. ``--help`` lists the commands."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -249,14 +250,23 @@ def _bench_end_to_end(
     print(bench.end_to_end_report(data, skimmer, questions, rounds, as_json=as_json))
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C; typer would answer a KeyboardInterrupt with an empty line."""
+
+
+def _interrupt(*_) -> None:
+    raise _Interrupted
+
+
 def main() -> None:
     """Run the command line; a user error is one line and exit status 2."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
-        app(standalone_mode=True)
+        app()
     except QalibError as error:
         print(f"qalib: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _Interrupted:
         print("qalib: interrupted; finished runs and checkpoints are kept.", file=sys.stderr)
         sys.exit(130)
 
