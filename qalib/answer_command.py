@@ -52,7 +52,9 @@ def answer_command(
         from qalib.skim.reader import load_skim_answerer
 
         target = None if targets == (None, None, None) else OperatingPointTarget(*targets)
-        return load_skim_answerer(checkpoint, config, target, window_threshold)
+        return load_skim_answerer(
+            checkpoint, config, target=target, window_threshold=window_threshold
+        )
 
     if dataset:
         _answer_dataset(load, dataset, output)
@@ -150,7 +152,7 @@ def read_text(path: Path | None) -> str:
 
 
 def _skims(answerer: "QuestionAnswerer") -> bool:
-    return hasattr(answerer.reader, "calibration_note")
+    return hasattr(answerer.reader, "operating_point")
 
 
 def _json_row(answerer: "QuestionAnswerer", prediction: "Prediction") -> dict:
@@ -164,8 +166,8 @@ def _report_skimming(answerer: "QuestionAnswerer", predictions: Sequence["Predic
     """Print the operating point and the processed fraction of a skimming reader to stderr."""
     if not _skims(answerer) or not predictions:
         return
-    if answerer.reader.calibration_note:
-        print(answerer.reader.calibration_note, file=sys.stderr)
+    if answerer.reader.operating_point:
+        print(answerer.reader.operating_point, file=sys.stderr)
     line = f"processed by all layers: {mean(p.token_fraction for p in predictions):.0%} of the text"
     windows = sum(p.windows for p in predictions)
     if windows > len(predictions):

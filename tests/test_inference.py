@@ -1,0 +1,333 @@
+"""Question answerers: n-best, long passages, null answers, dropped windows, any batch."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import examples, tiny_reader
+from torch import nn
+
+from qalib.data.bytes import ByteConfig
+from qalib.data.schema import Example
+from qalib.data.windows import WindowConfig
+from qalib.errors import QalibError
+from qalib.inference import (
+    AnswerConfig,
+    ByteAnswerConfig,
+    ByteQuestionAnswerer,
+    QuestionAnswerer,
+)
+from qalib.models.byte_reader import ByteReaderConfig, build_byte_reader
+
+FP32 = AnswerConfig(n_best_size=5, precision="fp32")
+SMALL = WindowConfig(max_length=48, doc_stride=8, max_query_length=12)
+LONG_CONFIG = AnswerConfig(windows=SMALL, precision="fp32", n_best_size=3, tokens_per_batch=400)
+YEARS = range(1900, 1930)
+LONG = " ".join(f"In {year} the baker Ada{year} met Bo in Town{year}." for year in YEARS)
+QUESTIONS = ["Who met Bo in 1907?", "Where?", "When did Ada1921 meet Bo?"]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return tiny_reader(dropout=0.0)
+
+
+def long_examples():
+    return [Example(str(n), question, LONG) for n, question in enumerate(QUESTIONS)]
+
+
+# --- short passages ---
+
+
+def test_candidates_are_ranked_distinct_spans_of_the_passage(reader):
+    answers = QuestionAnswerer(reader, FP32).answer_many(examples(8))
+    for example, found in zip(examples(8), answers, strict=True):
+        assert [c.text for c in found] == [example.context[c.start : c.end] for c in found]
+        assert len({c.text for c in found}) == 5
+        scores = [c.score for c in found]
+        assert scores == sorted(scores, reverse=True)
+        assert 0 < sum(c.probability for c in found) <= 1 + 1e-6
+
+
+def test_answers_do_not_depend_on_the_batch(reader):
+    answerer, data = QuestionAnswerer(reader, FP32), examples(12)
+    together = answerer.answer_many(data)
+    backwards = answerer.answer_many(data[::-1])[::-1]
+    alone = [answerer.answer_many([example])[0] for example in data]
+    for one, other, third in zip(together, backwards, alone, strict=True):
+        for a, b, c in zip(one, other, third, strict=True):
+            assert (a.start, a.end) == (b.start, b.end) == (c.start, c.end)
+            assert a.score == pytest.approx(c.score, abs=1e-4)
+    assert answerer.predictions(data) == {
+        e.id: found[0].text for e, found in zip(data, together, strict=True)
+    }
+
+
+def test_probabilities_of_all_spans_add_up_to_one(reader):
+    everything = replace(FP32, n_best_size=10_000, max_answer_length=500)
+    found = QuestionAnswerer(reader, everything).answer("Who?", "Ada met Bo.")
+    assert sum(c.probability for c in found) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_null_answers_compete_only_where_allowed(reader):
+    example = examples(1)[0]
+
+    def answers(**changes):
+        return QuestionAnswerer(reader, replace(FP32, **changes)).answer_many([example])[0]
+
+    plain, null = answers(), WindowConfig(null=True)
+    assert all(c.text for c in plain)
+    assert answers(windows=null, null_score_diff_threshold=1e6)[0].text == plain[0].text
+    assert answers(windows=null, null_score_diff_threshold=-1e6)[0].text == ""
+    assert "" in {c.text for c in answers(windows=null, n_best_size=50)}
+
+
+@pytest.mark.parametrize(
+    ("question", "passage"), [("", "Text."), ("Who?", " \n\t"), (" ", "Text."), ("Who?", "\u00a0")]
+)
+def test_empty_text_is_refused(reader, question, passage):
+    with pytest.raises(QalibError, match="empty"):
+        QuestionAnswerer(reader, FP32).answer(question, passage)
+
+
+@pytest.mark.parametrize(
+    "passage", ["?", "\u200d", "a\x00b", "مرحبا بالعالم", "x" * 3000, "\ud800 lone surrogate"]
+)
+def test_odd_passages_get_an_answer(reader, passage):
+    found = QuestionAnswerer(reader, FP32).answer("What is it?", passage)
+    assert found
+    assert all(passage[c.start : c.end] == c.text for c in found)
+
+
+def test_no_questions_give_no_answers_and_equal_ids_do_not_mix_them(reader):
+    answerer = QuestionAnswerer(reader, FP32)
+    assert answerer.answer_many([]) == []
+    found = answerer.answer_many([Example("same", "Who?", "Ada"), Example("same", "Who?", "Bo")])
+    assert found[0][0].text in "Ada"
+    assert found[1][0].text in "Bo"
+
+
+@pytest.mark.parametrize("field", ["n_best_size", "max_answer_length", "tokens_per_batch"])
+def test_impossible_settings_are_refused(field):
+    with pytest.raises(QalibError, match=field):
+        AnswerConfig(**{field: 0})
+
+
+def test_answering_imports_neither_skimming_nor_studies():
+    code = (
+        "import sys, qalib.inference; "
+        "print([m for m in sys.modules if m.startswith(('qalib.skim', 'qalib.study'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- long passages ---
+
+
+def test_a_long_passage_is_decoded_over_all_its_windows(reader):
+    """The best span of all windows, and probabilities over the spans of all of them."""
+    answerer = QuestionAnswerer(reader, replace(LONG_CONFIG, n_best_size=20))
+    example = long_examples()[0]
+    windows = list(answerer.make_windows([example]))
+    assert len(windows) > 5
+    scored = [answerer._score_batch(answerer.collate([w], [example]))[0] for w in windows]
+    total = torch.tensor([s.log_total for s in scored]).logsumexp(0).item()
+    (prediction,) = answerer.predict([example])
+    best = prediction.candidates[0]
+    assert best.score == pytest.approx(max(s.scores[0] for s in scored), abs=1e-4)
+    for c in prediction.candidates:
+        assert LONG[c.start : c.end] == c.text
+        assert c.probability == pytest.approx(torch.tensor(c.score - total).exp().item(), rel=1e-3)
+    assert (prediction.windows, prediction.dropped) == (len(windows), 0)
+    assert prediction.token_fraction == 1.0
+
+
+def test_many_questions_are_answered_as_one_by_one(reader):
+    answerer = QuestionAnswerer(reader, LONG_CONFIG)
+    for question, found in zip(QUESTIONS, answerer.answer_many(long_examples()), strict=True):
+        alone = answerer.answer(question, LONG)
+        assert [c.text for c in found] == [c.text for c in alone]
+        assert found[0].score == pytest.approx(alone[0].score, abs=1e-4)
+
+
+def test_an_empty_question_among_many_is_named(reader):
+    data = [*long_examples(), Example("7", " ", LONG)]
+    with pytest.raises(QalibError, match="question '7': the question is empty"):
+        QuestionAnswerer(reader, LONG_CONFIG).answer_many(data)
+
+
+# --- windows that a skimming reader drops ---
+
+
+class DroppingReader(nn.Module):
+    """A reader that drops optional windows with a block score below ``threshold``.
+
+    The score is a function of the window's text; a quarter of each passage is pruned.
+    """
+
+    drops_windows = True
+
+    def __init__(self, reader, threshold):
+        super().__init__()
+        self.reader, self.tokenizer, self.threshold = reader, reader.tokenizer, threshold
+
+    def forward(self, batch):
+        optional = batch.inputs.pop("optional", None)
+        output = self.reader(batch)
+        ids = batch.inputs["input_ids"] * batch.inputs["attention_mask"]
+        scores = (ids.sum(dim=1) * 0.37) % 1.0
+        optional = torch.zeros(len(scores)).bool() if optional is None else optional
+        dropped = optional & (scores < self.threshold)
+        fraction = torch.where(dropped, 0.25, 0.75)
+        aux = SimpleNamespace(token_fraction=fraction, dropped=dropped, max_block_score=scores)
+        return output._replace(aux=aux)
+
+
+def test_dropped_windows_give_no_candidates_and_change_nothing_else(reader):
+    config = replace(LONG_CONFIG, n_best_size=50)
+    plain = QuestionAnswerer(reader, config)
+    whole, windows = plain.predict(long_examples()), plain.make_windows(long_examples())
+    answerer = QuestionAnswerer(DroppingReader(reader, 0.5), config)
+    scores = [
+        answerer._score_batch(answerer.collate([w], long_examples()))[0].max_block_score
+        for w in windows
+    ]
+    predictions = answerer.predict(long_examples())
+    assert 0 < sum(p.dropped for p in predictions) < len(windows)
+    for number, (prediction, before) in enumerate(zip(predictions, whole, strict=True)):
+        mine = [i for i, window in enumerate(windows) if window.example == number]
+        kept = [i for i in mine if scores[i] >= 0.5] or [max(mine, key=lambda i: scores[i])]
+        assert (prediction.windows, prediction.dropped) == (len(mine), len(mine) - len(kept))
+        reach = [(windows[i].offsets[0, 0], windows[i].offsets[-1, 1]) for i in kept]
+        for c in prediction.candidates:
+            assert any(a <= c.start < c.end <= b for a, b in reach)
+        known = {(c.start, c.end): c.score for c in before.candidates}
+        for c in prediction.candidates:
+            if (c.start, c.end) in known:
+                assert c.score == pytest.approx(known[c.start, c.end], abs=1e-3)
+        assert sum(c.probability for c in prediction.candidates) <= 1 + 1e-6
+        lengths = {i: len(windows[i].offsets) for i in mine}
+        tokens = sum(lengths[i] * (0.75 if i in kept else 0.25) for i in mine)
+        assert prediction.token_fraction == pytest.approx(tokens / sum(lengths.values()))
+
+
+def test_where_all_windows_are_dropped_the_best_is_processed_after_all(reader):
+    answerer = QuestionAnswerer(DroppingReader(reader, 2.0), LONG_CONFIG)
+    windows = answerer.make_windows(long_examples())
+    for number, prediction in enumerate(answerer.predict(long_examples())):
+        mine = [window for window in windows if window.example == number]
+        scored = [answerer._score_batch(answerer.collate([w], long_examples()))[0] for w in mine]
+        pairs = zip(mine, scored, strict=True)
+        window, best = max(pairs, key=lambda pair: pair[1].max_block_score)
+        assert (prediction.windows, prediction.dropped) == (len(mine), len(mine) - 1)
+        begin, end = int(window.offsets[0, 0]), int(window.offsets[-1, 1])
+        assert all(begin <= c.start < c.end <= end for c in prediction.candidates)
+        assert prediction.candidates[0].score == pytest.approx(best.scores[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 2.0])
+def test_dropping_does_not_depend_on_the_batch(reader, threshold):
+    def predict(data, **changes):
+        config = replace(LONG_CONFIG, **changes)
+        return QuestionAnswerer(DroppingReader(reader, threshold), config).predict(data)
+
+    one = predict(long_examples())
+    few = predict(long_examples()[::-1], tokens_per_batch=1)[::-1]
+    alone = [predict([example])[0] for example in long_examples()]
+    for a, b, c in zip(one, few, alone, strict=True):
+        assert a.dropped == b.dropped == c.dropped
+        assert a.token_fraction == pytest.approx(b.token_fraction)
+        assert a.token_fraction == pytest.approx(c.token_fraction)
+        assert [x.text for x in a.candidates] == [x.text for x in b.candidates]
+        assert [x.text for x in a.candidates] == [x.text for x in c.candidates]
+
+
+def test_a_passage_of_one_window_is_not_optional_and_null_needs_a_kept_window(reader):
+    dropping = DroppingReader(reader, 2.0)
+    (prediction,) = QuestionAnswerer(dropping, LONG_CONFIG).predict([Example("", "Who?", "Ada.")])
+    assert (prediction.windows, prediction.dropped) == (1, 0)
+    null = replace(LONG_CONFIG, windows=replace(SMALL, null=True), null_score_diff_threshold=-1e6)
+    for prediction in QuestionAnswerer(dropping, null).predict(long_examples()):
+        best = prediction.candidates[0]
+        assert best.text == ""
+        assert best.score > -1e6
+        assert best.probability > 0
+
+
+# --- byte-level readers ---
+
+
+BYTES = ByteReaderConfig(width=6, head_width=4, embedding=5, mixer="lstm")
+ODD = [
+    "נולדה בירושלים בשנת 1984 ולמדה שם.",
+    "a null \0 byte and a lone \ud800 surrogate",
+    "Zoë 😀 Zürich",
+    "x",
+    "the same passage, many times " * 20,
+]
+BYTE_EXAMPLES = [
+    Example(f"{i}-{question}", question, text)
+    for i, text in enumerate(ODD)
+    for question in ("?", "Where is it?", "What is said here, and by whom? " * 20)
+]
+
+
+def byte_answerer(unit="characters", **config):
+    text = ByteConfig(unit=unit)
+    config = ByteAnswerConfig(text=text, precision="fp32", **config)
+    return ByteQuestionAnswerer(build_byte_reader(BYTES), config)
+
+
+@pytest.mark.parametrize("unit", ["characters", "utf-8"])
+def test_byte_answers_are_spans_of_the_passage_and_ranked(unit):
+    answers = byte_answerer(unit, n_best_size=4).answer_many(BYTE_EXAMPLES)
+    for example, found in zip(BYTE_EXAMPLES, answers, strict=True):
+        assert found
+        assert [c.text for c in found] == [example.context[c.start : c.end] for c in found]
+        assert len({c.text for c in found}) == len(found) <= 4
+        assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+        assert 0 < sum(c.probability for c in found) <= 1 + 1e-5
+
+
+def test_byte_answers_do_not_depend_on_the_batch():
+    answerer = byte_answerer(n_best_size=3)
+    together = answerer.answer_many(BYTE_EXAMPLES)
+    for example, found in zip(BYTE_EXAMPLES, together, strict=True):
+        alone = answerer.answer(example.question, example.context)
+        assert [(c.start, c.end) for c in alone] == [(c.start, c.end) for c in found]
+        assert alone[0].score == pytest.approx(found[0].score, abs=1e-4)
+    small = byte_answerer(n_best_size=3, positions_per_batch=64).answer_many(BYTE_EXAMPLES)
+    assert [[c.text for c in f] for f in small] == [[c.text for c in f] for f in together]
+
+
+@settings(max_examples=20)
+@given(st.text(st.characters(), min_size=1, max_size=80), st.text(min_size=1, max_size=9))
+def test_any_text_has_a_byte_answer(passage, question):
+    if not passage.strip() or not question.strip():
+        return
+    found = byte_answerer("utf-8").answer(question, passage)[0]
+    assert found.text == passage[found.start : found.end] != ""
+
+
+def test_byte_answers_respect_the_longest_answer():
+    found = byte_answerer(max_answer_length=3, n_best_size=8).answer("What?", ODD[0])
+    assert max(c.end - c.start for c in found) <= 3
+
+
+def test_a_hundred_thousand_characters_are_processed_in_one_piece():
+    passage = "All work and no play. " * 4600
+    found = byte_answerer().answer("What is there no?", passage)[0]
+    assert len(passage) > 100_000
+    assert found.text == passage[found.start : found.end]
+
+
+@pytest.mark.parametrize(("question", "passage"), [("", "text"), ("What?", "")])
+def test_empty_text_is_refused_by_byte_readers(question, passage):
+    with pytest.raises(QalibError, match="empty"):
+        byte_answerer().answer(question, passage)
