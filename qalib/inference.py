@@ -27,8 +27,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from qalib.data.batching import Batch, collate, inference_batches
-from qalib.data.bytes import ByteConfig, QuestionRows, padded_length, passage_features
+from qalib.data.batching import Batch, collate, inference_batches, padded_length
+from qalib.data.bytes import PASSAGE_MULTIPLE, ByteConfig, QuestionRows, passage_features
 from qalib.data.schema import Example, check_example
 from qalib.data.windows import LazyWindows, Window, WindowConfig
 from qalib.data.words import WordConfig, WordWindow, collate_words, word_windows
@@ -291,7 +291,7 @@ class ByteQuestionAnswerer(_Answering):
             for row, candidates in zip(chosen, self._score(rows, chosen, examples), strict=True):
                 found[rows.example(row)] = Prediction(candidates, token_fraction=1.0)
 
-        lengths = [padded_length(length) for length in rows.lengths]
+        lengths = [padded_length(length, PASSAGE_MULTIPLE) for length in rows.lengths]
         _for_each_batch(lengths, self.config.positions_per_batch, score, progress and "question")
         return [found[index] for index in range(len(examples))]
 

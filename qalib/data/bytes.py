@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from qalib.data import batching
+from qalib.data.batching import pad_spans, padded_length
 from qalib.data.schema import Example
 from qalib.data.windows import span_weights
 from qalib.errors import QalibError
@@ -93,9 +93,7 @@ class ByteConfig:
     unit: Literal["characters", "utf-8"] = "characters"
     max_query_length: Annotated[int, Field(ge=1)] = 512  # characters; longer questions are cut
     max_questions: Annotated[int, Field(ge=1)] = 16  # of a passage that are read together
-    room: Annotated[int, Field(ge=1)] = (
-        200_000  # positions x questions read together: bounds memory
-    )
+    room: Annotated[int, Field(ge=1)] = 200_000  # positions x questions read together, for memory
 
 
 @dataclass(frozen=True)
@@ -206,20 +204,15 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     arrays = (passages, passage_real, padded, question_real, owner, passage_real[owner])
     return ByteBatch(
         *(torch.from_numpy(array) for array in arrays),
-        *batching.pad_spans(gold),
+        *pad_spans(gold),
         int(passage_real.sum() + question_real.sum()),
     )
-
-
-def padded_length(length: int) -> int:
-    """The positions that a passage of ``length`` positions takes in a batch."""
-    return batching.padded_length(length, PASSAGE_MULTIPLE)
 
 
 def _pad(rows: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
     """Stacked rows and their mask.  -> (rows, longest) int64 and bool"""
     lengths = np.array([len(row) for row in rows])
-    longest = batching.padded_length(int(lengths.max()), multiple)
+    longest = padded_length(int(lengths.max()), multiple)
     real = np.arange(longest) < lengths[:, None]
     ids = np.zeros(real.shape, dtype=np.int64)
     ids[real] = np.concatenate(rows)

@@ -11,7 +11,6 @@ Each gives the schema of :mod:`qalib.data.schema`, with the text as written and 
 import gzip
 import hashlib
 import json
-import operator
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -279,45 +278,21 @@ def _read_span(span: object, context: str, place: str) -> Answer:
 
 
 def from_rows(rows: Iterable[Mapping], name: str) -> Dataset:
-    """Examples from rows of a ``datasets`` table, or any mappings with SQuAD's columns.
+    """Examples from the rows of a ``datasets`` table with SQuAD's columns.
 
-    A row has "id", "question", "context" and "answers", optionally "title"; "answers" is a mapping
-    of two lists, "text" and "answer_start", or a list of mappings with these keys. Without an
-    answer the question has none (SQuAD 2.0).
-
-    Raises QalibError naming row and id as :func:`load_squad` does.
+    A row has "id", "question", "context", "answers" (two lists, "text" and "answer_start") and
+    perhaps "title". Without an answer the question has none (SQuAD 2.0). Raises QalibError naming
+    the row as :func:`load_squad` does.
     """
-    return make_dataset(name, [_read_row(row, f"{name}: row {r}") for r, row in enumerate(rows)])
-
-
-def _read_row(row: Mapping, place: str) -> Example:
-    row = dict(row)
-    identity = _field(row, "id", str, place)
-    place += f" (id {identity})"
-    title = row.get("title") or ""
-    example = Example(
-        identity,
-        _field(row, "question", str, place),
-        _field(row, "context", str, place),
-        tuple(_row_answers(row.get("answers"), place)),
-        title if isinstance(title, str) else "",
-    )
-    check_example(example, place)
-    return example
-
-
-def _row_answers(given: object, place: str) -> Iterator[Answer]:
-    rule = "'answers' must hold as many 'text' as 'answer_start'"
-    try:
-        if isinstance(given, Mapping):
-            pairs = list(zip(given["text"], given["answer_start"], strict=True))
-        else:
-            pairs = [(answer["text"], answer["answer_start"]) for answer in given]
-        for text, start in pairs:
-            if not isinstance(text, str):
-                raise TypeError
-            yield Answer(str(text), operator.index(start))  # NumPy's become Python's own
-    except KeyError as error:
-        raise QalibError(f"{place}: {rule}; {error} is missing.") from None
-    except (TypeError, ValueError):
-        raise QalibError(f"{place}: {rule}, texts and whole numbers.") from None
+    examples = []
+    for r, row in enumerate(rows):
+        place = f"{name}: row {r}"
+        answers = _field(row, "answers", dict, place)
+        texts, starts = (_field(answers, key, list, place) for key in ("text", "answer_start"))
+        if len(texts) != len(starts):
+            raise QalibError(f"{place}: {len(texts)} answer texts but {len(starts)} offsets.")
+        pairs = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+        entry = row | {"answers": pairs, "is_impossible": not pairs}
+        context = _field(row, "context", str, place)
+        examples.append(_read_question(entry, context, row.get("title") or "", place))
+    return make_dataset(name, examples)

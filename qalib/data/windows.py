@@ -11,7 +11,7 @@ is for inference on long passages and many questions about one: it builds window
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ import numpy as np
 from qalib.data.schema import Example
 from qalib.errors import QalibError
 from qalib.settings import settings
+
+CHUNK = 2000  # examples that are tokenised in one call
 
 
 @settings
@@ -61,9 +63,7 @@ class Window:
         return int(self.offsets[start - first, 0]), int(self.offsets[end - first, 1])
 
 
-def make_windows(
-    examples: Sequence[Example], tokenizer, config: WindowConfig, chunk: int = 2000
-) -> list[Window]:
+def make_windows(examples: Sequence[Example], tokenizer, config: WindowConfig) -> list[Window]:
     """Cut examples into windows, in order; every example gets at least one.
 
     ``tokenizer`` is a fast Hugging Face tokenizer. Where a window holds no gold answer, ``spans``
@@ -71,8 +71,8 @@ def make_windows(
     """
     require_fast(tokenizer)
     windows = []
-    for begin in range(0, len(examples), chunk):
-        windows += _encode(examples[begin : begin + chunk], begin, tokenizer, config)
+    for begin in range(0, len(examples), CHUNK):
+        windows += _encode(examples[begin : begin + CHUNK], begin, tokenizer, config)
     return windows
 
 
@@ -186,15 +186,16 @@ class LazyWindows(Sequence[Window]):
 
     def __init__(self, examples: Sequence[Example], tokenizer, config: WindowConfig):
         self.doc_stride = config.doc_stride
-        self.passages = dict(_tokenize_passages(examples, tokenizer))
-        self.frames = dict(_tokenize_questions(examples, tokenizer, config))
-        _warn_if_cut(examples, self.frames, tokenizer, config.max_query_length)
         self.texts = [(example.question, example.context) for example in examples]
-        self.capacities = [
-            config.max_length - len(self.frames[question]) for question, _ in self.texts
-        ]
-        counts = [self._count(number) for number in range(len(examples))]
-        self.ends = np.cumsum(counts, dtype=np.int64)
+        questions, contexts = zip(*self.texts, strict=True) if examples else ((), ())
+        whole = WindowConfig(max_length=UNLIMITED, doc_stride=0)
+        self.passages = _encode_once(contexts, lambda c: Example("", "?", c), tokenizer, whole)
+        self.frames = _encode_once(questions, lambda q: Example("", q, "a"), tokenizer, config)
+        _check_words(self.passages)
+        special = {q: len(frame) - len(frame.offsets) for q, frame in self.frames.items()}
+        _warn_if_cut(examples, special, tokenizer, config.max_query_length)
+        self.capacities = [config.max_length - special[question] for question in questions]
+        self.ends = np.cumsum([self._count(n) for n in range(len(examples))], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -211,7 +212,7 @@ class LazyWindows(Sequence[Window]):
     def _count(self, example: int) -> int:
         """The number of windows of an example: the last is the first that reaches the end."""
         capacity = self.capacities[example]
-        remaining = len(self.passages[self.texts[example][1]].ids) - capacity
+        remaining = len(self.passages[self.texts[example][1]].offsets) - capacity
         return 1 + max(0, -(-remaining // (capacity - self.doc_stride)))
 
     def _window(self, example: int, number: int) -> Window:
@@ -219,70 +220,44 @@ class LazyWindows(Sequence[Window]):
         frame, passage = self.frames[question], self.passages[context]
         capacity = self.capacities[example]
         begin = number * (capacity - self.doc_stride)
-        ids, offsets = (x[begin : begin + capacity] for x in (passage.ids, passage.offsets))
-        types = np.full(len(ids), frame.passage_type, dtype=np.int8)
+        offsets = passage.offsets[begin : begin + capacity]
+        ids = passage.input_ids[passage.context_start + begin :][: len(offsets)]
+        first, end = frame.context_start, frame.context_start + len(frame.offsets)
+        types = np.full(len(ids), frame.token_type_ids[first], dtype=np.int8)
         return Window(
             example=example,
-            input_ids=np.concatenate([frame.ids[0], ids, frame.ids[1]]),
-            token_type_ids=np.concatenate([frame.types[0], types, frame.types[1]]),
-            context_start=len(frame.ids[0]),
+            input_ids=np.concatenate([frame.input_ids[:first], ids, frame.input_ids[end:]]),
+            token_type_ids=np.concatenate(
+                [frame.token_type_ids[:first], types, frame.token_type_ids[end:]]
+            ),
+            context_start=first,
             offsets=offsets,
             spans=np.zeros((0, 2), dtype=np.int32),
             weights=np.zeros(0, dtype=np.float32),
         )
 
 
-@dataclass(frozen=True)
-class _Passage:
-    """The P word pieces of a whole passage."""
+def _encode_once(
+    texts: Iterable[str], as_example: Callable[[str], Example], tokenizer, config: WindowConfig
+) -> dict[str, Window]:
+    """The only window of each distinct text; the other text of an input is a placeholder.
 
-    ids: np.ndarray  # (P,) int32
-    offsets: np.ndarray  # (P, 2) int32, characters
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """The tokens before and after the passage in every window of a question."""
-
-    ids: tuple[np.ndarray, np.ndarray]  # int32
-    types: tuple[np.ndarray, np.ndarray]  # int8
-    passage_type: int
-
-    def __len__(self) -> int:
-        return len(self.ids[0]) + len(self.ids[1])
+    Text is prepared for tokenizers in :func:`make_windows` alone.
+    """
+    encoded: dict[str, Window] = {}
+    for group in _groups(dict.fromkeys(texts)):
+        windows = make_windows([as_example(text) for text in group], tokenizer, config)
+        encoded |= zip(group, windows, strict=True)
+    return encoded
 
 
-# Both go through make_windows, passages with a placeholder question and the other way round: text
-# is prepared for tokenizers in one place only.
-
-
-def _tokenize_passages(examples: Iterable[Example], tokenizer) -> Iterator[tuple[str, _Passage]]:
-    whole = WindowConfig(max_length=UNLIMITED, doc_stride=0)
-    for group in _groups({example.context: None for example in examples}):
-        placeholders = [Example("", "?", text) for text in group]
-        for text, window in zip(group, make_windows(placeholders, tokenizer, whole), strict=True):
-            if len(window.offsets) == 1 and len(text) > SINGLE_WORD:
-                raise QalibError(
-                    f"the passage {text[:20]!r}... of {len(text):,} characters is a single word "
-                    "to this reader, which answers with words; put spaces between them."
-                )
-            first = window.context_start
-            ids = window.input_ids[first : first + len(window.offsets)]
-            yield text, _Passage(ids, window.offsets)
-
-
-def _tokenize_questions(
-    examples: Iterable[Example], tokenizer, config: WindowConfig
-) -> Iterator[tuple[str, _Frame]]:
-    for group in _groups({example.question: None for example in examples}):
-        placeholders = [Example("", question, "a") for question in group]
-        windows = make_windows(placeholders, tokenizer, config)
-        for question, window in zip(group, windows, strict=True):
-            first, end = window.context_start, window.context_start + len(window.offsets)
-            ids, types = window.input_ids, window.token_type_ids
-            yield (
-                question,
-                _Frame((ids[:first], ids[end:]), (types[:first], types[end:]), int(types[first])),
+def _check_words(passages: Mapping[str, Window]) -> None:
+    """Raise QalibError for a long passage that the tokenizer takes for a single word."""
+    for text, window in passages.items():
+        if len(window.offsets) == 1 and len(text) > SINGLE_WORD:
+            raise QalibError(
+                f"the passage {text[:20]!r}... of {len(text):,} characters is a single word to "
+                "this reader, which answers with words; put spaces between them."
             )
 
 
@@ -300,10 +275,10 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _warn_if_cut(
-    examples: Sequence[Example], frames: dict[str, _Frame], tokenizer, longest: int
+    examples: Sequence[Example], lengths: Mapping[str, int], tokenizer, longest: int
 ) -> None:
     """Log one line if questions are longer than ``longest`` word pieces, where they are cut."""
-    full = [e for e in examples if len(frames[e.question]) > longest]  # few are that long
+    full = [e for e in examples if lengths[e.question] > longest]  # few are that long
     pieces = {q: len(tokenizer.tokenize(replace_surrogates(q))) for q in {e.question for e in full}}
     if cut := [e.id for e in full if pieces[e.question] > longest]:
         text = "%d of %d questions are longer than %d word pieces and are cut there, first %r."

@@ -15,9 +15,9 @@ A gold answers; in a batch B windows, L passage tokens, M question tokens, F fea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -35,7 +35,6 @@ MATCHES = ("token", "cased", "uncased", "stem")
 TOKEN_FEATURES = ("continues", "title", "upper", "digit", "symbol", "frequency")
 FEATURES = len(MATCHES) + len(TOKEN_FEATURES)
 
-WORD = re.compile(r"\w+|[^\w\s]")
 ENDING = re.compile(r"(?<=\w{3})(?:ions?|ings?|ies|ers?|ed|es|ly|[sye])$")
 
 
@@ -55,7 +54,7 @@ class WordConfig:
             )
 
 
-# ---------------------------------------------------------------------------------- vocabularies
+# ---------------------------------------------------------------------------------------- tokens
 
 
 class Tokenized(NamedTuple):
@@ -64,13 +63,6 @@ class Tokenized(NamedTuple):
     ids: np.ndarray  # (T,) int32, rows of the embedding
     offsets: np.ndarray  # (T, 2) int32, characters [start, end) of each token
     words: np.ndarray  # (T, 2) int32, characters [start, end) of the word it belongs to
-
-
-class Vocabulary(Protocol):
-    """Tokenises texts and knows the row of each token in an embedding."""
-
-    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
-        """The tokens of every text, in order."""
 
 
 class WordPieces:
@@ -90,40 +82,15 @@ class WordPieces:
         result = []
         for i, text in enumerate(texts):
             ids, offsets = encoded["input_ids"][i], encoded["offset_mapping"][i]
-            if not ids:
-                result.append(_unknown(text, self.tokenizer.unk_token_id))
-                continue
+            if not ids:  # no later code meets an empty text
+                ids, offsets = [self.tokenizer.unk_token_id], [(0, len(text))]
             offsets = np.array(offsets, dtype=np.int32)
-            numbers = np.array(encoded.word_ids(i))
+            numbers = np.array(encoded.word_ids(i) or [0])
             first = np.searchsorted(numbers, numbers, side="left")
             last = np.searchsorted(numbers, numbers, side="right") - 1
             words = np.stack([offsets[first, 0], offsets[last, 1]], axis=1)
             result.append(Tokenized(np.array(ids, dtype=np.int32), offsets, words))
         return result
-
-
-class Words:
-    """Whole words and signs, each with a row of its own as written, else in lower case, else 0."""
-
-    def __init__(self, rows: Mapping[str, int]):
-        self.rows = rows
-
-    def tokenize(self, texts: Sequence[str]) -> list[Tokenized]:
-        return [self._tokenize(text) for text in texts]
-
-    def _tokenize(self, text: str) -> Tokenized:
-        matches = list(WORD.finditer(text))
-        if not matches:
-            return _unknown(text, 0)
-        ids = [self.rows.get(m[0], 0) or self.rows.get(m[0].lower(), 0) for m in matches]
-        offsets = np.array([m.span() for m in matches], dtype=np.int32)
-        return Tokenized(np.array(ids, dtype=np.int32), offsets, offsets)
-
-
-def _unknown(text: str, unknown: int) -> Tokenized:
-    """One unknown token for a text without any, so that no later code meets an empty text."""
-    whole = np.array([[0, len(text)]], dtype=np.int32)
-    return Tokenized(np.array([unknown], dtype=np.int32), whole, whole)
 
 
 # --------------------------------------------------------------------------------------- windows
@@ -175,7 +142,7 @@ class WordWindow:
 
 
 def word_windows(
-    examples: Sequence[Example], vocabulary: Vocabulary, config: WordConfig | None = None
+    examples: Sequence[Example], vocabulary: WordPieces, config: WordConfig | None = None
 ) -> list[WordWindow]:
     """Cut examples into windows, in order; every example gets at least one.
 
@@ -249,7 +216,7 @@ class _WordTable(dict[str, _Word]):
         )
         return entry
 
-    def texts(self, texts: Sequence[str], vocabulary: Vocabulary) -> dict[str, Tokens]:
+    def texts(self, texts: Sequence[str], vocabulary: WordPieces) -> dict[str, Tokens]:
         """The tokens of every distinct text."""
         distinct = list(dict.fromkeys(texts))
         tokenized = vocabulary.tokenize(distinct)

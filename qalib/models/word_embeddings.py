@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qalib.data.words import Vocabulary, WordPieces
+from qalib.data.words import WordPieces
 from qalib.errors import QalibError
 from qalib.models.encoder import MINILM, model_folder
 
@@ -19,7 +19,7 @@ from qalib.models.encoder import MINILM, model_folder
 class WordEmbeddings:
     """A tokenizer with a vector for each token type."""
 
-    vocabulary: Vocabulary
+    vocabulary: WordPieces
     matrix: Tensor  # (V, E) float32
 
 
