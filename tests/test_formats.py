@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -489,63 +488,44 @@ def test_rows_are_read():
     assert (dataset.name, dataset.path, dataset.raw_sha256) == ("rows", "", "")
 
 
-def test_rows_in_their_other_shapes():
-    untitled = {key: value for key, value in ROW.items() if key != "title"}
-    listed = [{"text": "Ada Quill", "answer_start": 4}, {"text": "Ada", "answer_start": 4}]
-    arrays = {"text": np.array(["Ada Quill", "Ada"]), "answer_start": np.array([4, 4], np.int32)}
-    assert from_rows([untitled], "x").examples[0].title == ""
-    assert from_rows([ROW | {"title": None}], "x").examples[0].title == ""
-    assert from_rows([ROW | {"answers": listed}], "x").examples == (EXAMPLE,)
-    [example] = from_rows([ROW | {"answers": arrays}], "x")
-    assert example == EXAMPLE
-    assert {type(a.start) for a in example.answers} == {int}
-    assert {type(a.text) for a in example.answers} == {str}
-
-
 def test_a_table_of_the_datasets_library_is_read(tmp_path):
     import datasets
 
-    table = datasets.Dataset.from_list([ROW])
-    table.to_parquet(tmp_path / "0000.parquet")
-    again = datasets.load_dataset(
+    datasets.Dataset.from_list([ROW]).to_parquet(tmp_path / "0000.parquet")
+    table = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "0000.parquet"), split="train", cache_dir=str(tmp_path)
     )
     assert from_rows(table, "x").examples == (EXAMPLE,)
-    assert from_rows(again, "x").examples == (EXAMPLE,)
-    assert from_rows(table.with_format("numpy"), "x").examples == (EXAMPLE,)
+    untitled = {key: value for key, value in ROW.items() if key != "title"}
+    assert from_rows([untitled], "x").examples[0].title == ""
+    assert from_rows([ROW | {"title": None}], "x").examples[0].title == ""
 
 
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"id": 5}, ["rows: row 1", "'id' must be a str", "int"]),
-        ({"id": None}, ["rows: row 1", "'id'"]),
-        ({"question": None}, ["row 1 (id r1)", "'question'", "NoneType"]),
-        ({"question": ""}, ["row 1 (id r1)", "question is empty"]),
-        ({"context": "\n"}, ["row 1 (id r1)", "context is empty"]),
-        ({"answers": None}, ["row 1 (id r1)", "'answers'"]),
-        ({"answers": 3}, ["row 1 (id r1)", "'answers'"]),
-        ({"answers": "Ada"}, ["row 1 (id r1)", "'answers'"]),
-        ({"answers": {"text": ["Ada"]}}, ["row 1 (id r1)", "'answer_start' is missing"]),
-        ({"answers": {"text": ["Ada"], "answer_start": []}}, ["row 1 (id r1)", "as many"]),
-        ({"answers": {"text": "A", "answer_start": "4"}}, ["row 1 (id r1)", "whole numbers"]),
-        ({"answers": {"text": [None], "answer_start": [4]}}, ["row 1 (id r1)", "texts"]),
-        ({"answers": {"text": ["Ada"], "answer_start": [4.0]}}, ["row 1", "whole numbers"]),
+        ({"id": 5}, ["'id' must be a str", "int"]),
+        ({"question": None}, ["(id 'r1')", "'question'", "NoneType"]),
+        ({"question": ""}, ["(id 'r1')", "question is empty"]),
+        ({"context": "\n"}, ["(id 'r1')", "context is empty"]),
+        ({"answers": None}, ["'answers' must be a dict"]),
+        ({"answers": {"text": ["Ada"]}}, ["'answer_start' is missing"]),
+        ({"answers": {"text": ["Ada"], "answer_start": []}}, ["1 answer texts but 0 offsets"]),
+        ({"answers": {"text": [None], "answer_start": [4]}}, ["(id 'r1')", "must be a str"]),
+        ({"answers": {"text": ["Ada"], "answer_start": [4.0]}}, ["must be a int"]),
         ({"answers": {"text": ["Ada"], "answer_start": [5]}}, ["answer_start 5", "occurs at 4"]),
-        ({"answers": {"text": ["Eve"], "answer_start": [4]}}, ["'Eve'", "not occur"]),
-        ({"answers": {"text": [""], "answer_start": [4]}}, ["empty string"]),
     ],
 )
 def test_bad_rows_are_named(changes, parts):
     message = error_of(from_rows, [ROW | {"id": "r0"}, ROW | changes], "rows")
-    assert [words for words in parts if words not in message] == []
+    assert [words for words in ["rows: row 1", *parts] if words not in message] == []
 
 
 def test_missing_columns_and_repeated_ids_of_rows_are_named():
     assert "'r1' appears twice" in error_of(from_rows, [ROW, ROW], "rows")
     for column in ("id", "question", "context", "answers"):
         row = {key: value for key, value in ROW.items() if key != column}
-        assert f"'{column}'" in error_of(from_rows, [row], "rows")
+        assert f"key '{column}' is missing" in error_of(from_rows, [row], "rows")
 
 
 # ------------------------------------------------------------------------------------ any format

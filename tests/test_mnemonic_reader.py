@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from whole_words import WORD, WholeWords
 
 from qalib.checkpoints import trained_tensors
 from qalib.data.batching import Batch
 from qalib.data.schema import Answer, Example
-from qalib.data.words import WORD, WordConfig, Words, collate_words, word_windows
+from qalib.data.words import WordConfig, collate_words, word_windows
 from qalib.decoding import decode_spans
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, WordQuestionAnswerer
@@ -58,7 +59,7 @@ def embeddings(width: int = 5) -> WordEmbeddings:
     words = dict.fromkeys(WORD.findall(" ".join([*PASSAGES, *QUESTIONS])))
     random = torch.Generator().manual_seed(1)
     matrix = torch.randn(len(words) + 1, width, generator=random)
-    return WordEmbeddings(Words({word: row for row, word in enumerate(words, 1)}), matrix)
+    return WordEmbeddings(WholeWords({word: row for row, word in enumerate(words, 1)}), matrix)
 
 
 def reader_of(config: MnemonicConfig = TINY, seed: int = 0) -> MnemonicReader:

@@ -17,7 +17,7 @@ import re
 import tomllib
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -40,7 +40,8 @@ class CorpusConfig:
 
     ``split``: "dev" has the phrasings of "train" and other names, "test" other phrasings and other
     names. ``length`` of a passage in characters. ``distractors``: other facts of the same answer
-    type beside each fact with a question.
+    type beside each fact with a question. ``misleading``: where a sentence that resembles the
+    answer's is added to the passage of each question (Jia and Liang 2017); "" for none.
     """
 
     questions: Annotated[int, Field(ge=1, le=10**7)]
@@ -48,6 +49,7 @@ class CorpusConfig:
     split: Literal["train", "dev", "test"] = "train"
     length: Annotated[int, Field(ge=300, le=2500)] = 800
     distractors: Annotated[int, Field(ge=0, le=8)] = 3
+    misleading: Literal["", "front", "end"] = ""
 
     def __post_init__(self) -> None:
         needed = CHARACTERS_PER_FACT * (self.distractors + 1)
@@ -63,13 +65,17 @@ def build_corpus(config: CorpusConfig) -> Dataset:
 
     The same settings give the same bytes on every machine, and more questions only add to the end.
     An example's title names the subject of its passage, its id the settings and its place.
+    ``misleading`` changes the passages alone: ids, questions and answers stay.
     """
     examples: list[Example] = []
     index = 0
     while len(examples) < config.questions:
         examples += _passage(config, index)
         index += 1
-    return make_dataset(f"almanac-{config.split}", examples[: config.questions])
+    name = f"almanac-{config.split}"
+    if config.misleading:
+        name += f"-misleading-{config.misleading}"
+    return make_dataset(name, examples[: config.questions])
 
 
 def _passage(config: CorpusConfig, index: int) -> list[Example]:
@@ -80,10 +86,36 @@ def _passage(config: CorpusConfig, index: int) -> list[Example]:
     context, golds = resolve(draft)
     rng.shuffle(facts)
     questions = [_question(rng, config.split, fact) for fact in facts]
-    return [
+    examples = [
         Example(f"{name}-{q}", questions[q], context, golds[facts[q].number], title)
         for q in range(min(QUESTIONS_PER_PASSAGE, len(facts)))
     ]
+    if not config.misleading:
+        return examples
+    return [mislead(e, fact, config) for e, fact in zip(examples, facts, strict=False)]
+
+
+def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
+    """The example with a sentence added that states the fact's relation of an invented subject.
+
+    Subject and value are absent from the passage, and no gold answer occurs in the sentence, which
+    depends on the example's id alone.
+    """
+    rng = random.Random(f"{example.id} misleading")
+    sampler, writer = _Sampler(rng, config.split), _Writer(rng, config.split)
+    while True:
+        [subject] = sampler.subjects(fact.subject.kind, 1)
+        other = Fact(0, subject, fact.relation, sampler.value(subject, fact.relation))
+        text = _finish(writer.clause(other, rng.choice(writer.phrasings(fact))))
+        sentence, values = resolve(text)
+        known = any(name in example.context for name in (subject.names[0], values[0][0].text))
+        if not known and not any(answer.text in sentence for answer in example.answers):
+            break
+    if config.misleading == "end":
+        return replace(example, context=f"{example.context} {sentence}")
+    shift = len(sentence) + 1
+    answers = tuple(Answer(answer.text, answer.start + shift) for answer in example.answers)
+    return replace(example, context=f"{sentence} {example.context}", answers=answers)
 
 
 def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"], str]:

@@ -26,6 +26,7 @@ class DataConfig:
     test_questions: int = 0
     passage_length: int = 800  # characters, corpus only
     distractors: int = 3  # corpus only
+    misleading: str = ""  # corpus only: where sentences are added, "front" or "end"
 
 
 @dataclass
@@ -157,6 +158,7 @@ def load_data(config: DataConfig, split: str) -> Dataset:
                 split=split,
                 length=config.passage_length,
                 distractors=config.distractors,
+                misleading=config.misleading,
             )
         )
     parts = [load(name) for name in names]
