@@ -36,8 +36,9 @@ def answer_command(
         raise QalibError(
             'give either a question, as in: qalib answer "Who ...?", or --questions, or --dataset.'
         )
-    targets = (min_recall, max_flops, max_f1_drop)
-    if not skim and any(value is not None for value in (*targets, window_threshold)):
+    limits = {"min_recall": min_recall, "max_flops": max_flops, "max_f1_drop": max_f1_drop}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    if not skim and (limits or window_threshold is not None):
         raise QalibError("an operating point and --window-threshold need skimming; add --skim.")
 
     def load() -> "QuestionAnswerer":  # takes seconds: after all files have been checked
@@ -51,7 +52,7 @@ def answer_command(
         from qalib.skim.calibration import OperatingPointTarget
         from qalib.skim.reader import load_skim_answerer
 
-        target = None if targets == (None, None, None) else OperatingPointTarget(*targets)
+        target = OperatingPointTarget(**limits) if limits else None
         return load_skim_answerer(
             checkpoint, config, target=target, window_threshold=window_threshold
         )

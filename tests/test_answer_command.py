@@ -1,0 +1,182 @@
+"""The ``answer`` and ``score`` commands: answers, files, and one line for each mistake."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from tiny import TINY, examples, tiny_reader
+from typer.testing import CliRunner
+
+from qalib.__main__ import app
+from qalib.answer_command import write_output
+from qalib.data.formats import write_squad
+from qalib.data.windows import WindowConfig
+from qalib.errors import QalibError
+from qalib.models.pretrained import checkpoint_hash, load_reader, save_reader
+from qalib.skim.calibration import Calibration, OperatingPoint, save_calibration
+from qalib.skim.predictors import PredictorConfig
+from qalib.skim.skimmer import SkimConfig, Skimmer
+from qalib.skim.storage import save_skimmer
+
+PASSAGE = "Ada met Bo in Oslo."
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a reader, its skimmer and two operating points."""
+    folder = tmp_path_factory.mktemp("reader")
+    trained = {name: p for name, p in tiny_reader().named_parameters() if p.requires_grad}
+    save_reader(folder, TINY, WindowConfig(), trained, rank=4)
+    config = SkimConfig(PredictorConfig("question", block_size=8), (1,), (1,), (0.4,))
+    skimmer = Skimmer.from_encoder(load_reader(folder).encoder, config)
+    save_skimmer(folder, skimmer, checkpoint_hash(folder))
+    points = (OperatingPoint(1, 0.2, 0.99, 0.8, 0.1), OperatingPoint(1, 0.6, 0.9, 0.4, 2.0))
+    save_calibration(folder, Calibration(points, 100, "made up"))
+    return str(folder)
+
+
+def run(*words, text=None):
+    return CliRunner().invoke(app, [str(word) for word in words], input=text)
+
+
+def test_a_passage_comes_from_a_file_or_stdin(checkpoint, tmp_path):
+    passage = tmp_path / "passage.txt"
+    passage.write_text(PASSAGE, encoding="utf-8-sig")
+    from_file = run("answer", "Where?", "--passage", passage, "--checkpoint", checkpoint)
+    piped = run("answer", "Where?", "--checkpoint", checkpoint, text=PASSAGE)
+    assert from_file.exit_code == 0
+    assert from_file.output == piped.output
+    assert from_file.output.strip().endswith("%)")
+
+
+def test_json_has_offsets(checkpoint):
+    words = ("answer", "Where?", "--json", "--n-best", 3, "--checkpoint", checkpoint)
+    found = json.loads(run(*words, text=PASSAGE).output)
+    assert len(found) == 3
+    assert all(PASSAGE[c["start"] : c["end"]] == c["text"] for c in found)
+
+
+def test_many_questions_about_one_passage(checkpoint, tmp_path):
+    (tmp_path / "questions.txt").write_text("Who met Bo?\n\n  Where? \n", encoding="utf-8")
+    words = ("answer", "--questions", tmp_path / "questions.txt", "--checkpoint", checkpoint)
+    lines = run(*words, text=PASSAGE).stdout.splitlines()
+    assert [lines[0], lines[2]] == ["Who met Bo?", "Where?"]
+    rows = json.loads(run(*words, "--json", text=PASSAGE).stdout)
+    alone = json.loads(run("answer", "Where?", "--json", *words[3:], text=PASSAGE).stdout)
+    assert [row["question"] for row in rows] == ["Who met Bo?", "Where?"]
+    assert rows[1]["answers"][0]["text"] == alone[0]["text"]
+    assert lines[3].strip().startswith(alone[0]["text"])
+
+
+def test_skimming_reports_its_operating_point_and_the_processed_fraction(checkpoint):
+    text = "Ada met Bo in Oslo, and a long winter came. " * 80
+    words = ("answer", "Where?", "--checkpoint", checkpoint, "--skim")
+    report = run(*words, "--min-recall", 0.95, "--window-threshold", 0.2, text=text).stderr
+    assert "scored below 0.2000 at layer 1" in report
+    assert "the 100 it was calibrated on" in report
+    assert "processed by all layers: " in report
+    assert "of 4 windows dropped early" in report
+    assert "no pruning" in run(*words, "--max-f1-drop", 0, text=text).stderr
+    row = json.loads(run(*words, "--json", text=text).stdout)
+    assert (row["windows"], row["dropped"]) == (4, 0)
+    assert 0 < row["token_fraction"] <= 1
+    assert row["answers"][0]["text"] in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--min-recall", 0.9), "add --skim"),
+        (("--window-threshold", 0.1), "add --skim"),
+        (("--skim", "--min-recall", 0.9, "--max-flops", 0.5), "min_recall and max_flops"),
+        (("--skim", "--min-recall", 99.5), "min_recall"),
+        (("--skim", "--max-f1-drop", -1), "max_f1_drop"),
+        (("--skim", "--max-flops", 0.1), "cannot be met"),
+        (("--skim", "--min-recall", 0.95, "--window-threshold", 0.5), "choose at most that"),
+        (("--skim", "--window-threshold", 2), "window_threshold"),
+    ],
+)
+def test_impossible_operating_points_are_one_sentence(words, message, checkpoint):
+    done = run("answer", "Where?", "--checkpoint", checkpoint, *words, text=PASSAGE)
+    assert isinstance(done.exception, QalibError), done.exception
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_a_data_set_is_answered_and_scored(checkpoint, tmp_path):
+    write_squad(examples(6), tmp_path / "data.json")
+    output = tmp_path / "predictions.json"
+    words = ("answer", "--dataset", tmp_path / "data.json", "--output", output)
+    done = run(*words, "--n-best", 2, "--checkpoint", checkpoint)
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(output.read_text())) == {e.id for e in examples(6)}
+    ranked = json.loads((tmp_path / "predictions.nbest.json").read_text())
+    assert all(len(best) == 2 for best in ranked.values())
+    scores = json.loads(run("score", tmp_path / "data.json", output).output)
+    assert set(scores) == {"exact_match", "f1"}
+
+
+def test_regular_files_are_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "out.json"
+    path.write_text("old")
+    before = path.stat().st_ino
+    write_output(path, "é")
+    assert path.read_text(encoding="utf-8") == "é"
+    assert path.stat().st_ino != before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_devices_pipes_and_links_are_written_to_and_never_replaced(tmp_path):
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_text("old and longer")
+    link.symlink_to(target)  # as /dev/stdout is
+    write_output(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    os.mkfifo(pipe)
+    received = []
+    thread = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    thread.start()
+    write_output(pipe, "through the pipe")
+    thread.join(10)
+    assert received == ["through the pipe"]
+    assert pipe.is_fifo()
+    write_output(Path("/dev/null"), "gone")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(QalibError, match="taken: cannot be written"):
+        write_output(tmp_path / "taken", "text")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("answer",), "give either a question"),
+        (("answer", "Who?", "--dataset", "x.json"), "give either a question"),
+        (("answer", "Who?", "--questions", "{text}"), "give either a question"),
+        (("answer", "--questions", "nowhere.txt"), "nowhere.txt"),
+        (("answer", "--questions", "{blank}", "--passage", "{text}"), "no text in it"),
+        (("answer", "Who?", "--passage", "{blank}"), "no text in it"),
+        (("answer", "Who?", "--passage", "nowhere.txt"), "nowhere.txt"),
+        (("answer", "Who?", "--n-best", "0", "--passage", "{text}"), "n_best_size"),
+        (("answer", "Who?", "--passage", "{text}", "--checkpoint", "nowhere"), "nowhere"),
+        (("answer", "Who?", "--passage", "{latin}"), "UTF-8"),
+        (("answer", "--dataset", "{text}"), "--output"),
+        (("answer", "--dataset", "{text}", "--output", "no/such/folder.json"), "folder"),
+        (("score", "nowhere.json", "nowhere.json"), "nowhere.json"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, message, tmp_path):
+    (tmp_path / "text.txt").write_text("Ada met Bo.")
+    (tmp_path / "latin.txt").write_bytes("Kovač".encode("iso8859_2"))
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    named = {name: tmp_path / f"{name}.txt" for name in ("text", "latin", "blank")}
+    done = run(*(word.format(**named) for word in words))
+    assert isinstance(done.exception, QalibError), done.exception
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
