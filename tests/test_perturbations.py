@@ -146,3 +146,15 @@ def test_common_names_are_single_word_pieces():
     assert len(set(COMMON)) == len(COMMON)
     pieces = tokenizer(COMMON, add_special_tokens=False)["input_ids"]
     assert {len(ids) for ids in pieces} == {1}
+
+
+def test_real_questions_stay_answerable(real_data):
+    from qalib.data.formats import load_squad
+
+    sample = load_squad(real_data / "squad-dev-v1.1.json").examples[::40]
+    renamed = [p.replace_names(e, known) for e in sample for known in (COMMON, ())]
+    for made in filter(None, renamed):
+        check_example(made, made.id)
+    texts = {e.id: e.answer_texts for e in sample}
+    assert all(made.answer_texts == texts[made.id] for made in renamed if made)
+    assert sum(made is not None for made in renamed) > 120

@@ -1,7 +1,7 @@
 """Stages of notebooks 01 to 03: train a byte-level reader and analyse it.
 
 ``train_bytes`` trains from random weights or from those of a run; ``gradients`` and ``landscape``
-measure the loss of a trained reader, ``robustness`` scores one on perturbed questions.
+measure the loss of a trained reader.
 """
 
 import re
@@ -19,12 +19,11 @@ from torch.func import functional_call
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.bytes import ByteBatch, ByteConfig, QuestionRows, passage_features
-from qalib.data.perturbations import COMMON_NAMES, add_typos, replace_names
-from qalib.data.schema import Dataset, Example, hold_out, make_dataset
+from qalib.data.schema import Dataset, hold_out
 from qalib.errors import QalibError
-from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer, QuestionAnswerer
+from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer
 from qalib.losses import gaussian_span_loss
-from qalib.metrics import question_scores, score
+from qalib.metrics import score
 from qalib.models.byte_reader import (
     ByteReader,
     ByteReaderConfig,
@@ -131,7 +130,7 @@ class Landscape:
 
 @settings
 class Robustness:
-    """How a sample of the test questions is perturbed."""
+    """How notebook 01 perturbs a sample of the test questions."""
 
     questions: Annotated[int, Field(ge=2)] = 300  # of the test data, evenly spaced
     rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.1, 0.2, 0.4)  # of typos
@@ -324,65 +323,3 @@ def losses_around(
         read = partial(functional_call, model, moved)
         means.append(sum(loss(read(batch), batch).sum() for batch in batches).item() / questions)
     return np.array(means)
-
-
-# --- robustness -----------------------------------------------------------------------------------
-
-
-@stage("robustness", publish=("scores.csv",))
-def robustness(
-    config: Robustness,
-    work: Path,
-    test: Dataset,
-    weights: Run | None = None,
-    checkpoint: str | None = None,
-) -> dict:
-    """F1 of a reader under every condition of :func:`perturbed`, on a sample of ``test``.
-
-    The reader is that of a ``train-bytes`` run, ``weights``, or the published word-piece reader,
-    whose hash is ``checkpoint``. Writes scores.csv, a row per condition and question: condition,
-    id, EM, F1 (0 to 100).
-    """
-    import pandas as pd
-
-    if weights is not None:
-        text = weights.settings(ByteTraining).text
-        answerer = byte_answerer(weights, ByteAnswerConfig(text=text))
-    else:
-        answerer = QuestionAnswerer.load()
-    parts = []
-    for condition, examples in perturbed(test.examples, config).items():
-        data = make_dataset(condition, examples, version=test.version)
-        exact, f1 = question_scores(data, answerer.predictions(data.examples))
-        columns = {"condition": condition, "id": [e.id for e in data]}
-        parts.append(pd.DataFrame({**columns, "EM": 100 * exact, "F1": 100 * f1}))
-    scores = pd.concat(parts, ignore_index=True)
-    scores.to_csv(work / "scores.csv", index=False, lineterminator="\n")
-    return scores.groupby("condition")["F1"].mean().to_dict()
-
-
-def perturbed(examples: Sequence[Example], config: Robustness) -> dict[str, list[Example]]:
-    """The sample under every condition; ids stay.
-
-    "as written", "typos 5 %" and so on, "another question" (that of an example half the sample
-    further on), and for the examples with names to replace "common names" and "invented names".
-    Raises QalibError for fewer than two examples.
-    """
-    if len(examples) < 2:
-        raise QalibError(f"robustness needs at least 2 test questions, not {len(examples)}.")
-    count, seed = min(config.questions, len(examples)), config.seed
-    sample = [examples[i * len(examples) // count] for i in range(count)]
-    conditions = {"as written": sample}
-    for rate in config.rates:
-        misspelt = [replace(e, question=add_typos(e.question, rate, seed)) for e in sample]
-        conditions[f"typos {100 * rate:g} %"] = misspelt
-    others = sample[count // 2 :] + sample[: count // 2]
-    swapped = [replace(e, question=o.question) for e, o in zip(sample, others, strict=True)]
-    conditions["another question"] = swapped
-    common = [replace_names(e, COMMON_NAMES.split(), seed) for e in sample]
-    invented = [replace_names(e, seed=seed) for e in sample]
-    renamed = [pair for pair in zip(common, invented, strict=True) if all(pair)]
-    if renamed:
-        columns = map(list, zip(*renamed, strict=True))
-        conditions |= dict(zip(("common names", "invented names"), columns, strict=True))
-    return conditions
