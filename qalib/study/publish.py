@@ -41,7 +41,7 @@ def adapter_cost(config: Adapter, work: Path, weights: Run, data: Dataset) -> di
 
     training = weights.settings(baseline.EncoderTraining)
     _, held = hold_out(data, training.held_out)
-    reader = baseline.load_reader(weights)
+    reader = baseline.load_encoder_reader(weights)
     scores = {"trained weights": baseline.reader_scores(reader, held, training.windows)}
     for rank in config.tried:
         with TemporaryDirectory() as folder:

@@ -1,8 +1,4 @@
-"""Stages of notebook 00: train an encoder reader, and score any reader on a test set.
-
-``evaluate`` scores the readers of all stage modules; each of these has a function
-``load_answerer(weights, settings)`` for the runs that it trains.
-"""
+"""Stages of notebook 00: train an encoder reader, and score any reader on a test set."""
 
 import importlib
 import json
@@ -28,18 +24,15 @@ if TYPE_CHECKING:
     from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.models.encoder import EncoderReader
 
-TOPICS = {  # the stage module that loads the reader of a run, by the run's stage
-    "train-encoder": "baseline",
-    "train-bytes": "bytes",
-    "train-skim": "block_skim",
-    "train-words": "distillation",
-    "train-student": "distillation",
-    "student-encoder": "distillation",
-    "student-bytes": "distillation",
+ANSWERERS = {  # what makes an answerer of a run, f(run, settings), by the stage of the run
+    "train-encoder": "baseline.encoder_answerer",
+    "train-bytes": "bytes.byte_answerer",
+    "train-skim": "block_skim.load_answerer",
+    "train-words": "distillation.word_answerer",
+    "train-student": "distillation.word_answerer",
+    "student-encoder": "distillation.word_answerer",
+    "student-bytes": "distillation.word_answerer",
 }
-
-
-# --- training --------------------------------------------------------------------------------
 
 
 @settings
@@ -58,10 +51,10 @@ class EncoderTraining:
 def train_encoder(
     config: EncoderTraining, work: Path, data: Dataset, watch: Dataset | None = None
 ) -> dict:
-    """Train an encoder reader on ``data``.
+    """Train an encoder reader on ``data``; writes log.jsonl and weights.safetensors.
 
     After every epoch EM and F1 are logged on the held-out passages and on ``watch``; neither
-    stops the training. Writes log.jsonl and weights.safetensors (the trained tensors).
+    stops the training.
     """
     from accelerate import Accelerator
 
@@ -95,14 +88,10 @@ def train_encoder(
     summary = train(reader, task, config.train, work, config.seed, after_epoch=after_epoch)
     if Accelerator(mixed_precision="no").is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
-    return {"questions": len(rest), "windows": len(windows), **summary, **_last_scores(work)}
-
-
-def _last_scores(work: Path) -> dict:
-    """What was measured after the last epoch, possibly before the training was resumed."""
-    lines = (work / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    epochs = [line for line in map(json.loads, lines) if "step" not in line]
-    return {name: value for name, value in epochs[-1].items() if name != "epoch"} if epochs else {}
+    log = [json.loads(line) for line in (work / "log.jsonl").read_text("utf-8").splitlines()]
+    last = [line for line in log if "step" not in line][-1:]  # from before a kill, perhaps
+    scores = {k: v for line in last for k, v in line.items() if k != "epoch"}
+    return {"questions": len(rest), "windows": len(windows), **summary, **scores}
 
 
 def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConfig) -> dict:
@@ -117,16 +106,11 @@ def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConf
 def profile_encoder(study: Study) -> Run:
     """The encoder reader of the study's profile, trained as notebook 00 does it."""
     config = replace(study.config("encoder", EncoderTraining), seed=study.seed)
-    watch = every_fifth(study.data("test"))
+    watch = make_dataset("every fifth", study.data("test").examples[::5])
     return study.run(train_encoder, config, data=study.data("train"), watch=watch)
 
 
-def every_fifth(dataset: Dataset) -> Dataset:
-    """Every fifth question, scored after each epoch to show the progress of a training."""
-    return make_dataset(f"{dataset.name}-5", dataset.examples[::5], dataset.path)
-
-
-def load_reader(run: Run) -> "EncoderReader":
+def load_encoder_reader(run: Run) -> "EncoderReader":
     """The reader of a ``train-encoder`` run."""
     from qalib.checkpoints import load_weights, put_weights
     from qalib.models.encoder import build_encoder
@@ -137,14 +121,11 @@ def load_reader(run: Run) -> "EncoderReader":
     return reader
 
 
-def load_answerer(run: Run, settings: "AnswerConfig") -> "QuestionAnswerer":
+def encoder_answerer(run: Run, settings: "AnswerConfig") -> "QuestionAnswerer":
     """A ``train-encoder`` run, ready to answer questions."""
     from qalib.inference import QuestionAnswerer
 
-    return QuestionAnswerer(load_reader(run), settings)
-
-
-# --- scoring ---------------------------------------------------------------------------------
+    return QuestionAnswerer(load_encoder_reader(run), settings)
 
 
 @settings
@@ -159,33 +140,42 @@ class Evaluation:
 def evaluate(
     config: Evaluation,
     work: Path,
-    test: Dataset,
+    test: Dataset | str,
     weights: Run | Sequence[Run] | None = None,
     checkpoint: str | None = None,
 ) -> dict:
     """Score a reader on ``test``: EM, F1 and, if it gives several answers, p@1 to p@5.
 
-    ``weights`` is the run that trained the reader, or a list of them for an ensemble;
-    ``checkpoint`` the hash of the published one; with neither, ``config.reader`` names a baseline
-    without weights. Writes predictions.json, scores.safetensors (see :func:`question_scores`) and
-    ranks.json (rank of the right answer of every question, 0 if not among the first five).
-    """
-    from qalib.metrics import correct_ranks, precision_at_n, score
+    ``weights``: the run that trained the reader, or a list of them for an ensemble;
+    ``checkpoint``: the hash of the published reader; with neither it is the lexical baseline.
+    Writes predictions.json, scores.safetensors (see :func:`recorded_scores`) and ranks.json (the
+    rank of the first correct answer to every question, 0 if it is not among five).
 
+    Raises QalibError if ``test`` is only the content hash of a data set: such runs are recorded.
+    """
+    from safetensors.numpy import save_file
+
+    from qalib.metrics import correct_ranks, precision_at_n, question_scores, score
+
+    if isinstance(test, str):
+        raise QalibError(
+            f"the data set {test[:12]} is not part of the kit; its results exist as records only."
+        )
     begin = time.perf_counter()
     ranked, fraction = _answers(config, test, weights, checkpoint)
     seconds = time.perf_counter() - begin
     predictions = {id: texts[0] for id, texts in ranked.items()}
     (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
-    metrics = {**score(test, predictions), "token_fraction": fraction}
+    exact, overlap = question_scores(test, predictions)
+    scores = {"EM": exact.astype(bool), "F1": overlap.astype(np.float32)}
+    save_file(scores, work / "scores.safetensors")
+    metrics = {**score(test, predictions), "token_fraction": fraction, "questions": len(test)}
     if getattr(config.settings, "n_best_size", 1) > 1:
         for n, share in enumerate(precision_at_n(test, ranked), start=1):
             metrics[f"p@{n}"] = 100 * share
         (work / "ranks.json").write_text(json.dumps(correct_ranks(test, ranked).tolist()))
-    exact, overlap = write_scores(work / "scores.safetensors", test, predictions)
-    metrics |= {"exact_match": 100 * float(exact.mean()), "f1": 100 * float(overlap.mean())}
-    rate = {"seconds": round(seconds, 2), "questions_per_second": len(test) / seconds}
-    return {**metrics, "questions": len(test), **rate}
+    rate = len(test) / seconds
+    return {**metrics, "seconds": round(seconds, 2), "questions_per_second": rate}
 
 
 def _answers(
@@ -196,16 +186,14 @@ def _answers(
     from qalib.metrics import normalize_answer
     from qalib.models.lexical import lexical_answers
 
-    if not weights and not checkpoint:
-        if config.reader != "lexical":
-            raise QalibError(
-                f"the reader {config.reader!r} needs weights: the run that trained it."
-            )
-        return {id: [text] for id, text in lexical_answers(test).items()}, 1.0
-    if checkpoint:
-        answerer = QuestionAnswerer.load(config=config.settings)
-    else:
+    if weights:
         answerer = answerer_of(weights, config.settings)
+    elif checkpoint:
+        answerer = QuestionAnswerer.load(config=config.settings)
+    elif config.reader == "lexical":
+        return {id: [text] for id, text in lexical_answers(test).items()}, 1.0
+    else:
+        raise QalibError(f"the reader {config.reader!r} needs weights, the run of its training.")
     predictions = answerer.predict(test.examples)
     ranked = {}
     for example, prediction in zip(test.examples, predictions, strict=True):
@@ -219,30 +207,13 @@ def _answers(
 def answerer_of(weights: Run | Sequence[Run], settings: Any):
     """What answers questions with the reader of a run, or with an ensemble of several."""
     first = weights if isinstance(weights, Run) else weights[0]
-    module = importlib.import_module(f"qalib.study.stages.{TOPICS[first.stage]}")
-    return module.load_answerer(weights, settings)
+    module, function = ANSWERERS[first.stage].split(".")
+    module = importlib.import_module(f"qalib.study.stages.{module}")
+    return getattr(module, function)(weights, settings)
 
 
-def write_scores(path: Path, test: Dataset, predictions: dict[str, str]) -> np.ndarray:
-    """Save EM and F1 of every base question and return them.  (2, questions), 0 to 1
-
-    A data set with adversarial variants has one score per base question, by the rule of the
-    published sets.
-    """
-    from safetensors.numpy import save_file
-
-    from qalib.metrics import adversarial_question_scores
-    from qalib.metrics import question_scores as plain_scores
-
-    variants = any("-high-conf" in example.id for example in test.examples)
-    rule = adversarial_question_scores if variants else plain_scores
-    exact, overlap = rule(test, predictions)
-    save_file({"EM": exact.astype(bool), "F1": overlap.astype(np.float32)}, path)
-    return np.stack([exact, overlap])
-
-
-def question_scores(run: Run) -> dict[str, np.ndarray]:
-    """EM and F1 of every base question, 0 to 100, in the order of the test set.
+def recorded_scores(run: Run) -> dict[str, np.ndarray]:
+    """EM and F1 of every question of an ``evaluate`` run, 0 to 100, in the order of the test set.
 
     -> {"EM": (questions,), "F1": (questions,)} float64
     """

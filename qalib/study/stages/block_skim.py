@@ -192,7 +192,9 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> "EncoderR
     if given == "pretrained":
         return build_encoder(config.encoder, config.seed)
     return (
-        baseline.load_reader(start) if start.stage == "train-encoder" else load_reader(start).reader
+        baseline.load_encoder_reader(start)
+        if start.stage == "train-encoder"
+        else load_reader(start).reader
     )
 
 
@@ -708,7 +710,7 @@ def answer_attention(config: AttentionConfig, work: Path, weights: Run, data: Da
     passage; ``own answer`` and ``own other``, the attention of the tokens of a block to their own
     block, for whole blocks with and without an answer.
     """
-    load = load_reader if weights.stage == "train-skim" else baseline.load_reader
+    load = load_reader if weights.stage == "train-skim" else baseline.load_encoder_reader
     reader, chosen = load(weights).eval(), evenly(data, config.questions)
     windows = make_windows(chosen, reader.tokenizer, config.windows)
     return mean_attention(reader, [w for w in windows if len(w.spans)], config.block_size)

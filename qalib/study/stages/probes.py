@@ -19,7 +19,7 @@ from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import EncoderTraining, load_reader
+from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
 
 if TYPE_CHECKING:
     from qalib.models.encoder import EncoderReader
@@ -63,7 +63,7 @@ def probed_reader(weights: Run | None, fine_tuned: bool) -> "EncoderReader":
     from qalib.models.pretrained import load_reader as load_pretrained
 
     if fine_tuned:
-        return load_reader(weights) if weights else load_pretrained()
+        return load_encoder_reader(weights) if weights else load_pretrained()
     base = weights.settings(EncoderTraining) if weights else EncoderTraining()
     return build_encoder(base.encoder, base.seed)
 
