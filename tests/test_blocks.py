@@ -1,21 +1,29 @@
-"""Blocks and views: the tensors are their slow definitions, and no row sees another."""
+"""Blocks against their slow definitions, independence of rows, and sentence blocks."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import examples, tiny_reader
+from tiny_encoders import windows
 
+from qalib.data.schema import Example
+from qalib.data.windows import Window, WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.skim.blocks import (
-    KEPT,
+    NO_BLOCK,
     PADDING,
     Blocks,
     answer_blocks,
+    batch_block_ids,
     blocks_of_answers,
     even_blocks,
+    find_passage,
     make_blocks,
+    sentence_blocks,
+    window_blocks,
 )
-from qalib.skim.views import FullAttention, block_positions
 
 PAD, CLS, SEP = 0, 1, 2
 SPECIAL = (PAD, CLS, SEP)
@@ -39,16 +47,6 @@ def blocks_for(rows, size, length=None) -> Blocks:
     return make_blocks(*batch_of(rows, length), SPECIAL, size)
 
 
-def attention_for(blocks: Blocks, heads: int = 2, seed: int = 0) -> FullAttention:
-    """Random attention over real keys."""
-    length = blocks.of.shape[1]
-    scores = torch.randn(1, heads, length, length, generator=torch.Generator().manual_seed(seed))
-    scores = scores.expand(len(blocks.of), -1, -1, -1)
-    return FullAttention(
-        scores.masked_fill(blocks.padding[:, None, None], torch.finfo().min).softmax(-1)
-    )
-
-
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 13)), min_size=1, max_size=4)
 SIZES = st.integers(1, 9)
 
@@ -63,18 +61,18 @@ def test_every_position_is_what_the_window_says(rows, size, more):
     blocks = blocks_for(rows, size, longest + more)
     assert blocks.count == max(-(-p // size) for _, p in rows)
     for row, (question, passage) in enumerate(rows):
-        expected = [KEPT] * (question + 2) + [n // size for n in range(passage)] + [KEPT]
+        expected = [NO_BLOCK] * (question + 2) + [n // size for n in range(passage)] + [NO_BLOCK]
         expected += [PADDING] * (longest + more - len(expected))
-        assert blocks.of[row].tolist() == expected
+        assert blocks.block_ids[row].tolist() == expected
         asked = blocks.question[row].nonzero().flatten().tolist()
         assert asked == list(range(1, question + 1))
         separators = blocks.separators[row].nonzero().flatten().tolist()
         assert separators == [question + 1, question + passage + 2]
         sizes = [min(size, passage - begin) for begin in range(0, passage, size)]
-        assert blocks.sizes()[row].tolist() == sizes + [0] * (blocks.count - len(sizes))
-    assert torch.equal(blocks.real, blocks.sizes() > 0)
-    assert torch.equal(blocks.passage, blocks.of >= 0)
-    assert torch.equal(blocks.padding, blocks.of == PADDING)
+        assert blocks.sizes[row].tolist() == sizes + [0] * (blocks.count - len(sizes))
+    assert torch.equal(blocks.real, blocks.sizes > 0)
+    assert torch.equal(blocks.passage, blocks.block_ids >= 0)
+    assert torch.equal(blocks.padding, blocks.block_ids == PADDING)
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,10 +80,10 @@ def test_every_position_is_what_the_window_says(rows, size, more):
 def test_membership_counts_every_passage_position_once(rows, size):
     blocks = blocks_for(rows, size)
     membership = blocks.membership()
-    assert membership.shape == (len(rows), blocks.count, blocks.of.shape[1])
+    assert membership.shape == (len(rows), blocks.count, blocks.block_ids.shape[1])
     assert torch.equal(membership.sum(dim=1), blocks.passage.long())
     for row, block, position in membership.nonzero().tolist():
-        assert blocks.of[row, position] == block
+        assert blocks.block_ids[row, position] == block
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,11 +92,11 @@ def test_a_row_has_the_same_blocks_alone(rows, size):
     together = blocks_for(rows, size)
     for row, window in enumerate(rows):
         alone = blocks_for([window], size)
-        length = alone.of.shape[1]
-        assert torch.equal(alone.of[0], together.of[row, :length])
+        length = alone.block_ids.shape[1]
+        assert torch.equal(alone.block_ids[0], together.block_ids[row, :length])
         assert torch.equal(alone.question[0], together.question[row, :length])
         assert torch.equal(alone.separators[0], together.separators[row, :length])
-        assert torch.equal(alone.sizes()[0], together.sizes()[row, : alone.count])
+        assert torch.equal(alone.sizes[0], together.sizes[row, : alone.count])
         assert not together.real[row, alone.count :].any()
 
 
@@ -107,9 +105,9 @@ def test_a_row_has_the_same_blocks_alone(rows, size):
 def test_spread_gives_every_position_the_value_of_its_block(rows, size):
     blocks = blocks_for(rows, size)
     values = torch.arange(len(rows) * blocks.count).view(len(rows), blocks.count).float()
-    spread = blocks.spread(values, -7.0)
-    flags = blocks.spread(values > 1, True)
-    for row, numbers in enumerate(blocks.of.tolist()):
+    spread = blocks.to_positions(values, -7.0)
+    flags = blocks.to_positions(values > 1, True)
+    for row, numbers in enumerate(blocks.block_ids.tolist()):
         for position, number in enumerate(numbers):
             expected = float(values[row, number]) if number >= 0 else -7.0
             assert spread[row, position] == expected
@@ -119,14 +117,14 @@ def test_spread_gives_every_position_the_value_of_its_block(rows, size):
 def test_take_keeps_the_numbers_of_blocks_and_the_roles_of_tokens():
     blocks = blocks_for([(2, 5), (1, 3)], size=2)
     # [CLS] q q [SEP] 0 0 1 1 2 [SEP]   and   [CLS] q [SEP] 0 0 1 [SEP] - - -
-    taken = blocks.take(torch.tensor([[0, 1, 2, 3, 8, 9, -1], [0, 1, 2, 3, 4, 6, -1]]))
-    assert taken.of.tolist() == [
-        [KEPT, KEPT, KEPT, KEPT, 2, KEPT, PADDING],
-        [KEPT, KEPT, KEPT, 0, 0, KEPT, PADDING],
+    taken = blocks.gather(torch.tensor([[0, 1, 2, 3, 8, 9, -1], [0, 1, 2, 3, 4, 6, -1]]))
+    assert taken.block_ids.tolist() == [
+        [NO_BLOCK, NO_BLOCK, NO_BLOCK, NO_BLOCK, 2, NO_BLOCK, PADDING],
+        [NO_BLOCK, NO_BLOCK, NO_BLOCK, 0, 0, NO_BLOCK, PADDING],
     ]
     assert taken.count == blocks.count == 3
     assert taken.real.tolist() == [[False, False, True], [True, False, False]]
-    assert taken.sizes().tolist() == [[0, 0, 1], [2, 0, 0]]
+    assert taken.sizes.tolist() == [[0, 0, 1], [2, 0, 0]]
     assert taken.question.sum(dim=1).tolist() == [2, 1]
     assert taken.separators.tolist() == [
         [False, False, False, True, False, True, False],
@@ -148,16 +146,16 @@ def test_a_special_token_within_the_passage_stays_in_its_block():
     ids = torch.tensor([[CLS, 10, SEP, 30, SEP, 31, SEP]])
     passage = torch.tensor([[False] * 3 + [True] * 3 + [False]])
     blocks = make_blocks(ids, ids > 0, passage, SPECIAL, size=3)
-    assert blocks.of.tolist() == [[KEPT] * 3 + [0] * 3 + [KEPT]]
+    assert blocks.block_ids.tolist() == [[NO_BLOCK] * 3 + [0] * 3 + [NO_BLOCK]]
     assert blocks.separators.sum() == 2
 
 
 def test_blocks_cut_otherwise_are_taken_as_they_are():
     ids, real, passage = batch_of([(1, 4), (2, 2)])
     of = torch.tensor([[-1, -1, -1, 0, 1, 1, 1, -1], [-1, -1, -1, -1, 0, 0, -1, -1]])
-    blocks = make_blocks(ids, real, passage, SPECIAL, size=99, of=of)
-    assert blocks.of.tolist() == [of[0].tolist(), [*of[1, :7].tolist(), PADDING]]
-    assert blocks.sizes().tolist() == [[1, 3], [2, 0]]
+    blocks = make_blocks(ids, real, passage, SPECIAL, size=99, block_ids=of)
+    assert blocks.block_ids.tolist() == [of[0].tolist(), [*of[1, :7].tolist(), PADDING]]
+    assert blocks.sizes.tolist() == [[1, 3], [2, 0]]
 
 
 def test_a_block_in_two_pieces_is_refused():
@@ -165,16 +163,16 @@ def test_a_block_in_two_pieces_is_refused():
     ids, real, passage = batch_of([(1, 4), (1, 4)])
     whole = [-1, -1, -1, 0, 0, 1, 1, -1]
     broken = [-1, -1, -1, 0, 1, 1, 0, -1]
-    make_blocks(ids, real, passage, SPECIAL, of=torch.tensor([whole, whole]))
+    make_blocks(ids, real, passage, SPECIAL, block_ids=torch.tensor([whole, whole]))
     with pytest.raises(QalibError, match="block 0 of row 1 is in more than one piece"):
-        make_blocks(ids, real, passage, SPECIAL, of=torch.tensor([whole, broken]))
+        make_blocks(ids, real, passage, SPECIAL, block_ids=torch.tensor([whole, broken]))
 
 
 def test_no_passage_no_block():
     blocks = blocks_for([(3, 0)], size=4)
     assert blocks.count == 0
-    assert blocks.real.shape == blocks.sizes().shape == (1, 0)
-    assert blocks.spread(torch.zeros(1, 0), 1.0).tolist() == [[1.0] * 6]
+    assert blocks.real.shape == blocks.sizes.shape == (1, 0)
+    assert blocks.to_positions(torch.zeros(1, 0), 1.0).tolist() == [[1.0] * 6]
     assert answer_blocks(blocks, torch.zeros(1, 1, 2).long(), torch.ones(1, 1)).shape == (1, 0)
     nothing = make_blocks(*(torch.zeros(2, 4, dtype=t) for t in (int, bool, bool)), SPECIAL)
     assert nothing.count == 0
@@ -193,7 +191,7 @@ def test_a_block_of_no_size_is_refused():
 @given(rows=ROWS, size=SIZES, data=st.data())
 def test_answer_blocks_are_those_that_share_a_token(rows, size, data):
     blocks = blocks_for(rows, size)
-    length, count = blocks.of.shape[1], 3
+    length, count = blocks.block_ids.shape[1], 3
     spans = torch.zeros(len(rows), count, 2, dtype=torch.int64)
     weights = torch.zeros(len(rows), count)
     expected = torch.zeros(len(rows), blocks.count, count, dtype=torch.bool)
@@ -204,70 +202,137 @@ def test_answer_blocks_are_those_that_share_a_token(rows, size, data):
             spans[row, answer] = torch.tensor([start, end])
             weights[row, answer] = weight = data.draw(st.sampled_from([0.0, 0.5]))
             for position in range(start, end + 1):
-                if weight and blocks.of[row, position] >= 0:
-                    expected[row, blocks.of[row, position], answer] = True
+                if weight and blocks.block_ids[row, position] >= 0:
+                    expected[row, blocks.block_ids[row, position], answer] = True
     assert torch.equal(blocks_of_answers(blocks, spans, weights), expected)
     assert torch.equal(answer_blocks(blocks, spans, weights), expected.any(dim=2))
 
 
-# Attention
+# Windows
 
 
-@settings(max_examples=25, deadline=None)
-@given(rows=ROWS, size=SIZES)
-def test_attention_in_pieces_is_the_map_in_loops(rows, size):
-    blocks = blocks_for(rows, size)
-    attention = attention_for(blocks)
-    maps = attention.probabilities
-    for chosen in (blocks.question, blocks.separators, blocks.passage):
-        into, out_of = (ask(chosen[:, None])[:, :, 0] for ask in (attention.into, attention.out_of))
-        for row, positions in enumerate(chosen):
-            at = positions.nonzero().flatten().tolist()
-            for head in range(2):
-                expected = maps[row, head][:, at].sum(dim=1)
-                torch.testing.assert_close(into[row, head], expected)
-                expected = maps[row, head][at].mean(dim=0) if at else torch.zeros(maps.shape[-1])
-                torch.testing.assert_close(out_of[row, head], expected)
+@pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
+def test_the_passage_is_between_the_separators(kind):
+    inputs = windows(kind, rows=((3, 21), (5, 8), (2, 0), (0, 4)), length=40)
+    inputs["attention_mask"][1] = 0
+    inputs["passage"][1] = False
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(find_passage(inputs["input_ids"], real), inputs["passage"])
 
 
-@settings(max_examples=25, deadline=None)
-@given(rows=ROWS, size=SIZES, asked=st.integers(1, 6))
-def test_the_diagonal_is_every_block_with_itself(rows, size, asked):
-    """Also where blocks are cut longer or shorter than the size that is asked for."""
-    blocks = blocks_for(rows, size)
-    attention = attention_for(blocks)
-    found = attention.diagonal(blocks, asked)
-    assert found.shape == (len(rows), 2, blocks.count, asked, asked)
-    places, real = block_positions(blocks, asked)
-    for row in range(len(rows)):
-        for block in range(blocks.count):
-            at = (blocks.of[row] == block).nonzero().flatten()[:asked]
-            assert places[row, block][real[row, block]].tolist() == at.tolist()
-            assert real[row, block].tolist() == [n < len(at) for n in range(asked)]
-            expected = torch.zeros(2, asked, asked)
-            expected[:, : len(at), : len(at)] = attention.probabilities[row][:, at][:, :, at]
-            torch.testing.assert_close(found[row, :, block], expected)
+def test_separators_inside_a_passage_belong_to_it():
+    ids = torch.tensor([[2, 9, 3, 7, 3, 8, 3, 0]])
+    passage = find_passage(ids, ids > 0)
+    assert passage[0].nonzero().flatten().tolist() == [3, 4, 5]
+    blocks = window_blocks(ids, ids > 0, passage, 2)
+    assert blocks.block_ids[0].tolist() == [
+        NO_BLOCK,
+        NO_BLOCK,
+        NO_BLOCK,
+        0,
+        0,
+        1,
+        NO_BLOCK,
+        PADDING,
+    ]
+    assert blocks.question[0].nonzero().flatten().tolist() == [1]
+    assert blocks.separators[0].nonzero().flatten().tolist() == [2, 6]
 
 
-def test_attention_may_be_of_half_precision():
-    blocks = blocks_for([(2, 7), (3, 2)], size=3)
-    exact, asked = attention_for(blocks), blocks.question[:, None]
-    half = FullAttention(exact.probabilities.bfloat16())
-    for one, other in (
-        (half.into(asked), exact.into(asked)),
-        (half.out_of(asked), exact.out_of(asked)),
-        (half.diagonal(blocks, 3), exact.diagonal(blocks, 3)),
-    ):
-        assert one.dtype == torch.bfloat16
-        torch.testing.assert_close(one.float(), other, atol=1e-2, rtol=1e-2)
+def test_a_separator_of_one_row_says_nothing_about_another():
+    """Rows that end otherwise, as no tokenizer writes them, do not disturb their neighbours."""
+    ids = torch.tensor([[2, 9, 3, 7, 8, 3], [2, 3, 9, 7, 8, 9]])
+
+    def blocks(ids):
+        return window_blocks(ids, ids > 0, find_passage(ids, ids > 0), 2)
+
+    together = blocks(ids)
+    for row in range(2):
+        alone = blocks(ids[row : row + 1])
+        for name in ("block_ids", "question", "separators"):
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[row])
 
 
-def test_gradients_flow_through_every_piece_to_the_map():
-    blocks = blocks_for([(2, 5)], size=2)
-    maps = attention_for(blocks).probabilities.clone().requires_grad_()
-    attention, asked = FullAttention(maps), blocks.question[:, None]
-    total = attention.into(asked).sum() + attention.diagonal(blocks, 2).sum()
-    (total + attention.out_of(asked).sum()).backward()
-    assert maps.grad is not None
-    assert (maps.grad > 0).any()
-    assert maps.grad.isfinite().all()
+# Sentences
+
+
+def window_of(lengths: list[int]) -> tuple[Window, str]:
+    """A window over sentences of so many words, each one token."""
+    text, offsets = "", []
+    for length in lengths:
+        for word in range(length):
+            token = "End" if word == 0 else "end"
+            token += "." * (word == length - 1)
+            offsets.append((len(text), len(text) + len(token)))
+            text += token + " "
+    table = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+    count = len(table)
+    ids = np.arange(count + 3, dtype=np.int32) + 10
+    none = np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32)
+    return Window(0, ids, np.zeros(count + 3, dtype=np.int8), 2, table, *none), text
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=st.lists(st.integers(2, 90), max_size=12), size=st.integers(1, 40))
+def test_blocks_follow_sentences_within_bounds(lengths, size):
+    window, text = window_of(lengths)
+    blocks = sentence_blocks(window, text, size)
+    assert blocks.shape == (sum(lengths),)
+    if not lengths:
+        return
+    assert blocks[0] == 0
+    assert set(np.diff(blocks).tolist()) <= {0, 1}
+    sizes = np.bincount(blocks)
+    assert sizes.max() <= 2 * size
+    edges = set(np.flatnonzero(np.diff(blocks)) + 1)
+    begin = 0
+    for length in lengths:  # only long sentences are cut, and they into nearly equal parts
+        inside = [edge for edge in edges if begin < edge < begin + length]
+        if length <= 2 * size:
+            assert not inside
+        else:
+            parts = np.diff([begin, *sorted(inside), begin + length])
+            assert parts.max() - parts.min() <= 1
+            assert size / 2 < parts.max() <= 1.5 * size or size == 1
+        begin += length
+
+
+def test_short_sentences_join_and_long_ones_are_cut():
+    window, text = window_of([5, 6, 8, 30, 3, 3, 100, 4])
+    sizes = np.bincount(sentence_blocks(window, text, 32))
+    assert sizes.tolist() == [19, 33, 36, 33, 34, 4]
+
+
+def test_a_size_below_one_is_refused():
+    window, text = window_of([3])
+    with pytest.raises(QalibError, match="at least 1 token"):
+        sentence_blocks(window, text, 0)
+
+
+def test_real_windows_get_whole_sentences():
+    """Also where a passage is read in several windows."""
+    tokenizer = tiny_reader().tokenizer
+    long = Example("long", "Who?", "The baker sold bread. He was old. " * 40, ())
+    given = [*examples(6), long]
+    windows = make_windows(
+        given, tokenizer, WindowConfig(max_length=128, doc_stride=32, max_query_length=32)
+    )
+    assert len(windows) > len(given)
+    blocks = [sentence_blocks(w, given[w.example].context, 12) for w in windows]
+    length = max(len(w) for w in windows)
+    of = batch_block_ids(blocks, windows, length)
+    ids = torch.zeros(len(windows), length, dtype=torch.int64)
+    passage = torch.zeros(len(windows), length, dtype=torch.bool)
+    for row, window in enumerate(windows):
+        ids[row, : len(window)] = torch.from_numpy(window.input_ids)
+        passage[row, window.context_start : window.context_start + len(window.offsets)] = True
+    made = make_blocks(ids, ids != 0, passage, tokenizer.all_special_ids, block_ids=of)
+    for row, window in enumerate(windows):
+        context = given[window.example].context
+        assert made.count >= blocks[row].max() + 1
+        first = np.unique(blocks[row], return_index=True)[1][1:]
+        for token in first:  # every block but a window's first begins a sentence
+            begin = window.offsets[token, 0]
+            assert context[:begin].rstrip().endswith(".")
+        at = made.block_ids[row][passage[row]]
+        assert at.tolist() == blocks[row].tolist()

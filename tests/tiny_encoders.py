@@ -1,8 +1,5 @@
 """Small random question-answering encoders of every family, and a skimmer beside them."""
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -12,15 +9,14 @@ from transformers import (
     CamembertConfig,
     DistilBertConfig,
     ElectraConfig,
-    ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
 
-from qalib.skim.families import parts
-from qalib.skim.settings import SkimConfig
-from qalib.skim.skimmer import Skimmer
+from qalib.skim.adapters import adapt_encoder
+from qalib.skim.predictors import PredictorConfig
+from qalib.skim.skimmer import SkimConfig, Skimmer
 
 CLS, SEP = 2, 3
 SIZE = {
@@ -53,16 +49,6 @@ CONFIGS = {
     ),
     "electra": ElectraConfig(**SIZE, **PLAIN, embedding_size=8),
     "mpnet": MPNetConfig(**SIZE, **PLAIN, pad_token_id=1),
-    "modernbert": ModernBertConfig(
-        **SIZE,
-        pad_token_id=0,
-        cls_token_id=CLS,
-        sep_token_id=SEP,
-        bos_token_id=CLS,
-        eos_token_id=SEP,
-        local_attention=8,
-        global_attn_every_n_layers=2,
-    ),
 }
 TYPED = ("bert", "albert", "electra")  # those that tell question and passage apart by type
 
@@ -108,44 +94,35 @@ def windows(
     return inputs | ({"token_type_ids": types} if kind in TYPED else {})
 
 
-@dataclass(frozen=True)
-class MassConfig:
-    """Settings of ``Mass``."""
-
-    block_size: int = 4
-    back: int = 0  # how many earlier layers it looks at, besides its own
-
-
 class Mass(nn.Module):
-    """A predictor for tests: what the question gives to a block and gets, and what stands there."""
+    """A predictor for tests: attention between question and block, and the block's states."""
 
-    def __init__(self, config: MassConfig, shape, layer: int):
+    def __init__(self, config: PredictorConfig, shape, layer: int):
         super().__init__()
         torch.manual_seed(layer)
-        self.layers = tuple(range(max(1, layer - config.back), layer + 1))
+        self.layers = tuple(range(max(1, layer - config.look_back), layer + 1))
         self.heads = nn.Parameter(10 * torch.randn(2, shape.heads))
         self.hidden = nn.Parameter(torch.randn(shape.width) / shape.width**0.5)
 
-    def forward(self, sight) -> Tensor:
+    def forward(self, inputs) -> Tensor:
         """-> (B, K)"""
-        blocks, total = sight.blocks, 0.0
+        blocks, total = inputs.blocks, 0.0
         inside = blocks.membership().float()  # (B, K, L)
         share = inside / inside.sum(dim=2, keepdim=True).clamp(min=1)
         for number in self.layers:
-            view = sight.layers[number]
+            view = inputs.layers[number]
             asked = blocks.question[:, None]
-            mass = self.heads[0] @ view.attention.into(asked)[:, :, 0].float()
-            mass = mass + self.heads[1] @ view.attention.out_of(asked)[:, :, 0].float()
+            mass = self.heads[0] @ view.attention.attention_to(asked)[:, :, 0].float()
+            mass = mass + self.heads[1] @ view.attention.attention_from(asked)[:, :, 0].float()
             mass = mass + view.hidden.float() @ self.hidden  # (B, L)
             total = total + (share * mass[:, None, :]).sum(dim=2)
         return total
 
 
-def tiny_skimmer(model: nn.Module, predictor: MassConfig | None = None, **settings) -> Skimmer:
-    """A skimmer with ``Mass`` at every layer unless told otherwise, in evaluation mode."""
-    encoder = parts(model)
-    settings = {"layers": tuple(range(1, len(encoder.layers) + 1)), **settings}
-    settings.setdefault("thresholds", (0.5,) * len(settings.get("skim_at", ())))
-    config = SkimConfig(predictor or MassConfig(), **settings)
-    shape = SimpleNamespace(layers=len(encoder.layers), heads=encoder.heads, width=encoder.width)
-    return Skimmer(config, shape, model.config.model_type, Mass).eval()
+def tiny_skimmer(model: nn.Module, block_size: int = 4, look_back: int = 0, **settings) -> Skimmer:
+    """A skimmer with ``Mass`` at every layer by default, in evaluation mode."""
+    depth = len(adapt_encoder(model).layers)
+    settings = {"layers": tuple(range(1, depth + 1)), **settings}
+    settings.setdefault("thresholds", (0.5,) * len(settings.get("prune_layers", ())))
+    predictor = PredictorConfig(block_size=block_size, look_back=look_back)
+    return Skimmer.from_encoder(model, SkimConfig(predictor, **settings), Mass).eval()

@@ -5,21 +5,20 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_reader
-from tiny_encoders import Mass, MassConfig, tiny_encoder, tiny_skimmer, windows
+from tiny_encoders import Mass, tiny_encoder, tiny_skimmer, windows
 
-from qalib.data.squad import file_sha256
+from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
+from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 from qalib.skim.predictors import PredictorConfig
-from qalib.skim.settings import SkimConfig
-from qalib.skim.skimmer import Skimmer
+from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.skim.storage import (
+    DEFAULT_SKIMMER,
     SETTINGS,
     WEIGHTS,
     load_skimmer,
-    load_together,
     save_skimmer,
-    save_together,
+    skimmer_hash,
 )
 
 
@@ -28,13 +27,13 @@ def trained_skimmer(model, kind: str = "question") -> Skimmer:
     config = SkimConfig(
         PredictorConfig(kind, block_size=8),
         layers=(1, 2),
-        skim_at=(2,),
+        prune_layers=(2,),
         thresholds=(0.4,),
         neighbours=1,
-        restore="forward",
+        pruned_logits="forward",
         answer_head=True,
     )
-    skimmer = Skimmer.beside(model, config)
+    skimmer = Skimmer.from_encoder(model, config)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in skimmer.parameters():
@@ -44,7 +43,7 @@ def trained_skimmer(model, kind: str = "question") -> Skimmer:
     return skimmer.eval()
 
 
-@pytest.mark.parametrize("kind", ["question", "diagonal", "combined", "lexical"])
+@pytest.mark.parametrize("kind", ["question", "cnn", "combined", "lexical"])
 @torch.no_grad()
 def test_a_skimmer_comes_back(kind, tmp_path):
     model = tiny_encoder()
@@ -60,47 +59,6 @@ def test_a_skimmer_comes_back(kind, tmp_path):
     one, other = (s.run(model, **windows()) for s in (skimmer, again))
     assert torch.equal(one.start_logits, other.start_logits)
     assert torch.equal(one.scores[2], other.scores[2])
-
-
-def test_an_attached_skimmer_is_saved_without_its_model(tmp_path):
-    model = tiny_encoder()
-    skimmer = trained_skimmer(model)
-    skimmer.attach(model)
-    save_skimmer(tmp_path, skimmer)
-    assert load_file(tmp_path / WEIGHTS).keys() == skimmer.state_dict().keys()
-    assert all("bert" not in name for name in skimmer.state_dict())
-
-
-@torch.no_grad()
-def test_one_folder_for_model_tokenizer_and_skimmer(tmp_path):
-    from transformers import AutoModelForQuestionAnswering
-
-    reader = tiny_reader()
-    model = reader.encoder.eval()
-    skimmer = trained_skimmer(model)
-    save_together(tmp_path, model, reader.tokenizer, skimmer)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", SETTINGS, WEIGHTS} <= names
-    loaded, tokenizer, again = load_together(tmp_path)
-    inputs = tokenizer("Who?", "A baker came. " * 9, return_tensors="pt")
-    wanted = skimmer.run(model, **inputs)
-    again.attach(loaded)
-    assert torch.equal(loaded(**inputs).start_logits, wanted.start_logits)
-    plain = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
-    torch.testing.assert_close(plain(**inputs).start_logits, model(**inputs).start_logits)
-
-
-def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(QalibError, match="no model that can be loaded"):
-        load_together(tmp_path)
-    reader = tiny_reader()
-    save_together(tmp_path, reader.encoder, reader.tokenizer, trained_skimmer(reader.encoder))
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(QalibError, match="no model that can be loaded"):
-        load_together(tmp_path)
-    with pytest.raises(QalibError, match="made for bert with 3"):
-        save_together(tmp_path, reader.encoder, None, trained_skimmer(tiny_encoder()))
 
 
 def test_another_model_is_refused(tmp_path):
@@ -126,9 +84,9 @@ def rewrite(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, "format 2.* reads 1"),
-        ({"model": None}, "'model' is missing"),
-        ({"config": [1]}, "'config' is missing"),
+        ({"format": 1}, "format 1.* reads 2"),
+        ({"model": None}, "cannot be read"),
+        ({"config": [1]}, "config|skim.json"),
         ({"config": {"speed": 9}}, "speed"),
         ({"config": {"predictor": {"kind": "guess"}}}, "'guess'"),
         ({"config": {"predictor": {"depth": 1}}}, "depth"),
@@ -182,12 +140,25 @@ def test_weights_that_do_not_fit_their_settings_are_named(tmp_path):
             load_skimmer(tmp_path)
 
 
-def test_another_builder_builds_what_is_loaded(tmp_path, monkeypatch):
-    """Predictors of one's own are loaded by giving ``build``."""
-    monkeypatch.setattr("qalib.skim.settings.PredictorConfig", MassConfig)
+def test_predictors_of_another_builder_are_loaded_with_it(tmp_path):
     model = tiny_encoder()
-    skimmer = tiny_skimmer(model, MassConfig(back=1), skim_at=(2,))
+    skimmer = tiny_skimmer(model, look_back=1, prune_layers=(2,))
     save_skimmer(tmp_path, skimmer)
     again = load_skimmer(tmp_path, model, Mass)
-    assert again.config.predictor == MassConfig(back=1)
+    assert again.config == skimmer.config
     assert type(again.predictors["1"]) is Mass
+
+
+def test_another_reader_is_refused(tmp_path):
+    save_skimmer(tmp_path, trained_skimmer(tiny_encoder()), reader_hash="1234")
+    assert skimmer_hash(tmp_path) == file_sha256(tmp_path / WEIGHTS)
+    load_skimmer(tmp_path, reader_hash="1234")
+    load_skimmer(tmp_path)
+    with pytest.raises(QalibError, match="trained with another reader"):
+        load_skimmer(tmp_path, reader_hash="99")
+
+
+def test_the_published_skimmer_belongs_to_the_published_reader():
+    skimmer = load_skimmer(DEFAULT_SKIMMER, reader_hash=checkpoint_hash(DEFAULT_CHECKPOINT))
+    assert (skimmer.shape.layers, skimmer.shape.width) == (6, 384)
+    assert skimmer.config.predictor.kind == "combined"

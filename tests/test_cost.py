@@ -1,6 +1,5 @@
 """The cost model against a counting tool and arithmetic by hand; Eq. 6 against its text."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,16 +12,12 @@ from qalib.errors import QalibError
 from qalib.skim.cost import (
     CostModel,
     LayerCost,
-    efficiency,
-    ideal_of_tokens,
+    batch_cost,
     ideal_speedup,
-    lengths,
-    pays,
-    work_of,
+    token_counts,
 )
-from qalib.skim.predictors import ModelShape, build_predictor, layer_multiply_adds
-from qalib.skim.settings import PredictorConfig, SkimConfig
-from qalib.skim.skimmer import Skimmer
+from qalib.skim.predictors import ModelShape, PredictorConfig, build_predictor, layer_macs
+from qalib.skim.skimmer import SkimConfig, Skimmer
 
 BERT_BASE = CostModel.bert(12, 768)
 
@@ -34,17 +29,17 @@ class Looks(nn.Module):
         super().__init__()
         self.layers = (layer,)
 
-    def forward(self, sight):
-        return torch.zeros(sight.blocks.real.shape)
+    def forward(self, inputs):
+        return torch.zeros(inputs.blocks.real.shape)
 
-    def multiply_adds(self, length: int, question: int) -> float:
+    def predictor_macs(self, length: int, question: int) -> float:
         return 0.0
 
 
-def beside(model, build=build_predictor, **settings) -> Skimmer:
-    settings = {"layers": (1, 2), "skim_at": (1, 2), "thresholds": (0.5, 0.5)} | settings
+def skimmer_for(model, build=build_predictor, **settings) -> Skimmer:
+    settings = {"layers": (1, 2), "prune_layers": (1, 2), "thresholds": (0.5, 0.5)} | settings
     predictor = PredictorConfig("oracle", block_size=4)
-    return Skimmer.beside(model, SkimConfig(predictor, **settings), build).eval()
+    return Skimmer.from_encoder(model, SkimConfig(predictor, **settings), build).eval()
 
 
 def fused_flops(query, key, value, *args, **kwargs) -> int:
@@ -52,7 +47,7 @@ def fused_flops(query, key, value, *args, **kwargs) -> int:
 
 
 @torch.no_grad()
-def counted(step) -> int:
+def counted_macs(step) -> int:
     """Multiply-adds as torch counts them; it does not know the fused kernel for CPUs by itself."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={fused: fused_flops})
@@ -67,7 +62,7 @@ def counted(step) -> int:
 @torch.no_grad()
 def test_a_pass_costs_what_torch_counts(kind, build):
     model = tiny_encoder(kind)
-    skimmer, cost = beside(model, build), CostModel.of(model)
+    skimmer, cost = skimmer_for(model, build), CostModel.of(model)
     for sizes in ((3, 21), (2, 30), (1, 1)):
         inputs = windows(kind, rows=(sizes,))
         blocks = -(-sizes[1] // 4)
@@ -77,8 +72,8 @@ def test_a_pass_costs_what_torch_counts(kind, build):
         output = skimmer.run(model, **inputs, **told)
         tokens = output.tokens[0].numpy()
         assert sizes[1] < 21 or tokens[0] > tokens[1] > tokens[2]
-        expected = counted(lambda a=inputs, b=told: skimmer.run(model, **a, **b))
-        assert cost.encoder(tokens) == expected
+        expected = counted_macs(lambda a=inputs, b=told: skimmer.run(model, **a, **b))
+        assert cost.encoder_macs(tokens) == expected
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -86,9 +81,9 @@ def test_without_skimming_the_model_itself_costs_as_much(kind):
     model = tiny_encoder(kind)
     inputs = windows(kind, rows=((4, 17),))
     inputs.pop("passage")
-    tokens = lengths(inputs["input_ids"].shape[1], {}, 3)
+    tokens = token_counts(inputs["input_ids"].shape[1], {}, 3)
     cost = CostModel.of(model)
-    assert cost.encoder(tokens) == counted(lambda: model(**inputs))
+    assert cost.encoder_macs(tokens) == counted_macs(lambda: model(**inputs))
 
 
 def test_counting_leaves_a_model_as_it_was():
@@ -131,16 +126,13 @@ def test_a_shape_is_enough_for_bert():
     assert CostModel.of(tiny_encoder()) == CostModel.bert(3, 16, 24)
     shape = ModelShape(12, 12, 768)
     head = 384 * 768 * 2
-    layers = 12 * layer_multiply_adds(shape, 384)
-    assert BERT_BASE.encoder(lengths(384, {}, 12)) == layers + head
-    glu = CostModel.of(tiny_encoder("modernbert"))
-    assert glu.layers[0] == LayerCost(3 * 16 * 16, 2 * 16, 16 * 16 + 3 * 16 * 24)
-    assert glu.head == 16 * 16 + 2 * 16
+    layers = 12 * layer_macs(shape, 384)
+    assert BERT_BASE.encoder_macs(token_counts(384, {}, 12)) == layers + head
     assert CostModel.of(tiny_encoder("albert")).embedding == 8 * 16
 
 
 @pytest.mark.parametrize(
-    ("skim_at", "kept", "eq6", "tokens", "exact"),
+    ("prune_layers", "kept", "eq6", "tokens", "exact"),
     [
         (4, 0.25, 2.00, 384, 2.04),
         (4, 0.25, 2.00, 512, 2.05),
@@ -150,20 +142,20 @@ def test_a_shape_is_enough_for_bert():
         (6, 0.25, 1.60, 176, 1.61),
     ],
 )
-def test_known_speedups(skim_at, kept, eq6, tokens, exact):
+def test_known_speedups(prune_layers, kept, eq6, tokens, exact):
     """What was worked out before there was a model; "exact" gathers behind the skim layer."""
-    assert round(ideal_speedup({skim_at: kept}, 12), 2) == eq6
-    full = BERT_BASE.encoder(lengths(tokens, {}, 12))
-    behind = BERT_BASE.encoder(lengths(tokens, {skim_at + 1: kept * tokens}, 12))
+    assert round(ideal_speedup({prune_layers: kept}, 12), 2) == eq6
+    full = BERT_BASE.encoder_macs(token_counts(tokens, {}, 12))
+    behind = BERT_BASE.encoder_macs(token_counts(tokens, {prune_layers + 1: kept * tokens}, 12))
     layer = BERT_BASE.layers[0]  # gathered behind layer l is before projections of layer l + 1
-    gone = (1 - kept) * tokens * layer.arriving
-    gone += layer.pair * tokens**2 * (1 - kept**2)
+    gone = (1 - kept) * tokens * layer.input_macs
+    gone += layer.pair_macs * tokens**2 * (1 - kept**2)
     assert abs(full / (behind - gone) - exact) < 0.006
 
 
 def test_pruning_inside_the_layer_saves_more():
-    full = BERT_BASE.encoder(lengths(384, {}, 12))
-    assert round(float(full / BERT_BASE.encoder(lengths(384, {4: 96}, 12))), 2) == 2.24
+    full = BERT_BASE.encoder_macs(token_counts(384, {}, 12))
+    assert round(float(full / BERT_BASE.encoder_macs(token_counts(384, {4: 96}, 12))), 2) == 2.24
 
 
 def slow_macs(cost, tokens):
@@ -171,8 +163,8 @@ def slow_macs(cost, tokens):
     for number, layer in enumerate(cost.layers, 1):
         before, after = tokens[number - 1], tokens[number]
         for _ in range(before):
-            total += layer.arriving + before * layer.pair
-        total += after * layer.going_on
+            total += layer.input_macs + before * layer.pair_macs
+        total += after * layer.output_macs
     return total
 
 
@@ -183,48 +175,50 @@ def slow_macs(cost, tokens):
 def test_rows_are_counted_one_by_one(tokens, other):
     cost = CostModel((LayerCost(3, 5, 7), LayerCost(2, 1, 4), LayerCost(6, 9, 8)), 11, 13)
     tokens, other = sorted(tokens, reverse=True), sorted(other, reverse=True)
-    assert cost.encoder([tokens, other]).tolist() == [slow_macs(cost, x) for x in (tokens, other)]
+    assert cost.encoder_macs([tokens, other]).tolist() == [
+        slow_macs(cost, x) for x in (tokens, other)
+    ]
     if tokens[0]:
-        assert cost.encoder(tokens) <= cost.encoder([tokens[0]] * 4)
+        assert cost.encoder_macs(tokens) <= cost.encoder_macs([tokens[0]] * 4)
 
 
-@pytest.mark.parametrize(("answer_head", "restore"), [(False, "forward"), (True, "forward")])
+@pytest.mark.parametrize(("answer_head", "pruned_logits"), [(False, "forward"), (True, "forward")])
 @torch.no_grad()
-def test_the_work_of_a_batch(answer_head, restore):
-    """Predictors and spare logits are counted for what arrives; padding and its row are free."""
-    model = tiny_encoder("modernbert")
-    inputs = windows("modernbert", rows=((3, 21), (5, 8), (2, 30)))
+def test_the_work_of_a_batch(answer_head, pruned_logits):
+    """Predictors and min_pruned_fraction logits are counted for what arrives; padding and its row are free."""
+    model = tiny_encoder("bert")
+    inputs = windows("bert", rows=((3, 21), (5, 8), (2, 30)))
     inputs["attention_mask"][1], inputs["passage"][1] = 0, False
     config = SkimConfig(
         PredictorConfig("combined", block_size=4),
         (1, 2, 3),
         (1, 3),
         (0.5, 0.5),
-        restore=restore,
+        pruned_logits=pruned_logits,
         answer_head=answer_head,
     )
-    skimmer = Skimmer.beside(model, config).eval()
+    skimmer = Skimmer.from_encoder(model, config).eval()
     keep = torch.zeros(3, 8).bool()
     keep[:, :2] = True
     output = skimmer.run(model, **inputs, keep=keep)
     cost = CostModel.of(model, skimmer)
-    work = work_of(cost, output)
-    spare = 2 * 16 if answer_head else 16 * 16 + 2 * 16
+    work = batch_cost(cost, output)
+    early = 2 * 16
     for row, (question, passage) in ((0, (3, 21)), (2, (2, 30))):
         tokens = output.tokens[row].tolist()
         assert tokens == [question + passage + 3, *[question + 11] * 3]
-        expected = skimmer.predictors["1"].multiply_adds(passage, question) + spare * tokens[0]
-        expected += skimmer.predictors["3"].multiply_adds(8, question) + spare * tokens[2]
-        assert work.judging[row] == expected
+        expected = skimmer.predictors["1"].macs(passage, question) + early * tokens[0]
+        expected += skimmer.predictors["3"].macs(8, question) + early * tokens[2]
+        assert work.predictors[row] == expected
         assert work.encoder[row] == slow_macs(cost, tokens)
         assert work.full[row] == slow_macs(cost, [tokens[0]] * 4)
-    assert (work.encoder[1], work.judging[1], work.full[1]) == (0, 0, 0)
-    assert work.share[1] == 0
-    assert work.share[0] == (work.encoder[0] + work.judging[0]) / work.full[0]
-    watched = work_of(cost, skimmer.run(model, **inputs, skim=False))
-    asked = sum(skimmer.predictors[n].multiply_adds(21, 3) for n in "123")
-    assert watched.judging[0] == asked
-    assert watched.share[0] > 1
+    assert (work.encoder[1], work.predictors[1], work.full[1]) == (0, 0, 0)
+    assert work.relative[1] == 0
+    assert work.relative[0] == (work.encoder[0] + work.predictors[0]) / work.full[0]
+    watched = batch_cost(cost, skimmer.run(model, **inputs, skim=False))
+    asked = sum(skimmer.predictors[n].macs(21, 3) for n in "123")
+    assert watched.predictors[0] == asked
+    assert watched.relative[0] > 1
 
 
 def test_equation_6_of_the_paper():
@@ -246,48 +240,23 @@ def test_ideal_speedup_is_layers_counted_one_by_one(layers, shares):
         time += share
         share = kept.get(layer, share)
     assert ideal_speedup(kept, layers) == pytest.approx(layers / time)
-    tokens = lengths(80, {n: 80 * k for n, k in kept.items()}, layers)
-    assert ideal_of_tokens(tokens) == pytest.approx(layers / time)
-
-
-def test_the_ideal_of_several_examples_is_that_of_their_sum():
-    tokens = np.array([lengths(100, {1: 50}, 2), lengths(10, {1: 10}, 2)])
-    assert ideal_of_tokens(tokens) == 220 / (100 + 50 + 10 + 10)
-    assert efficiency(1.5, ideal_of_tokens(tokens[:1])) == 1.5 / (200 / 150)
 
 
 def test_lengths_of_a_batch():
-    found = lengths([10, 20], {3: [4, 9], 1: [8, 20]}, 3)
+    found = token_counts([10, 20], {3: [4, 9], 1: [8, 20]}, 3)
     assert found.tolist() == [[10, 8, 8, 4], [20, 20, 20, 9]]
-
-
-def test_whether_skimming_pays():
-    judges = {4: lambda passage, question: 1000.0 * passage * question}
-    cost = CostModel(BERT_BASE.layers, BERT_BASE.head, judges=judges)
-    saved = BERT_BASE.encoder(lengths(100, {}, 12)) - BERT_BASE.encoder(lengths(100, {4: 60}, 12))
-    left = (saved - 1000 * 90 * 7) / 2e11
-    arguments = {"given": 100, "question": 7, "always": 10, "rate": 2e11}
-    assert pays(cost, go_on={4: 60}, overhead=0.999 * left, **arguments)
-    assert not pays(cost, go_on={4: 60}, overhead=1.001 * left, **arguments)
-    assert not pays(cost, go_on={4: 100}, **arguments)
-    assert not pays(cost, go_on={}, **arguments)
-    assert pays(BERT_BASE, 100, {4: 99})
-    assert not pays(BERT_BASE, 100, {4: 99}, overhead=1e9)
 
 
 def test_mistakes_are_named():
     for call, words in (
-        (lambda: BERT_BASE.encoder([1, 2]), "13 token counts"),
-        (lambda: BERT_BASE.encoder(3), "13 token counts"),
-        (lambda: lengths(10, {4: 5}, 3), "no layer 4 of 3"),
-        (lambda: lengths(10, {1: 5, 2: 6}, 3), "no more tokens"),
-        (lambda: lengths(10, {1: 11}, 3), "no more tokens"),
+        (lambda: BERT_BASE.encoder_macs([1, 2]), "13 token counts"),
+        (lambda: BERT_BASE.encoder_macs(3), "13 token counts"),
+        (lambda: token_counts(10, {4: 5}, 3), "no layer 4 of 3"),
+        (lambda: token_counts(10, {1: 5, 2: 6}, 3), "cannot keep more"),
+        (lambda: token_counts(10, {1: 11}, 3), "cannot keep more"),
         (lambda: ideal_speedup({0: 0.5}, 3), "no layer 0 of 3"),
-        (lambda: ideal_speedup({1: 0.5, 2: 0.6}, 3), "0 to 0.5"),
-        (lambda: ideal_speedup({1: -0.1}, 3), "0 to 1"),
-        (lambda: ideal_of_tokens(np.zeros((0, 4))), "at least one token"),
-        (lambda: efficiency(0, 1), "above 0"),
-        (lambda: pays(BERT_BASE, 10, {4: 5}, rate=0), "above 0"),
+        (lambda: ideal_speedup({1: 0.5, 2: 0.6}, 3), "from 0 to 0.5"),
+        (lambda: ideal_speedup({1: -0.1}, 3), "from 0 to 1"),
         (lambda: CostModel.of(nn.Linear(2, 2)), "does not know"),
     ):
         with pytest.raises(QalibError, match=words):

@@ -7,26 +7,27 @@ import torch
 from tiny_encoders import CONFIGS, TYPED, tiny_encoder, windows
 from torch import nn
 
-from qalib.attention import ByteDropout, use_byte_dropout
 from qalib.errors import QalibError
-from qalib.skim.attend import attend, attend_in_view
-from qalib.skim.families import FAMILIES, hide, parts
+from qalib.models.encoder import ByteDropout, use_byte_dropout
+from qalib.skim.activations import FullAttention
+from qalib.skim.adapters import FAMILIES, adapt_encoder
+from qalib.skim.padded import eager_attention, fused_attention
 
 
 def driven(model, inputs, in_view: bool = False):
     """Start and end logits from the loop over the parts, with nothing skipped."""
-    encoder = parts(model)
+    encoder = adapt_encoder(model)
     real = inputs["attention_mask"].bool()
     positions = torch.arange(real.shape[1])[None]
     hidden = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
-    masks = encoder.masks(positions, real, hidden.dtype)
+    mask = encoder.attention_mask(positions, real, hidden.dtype)
     for layer in encoder.layers:
-        projected = layer.project(hidden, positions)
+        projected = layer.qkv_proj(hidden)
         if in_view:
-            context, _ = attend_in_view(layer, *projected, masks[layer.sees])
+            context, _ = eager_attention(layer, *projected, mask)
         else:
-            context = attend(layer, *projected, masks[layer.sees])
-        hidden = layer.finish(context, hidden)
+            context = fused_attention(layer, *projected, mask)
+        hidden = layer.feed_forward(context, hidden)
     return encoder.head(hidden)
 
 
@@ -78,18 +79,17 @@ def test_gradients_in_training_are_the_models_own(kind, in_view):
 def test_packed_positions_get_what_padded_ones_get(kind):
     """Both halves of a layer take any leading dimensions: one row of all real tokens as well."""
     model, inputs = tiny_encoder(kind), windows(kind)
-    encoder, real = parts(model), inputs["attention_mask"].bool()
-    positions = torch.arange(real.shape[1]).expand(real.shape)
+    encoder, real = adapt_encoder(model), inputs["attention_mask"].bool()
     hidden = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
     layer = encoder.layers[1]
-    padded = layer.project(hidden, positions)
-    packed = layer.project(hidden[real], positions[real])
+    padded = layer.qkv_proj(hidden)
+    packed = layer.qkv_proj(hidden[real])
     for one, other in zip(padded, packed, strict=True):
         torch.testing.assert_close(one[real], other, atol=1e-5, rtol=1e-4)
     context = torch.randn_like(hidden)
     torch.testing.assert_close(
-        layer.finish(context, hidden)[real],
-        layer.finish(context[real], hidden[real]),
+        layer.feed_forward(context, hidden)[real],
+        layer.feed_forward(context[real], hidden[real]),
         atol=1e-5,
         rtol=1e-4,
     )
@@ -110,28 +110,13 @@ def test_every_row_alone_has_the_same_logits(kind):
                 torch.testing.assert_close(one[0], other[row, :count], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
-def test_masks_are_decided_from_positions_in_the_input(kind):
-    """Taking rows and columns of the full mask is the mask of what is left."""
-    encoder = parts(tiny_encoder(kind))
+def test_masks_are_computed_from_positions_in_the_input():
+    """Rows and columns of the full mask are the mask of the positions that are left."""
+    encoder = adapt_encoder(tiny_encoder("mpnet"))
     left = torch.tensor([[0, 1, 2, 9, 10, 25, 31]])
-    whole = encoder.masks(torch.arange(32)[None], torch.ones(1, 32).bool(), torch.float32)
-    short = encoder.masks(left, torch.ones(1, 7).bool(), torch.float32)
-    assert whole.keys() == short.keys()
-    for name, mask in whole.items():
-        if mask is None:
-            assert short[name] is None
-        else:
-            torch.testing.assert_close(short[name], mask[:, :, left[0]][..., left[0]])
-
-
-def test_a_sliding_window_is_where_the_model_has_it():
-    encoder = parts(tiny_encoder("modernbert"))
-    masks = encoder.masks(torch.arange(9)[None], torch.ones(1, 9).bool(), torch.float32)
-    seen = masks["near"][0, 0] == 0
-    assert seen[0].tolist() == [True] * 5 + [False] * 4  # 8 // 2 to each side
-    assert masks["all"] is None
-    assert {layer.sees for layer in encoder.layers} == {"near", "all"}
+    whole = encoder.attention_mask(torch.arange(32)[None], torch.ones(1, 32).bool(), torch.float32)
+    short = encoder.attention_mask(left, torch.ones(1, 7).bool(), torch.float32)
+    torch.testing.assert_close(short, whole[:, :, left[0]][..., left[0]])
 
 
 def test_a_row_of_padding_stays_finite():
@@ -168,10 +153,10 @@ def test_dropout_is_the_models_own(kind):
 
 def test_attention_dropout_zeroes_and_scales():
     model = tiny_encoder(attention_probs_dropout_prob=0.5)
-    layer = parts(model).layers[0]
+    layer = adapt_encoder(model).layers[0]
     query, key = torch.randn(2, 1, 40, 4, 4)
     value = torch.ones(1, 40, 4, 4)
-    for way in (attend, lambda *all_: attend_in_view(*all_)[0]):
+    for way in (fused_attention, lambda *all_: eager_attention(*all_)[0]):
         torch.manual_seed(0)
         torch.testing.assert_close(way(layer, query, key, value, None), torch.ones(1, 40, 16))
         layer.attention.train()
@@ -183,44 +168,46 @@ def test_attention_dropout_zeroes_and_scales():
 
 def test_the_view_of_attention_is_a_distribution_over_real_keys():
     model, inputs = tiny_encoder(), windows()
-    encoder, real = parts(model), inputs["attention_mask"].bool()
+    encoder, real = adapt_encoder(model), inputs["attention_mask"].bool()
     hidden = encoder.embed(inputs["input_ids"])
-    mask = encoder.masks(torch.arange(real.shape[1])[None], real, hidden.dtype)["all"]
+    mask = encoder.attention_mask(torch.arange(real.shape[1])[None], real, hidden.dtype)
     layer = encoder.layers[0]
-    _, view = attend_in_view(layer, *layer.project(hidden, torch.zeros(1)), mask)
-    total = view.into(real[:, None])
+    _, probabilities = eager_attention(layer, *layer.qkv_proj(hidden), mask)
+    view = FullAttention(probabilities)
+    total = view.attention_to(real[:, None])
     torch.testing.assert_close(total, torch.ones_like(total))
-    assert not view.into(~real[:, None]).any()
+    assert not view.attention_to(~real[:, None]).any()
 
 
 def test_token_types_reach_the_models_that_know_them():
     for kind in TYPED:
         model, inputs = tiny_encoder(kind), windows(kind)
-        encoder = parts(model)
+        encoder = adapt_encoder(model)
         typed = encoder.embed(inputs["input_ids"], inputs["token_type_ids"])
         assert not torch.allclose(typed, encoder.embed(inputs["input_ids"]))
     types = torch.ones_like(inputs["input_ids"])
     for kind in set(CONFIGS) - set(TYPED):
-        encoder = parts(tiny_encoder(kind))
+        encoder = adapt_encoder(tiny_encoder(kind))
         torch.testing.assert_close(
             encoder.embed(inputs["input_ids"], types), encoder.embed(inputs["input_ids"])
         )
 
 
-def test_hide_says_none_where_nothing_is_hidden():
-    assert hide(torch.ones(2, 3).bool(), torch.float32) is None
-    hidden = hide(torch.tensor([True, False]), torch.bfloat16)
-    assert hidden.tolist() == [0.0, torch.finfo(torch.bfloat16).min]
+def test_there_is_no_mask_where_nothing_is_hidden():
+    encoder, positions = adapt_encoder(tiny_encoder()), torch.arange(2)[None]
+    assert encoder.attention_mask(positions, torch.ones(2, 2).bool(), torch.float32) is None
+    hidden = encoder.attention_mask(positions, torch.tensor([[True, False]]), torch.bfloat16)
+    assert hidden.flatten().tolist() == [0.0, torch.finfo(torch.bfloat16).min]
 
 
 def test_what_cannot_be_driven_is_named():
     from transformers import AutoModel, GPT2Config
 
-    with pytest.raises(QalibError, match=r"'gpt2'.*bert, roberta.*modernbert"):
-        parts(SimpleNamespace(config=GPT2Config()))
+    with pytest.raises(QalibError, match=r"'gpt2'.*bert, roberta.*mpnet"):
+        adapt_encoder(SimpleNamespace(config=GPT2Config()))
     with pytest.raises(QalibError, match="'Linear'"):
-        parts(nn.Linear(2, 2))
+        adapt_encoder(nn.Linear(2, 2))
     with pytest.raises(QalibError, match="BertModel has no head"):
-        parts(AutoModel.from_config(CONFIGS["bert"]))
+        adapt_encoder(AutoModel.from_config(CONFIGS["bert"]))
     with pytest.raises(QalibError, match="decoder"):
-        parts(tiny_encoder(is_decoder=True))
+        adapt_encoder(tiny_encoder(is_decoder=True))

@@ -1,0 +1,142 @@
+"""Attention queried in pieces against the whole map, and gather against scatter."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_blocks import ROWS, SIZES, blocks_for
+from tiny_encoders import windows
+
+from qalib.skim.activations import FullAttention, PrunedAttentionView, gather, scatter
+from qalib.skim.blocks import NO_BLOCK, Blocks, window_blocks
+from qalib.skim.padded import kept_positions
+
+
+def attention_for(blocks: Blocks, heads: int = 2, seed: int = 0) -> FullAttention:
+    """Random attention over real keys."""
+    length = blocks.block_ids.shape[1]
+    scores = torch.randn(1, heads, length, length, generator=torch.Generator().manual_seed(seed))
+    scores = scores.expand(len(blocks.block_ids), -1, -1, -1)
+    return FullAttention(
+        scores.masked_fill(blocks.padding[:, None, None], torch.finfo().min).softmax(-1)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=ROWS, size=SIZES)
+def test_attention_in_pieces_is_the_map_in_loops(rows, size):
+    blocks = blocks_for(rows, size)
+    attention = attention_for(blocks)
+    maps = attention.probabilities
+    for chosen in (blocks.question, blocks.separators, blocks.passage):
+        into, out_of = (
+            query(chosen[:, None])[:, :, 0]
+            for query in (attention.attention_to, attention.attention_from)
+        )
+        for row, positions in enumerate(chosen):
+            at = positions.nonzero().flatten().tolist()
+            for head in range(2):
+                expected = maps[row, head][:, at].sum(dim=1)
+                torch.testing.assert_close(into[row, head], expected)
+                expected = maps[row, head][at].mean(dim=0) if at else torch.zeros(maps.shape[-1])
+                torch.testing.assert_close(out_of[row, head], expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=ROWS, size=SIZES, asked=st.integers(1, 6))
+def test_the_diagonal_is_every_block_with_itself(rows, size, asked):
+    """Also where blocks are cut longer or shorter than the size that is asked for."""
+    blocks = blocks_for(rows, size)
+    attention = attention_for(blocks)
+    found = attention.diagonal_blocks(blocks, asked)
+    assert found.shape == (len(rows), 2, blocks.count, asked, asked)
+    places, real = blocks.positions(asked)
+    for row in range(len(rows)):
+        for block in range(blocks.count):
+            at = (blocks.block_ids[row] == block).nonzero().flatten()[:asked]
+            assert places[row, block][real[row, block]].tolist() == at.tolist()
+            assert real[row, block].tolist() == [n < len(at) for n in range(asked)]
+            expected = torch.zeros(2, asked, asked)
+            expected[:, : len(at), : len(at)] = attention.probabilities[row][:, at][:, :, at]
+            torch.testing.assert_close(found[row, :, block], expected)
+
+
+def test_attention_may_be_of_half_precision():
+    blocks = blocks_for([(2, 7), (3, 2)], size=3)
+    exact, asked = attention_for(blocks), blocks.question[:, None]
+    half = FullAttention(exact.probabilities.bfloat16())
+    for one, other in (
+        (half.attention_to(asked), exact.attention_to(asked)),
+        (half.attention_from(asked), exact.attention_from(asked)),
+        (half.diagonal_blocks(blocks, 3), exact.diagonal_blocks(blocks, 3)),
+    ):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), other, atol=1e-2, rtol=1e-2)
+
+
+def test_gradients_flow_through_every_piece_to_the_map():
+    blocks = blocks_for([(2, 5)], size=2)
+    maps = attention_for(blocks).probabilities.clone().requires_grad_()
+    attention, asked = FullAttention(maps), blocks.question[:, None]
+    total = attention.attention_to(asked).sum() + attention.diagonal_blocks(blocks, 2).sum()
+    (total + attention.attention_from(asked).sum()).backward()
+    assert maps.grad is not None
+    assert (maps.grad > 0).any()
+    assert maps.grad.isfinite().all()
+
+
+def blocks_of(inputs, size: int = 4):
+    return window_blocks(
+        inputs["input_ids"], inputs["attention_mask"].bool(), inputs["passage"], size
+    )
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=3, max_size=3))
+def test_places_are_what_is_kept_in_order(kept):
+    blocks = blocks_of(windows())
+    places = kept_positions(blocks, torch.tensor(kept))
+    longest = 0
+    for row in range(3):
+        of = blocks.block_ids[row].tolist()
+        stays = [p for p, b in enumerate(of) if b == NO_BLOCK or (b >= 0 and kept[row][b])]
+        assert places[row, : len(stays)].tolist() == stays
+        assert (places[row, len(stays) :] == -1).all()
+        longest = max(longest, len(stays))
+    assert places.shape[1] == longest
+
+
+@pytest.mark.parametrize("tail", [(), (2,)])
+def test_put_is_the_way_back_from_take(tail):
+    values = torch.randn(2, 6, *tail)
+    places = torch.tensor([[0, 2, 5], [4, -1, -1]])
+    taken = gather(values, places, filler=7.0)
+    assert torch.equal(taken[0], values[0, [0, 2, 5]])
+    assert torch.equal(taken[1, 0], values[1, 4])
+    assert (taken[1, 1:] == 7.0).all()
+    under = torch.full_like(values, -1.0)
+    back = scatter(taken, places, under)
+    for row, there in enumerate(([0, 2, 5], [4])):
+        for place in range(6):
+            wanted = values[row, place] if place in there else under[row, place]
+            assert torch.equal(back[row, place], wanted)
+
+
+def test_a_view_of_survivors_says_what_the_whole_view_said():
+    torch.manual_seed(0)
+    blocks = blocks_of(windows())
+    whole = FullAttention(torch.randn(3, 2, 35, 35).softmax(dim=-1))
+    kept = torch.tensor([[True, False, True, True, False, False, True, False]] * 3)
+    places = kept_positions(blocks, kept)
+    left = blocks.gather(places)
+    view = PrunedAttentionView(whole, blocks, places)
+    there = places[:, None, :].clamp(min=0).expand(-1, 2, -1)
+    real = ~left.padding[:, None, :].expand(-1, 2, -1)
+    for ask in ("attention_to", "attention_from"):
+        got = getattr(view, ask)(left.question[:, None]).squeeze(2)
+        wanted = getattr(whole, ask)(blocks.question[:, None]).squeeze(2).gather(2, there)
+        assert torch.equal(got[real], wanted[real])
+    got, wanted = view.diagonal_blocks(left, 4), whole.diagonal_blocks(blocks, 4)
+    for row in range(3):
+        for k in range(8):
+            stays = bool(kept[row, k] and blocks.real[row, k])
+            assert torch.equal(got[row, :, k], wanted[row, :, k] * stays)
