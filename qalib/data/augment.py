@@ -115,7 +115,8 @@ def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
         own = article.index(example.context)
         lengths = [sizes[SEPARATOR + paragraph] for paragraph in article]
         choices = maximal_ranges(lengths, own, available - question_sizes[example.question.strip()])
-        first, last = choices[_draw(example.id, len(choices))]
+        digest = hashlib.sha256(example.id.encode("utf-8", "surrogatepass")).digest()
+        first, last = choices[int.from_bytes(digest[:8]) % len(choices)]
         examples.append(_join(example, article[first : last + 1], own - first))
     name = f"{dataset.name}-long"
     return make_dataset(name, examples, dataset.path, dataset.raw_sha256, dataset.version)
@@ -157,12 +158,6 @@ def maximal_ranges(lengths: Sequence[int], own: int, available: int) -> list[tup
             ranges.pop()
         ranges.append((first, last))
     return ranges or [(own, own)]
-
-
-def _draw(name: str, count: int) -> int:
-    """A number below ``count`` that depends on ``name`` alone."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) % count
 
 
 def _join(example: Example, parts: Sequence[str], own: int) -> Example:

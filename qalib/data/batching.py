@@ -50,16 +50,11 @@ def collate(windows: Sequence[Window], pad_id: int = 0, null: bool = False) -> B
     """Pad windows to the longest (rounded up). ``null`` allows position 0, for "no answer"."""
     import torch
 
-    rows, length = len(windows), padded_length(max(len(w) for w in windows))
-    ids = np.full((rows, length), pad_id, dtype=np.int64)
-    types = np.zeros((rows, length), dtype=np.int64)
-    real = np.zeros((rows, length), dtype=bool)
-    mask = np.zeros((rows, length), dtype=bool)
+    ids, real = stack_padded([window.input_ids for window in windows], fill=pad_id)
+    types, _ = stack_padded([window.token_type_ids for window in windows])
+    mask = np.zeros_like(real)
     for row, window in enumerate(windows):
         first = window.context_start
-        ids[row, : len(window)] = window.input_ids
-        types[row, : len(window)] = window.token_type_ids
-        real[row, : len(window)] = True
         mask[row, first : first + len(window.offsets)] = True
     mask[:, 0] |= null
     inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": real}
@@ -82,6 +77,22 @@ def pad_spans(gold: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Te
         padded_spans[row, : len(spans)] = spans
         padded_weights[row, : len(weights)] = weights
     return torch.from_numpy(padded_spans), torch.from_numpy(padded_weights)
+
+
+def stack_padded(
+    rows: Sequence[np.ndarray], multiple: int = MULTIPLE, fill: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stack arrays of different length, padded to the longest (rounded up).
+
+    -> (B, L, ...) int64, or float32 for floats, and (B, L) bool, true where not padded
+    """
+    lengths = np.array([len(row) for row in rows])
+    real = np.arange(padded_length(int(lengths.max()), multiple)) < lengths[:, None]
+    values = np.concatenate(rows)
+    dtype = np.float32 if values.dtype.kind == "f" else np.int64
+    padded = np.full((*real.shape, *values.shape[1:]), fill, dtype=dtype)
+    padded[real] = values
+    return padded, real
 
 
 def padded_length(length: int, multiple: int = MULTIPLE) -> int:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from qalib.data.batching import pad_spans, padded_length
+from qalib.data.batching import pad_spans, stack_padded
 from qalib.data.schema import Example
 from qalib.data.windows import span_weights
 from qalib.errors import QalibError
@@ -197,8 +197,8 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     import torch
 
     questions = [question for feature in features for question in feature.questions]
-    passages, passage_real = _pad([feature.ids for feature in features], PASSAGE_MULTIPLE)
-    padded, question_real = _pad(questions, QUESTION_MULTIPLE)
+    passages, passage_real = stack_padded([feature.ids for feature in features], PASSAGE_MULTIPLE)
+    padded, question_real = stack_padded(questions, QUESTION_MULTIPLE)
     owner = np.repeat(np.arange(len(features)), [len(f.questions) for f in features])
     gold = [pair for f in features for pair in zip(f.spans, f.weights, strict=True)]
     arrays = (passages, passage_real, padded, question_real, owner, passage_real[owner])
@@ -207,16 +207,6 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
         *pad_spans(gold),
         int(passage_real.sum() + question_real.sum()),
     )
-
-
-def _pad(rows: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stacked rows and their mask.  -> (rows, longest) int64 and bool"""
-    lengths = np.array([len(row) for row in rows])
-    longest = padded_length(int(lengths.max()), multiple)
-    real = np.arange(longest) < lengths[:, None]
-    ids = np.zeros(real.shape, dtype=np.int64)
-    ids[real] = np.concatenate(rows)
-    return ids, real
 
 
 class QuestionRows:

@@ -22,7 +22,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from qalib.data.batching import Batch, pad_spans, padded_length
+from qalib.data.batching import Batch, pad_spans, stack_padded
 from qalib.data.bytes import code_points
 from qalib.data.schema import Example
 from qalib.data.windows import gold_spans, replace_surrogates, require_fast
@@ -262,49 +262,32 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
     import torch
 
     passages, questions = [w.passage for w in windows], [w.question for w in windows]
-    mask, question_real = _real(passages), _real(questions)
-    characters = np.concatenate([text.characters for text in (*passages, *questions)])
-    words, rows = _distinct(characters)
-    split = int(mask.sum())
-    passage_matches = [w.passage_matches for w in windows]
-    question_matches = [w.question_matches for w in windows]
+    texts = [*passages, *questions]
+    words, rows = _distinct(np.concatenate([text.characters for text in texts]))
+    rows = np.split(rows, np.cumsum([len(text) for text in texts])[:-1])
+    passage, mask = stack_padded([text.ids for text in passages])
+    question, question_real = stack_padded([text.ids for text in questions])
     arrays = {
-        "passage": _pad(mask, [text.ids for text in passages]),
-        "question": _pad(question_real, [text.ids for text in questions]),
+        "passage": passage,
+        "question": question,
         "question_real": question_real,
-        "passage_features": _features(mask, passages, passage_matches),
-        "question_features": _features(question_real, questions, question_matches),
-        "passage_words": _pad(mask, [rows[:split]]),
-        "question_words": _pad(question_real, [rows[split:]]),
+        "passage_features": _features(passages, [w.passage_matches for w in windows]),
+        "question_features": _features(questions, [w.question_matches for w in windows]),
+        "passage_words": stack_padded(rows[: len(windows)])[0],
+        "question_words": stack_padded(rows[len(windows) :])[0],
         "words": words,
     }
     return Batch(
         {name: torch.from_numpy(array) for name, array in arrays.items()},
         torch.from_numpy(mask),
         *pad_spans([(window.spans, window.weights) for window in windows]),
-        len(characters),
+        sum(map(len, texts)),
     )
 
 
-def _real(texts: Sequence[Tokens]) -> np.ndarray:
-    """The mask of padded texts.  -> (B, longest, rounded up) bool"""
-    lengths = np.array([len(text) for text in texts])
-    return np.arange(padded_length(int(lengths.max()))) < lengths[:, None]
-
-
-def _pad(real: np.ndarray, rows: Sequence[np.ndarray], dtype: type = np.int64) -> np.ndarray:
-    """The rows' values, one after the other, where ``real`` is true; else 0.  (B, L, ...)"""
-    values = np.concatenate(rows)
-    padded = np.zeros((*real.shape, *values.shape[1:]), dtype=dtype)
-    padded[real] = values
-    return padded
-
-
-def _features(
-    real: np.ndarray, texts: Sequence[Tokens], matches: Sequence[np.ndarray]
-) -> np.ndarray:
-    features = np.concatenate([text.features for text in texts])
-    return _pad(real, [np.concatenate([np.concatenate(matches), features], axis=1)], np.float32)
+def _features(texts: Sequence[Tokens], matches: Sequence[np.ndarray]) -> np.ndarray:
+    pairs = zip(matches, texts, strict=True)
+    return stack_padded([np.concatenate([m, text.features], axis=1) for m, text in pairs])[0]
 
 
 def _distinct(characters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
