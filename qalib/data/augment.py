@@ -3,7 +3,7 @@
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from qalib.data.schema import Answer, Dataset, Example, check_example, make_dataset
@@ -105,7 +105,10 @@ def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
             f"{dataset.name}: no question has a title, which would tell the paragraphs of one "
             "article; use a data set with titles, such as SQuAD."
         )
-    articles = paragraphs(dataset)
+    contexts: dict[str, dict[str, None]] = {}
+    for example in dataset:
+        contexts.setdefault(article_of(example), {})[example.context] = None
+    articles = {article: list(paragraphs) for article, paragraphs in contexts.items()}
     sizes = _count([SEPARATOR + p for article in articles.values() for p in article], tokenizer)
     question_sizes = _count([example.question.strip() for example in dataset], tokenizer)
     available = max_length - tokenizer.num_special_tokens_to_add(pair=True)
@@ -131,14 +134,6 @@ def article_of(example: Example) -> str:
     if example.id.startswith("almanac-"):
         return example.title.partition(" of ")[0]
     return example.title or example.context
-
-
-def paragraphs(dataset: Dataset) -> Mapping[str, list[str]]:
-    """The distinct paragraphs of every article, in the order of the dataset."""
-    articles: dict[str, dict[str, None]] = {}
-    for example in dataset:
-        articles.setdefault(article_of(example), {})[example.context] = None
-    return {article: list(contexts) for article, contexts in articles.items()}
 
 
 def maximal_ranges(lengths: Sequence[int], own: int, available: int) -> list[tuple[int, int]]:

@@ -38,9 +38,6 @@ SYMBOLS = 256  # different numbers a position can hold
 PASSAGE_MULTIPLE, QUESTION_MULTIPLE = 64, 32
 
 
-# ------------------------------------------------------------------------------------ encodings
-
-
 def byte_vector(text: str) -> Tensor:
     """One-hot text as the byte-level page defines it: entry (min(255, ord(c_i)), i) is 1.
 
@@ -81,9 +78,6 @@ def encode(text: str, unit: str = "characters") -> tuple[np.ndarray, np.ndarray]
     ids = utf8_bytes(text)
     starts = (ids & 0xC0) != 0x80  # every byte but 10xxxxxx begins a character
     return ids, (np.cumsum(starts) - 1).astype(np.int32)
-
-
-# ------------------------------------------------------------------------ passages with questions
 
 
 @settings
@@ -161,9 +155,6 @@ def _gold_spans(example: Example, offsets: np.ndarray) -> tuple[np.ndarray, np.n
     characters, weights = span_weights(Counter((a.start, a.end) for a in example.answers))
     spans = np.searchsorted(offsets, characters, side="left") - np.array([0, 1])
     return spans.astype(np.int32), weights
-
-
-# -------------------------------------------------------------------------------------- batches
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,11 @@ def _passage(config: CorpusConfig, index: int) -> list[Example]:
     title, facts, draft = _draft(rng, config)
     context, golds = resolve(draft)
     rng.shuffle(facts)
-    questions = [_question(rng, config.split, fact) for fact in facts]
+    questions = []
+    for fact in facts:
+        relation = fact.relation
+        phrasings = relation.test_questions if config.split == "test" else relation.questions
+        questions.append(rng.choice(phrasings).replace("{N}", rng.choice(fact.subject.names)))
     examples = [
         Example(f"{name}-{q}", questions[q], context, golds[facts[q].number], title)
         for q in range(min(QUESTIONS_PER_PASSAGE, len(facts)))
@@ -133,13 +137,6 @@ def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"],
             break
         groups = max(1, groups - 1)
     return best
-
-
-def _question(rng: random.Random, split: str, fact: "Fact") -> str:
-    """A question about a fact. The subject's name and the relation decide its answer."""
-    relation = fact.relation
-    phrasings = relation.test_questions if split == "test" else relation.questions
-    return rng.choice(phrasings).replace("{N}", rng.choice(fact.subject.names))
 
 
 # ------------------------------------------------------------------------- words and phrasings
@@ -296,8 +293,6 @@ class _Sampler:
     def shuffled(self, items: list) -> list:
         return self.rng.sample(items, len(items))
 
-    # ---- subjects
-
     def subjects(self, kind: Kind, count: int) -> list[Subject]:
         """``count`` subjects, some of them in pairs that share most of their names."""
         subjects: list[Subject] = []
@@ -328,8 +323,6 @@ class _Sampler:
             names = tuple(name.replace("X", stem) for name in kind.names)
             subjects.append(Subject(kind, names, "it", self.number(*YEARS)))
         return subjects
-
-    # ---- values
 
     def value(self, subject: Subject, relation: Relation) -> str:
         """A value of the relation's answer type with its gold answers marked."""
@@ -525,8 +518,6 @@ class _Writer:
         self.ambiguous = False  # whether a pronoun could be misread
         self.free = True  # whether the sentence can be understood without the one before
 
-    # ---- sentences
-
     def opening(self, region: str, subjects: list[Subject]) -> Sentence:
         """An opening sentence that names every subject."""
         self.named.update(subjects)
@@ -605,8 +596,6 @@ class _Writer:
         text = self.rng.choice([o for o in options if o not in self.picked] or options)
         self.picked.add(text)
         return text
-
-    # ---- clauses
 
     def phrasings(self, fact: Fact) -> tuple[str, ...]:
         return fact.relation.test_statements if self.test else fact.relation.statements

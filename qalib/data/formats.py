@@ -88,12 +88,11 @@ def _field(entry: object, key: str, kind: type, place: str):
     if not isinstance(entry, dict):
         raise QalibError(f"{place}: expected a JSON object, found {type(entry).__name__}.")
     if key not in entry:
-        raise QalibError(f"{place}: the key {key!r} is missing; it must hold a {kind.__name__}.")
+        raise QalibError(f"{place}: the key {key!r} (of type {kind.__name__}) is missing.")
     value = entry[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise QalibError(
-            f"{place}: {key!r} must be a {kind.__name__}, found {type(value).__name__}."
-        )
+        found = type(value).__name__
+        raise QalibError(f"{place}: {key!r} must be of type {kind.__name__}, found {found}.")
     return value
 
 

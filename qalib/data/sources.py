@@ -163,9 +163,6 @@ def _download(source: Source, progress: bool) -> None:
         ) from None
 
 
-# --------------------------------------------------------------------------- the Hub's tables
-
-
 def _from_hub(source: Source, target: Path, reason: Exception) -> None:
     """Write the source's rows from the Hub's Parquet tables as SQuAD JSON and record its hash.
 
@@ -217,9 +214,6 @@ def _recorded(path: Path) -> str | None:
         return _note(path).read_text(encoding="utf-8").split()[0]
     except (OSError, IndexError, UnicodeDecodeError):
         return None
-
-
-# ------------------------------------------------------------------------------------- messages
 
 
 def _source(name: str) -> Source:

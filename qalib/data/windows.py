@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from qalib.data.schema import Example
 from qalib.errors import QalibError
 from qalib.settings import settings
 
-CHUNK = 2000  # examples that are tokenised in one call
+GROUP = 1_000_000  # characters that are tokenised in one call, to bound its memory
 
 
 @settings
@@ -71,8 +72,10 @@ def make_windows(examples: Sequence[Example], tokenizer, config: WindowConfig) -
     """
     require_fast(tokenizer)
     windows = []
-    for begin in range(0, len(examples), CHUNK):
-        windows += _encode(examples[begin : begin + CHUNK], begin, tokenizer, config)
+    groups = np.cumsum([len(e.question) + len(e.context) for e in examples]) // GROUP
+    for _, group in groupby(range(len(examples)), key=groups.__getitem__):
+        numbers = list(group)
+        windows += _encode([examples[n] for n in numbers], numbers[0], tokenizer, config)
     return windows
 
 
@@ -169,7 +172,6 @@ def span_weights(counts: Counter[tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
 # ------------------------------------------------------------------------------ windows on access
 
 
-GROUP = 1_000_000  # characters that are tokenised in one call
 UNLIMITED = 2**30  # word pieces of a window that holds any passage
 SINGLE_WORD = 10_000  # characters from which a passage of a single word piece is refused
 
@@ -244,11 +246,9 @@ def _encode_once(
 
     Text is prepared for tokenizers in :func:`make_windows` alone.
     """
-    encoded: dict[str, Window] = {}
-    for group in _groups(dict.fromkeys(texts)):
-        windows = make_windows([as_example(text) for text in group], tokenizer, config)
-        encoded |= zip(group, windows, strict=True)
-    return encoded
+    distinct = list(dict.fromkeys(texts))
+    windows = make_windows([as_example(text) for text in distinct], tokenizer, config)
+    return dict(zip(distinct, windows, strict=True))
 
 
 def _check_words(passages: Mapping[str, Window]) -> None:
@@ -259,19 +259,6 @@ def _check_words(passages: Mapping[str, Window]) -> None:
                 f"the passage {text[:20]!r}... of {len(text):,} characters is a single word to "
                 "this reader, which answers with words; put spaces between them."
             )
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in order, in lists of about ``GROUP`` characters, to bound a tokenizer's memory."""
-    group, size = [], 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _warn_if_cut(

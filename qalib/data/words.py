@@ -54,9 +54,6 @@ class WordConfig:
             )
 
 
-# ---------------------------------------------------------------------------------------- tokens
-
-
 class Tokenized(NamedTuple):
     """The T tokens of a text; at least one, even of a text without any readable character."""
 
@@ -91,9 +88,6 @@ class WordPieces:
             words = np.stack([offsets[first, 0], offsets[last, 1]], axis=1)
             result.append(Tokenized(np.array(ids, dtype=np.int32), offsets, words))
         return result
-
-
-# --------------------------------------------------------------------------------------- windows
 
 
 @dataclass(frozen=True)
@@ -242,9 +236,6 @@ class _WordTable(dict[str, _Word]):
             match_ids=match_ids,
             characters=np.stack([word.characters for word in words]),
         )
-
-
-# --------------------------------------------------------------------------------------- batches
 
 
 def collate_words(windows: Sequence[WordWindow]) -> Batch:
