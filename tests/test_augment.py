@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qalib.data import augment
 from qalib.data.augment import (
     SEPARATOR,
     WORD,
@@ -37,8 +38,9 @@ def examples(passage: str = PASSAGE, answer: str = "burnt down twice") -> list[E
     return [Example("q", "What happened?", passage, (Answer(answer, passage.index(answer)),))]
 
 
-def test_answers_are_phrases_and_gold_answers():
-    clozes = cloze_examples(examples(), 20, keep=1.0)
+def test_answers_are_phrases_and_gold_answers(monkeypatch):
+    monkeypatch.setattr(augment, "KEPT", 1.0)
+    clozes = cloze_examples(examples(), 20)
     questions = {example.answers[0].text: example.question for example in clozes}
     assert questions["Anna Bell"] == "who the mill was built by in 1823 and burnt down twice?"
     assert questions["1823"].startswith("when the mill was built")
@@ -47,10 +49,10 @@ def test_answers_are_phrases_and_gold_answers():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 8), st.floats(0.2, 1.0))
-def test_clozes_are_valid_examples(seed, per_passage, keep):
+@given(st.integers(0, 1000), st.integers(1, 8))
+def test_clozes_are_valid_examples(seed, per_passage):
     data = build_corpus(CorpusConfig(questions=10, length=300)).examples
-    clozes = cloze_examples(data, per_passage, seed, keep)
+    clozes = cloze_examples(data, per_passage, seed)
     counts: dict[str, int] = {}
     for example in clozes:
         check_example(example, example.id)
@@ -61,7 +63,7 @@ def test_clozes_are_valid_examples(seed, per_passage, keep):
         assert set(WORD.findall(example.question)) - QUESTION_WORDS <= words
     assert max(counts.values(), default=0) <= per_passage
     assert len({example.id for example in clozes}) == len(clozes)
-    assert clozes == cloze_examples(data, per_passage, seed, keep)
+    assert clozes == cloze_examples(data, per_passage, seed)
 
 
 def test_a_passage_without_phrases_gives_none():

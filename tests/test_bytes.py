@@ -13,7 +13,6 @@ from qalib.data.bytes import (
     code_points,
     collate_passages,
     encode,
-    lost_characters,
     passage_features,
     utf8_bytes,
 )
@@ -69,7 +68,6 @@ def test_code_points_keep_one_position_a_character(text):
     ids, owner = encode(text)
     assert ids.tolist() == [min(255, ord(c)) for c in text]
     assert owner.tolist() == list(range(len(text)))
-    assert lost_characters(text) == sum(ord(c) >= 255 for c in text)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -274,14 +274,10 @@ def test_where_there_is_nothing_one_line_says_what_to_put_where(home, register, 
 
 def test_fetching_shows_progress_and_leaves_the_file_alone(home, raw, register, server, capfd):
     register(server.url)
-    path = fetch("set")
-    assert path == home / "cache" / "set.json"
+    assert fetch("set") == home / "cache" / "set.json"
     assert "100%" in capfd.readouterr().err
     assert cached(home) == {"set.json": raw}
     assert server.requests == 1
-    path.unlink()
-    fetch("set", progress=False)
-    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_there_is_not_fetched_again(home, raw, register, server, monkeypatch):
@@ -299,12 +295,12 @@ def test_a_broken_download_leaves_nothing_and_is_tried_again(
 ):
     register(server.url)
     server.cuts = [1000]
-    assert server.url in error_of(fetch, "set", progress=False)
+    assert server.url in error_of(fetch, "set")
     assert cached(home) == {}
     monkeypatch.setattr(sources, "RETRIES", 1)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     server.cuts = [1000]
-    fetch("set", progress=False)
+    fetch("set")
     assert cached(home) == {"set.json": raw}
     assert server.requests == 3
 
@@ -312,19 +308,19 @@ def test_a_broken_download_leaves_nothing_and_is_tried_again(
 def test_a_wrong_checksum_is_refused_and_nothing_is_left(home, raw, register, server):
     source = register(server.url)
     server.body = raw_squad(home, OTHER)
-    message = error_of(fetch, "set", progress=False)
+    message = error_of(fetch, "set")
     for words in (server.url, source.sha256, hashlib.sha256(server.body).hexdigest()):
         assert words in message
     assert cached(home) == {}
     server.body = raw
-    assert fetch("set", progress=False).read_bytes() == raw
+    assert fetch("set").read_bytes() == raw
 
 
 def test_a_spoiled_file_in_the_cache_is_replaced(home, raw, register, server):
     register(server.url)
     for spoiled in (raw[:100], b"", raw_squad(home, OTHER)):
         put(home, spoiled)
-        assert fetch("set", progress=False).read_bytes() == raw
+        assert fetch("set").read_bytes() == raw
 
 
 def test_a_spoiled_file_of_the_user_is_left_alone(home, raw, register, server, monkeypatch):
@@ -341,7 +337,7 @@ def test_a_spoiled_file_of_the_user_is_left_alone(home, raw, register, server, m
 def test_a_server_that_has_it_no_more(home, register, server, status):
     register(server.url)
     server.status = status
-    message = error_of(fetch, "set", progress=False)
+    message = error_of(fetch, "set")
     for words in (server.url, str(status), "set.json", "QALIB_DATA", str(home / "cache")):
         assert words in message
     assert cached(home) == {}
@@ -353,7 +349,7 @@ def test_without_a_network_one_line_comes_soon(home, register):
         unused.bind(("127.0.0.1", 0))
         source = register(f"http://127.0.0.1:{unused.getsockname()[1]}/set.json")
         began = time.monotonic()
-        message = error_of(fetch, "set", progress=False)
+        message = error_of(fetch, "set")
     assert time.monotonic() - began < 20
     for words in (source.url, "cannot be reached", "set.json", "QALIB_DATA", str(home / "cache")):
         assert words in message
@@ -369,14 +365,14 @@ def test_the_network_can_be_forbidden(home, raw, register, server, monkeypatch, 
     assert server.url in message
     assert server.requests == 0
     monkeypatch.setenv(key, "0")
-    assert fetch("set", progress=False).read_bytes() == raw
+    assert fetch("set").read_bytes() == raw
 
 
 def test_a_cache_that_cannot_be_written_is_named(home, register, server, monkeypatch):
     register(server.url)
     (home / "file").write_text("")
     monkeypatch.setenv("QALIB_CACHE", str(home / "file" / "cache"))
-    message = error_of(fetch, "set", progress=False)
+    message = error_of(fetch, "set")
     assert str(home / "file" / "cache" / "set.json") in message
     assert "QALIB_CACHE" in message
 
@@ -388,7 +384,7 @@ def test_a_full_disk_is_named(home, raw, register, server, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pooch.core.shutil, "move", full)
-    assert "No space left on device" in error_of(fetch, "set", progress=False)
+    assert "No space left on device" in error_of(fetch, "set")
     assert find("set") is None
 
 
@@ -436,11 +432,11 @@ def test_where_the_address_is_gone_the_rows_come_from_the_hub(home, raw, registe
     server.status = 404
     addresses = hub(EXAMPLES)
     with pytest.warns(UserWarning, match="unverified"):
-        path = fetch("set", progress=False)
+        path = fetch("set")
     assert addresses == ["hf://datasets/some/set@~parquet/AddSent/validation/*.parquet"]
     assert load("set").examples == tuple(EXAMPLES)
     assert sorted(cached(home)) == ["set.json", "set.json.sha256"]
-    assert fetch("set", progress=False) == path
+    assert fetch("set") == path
     assert len(addresses) == 1
     note = home / "cache" / "set.json.sha256"
     assert note.read_text().startswith(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  set.json")
@@ -448,13 +444,13 @@ def test_where_the_address_is_gone_the_rows_come_from_the_hub(home, raw, registe
     path.write_bytes(raw_squad(home, OTHER))  # another file than at first
     error_of(load, "set")
     hub(OTHER)
-    message = error_of(fetch, "set", progress=False)
+    message = error_of(fetch, "set")
     assert note.read_text().split()[0] in message
     assert str(note) in message
     path.unlink()
     note.unlink()
     with pytest.warns(UserWarning, match="unverified"):
-        fetch("set", progress=False)
+        fetch("set")
     assert load("set").examples == tuple(OTHER)
 
 
@@ -462,14 +458,14 @@ def test_a_hub_table_of_another_size_is_refused(home, register, server, hub):
     register(server.url, hub=("some/set", "c", "s"))
     server.status = 404
     hub(EXAMPLES[:3])
-    message = error_of(fetch, "set", progress=False)
+    message = error_of(fetch, "set")
     assert "3 questions, expected 40" in message
     assert cached(home) == {}
 
 
 def test_without_a_network_the_hub_changes_nothing(home, register, hub):
     source = register(hub=("some/set", "c", "s"))
-    assert f"{source.url} cannot be reached" in error_of(fetch, "set", progress=False)
+    assert f"{source.url} cannot be reached" in error_of(fetch, "set")
     assert cached(home) == {}
 
 

@@ -12,6 +12,7 @@ from qalib.errors import QalibError
 
 # ------------------------------------------------------------------------------- cloze questions
 
+KEPT = 0.7  # probability that a word of the sentence stays in its question
 CLOZE_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 NUMBER = re.compile(r"\b\d[\d.,]*\d\b|\b\d\b")
 NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de )?[A-Z][\w'-]+)*")
@@ -22,9 +23,7 @@ MONTH = re.compile(
 )
 
 
-def cloze_examples(
-    examples: Sequence[Example], per_passage: int, seed: int = 0, keep: float = 0.7
-) -> list[Example]:
+def cloze_examples(examples: Sequence[Example], per_passage: int, seed: int = 0) -> list[Example]:
     """Up to ``per_passage`` cloze questions of every passage, drawn with ``seed``.
 
         passage   ... The mill was built by Anna Bell in 1823 and burnt down twice. ...
@@ -32,7 +31,7 @@ def cloze_examples(
         question  who the mill was built in 1823 burnt down twice?
 
     The answers are gold answers, numbers and names. Each word of the rest of the sentence stays
-    with probability ``keep``, so that questions are shorter than the sentences they come from and
+    with probability ``KEPT``, so that questions are shorter than the sentences they come from and
     differ from them; a question has at least three words. (Lewis et al. 2019,
     https://arxiv.org/abs/1906.04980, train readers on clozes alone.)
     """
@@ -45,7 +44,7 @@ def cloze_examples(
     clozes = []
     for number, (passage, spans) in enumerate(golds.items()):
         rng = random.Random(f"{seed} {number}")
-        found = list(_clozes(passage, spans, keep, rng))
+        found = list(_clozes(passage, spans, rng))
         for place, (question, answer) in enumerate(found[:per_passage]):
             name = f"cloze-{seed}-{number}-{place}"
             clozes.append(Example(name, question, passage, (answer,), titles[passage]))
@@ -53,7 +52,7 @@ def cloze_examples(
 
 
 def _clozes(
-    passage: str, golds: set[tuple[int, int]], keep: float, rng: random.Random
+    passage: str, golds: set[tuple[int, int]], rng: random.Random
 ) -> Iterator[tuple[str, Answer]]:
     """Questions and answers of a passage in random order, gold answers and others alternating."""
     sentences = [match.span() for match in CLOZE_SENTENCE.finditer(passage)]
@@ -67,7 +66,7 @@ def _clozes(
         for begin, stop in sentences:
             if begin <= start and end <= stop:
                 rest = f"{passage[begin:start]} {passage[end:stop]}"
-                words = [word for word in WORD.findall(rest) if rng.random() < keep]
+                words = [word for word in WORD.findall(rest) if rng.random() < KEPT]
                 if len(words) >= 3:
                     text = " ".join([question_word_for(passage[start:end]), *words[:30]])
                     yield text.lower() + "?", Answer(passage[start:end], start)

@@ -66,11 +66,6 @@ def utf8_bytes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
 
 
-def lost_characters(text: str) -> int:
-    """The number of characters from U+00FF on, which ``code_points`` cannot tell apart."""
-    return int((code_points(text) == SYMBOLS - 1).sum())
-
-
 def encode(text: str, unit: str = "characters") -> tuple[np.ndarray, np.ndarray]:
     """Numbers of a text and the character each belongs to.  -> (L,) uint8, (L,) int32"""
     if unit == "characters":

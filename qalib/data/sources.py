@@ -22,7 +22,7 @@ from qalib.paths import cache_dir, data_dirs
 from qalib.settings import build, nearest, settings
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of the answer
-RETRIES = 2  # after a download that fails
+RETRIES = 2  # after a failed download
 
 
 @settings
@@ -67,8 +67,8 @@ def find(name: str) -> Path | None:
 def load(name: str) -> Dataset:
     """The verified questions of a source.
 
-    Raises QalibError if the file is missing (with the place and the address to get it from), if it
-    is not the published one, and as the readers of :mod:`qalib.data.formats` do.
+    Raises QalibError if the file is missing (with the address to get it from) or not the published
+    one, and as the readers of :mod:`qalib.data.formats` do.
     """
     source = _source(name)
     path = find(name)
@@ -81,7 +81,7 @@ def load(name: str) -> Dataset:
     return dataset
 
 
-def fetch(name: str, progress: bool = True) -> Path:
+def fetch(name: str) -> Path:
     """The path of a source's file, which is downloaded to the cache if it is not on this machine.
 
     A damaged file in the cache is replaced, one in another directory is left alone. Where the
@@ -110,7 +110,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _download(source, progress)
+            _download(source)
         except requests.RequestException as error:
             if not source.hub:
                 raise _unreachable(source, error) from None
@@ -139,7 +139,7 @@ def _verify(source: Source, path: Path, dataset: Dataset | None = None) -> None:
     )
 
 
-def _download(source: Source, progress: bool) -> None:
+def _download(source: Source) -> None:
     """Download ``source.url`` to the cache, verified before it gets its name.
 
     Raises QalibError for a wrong checksum and requests.RequestException for a failed download.
@@ -155,8 +155,10 @@ def _download(source: Source, progress: bool) -> None:
         retry_if_failed=RETRIES,
     )
     try:
-        downloads.fetch(source.file, downloader=pooch.HTTPDownloader(progress, timeout=TIMEOUT))
-    except ValueError as error:  # pooch's word for a wrong checksum
+        downloads.fetch(
+            source.file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
+        )
+    except ValueError as error:  # pooch's error for a wrong checksum
         raise QalibError(
             f"{source.name}: {source.url} gave another file than expected ({error}); fetch again "
             f"later, or {_by_hand(source)}."
@@ -192,13 +194,13 @@ def _from_hub(source: Source, target: Path, reason: Exception) -> None:
         if recorded not in (None, raw):
             raise QalibError(
                 f"{source.name}: {address} now gives a file with SHA-256 {raw}, not {recorded} as "
-                f"at first; if the change is known to be right, remove {_note(target)} and fetch "
+                f"recorded; if the new file is known to be right, remove {_note(target)} and fetch "
                 "again."
             )
         _note(target).write_text(f"{raw}  {target.name}  from {address}\n", encoding="utf-8")
         os.replace(draft, target)
     warnings.warn(
-        f"{source.name}: nobody published a checksum of this file, so it is unverified; its "
+        f"{source.name}: no checksum of this file has been published, so it is unverified; its "
         f"SHA-256 {raw} is recorded in {_note(target)} and a different file will be refused.",
         stacklevel=3,
     )
