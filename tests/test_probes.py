@@ -1,5 +1,7 @@
 """Probes of attention: features against literal sums, scores against scikit-learn, the stages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +15,6 @@ from qalib.data.schema import Answer, Example
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.models.encoder import EncoderReader
-from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 from qalib.skim.features import PAPER_FEATURES
 from qalib.study.profiles import Profile
 from qalib.study.run_cache import Run, RunCache
@@ -241,7 +242,7 @@ def weights(study) -> Run:
 @pytest.fixture(scope="module")
 def layers(study, weights) -> Run:
     inputs = {split: study.data(split) for split in ("train", "test")}
-    return study.run(probes.probe_layers, CONFIG, weights=weights, **inputs)
+    return study.run(probes.probe_attention, CONFIG, weights=weights, **inputs)
 
 
 def features(study: Study, weights: Run, tuned: bool, split: str) -> BlockFeatures:
@@ -298,10 +299,8 @@ def test_blocks_have_the_probabilities_of_probes_fitted_on_training_passages(
     assert layers.metrics["answers"] == pytest.approx(train.labels.mean())
 
 
-def test_heads_and_features_are_probed_one_by_one(study, weights):
-    train = study.data("train")
-    run = study.run(probes.probe_parts, CONFIG, train=train, weights=weights)
-    heads, numbers = (pd.read_csv(run.file(f"{name}.csv")) for name in ("heads", "numbers"))
+def test_heads_and_features_are_probed_one_by_one(study, weights, layers):
+    heads, numbers = (pd.read_csv(layers.file(f"{name}.csv")) for name in ("heads", "numbers"))
     assert len(heads) == 2 * 4
     data = features(study, weights, True, "train")
     splits = probes.passage_folds(data, 3)
@@ -321,13 +320,23 @@ def test_heads_and_features_are_probed_one_by_one(study, weights):
 
 def test_runs_depend_on_the_reader_and_the_settings(study, weights, layers):
     inputs = {split: study.data(split) for split in ("train", "test")}
-    again = study.run(probes.probe_layers, CONFIG, weights=weights, **inputs)
+    again = study.run(probes.probe_attention, CONFIG, weights=weights, **inputs)
     assert again.key == layers.key
     assert set(again.inputs) == {"train", "test", "weights"}
-    other = ProbeConfig("shipped", WindowConfig(), 6, 6, folds=2)
-    checkpoint = checkpoint_hash(DEFAULT_CHECKPOINT)
-    run = study.run(probes.probe_layers, other, checkpoint=checkpoint, **inputs)
-    assert run.inputs["checkpoint"] == checkpoint
+    other = replace(CONFIG, block_size=8)
+    assert study.run(probes.probe_attention, other, weights=weights, **inputs).key != layers.key
+
+
+def test_the_published_reader_is_probed_by_default():
+    base = probes.probed_reader(None, False).encoder
+    published = probes.probed_reader(None, True).encoder
+    assert base.config.num_hidden_layers == published.config.num_hidden_layers == 6
+    changed = [
+        not torch.equal(a, b)
+        for a, b in zip(base.parameters(), published.parameters(), strict=True)
+    ]
+    assert not changed[0]  # word embeddings are not trained
+    assert sum(changed) > 50
 
 
 @pytest.mark.parametrize(
