@@ -185,7 +185,7 @@ def test_rows_are_counted_one_by_one(tokens, other):
 @pytest.mark.parametrize(("answer_head", "pruned_logits"), [(False, "forward"), (True, "forward")])
 @torch.no_grad()
 def test_the_work_of_a_batch(answer_head, pruned_logits):
-    """Predictors and min_pruned_fraction logits are counted for what arrives; padding and its row are free."""
+    """Predictors and early logits are counted for a layer's input; padding is free."""
     model = tiny_encoder("bert")
     inputs = windows("bert", rows=((3, 21), (5, 8), (2, 30)))
     inputs["attention_mask"][1], inputs["passage"][1] = 0, False

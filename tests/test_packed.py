@@ -144,7 +144,7 @@ ROW = st.tuples(st.integers(0, 5), st.integers(0, 26))
     window_threshold=st.sampled_from([0.0, 0.45, 0.55, 1.0]),
 )
 def test_any_rows_and_any_choice(
-    rows, keep, told, min_blocks, neighbours, min_pruned_fraction, min_tokens, drop
+    rows, keep, told, min_blocks, neighbours, min_pruned_fraction, min_tokens, window_threshold
 ):
     """Empty passages, rows within a block, one row, an oracle's choice; all rules at once."""
     model, inputs = tiny_encoder("mpnet"), windows("mpnet", rows=tuple(rows))
@@ -157,7 +157,7 @@ def test_any_rows_and_any_choice(
         neighbours=neighbours,
         min_pruned_fraction=min_pruned_fraction,
         min_tokens=min_tokens,
-        window_threshold=drop,
+        window_threshold=window_threshold,
     )
     how = {"optional": torch.tensor([bool(k & 1) for k in keep[: len(rows)]])}
     if told:
@@ -306,7 +306,7 @@ def test_gradients_and_training_take_the_padded_way(monkeypatch):
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_short_rows_are_neither_skimmed_nor_judged(grad):
+def test_short_rows_are_neither_pruned_nor_scored(grad):
     model, inputs = tiny_encoder(), windows()  # rows of 27, 16 and 35 tokens
     skimmer = tiny_skimmer(model, prune_layers=(2,), thresholds=(1.0,), min_tokens=20)
     asked = []
@@ -397,7 +397,7 @@ def test_only_optional_rows_are_dropped_and_a_bound_of_0_drops_none():
 
 
 @torch.inference_mode()
-def test_rows_that_nobody_judged_are_not_dropped():
+def test_rows_without_a_scored_block_are_not_dropped():
     model, inputs = tiny_encoder(), windows(rows=((3, 21), (5, 8), (2, 0)))
     skimmer = tiny_skimmer(
         model, prune_layers=(2,), thresholds=(1.0,), min_tokens=20, window_threshold=1.0

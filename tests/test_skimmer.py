@@ -487,7 +487,7 @@ def test_only_what_is_asked_for_is_judged():
 
 def test_mistakes_are_named():
     model, inputs = tiny_encoder(), windows()
-    for settings, words in (
+    for changes, words in (
         ({"layers": (2, 1)}, "ascending layer numbers"),
         ({"layers": (0,)}, "layers.0 is 0"),
         ({"layers": (1,), "prune_layers": (2,), "thresholds": (0.5,)}, "layer 2"),
@@ -500,7 +500,7 @@ def test_mistakes_are_named():
         ({"layers": (1,), "pruned_logits": "zero"}, "pruned_logits is 'zero'"),
     ):
         with pytest.raises(QalibError, match=words):
-            SkimConfig(PredictorConfig(), **settings)
+            SkimConfig(PredictorConfig(), **changes)
     with pytest.raises(QalibError, match="only 3 layers"):
         tiny_skimmer(model, layers=(4,))
     skimmer = tiny_skimmer(model, prune_layers=(1,))
