@@ -114,7 +114,7 @@ def test_projected_gold_answers_are_the_gold_labels():
     for row, student in enumerate(students):
         example, offsets = DATA.examples[rows.example(row)], teachers[of[row]].offsets
         assert (student.id, teachers[of[row]].id) == (example.id, example.id)
-        for answer, gold in zip(example.answers, batch.spans[row].tolist(), strict=False):
+        for answer, gold in zip(example.answers, batch.answer_spans[row].tolist(), strict=False):
             start = np.flatnonzero(offsets[:, 0] == answer.start)
             end = np.flatnonzero(offsets[:, 1] == answer.end)
             carried = [

@@ -107,7 +107,7 @@ class DistillStudy:
     ablation_epochs: int = 0  # 0 = as ``base``
     row_seeds: Count = 1  # of each row of the ablations
     counts: tuple[int, ...] = ()  # numbers of teachers below ``teachers``
-    misleading: dict[str, str] = field(default_factory=dict)  # content hashes of recorded test sets
+    misleading: dict[str, str] = field(default_factory=dict)  # hashes of recorded test sets
 
 
 @settings
