@@ -25,9 +25,10 @@ from qalib.losses import DistillConfig
 from qalib.models.mnemonic_reader import MnemonicConfig
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader, recorded_scores
-from qalib.study.stages.bytes import ByteTraining, byte_task
-from qalib.study.stages.bytes import make_optimizer as byte_optimizer
+from qalib.study.stages.baseline import EncoderTraining
+from qalib.study.stages.baseline import load_reader as load_encoder_reader
+from qalib.study.stages.baseline import question_scores as recorded_scores
+from qalib.study.stages.bytes import ByteTraining, byte_optimizer, byte_task
 from qalib.training import TrainConfig
 
 if TYPE_CHECKING:
