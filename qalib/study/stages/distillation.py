@@ -25,9 +25,7 @@ from qalib.losses import DistillConfig
 from qalib.models.mnemonic_reader import MnemonicConfig
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import EncoderTraining
-from qalib.study.stages.baseline import load_reader as load_encoder_reader
-from qalib.study.stages.baseline import question_scores as recorded_scores
+from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader, recorded_scores
 from qalib.study.stages.bytes import ByteTraining, byte_optimizer, byte_task
 from qalib.training import TrainConfig
 
@@ -638,6 +636,3 @@ def _alignment(answerer: Any, window: Any, example: Example) -> dict[str, np.nda
     attention = torch.stack(hops).float().mean(dim=0)[:words, :question]
     arrays = {"attention": attention, "start": start, "end": end}
     return {name: values.cpu().numpy() for name, values in arrays.items()}
-
-
-load_answerer = word_answerer
