@@ -170,26 +170,33 @@ def load_data(config: DataConfig, split: str) -> Dataset:
     return make_dataset(whole.name, whole.examples[:count], whole.path, whole.raw_sha256)
 
 
-TRAINABLE = {  # stage module and function, section of the settings, of the data
-    "encoder": ("baseline", "train_encoder", "EncoderTraining", "encoder", "data"),
-    "bytes": ("bytes", "train_bytes", "ByteTraining", "bytes.base", "byte_data"),
-    "block-skim": ("block_skim", "train_skim", "SkimTraining", "skim.base", "skim_ablations"),
-    "words": ("distillation", "train_words", "WordTraining", "distill.base", "distill_data"),
-}
-
-
 def train_by_name(name: str, profile: str, seed: int = 0) -> Run:
     """Train one reader with a profile's settings, as ``python -m qalib train`` does.
 
-    Raises QalibError for an unknown name.
+    name: encoder (notebook 00), bytes (the plain reader of 02), block-skim (joint training of 05)
+    or words (the first single reader of 08). Raises QalibError for another.
     """
-    from importlib import import_module
+    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+    from qalib.study.stages import baseline, block_skim, bytes, distillation
 
-    if name not in TRAINABLE:
-        raise QalibError(f"no reader is called {name!r}; the readers are {', '.join(TRAINABLE)}.")
-    module, function, kind, section, data = TRAINABLE[name]
-    stages = import_module(f"qalib.study.stages.{module}")
+    known = ("encoder", "bytes", "block-skim", "words")
+    if name not in known:
+        raise QalibError(f"no reader is called {name!r}; the readers are {', '.join(known)}.")
     study = open_study("train", profile, seed)
-    config = study.config(section, getattr(stages, kind))
-    config = dataclasses.replace(config, seed=seed)
-    return study.run(getattr(stages, function), config, data=study.data("train", data))
+    if name == "encoder":
+        return baseline.profile_encoder(study)
+    if name == "bytes":
+        config = study.config("bytes", bytes.ByteStudy).base
+        data = study.data("train", "byte_data")
+        return study.run(bytes.train_bytes, dataclasses.replace(config, seed=seed), data=data)
+    if name == "words":
+        config = study.config("distill", distillation.DistillStudy).base
+        data = study.data("train", "distill_data")
+        return study.run(
+            distillation.train_words, dataclasses.replace(config, seed=seed), data=data
+        )
+    plan = study.config("skim", block_skim.SkimStudy)
+    config = plan.training(study.config("encoder", baseline.EncoderTraining), seed=seed)
+    start = checkpoint_hash(DEFAULT_CHECKPOINT) if plan.start == "shipped" else None
+    data = study.data("train", "skim_ablations")
+    return study.run(block_skim.train_skim, config, data=data, start=start)
