@@ -1,4 +1,4 @@
-"""Byte features: text in, numbers out, and every span back to the characters it came from."""
+"""Byte features: encodings, spans that map back to their characters, batches."""
 
 import numpy as np
 import pytest
@@ -85,8 +85,6 @@ def test_gold_spans_come_back_as_the_answers(unit, context, data):
     found = [feature.characters(*span) for span in feature.spans[0]]
     assert set(found) == {(a.start, a.end) for a in answers}
     assert len(found) == len(set(found))
-    texts_found = {context[a:b] for a, b in found}
-    assert texts_found == {a.text for a in answers}
 
 
 @pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
@@ -102,7 +100,7 @@ def test_no_span_splits_a_character(unit, text):
 
 
 def many(count: int) -> list[Example]:
-    """Questions about passages of different lengths, interleaved, with up to three answers."""
+    """Questions about four passages, interleaved, with one to four annotators."""
     made = []
     for n in range(count):
         context = f"Passage {n % 4} " + "long " * (7 * (n % 4)) + "ends."
@@ -139,16 +137,8 @@ def test_passages_hold_all_their_questions_and_batches_hold_the_passages(unit):
         assert gold == [(text, round(count / total, 4)) for text, count in counts.items()]
     assert batch.num_tokens == sum(map(len, features)) + sum(len(e.question) for e in examples)
     assert batch.passages.shape[1] % 64 == batch.questions.shape[1] % 32 == 0
-    assert [type(v) for v in vars(batch.to(torch.device("cpu"))).values()] == [
-        *[torch.Tensor] * 8,
-        int,
-    ]
-
-
-def test_so_many_questions_are_read_together_at_most():
-    features = passage_features(many(40), ByteConfig(max_questions=3))
-    assert sorted(i for f in features for i in f.examples) == list(range(40))
-    assert max(len(f.examples) for f in features) == 3
+    moved = vars(batch.to(torch.device("cpu"))).values()
+    assert [type(value) for value in moved] == [*[torch.Tensor] * 8, int]
 
 
 def test_long_passages_short_questions_and_cut_ones():
@@ -178,13 +168,6 @@ def test_questions_without_an_answer_have_no_span():
 def test_empty_text_is_named(example, message):
     with pytest.raises(QalibError, match=message):
         passage_features([Example("fine", "?", "x"), example])
-
-
-def test_wrong_settings_are_named():
-    with pytest.raises(QalibError, match="unit is 'words'"):
-        ByteConfig(unit="words")
-    with pytest.raises(QalibError, match="room"):
-        ByteConfig(room=0)
 
 
 def test_real_answers_survive_both_units(real_data):

@@ -1,4 +1,4 @@
-"""The embedded corpus: the same bytes everywhere, true offsets, and hard for the right reason."""
+"""The embedded corpus: the same bytes everywhere, right offsets, and hard for word overlap."""
 
 import hashlib
 import json
@@ -132,7 +132,7 @@ def test_every_answer_is_at_its_offset(corpora, split):
 
 
 def test_offsets_point_at_the_right_occurrence_of_a_repeated_text():
-    """A leap to the first occurrence of the text would be wrong now and then."""
+    """The first occurrence of the text would sometimes be wrong."""
     dataset = build_corpus(CorpusConfig(1500, distractors=1))
     assert any(e.context.find(a.text) != a.start for e in dataset for a in e.answers)
 
@@ -165,12 +165,6 @@ def test_length_and_number_of_questions_hold(split, seed, length, distractors):
     assert max(Counter(e.context for e in dataset).values()) <= corpus.QUESTIONS_PER_PASSAGE
 
 
-@pytest.mark.parametrize("length", [300, 800, 2500])
-def test_length_is_right_on_average(length):
-    contexts = {e.context for e in build_corpus(CorpusConfig(400, length=length))}
-    assert sum(map(len, contexts)) / len(contexts) == pytest.approx(length, rel=0.05)
-
-
 # ---- facts and phrasings ---------------------------------------------------------------------
 
 
@@ -191,13 +185,6 @@ def test_each_fact_has_its_distractors_and_only_one_can_be_meant(distractors):
             gold = golds[fact.number][0]
             assert main.startswith(gold.text[1:], 1)  # but for a capital at the start
             assert context[gold.start : gold.end] == gold.text
-
-
-def test_years_are_surrounded_by_years(corpora):
-    dated = [e for e in corpora["test"] if re.fullmatch(r"\d{4}", e.answers[0].text)]
-    assert len(dated) > 50
-    for example in dated:
-        assert len(set(re.findall(r"\b\d{4}\b", example.context))) >= 4
 
 
 def test_names_are_not_shared_between_splits():
@@ -250,40 +237,6 @@ def test_questions_use_the_phrasings_of_their_split(corpora, split):
         assert not others.fullmatch(example.question)
 
 
-def test_passages_use_the_phrasings_of_their_split(corpora):
-    def fingerprints(field):
-        """The longest stretch between the slots of each phrasing, if it is long enough to tell."""
-        phrasings = [p for r in corpus.relations() for p in getattr(r, field)]
-        parts = [max(re.split(r"\{.*?\}|[|\[\]]", p), key=len) for p in phrasings]
-        return {part for part in parts if len(part) >= 12}
-
-    passages = {s: "\n".join({e.context for e in corpora[s]}) for s in SPLITS}
-    for own, other in (("statements", "test_statements"), ("test_statements", "statements")):
-        others = fingerprints(other)
-        apart = {p for p in fingerprints(own) if not any(p in q or q in p for q in others)}
-        assert len(apart) > 40
-        for split in SPLITS:
-            seen = sum(part in passages[split] for part in apart) / len(apart)
-            assert seen > 0.5 if (split == "test") == (own == "test_statements") else seen == 0
-
-
-def test_answers_are_of_many_kinds(corpora):
-    firsts = [e.answers[0].text for e in corpora["train"]]
-    for pattern in (
-        r"\d{4}",  # years
-        r"[\d,]+|[a-z]+(-[a-z]+)?",  # counts
-        r"[\d,]+ metres",
-        r"\w+ \w+",  # people
-        r"[tT]he \w+ \w+",  # organisations
-        r"the .* (had|was) .*",  # reasons
-        r"(\d+|the .*) (\w+ ){0,2}(Ja|Fe|Ma|Ap|Ju|Au|Se|Oc|No|De)\w+",  # days
-    ):
-        assert sum(re.fullmatch(pattern, text) is not None for text in firsts) >= 5, pattern
-    starts = Counter(e.question.split()[0] for e in corpora["train"])
-    assert len(starts) >= 8
-    assert {"Who", "When", "Where", "Why", "How", "What", "Which"} <= set(starts)
-
-
 # ---- how it reads -------------------------------------------------------------------------------
 
 
@@ -303,36 +256,16 @@ def test_text_is_well_formed(corpora, split):
         )
 
 
-def test_pronouns_and_descriptions_stand_for_names(corpora):
-    passages = {e.context for e in corpora["train"]}
-    for device in (
-        r"\. (It|She|He) ",
-        r"\b(its|her|his|him)\b",
-        r"\b(the former|the latter|The former|The latter)\b",
-        r"\bthe (ship|vessel|expedition|firm|painter|bridge|festival)\b",
-        r", (which|who) [^.]*, ",
-        r", [^.,]+ by [^.,]+ and [^.,]+ by [^.,]+\.",
-        r"; |, while |, whereas ",
-    ):
-        assert sum(re.search(device, text) is not None for text in passages) >= 5, device
-
-
-def test_no_pronoun_follows_a_sentence_of_no_importance(corpora):
-    colour = sorted(corpus.words()["fillers"])
+def test_no_pronoun_follows_a_filler_sentence(corpora):
+    fillers = sorted(corpus.words()["fillers"])
     for text in {e.context for split in SPLITS for e in corpora[split]}:
-        for line in colour:
+        for line in fillers:
             _, found, rest = text.partition(f"{line} ")
-            if found and not rest.startswith(tuple(colour)):
+            if found and not rest.startswith(tuple(fillers)):
                 assert not re.match(
                     r"(It(?! was in)|She|He|Its|Her|His|The former|The latter)\b", rest
                 ), rest
             assert text.count(line) <= 1
-
-
-def test_readers_of_bytes_meet_more_than_ascii(corpora):
-    for split in SPLITS:
-        assert sum(not e.context.isascii() for e in corpora[split]) > 0.8 * len(corpora[split])
-        assert sum(not e.answers[0].text.isascii() for e in corpora[split]) > 50
 
 
 # ---- how hard it is -----------------------------------------------------------------------------
@@ -348,7 +281,29 @@ def test_distractors_and_length_make_it_harder():
     assert lexical_f1(length=300) > lexical_f1(length=2500) + 8
 
 
-# ---- mistakes -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("place", ["front", "end"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_misleading_sentence_is_added_and_nothing_else_changes(corpora, split, place):
+    misled = build_corpus(CorpusConfig(800, split=split, misleading=place))
+    assert misled.name == f"almanac-{split}-misleading-{place}"
+    for before, after in zip(corpora[split], misled, strict=True):
+        check_example(after, after.id)
+        kept = replace(after, context=before.context, answers=before.answers)
+        assert kept == before
+        assert after.answer_texts == before.answer_texts
+        first, last = after.context[: -len(before.context)], after.context[len(before.context) :]
+        sentence = (first if place == "front" else last).strip()
+        join = (sentence, before.context) if place == "front" else (before.context, sentence)
+        assert after.context == " ".join(join)
+        assert re.fullmatch(r"[^{}|\[\]<>=_\ue000-\uf8ff]+\.", sentence)
+        assert not any(text in sentence for text in before.answer_texts)
+
+
+def test_misleading_sentences_mislead_word_overlap():
+    assert lexical_f1(misleading="end") < lexical_f1() - 3
+
+
+# ---- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,12 @@ def test_gold_spans_cover_the_answers(tokenizer):
     data = examples()
     for window in make_windows(data, tokenizer, WindowConfig()):
         example = data[window.example]
-        texts = set()
-        for start, end in window.spans:
-            a, b = window.characters(start, end)
-            texts.add(example.context[a:b])
-        assert texts == set(example.answer_texts)
+        found = {example.context[slice(*window.characters(*span))] for span in window.spans}
+        assert found == set(example.answer_texts)
         assert window.weights.sum() == pytest.approx(1.0)
 
 
-def test_long_passages_are_read_through_overlapping_windows(tokenizer):
+def test_long_passages_are_cut_into_overlapping_windows(tokenizer):
     words = [f"word{n}" for n in range(400)]
     context = " ".join(words)
     answer = Answer("word200", context.index("word200"))
@@ -48,11 +45,9 @@ def test_long_passages_are_read_through_overlapping_windows(tokenizer):
     for window in windows:
         covered[window.offsets[0, 0] : window.offsets[-1, 1]] = True
     assert covered.all()
-    holders = training_windows(windows)
-    assert holders
-    for window in holders:
-        a, b = window.characters(*window.spans[0])
-        assert (a, b) == (answer.start, answer.end)
+    found = [window.characters(*window.spans[0]) for window in training_windows(windows)]
+    assert found
+    assert set(found) == {(answer.start, answer.end)}
 
 
 def test_window_without_gold_is_null_only_if_configured(tokenizer):
@@ -67,9 +62,8 @@ def test_long_questions_are_cut_and_the_passage_kept(tokenizer):
     example = Example("q", "why " * 500, "Because it rained.")
     (window,) = make_windows([example], tokenizer, WindowConfig())
     assert len(window) <= 64 + 3 + len(window.offsets)
-    assert window.characters(
-        window.context_start, window.context_start + len(window.offsets) - 1
-    ) == (0, 18)
+    first = window.context_start
+    assert window.characters(first, first + len(window.offsets) - 1) == (0, 18)
 
 
 def test_too_short_windows_are_refused():
