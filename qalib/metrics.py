@@ -7,7 +7,7 @@ There are two official rules. They differ for texts without a word after normali
 "1.1" gives two empty texts EM 1 but F1 0, and cannot score a question without gold answers;
 "2.0" gives them EM 1 and F1 1, drops empty gold answers, and where none is left expects "".
 
-Sources: Rajpurkar et al. 2016 (rule 1.1), 2018 (rule 2.0); Jia and Liang 2017 (AddSent).
+Sources: Rajpurkar et al. 2016 (rule 1.1), 2018 (rule 2.0).
 """
 
 import logging
@@ -184,31 +184,6 @@ def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int 
         correct = [words[text] in golds for text in ranked.get(example.id, ())[:n]]
         ranks.append(correct.index(True) + 1 if any(correct) else 0)
     return np.array(ranks, dtype=np.int64)
-
-
-def adversarial_question_scores(
-    dataset: Dataset, predictions: Mapping[str, str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """EM and F1 of the base questions of an AddSent or AddOneSent file, in order of appearance.
-
-    The id of a variant is the base question's with "-high-conf" and more appended; in files
-    without that marker, a "-" is enough. As in the published script the variant with the lowest F1
-    counts, with its EM, even where it is above the original, which counts only if there is no
-    variant. Rows without a prediction are skipped; a base question with none scores 0. Raises as
-    :func:`question_scores`.
-    """
-    scores = np.stack(question_scores(dataset, predictions, "1.1"))
-    rows: dict[str, list[int]] = {}
-    marker = "-high-conf" if any("-high-conf" in example.id for example in dataset) else "-"
-    for i, example in enumerate(dataset):
-        predicted = [i] if example.id in predictions else []
-        rows.setdefault(example.id.split(marker)[0], []).extend(predicted)
-    result = np.zeros((2, len(rows)))
-    for k, (base, candidates) in enumerate(rows.items()):
-        variants = [i for i in candidates if dataset.examples[i].id != base]
-        if pool := variants or candidates:
-            result[:, k] = scores[:, min(pool, key=lambda i: scores[1, i])]
-    return result[0], result[1]
 
 
 @dataclass(frozen=True)

@@ -317,58 +317,6 @@ def test_precision_at_n_fits_em(task, data):
     assert shares.sum() <= 1 + 1e-12
 
 
-# --- Adversarial sentences.
-
-ADVERSARIAL = {
-    "q1": ["red dog"],
-    "q1-high-0": ["red dog"],
-    "q1-high-1": ["red dog"],
-    "q2": ["cat"],
-    "q3-x": ["owl"],
-    "q3": ["owl"],
-    "q4": ["bee"],
-}
-FOOLED = {
-    "q1": "red dog",
-    "q1-high-0": "dog",  # F1 2/3
-    "q1-high-1": "blue dog",  # F1 1/2, the lowest
-    "q2": "cat",  # no variant: the original counts
-    "q3-x": "owl",
-    "q3": "ant",  # the variant counts, though it beats the original
-}
-
-
-def plain_adversarial(dataset, predictions) -> list[tuple[float, float]]:
-    scores = []
-    for base in dict.fromkeys(e.id.split("-")[0] for e in dataset):
-        original, variants = [], []
-        for e in dataset:
-            if e.id in predictions and (e.id == base or e.id.startswith(base + "-")):
-                score = plain_best(predictions[e.id], e.answer_texts, "1.1")
-                (original if e.id == base else variants).append(score)
-        scores.append(min(variants or original, key=lambda s: s[1], default=(0.0, 0.0)))
-    return scores
-
-
-def test_adversarial_scores_by_example():
-    em, f1 = metrics.adversarial_question_scores(dataset_of(ADVERSARIAL), FOOLED)
-    assert (em.tolist(), f1.tolist()) == ([0, 1, 1, 0], [0.5, 1, 1, 0])
-
-
-@given(st.data())
-def test_adversarial_scores_equal_the_reference(data):
-    suffixes = st.sampled_from(["", "-a", "-b-turk", "-c"])
-    ids = st.tuples(st.sampled_from("pqr"), suffixes).map("".join)
-    keys = data.draw(st.lists(ids, min_size=1, unique=True))
-    dataset = dataset_of({key: ["red dog", "old red dog"] for key in keys})
-    texts = st.none() | st.sampled_from(["red dog", "red", "old cat", "cat", "old red dog"])
-    predictions = {key: data.draw(texts) for key in keys}
-    predictions = {key: text for key, text in predictions.items() if text is not None}
-    predictions = predictions or {keys[0]: "red"}
-    em, f1 = metrics.adversarial_question_scores(dataset, predictions)
-    assert list(zip(em, f1, strict=True)) == plain_adversarial(dataset, predictions)
-
-
 # --- The bootstrap.
 
 

@@ -12,6 +12,8 @@ forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
 Notation: B batch, H heads, L tokens, D head width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -141,10 +143,7 @@ def model_folder(name: str) -> str:
     return str(folder)
 
 
-@cache
-def _sha256(weights: Path) -> str:
-    """SHA-256 of an installed file, computed once in a process: it has 90 MB."""
-    return file_sha256(weights)
+_sha256 = cache(file_sha256)  # 90 MB, once in a process
 
 
 def _resize(hf_config, config: EncoderConfig) -> None:
@@ -166,21 +165,19 @@ def _resize(hf_config, config: EncoderConfig) -> None:
                 setattr(hf_config, name, value)
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Suppress the report about the new span head and the progress bar while a model loads."""
+    from transformers.utils import logging
 
-    def __enter__(self):
-        from transformers.utils import logging
-
-        self.level, self.bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_):
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.level)
-        if self.bar:
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
             logging.enable_progress_bar()
 
 

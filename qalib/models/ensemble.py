@@ -32,14 +32,11 @@ class Ensemble(nn.Module):
         self.vocabulary = members[0].vocabulary
 
     def forward(self, batch: Batch) -> ReaderOutput:
-        """Logits (B, L) as above; attention is the mean of the members' maps."""
+        """Logits (B, L) as above."""
         outputs = [member(batch) for member in self.members]
         mask = outputs[0].mask
         start, end = (average_logits([output[side] for output in outputs], mask) for side in (0, 1))
-        maps = {
-            name: _mean([o.attentions[name] for o in outputs]) for name in outputs[0].attentions
-        }
-        return ReaderOutput(start, end, mask, maps)
+        return ReaderOutput(start, end, mask)
 
 
 def average_logits(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
@@ -48,8 +45,3 @@ def average_logits(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
     q = teacher_probabilities(stacked, mask)
     scale = mask_logits(stacked, mask).logsumexp(dim=2, keepdim=True).mean(dim=0)
     return q.clamp(min=torch.finfo(q.dtype).tiny).log() + scale
-
-
-def _mean(maps: Sequence[Tensor]) -> Tensor:
-    """The mean of attention maps; of masks, which are all the same, the first."""
-    return maps[0] if maps[0].dtype == torch.bool else torch.stack(list(maps)).float().mean(dim=0)

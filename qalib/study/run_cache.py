@@ -234,13 +234,14 @@ class RunCache:
 
     def _run_together(self, request: dict, compute: Callable, force: bool | str) -> Run:
         """As ``_run``, in several processes; only the main one's files and metrics count."""
-        from accelerate import Accelerator
         from accelerate.utils import broadcast_object_list
+
+        from qalib.training import make_accelerator
 
         def broadcast(text: str = "") -> str:
             return broadcast_object_list([text])[0]
 
-        if not Accelerator(mixed_precision="no").is_main_process:
+        if not make_accelerator().is_main_process:
             if work := broadcast():
                 compute(Path(work))
             return self.get(broadcast())

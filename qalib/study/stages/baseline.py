@@ -56,14 +56,12 @@ def train_encoder(
     After every epoch EM and F1 are logged on the held-out passages and on ``watch``; neither
     stops the training.
     """
-    from accelerate import Accelerator
-
     from qalib.checkpoints import save_weights, trained_tensors
     from qalib.data.batching import collate
     from qalib.data.windows import make_windows, training_windows
     from qalib.losses import span_loss
     from qalib.models.encoder import build_encoder
-    from qalib.training import TrainingTask, train
+    from qalib.training import TrainingTask, make_accelerator, train
 
     reader = build_encoder(config.encoder, config.seed)
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
@@ -86,7 +84,7 @@ def train_encoder(
         }
 
     summary = train(reader, task, config.train, work, config.seed, after_epoch=after_epoch)
-    if Accelerator(mixed_precision="no").is_main_process:
+    if make_accelerator().is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
     log = [json.loads(line) for line in (work / "log.jsonl").read_text("utf-8").splitlines()]
     last = [line for line in log if "step" not in line][-1:]  # from before a kill, perhaps

@@ -132,10 +132,8 @@ def train_skim(
     published checkpoint where it is "shipped". Writes log.jsonl and weights.safetensors (the
     trained tensors). Raises QalibError if ``start`` and ``config.start`` do not fit.
     """
-    from accelerate import Accelerator
-
     from qalib.checkpoints import save_weights, trained_tensors
-    from qalib.training import train
+    from qalib.training import make_accelerator, train
 
     model = build_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
@@ -143,7 +141,7 @@ def train_skim(
     if any(p.requires_grad for p in model.parameters()):  # kind "random" has no parameters
         optimizer = make_optimizer(model, config)
         summary = train(model, task, config.train, work, config.seed, optimizer=optimizer)
-    if Accelerator(mixed_precision="no").is_main_process:
+    if make_accelerator().is_main_process:
         save_weights(trained_tensors(model), work / "weights.safetensors")
     parameters = sum(p.numel() for p in model.skimmer.parameters())
     return {"questions": len(rest), "skim_parameters": parameters, **summary}

@@ -147,7 +147,7 @@ def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | No
     Writes log.jsonl and weights.safetensors. With ``held_out`` the metrics include EM and F1 on the
     passages held out.
     """
-    from accelerate import Accelerator
+    from qalib.training import make_accelerator
 
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = build_byte_reader(config.reader, config.seed)
@@ -155,7 +155,7 @@ def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | No
         _put_weights(reader, start)
     task, optimizer = byte_task(rest, config), byte_optimizer(reader, config)
     summary = train(reader, task, config.train, work, config.seed, optimizer=optimizer)
-    if Accelerator(mixed_precision="no").is_main_process:
+    if make_accelerator().is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
     counts = {"questions": len(task.lengths), "parameters": count_parameters(reader)}
     scores = {}

@@ -272,13 +272,11 @@ def _train(
     **options: Any,
 ) -> dict:
     """Train a reader and write what training changed to weights.safetensors.  -> metrics"""
-    from accelerate import Accelerator
-
     from qalib.checkpoints import save_weights, trained_tensors
-    from qalib.training import train
+    from qalib.training import make_accelerator, train
 
     summary = train(reader, task, config, work, seed, **options)
-    if Accelerator(mixed_precision="no").is_main_process:
+    if make_accelerator().is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
     parameters = sum(p.numel() for p in reader.parameters() if p.requires_grad)
     return {"windows": len(task.lengths), "parameters": parameters, **summary}
