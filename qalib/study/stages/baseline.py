@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ANSWERERS = {  # what makes an answerer of a run, f(run, settings), by the stage of the run
     "train-encoder": "baseline.encoder_answerer",
     "train-bytes": "bytes.byte_answerer",
-    "train-skim": "block_skim.load_answerer",
+    "train-skim": "block_skim.skim_answerer",
     "train-words": "distillation.word_answerer",
     "train-student": "distillation.word_answerer",
     "student-encoder": "distillation.word_answerer",
