@@ -92,7 +92,7 @@ def blocks_of(inputs, size: int = 4):
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=3, max_size=3))
-def test_places_are_what_is_kept_in_order(kept):
+def test_positions_are_what_is_kept_in_order(kept):
     blocks = blocks_of(windows())
     places = kept_positions(blocks, torch.tensor(kept))
     longest = 0
@@ -106,10 +106,10 @@ def test_places_are_what_is_kept_in_order(kept):
 
 
 @pytest.mark.parametrize("tail", [(), (2,)])
-def test_put_is_the_way_back_from_take(tail):
+def test_scatter_inverts_gather(tail):
     values = torch.randn(2, 6, *tail)
     places = torch.tensor([[0, 2, 5], [4, -1, -1]])
-    taken = gather(values, places, filler=7.0)
+    taken = gather(values, places, fill=7.0)
     assert torch.equal(taken[0], values[0, [0, 2, 5]])
     assert torch.equal(taken[1, 0], values[1, 4])
     assert (taken[1, 1:] == 7.0).all()
@@ -121,7 +121,7 @@ def test_put_is_the_way_back_from_take(tail):
             assert torch.equal(back[row, place], wanted)
 
 
-def test_a_view_of_survivors_says_what_the_whole_view_said():
+def test_a_view_of_remaining_positions_is_that_of_all():
     torch.manual_seed(0)
     blocks = blocks_of(windows())
     whole = FullAttention(torch.randn(3, 2, 35, 35).softmax(dim=-1))

@@ -94,17 +94,6 @@ def test_packed_rows_are_the_padded_ones(kind, pruned_logits):
     assert_same(*watched, inputs["attention_mask"].bool())
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-@torch.inference_mode()
-def test_keeping_everything_gives_the_models_own_logits(kind):
-    model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
-    skimmer = tiny_skimmer(model, prune_layers=(1, 2), thresholds=(0.0, 0.0))
-    own = model(**{name: x for name, x in inputs.items() if name != "passage"})
-    real = inputs["attention_mask"].bool()
-    got = skimmer.run(model, **inputs)
-    torch.testing.assert_close(logits(got)[:, real], logits(own)[:, real], **CLOSE)
-
-
 PREDICTORS = (
     "cnn",
     "cnn-eq3",
