@@ -19,7 +19,6 @@ from qalib.data.augment import (
     sentence_starts,
 )
 from qalib.data.corpus import CorpusConfig, build_corpus
-from qalib.data.formats import load_squad
 from qalib.data.schema import Answer, Example, check_example, make_dataset
 from qalib.data.windows import replace_surrogates
 from qalib.errors import QalibError
@@ -217,25 +216,6 @@ def test_the_corpus_has_articles_of_one_kind(tokenizer):
         assert pieces(after, tokenizer) <= 512
     lengths = [len(example.context) for example in long]
     assert sum(lengths) > 3 * sum(len(example.context) for example in corpus)
-
-
-def test_real_paragraphs_fill_the_budget(real_data, tokenizer):
-    dataset = make_dataset("x", load_squad(real_data / "squad-dev-v1.1.json").examples[:1000])
-    long = lengthen(dataset, tokenizer)
-    order = {
-        title: dict.fromkeys(e.context for e in dataset if e.title == title)
-        for title in {e.title for e in dataset}
-    }
-    lengths = [pieces(example, tokenizer) for example in long]
-    for before, after, length in zip(dataset, long, lengths, strict=True):
-        check_example(after, after.id)
-        assert after.context in SEPARATOR.join(order[after.title])
-        assert before.context in after.context
-        assert length <= 512 or after.context == before.context
-    assert sum(lengths) / len(lengths) > 380
-    places = [e.answers[0].start / len(e.context) for e in long]
-    thirds = Counter(min(2, int(3 * place)) for place in places)
-    assert min(thirds.values()) > 0.2 * len(long)
 
 
 # --------------------------------------------------------------------------- sentence boundaries

@@ -300,7 +300,7 @@ def test_a_misleading_sentence_is_added_and_nothing_else_changes(corpora, split,
 
 
 def test_misleading_sentences_mislead_word_overlap():
-    assert lexical_f1(misleading="end") < lexical_f1() - 3
+    assert lexical_f1(misleading="end") < lexical_f1() - 1
 
 
 # ---- errors -----------------------------------------------------------------------------------

@@ -27,16 +27,14 @@ def save(tmp_path):
 
 
 @pytest.fixture
-def save_lines(tmp_path):
+def save_lines(save):
     """Write lines, each bytes or a value as JSON, compressed if the name says so."""
 
     def write(lines, name="set.jsonl"):
-        path = tmp_path / name
         raw = b"".join(
             line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
         )
-        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-        return path
+        return save(gzip.compress(raw) if name.endswith(".gz") else raw, name)
 
     return write
 
@@ -172,7 +170,7 @@ def test_other_content_is_refused(save, raw, part):
         (lambda t: answer(t).update(text=""), ["id 'q1'", "empty string"]),
         (lambda t: answer(t).update(text="Eve"), ["id 'q1'", "'Eve'", "not occur"]),
         (lambda t: answer(t).update(answer_start=27), ["start 27", "' Ada Quil'", "occurs at 28"]),
-        (lambda t: answer(t).update(answer_start=-9), ["-9", "occurs at 28"]),
+        (lambda t: answer(t).update(text="1871", answer_start=-5), ["start -5", "occurs at 41"]),
         (lambda t: answer(t).update(answer_start=10**9), ["1000000000", "''"]),
         (lambda t: paragraph(t)["qas"][1].update(id="q1"), ["'q1'", "twice", "unique"]),
     ],
@@ -181,14 +179,6 @@ def test_mistakes_are_named_with_their_place(save, tree, edit, parts):
     edit(tree)
     message = squad_error(save(tree))
     assert [words for words in parts if words not in message] == []
-
-
-def test_an_answer_at_the_wrong_end_of_the_text_is_not_wrapped_around(save, tree):
-    """A negative start must not be read as Python reads negative indices."""
-    context = paragraph(tree)["context"]
-    question(tree)["answers"] = [{"text": "1871", "answer_start": 41 - len(context)}]
-    assert context[41 - len(context) :][:4] == "1871"
-    assert "answer_start -5" in squad_error(save(tree))
 
 
 ODD = ["\r\n", "\r", "\u2028", "e\u0301", "👩\u200d🚀", "𝔸", "\ufeff", "\x00", "\ud800", "ß", "ﷺ"]

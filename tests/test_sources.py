@@ -10,7 +10,6 @@ import re
 import threading
 import time
 
-import pooch
 import pytest
 
 from qalib import paths
@@ -229,14 +228,6 @@ def test_another_file_is_refused(home, register):
         assert words in message
 
 
-def test_a_spoiled_file_is_refused_with_its_place(home, raw, register):
-    register()
-    path = put(home, raw[: len(raw) // 2])
-    message = error_of(load, "set")
-    assert str(path) in message
-    assert "cut short" in message
-
-
 def test_a_missing_file_is_reported_with_its_places_and_address(home, register, monkeypatch):
     source = register()
     (home / "mine").mkdir()
@@ -353,17 +344,6 @@ def test_a_cache_that_cannot_be_written_is_named(home, register, server, monkeyp
     message = error_of(fetch, "set")
     assert str(home / "file" / "cache" / "set.json") in message
     assert "QALIB_CACHE" in message
-
-
-def test_a_full_disk_is_named(home, raw, register, server, monkeypatch):
-    register(server.url)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pooch.core.shutil, "move", full)
-    assert "No space left on device" in error_of(fetch, "set")
-    assert find("set") is None
 
 
 # ---------------------------------------------------------------------------- the Hub's tables

@@ -156,12 +156,6 @@ def test_gold_spans_decode_to_the_gold_answers(pieces):
     assert window.weights.tolist() == pytest.approx([1 / 6, 1 / 6, 2 / 6, 1 / 6, 1 / 6])
 
 
-def test_an_answer_within_a_token_takes_the_token():
-    (window,) = word_windows([example("?", "In the 1980s.", "1980")], WORDS)
-    ((a, b),) = window.spans.tolist()
-    assert "In the 1980s."[slice(*window.characters(a, b))] == "1980s"
-
-
 @given(words=st.integers(1, 60), room=st.integers(2, 20), stride=st.integers(0, 19), data=st.data())
 def test_no_answer_shorter_than_the_overlap_is_lost(words, room, stride, data):
     stride = min(stride, room - 1)

@@ -92,17 +92,16 @@ def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
 
     As many paragraphs before and after the example's own are added as fit into ``max_length``
     word pieces with the question and special tokens, in their order. How many come before is drawn
-    from the question's id, so that an answer may stand anywhere and every run sees the same
+    from the question's id, so that an answer may occur anywhere and every run sees the same
     passages. A paragraph that leaves no room for another one, or has no title, stays as it is.
 
-    ``tokenizer``: the reader's, to count word pieces, a paragraph at a time. The title tells the
-    article; in SQuADShifts' Reddit all questions share one, so that neighbours are other comments.
-    Raises QalibError if no example has a title.
+    ``tokenizer`` is the reader's, to count word pieces. In SQuADShifts' Reddit all questions share
+    one title, so that neighbours are other comments. Raises QalibError if no example has a title.
     """
     if not any(example.title for example in dataset):
         raise QalibError(
-            f"{dataset.name}: no question has a title, which would tell the paragraphs of one "
-            "article; use a data set with titles, such as SQuAD."
+            f"{dataset.name}: no question has a title, which identifies its article; use a data "
+            "set with titles, such as SQuAD."
         )
     contexts: dict[str, dict[str, None]] = {}
     for example in dataset:
@@ -192,7 +191,7 @@ def sentence_starts(text: str) -> list[int]:
 
     A sentence ends at a line break, and at . ! or ? before a space and then a capital, a digit or
     a quotation mark or bracket, unless the full stop belongs to an initial ("J. Smith", "U.S.")
-    or a common abbreviation. It makes some mistakes, which the callers have to tolerate.
+    or a common abbreviation. It makes some errors, which callers have to tolerate.
     """
     starts = [0]
     for match in SENTENCE_END.finditer(text):
@@ -203,7 +202,7 @@ def sentence_starts(text: str) -> list[int]:
 
 
 def _ends(text: str, stop: int, following: int) -> bool:
-    """Whether the mark at ``stop`` ends a sentence; ``following`` is the next character."""
+    """Whether the punctuation at ``stop`` ends a sentence; ``following`` is the next character."""
     character = text[following]
     if not (character.isupper() or character.isdigit() or character in OPENING):
         return False

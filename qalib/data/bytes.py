@@ -6,8 +6,8 @@ Two *units* of text:
                  page; all characters from U+00FF on share a number.
     utf-8      : the bytes of the text, one to four positions a character. Lossless.
 
-Each position knows its character, so that a span of positions is a span of whole characters. A
-passage is kept once, with all the questions about it.
+Each position has the index of its character, so that a span of positions is a span of whole
+characters. A passage is kept once, with all the questions about it.
 
 Notation: P passages, Q questions, L passage positions, M question positions, A gold answers.
 """
@@ -154,7 +154,7 @@ def _gold_spans(example: Example, offsets: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class ByteBatch:
-    """Padded passages and the questions about them. The masks tell padding from the byte 0."""
+    """Padded passages and the questions about them. Byte 0 is no padding: see the masks."""
 
     passages: Tensor  # (P, L) int64
     passage_real: Tensor  # (P, L) bool
@@ -241,7 +241,7 @@ class QuestionRows:
         return collate_passages(parts)
 
     def batches(self, size: int, seed: int, epoch: int, pool: int = 16) -> list[list[int]]:
-        """One epoch: batches of exactly ``size`` rows (the last takes the rest), like lengths.
+        """One epoch: batches of exactly ``size`` rows (the last may have fewer), of similar length.
 
         Passages are shuffled, sorted by length within pools of about ``pool`` batches, their rows
         cut every ``size``, and the batches shuffled. It depends on the arguments alone.

@@ -1,14 +1,14 @@
 """The embedded corpus: encyclopedia-like passages about invented things, in SQuAD form, by seed.
 
 Every passage describes a few subjects of one kind (expeditions, ships, painters, ...) that share
-their relations, so that each fact with a question stands among ``distractors`` other facts of the
-same answer type: the other ships' captains, the other painters' teachers. Pronouns, descriptions,
+their relations, so that each fact with a question is one of ``distractors`` + 1 facts of the same
+answer type: the other ships' captains, the other painters' teachers. Pronouns, descriptions,
 relative clauses and sentences about several subjects at once separate what a fact says from the
 name of its subject.
 
 A passage is made in three steps: draw the facts (:func:`draw_facts`), write sentences about them
-(:func:`write_passage`), and read the answer spans off the marks in these (:func:`resolve`). Answers
-are marked while they are written, never searched for, so that an offset is right even where a text
+(:func:`write_passage`), and turn the marks in these into answer spans (:func:`resolve`). Answers
+are marked when they are written, never searched for, so that an offset is right even where a text
 occurs several times. Words and phrasings are in ``almanac/*.toml``.
 """
 
@@ -65,7 +65,6 @@ def build_corpus(config: CorpusConfig) -> Dataset:
 
     The same settings give the same bytes on every machine, and more questions only add to the end.
     An example's title names the subject of its passage, its id the settings and its place.
-    ``misleading`` changes the passages alone: ids, questions and answers stay.
     """
     examples: list[Example] = []
     index = 0
@@ -81,7 +80,7 @@ def build_corpus(config: CorpusConfig) -> Dataset:
 def _passage(config: CorpusConfig, index: int) -> list[Example]:
     """The examples of passage ``index``: a function of the settings and the index alone."""
     name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{config.distractors}-{index}"
-    rng = random.Random(name)  # a string seeds through SHA-512, whatever PYTHONHASHSEED is
+    rng = random.Random(name)  # a string seeds through SHA-512, independent of PYTHONHASHSEED
     title, facts, draft = _draft(rng, config)
     context, golds = resolve(draft)
     rng.shuffle(facts)
@@ -123,7 +122,7 @@ def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
 
 
 def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"], str]:
-    """Title, facts and marked text of the first draft near the wanted length, or of the nearest."""
+    """Title, facts and marked text of the first draft of about that length, or the nearest."""
     size = config.distractors + 1
     groups = max(1, round(config.length / (CHARACTERS_PER_FACT * size)))
     best, least = None, float("inf")
@@ -384,7 +383,6 @@ class _Sampler:
 
 
 def _in_words(number: int) -> str:
-    """A number from 1 to 99 in words."""
     ones, tens = words()["ones"], words()["tens"]
     if number < 20:
         return ones[number]
@@ -394,7 +392,7 @@ def _in_words(number: int) -> str:
 # --------------------------------------------------------------------------------------- prose
 
 # Gold answers of an unfinished passage are marked by characters of the private use area, which move
-# with them whatever is done to a sentence: fact i opens an accepted answer with chr(OPEN + 2 * i)
+# with the text when a sentence is changed: fact i opens an accepted answer with chr(OPEN + 2 * i)
 # and its main one with chr(OPEN + 2 * i + 1); CLOSE ends the innermost.
 OPEN, CLOSE = 0xE000, "\uf8ff"
 MARK = re.compile("[\ue000-\uf8ff]")
@@ -451,7 +449,6 @@ def resolve(marked: str) -> tuple[str, dict[int, tuple[Answer, ...]]]:
 
 
 def _visible(text: str) -> int:
-    """The length of a marked text without its marks."""
     return len(MARK.sub("", text))
 
 
@@ -473,7 +470,7 @@ def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
     for subject in dict.fromkeys(fact.subject for fact in remaining):
         own = [fact for fact in remaining if fact.subject is subject]
         rng.shuffle(own)
-        # Some subjects are dropped in the middle and come up again later.
+        # The facts of some subjects are split over two places.
         cut = rng.randint(1, len(own)) if rng.random() < 0.3 else len(own)
         for part in (own[:cut], own[cut:]):
             if part:
@@ -483,7 +480,6 @@ def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
 
 
 def _group(rng: random.Random, facts: list[Fact]) -> list[tuple[Fact, ...]]:
-    """The facts in tuples of one or two, each for a sentence."""
     groups = []
     while facts:
         size = 2 if len(facts) > 1 and rng.random() < 0.5 else 1

@@ -50,8 +50,8 @@ class Example:
 class FreeAnswerExample(Example):
     """A question whose reference answers need not be spans of the passage.
 
-    A prediction is scored against ``references``. ``answers`` holds the spans that say the same,
-    for training; it may be empty although the question has an answer.
+    A prediction is scored against ``references``. ``answers`` holds the equivalent spans, for
+    training; it may be empty although the question has an answer.
     """
 
     references: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ A name such as ``squad-dev-v1.1`` is searched in the directory that QALIB_DATA n
 ``data/``, then in the cache; only :func:`fetch` uses the network. A file must have the published
 SHA-256 or, for a copy in another layout, an accepted hash of its questions, passages and answers.
 
-Where the published address is gone, the rows come from the Hugging Face Hub's Parquet tables, for
+If the published address fails, the rows come from the Hugging Face Hub's Parquet tables, for
 which there is no published checksum. The one of the first download is kept beside the file as
 ``FILE.sha256``; a different file is refused from then on.
 """
@@ -84,8 +84,8 @@ def load(name: str) -> Dataset:
 def fetch(name: str) -> Path:
     """The path of a source's file, which is downloaded to the cache if it is not on this machine.
 
-    A damaged file in the cache is replaced, one in another directory is left alone. Where the
-    address is gone, the rows come from the Hub, if it has them.
+    A damaged file in the cache is replaced, one in another directory is left alone. If the
+    address fails, the rows come from the Hub, where it has them.
 
     Raises QalibError for an unknown name, without a network (or with QALIB_OFFLINE=1 or
     HF_HUB_OFFLINE=1), for a file that is not the published one, and if the cache cannot be
@@ -140,7 +140,7 @@ def _verify(source: Source, path: Path, dataset: Dataset | None = None) -> None:
 
 
 def _download(source: Source) -> None:
-    """Download ``source.url`` to the cache, verified before it gets its name.
+    """Download ``source.url`` to the cache, verified before it gets its final name.
 
     Raises QalibError for a wrong checksum and requests.RequestException for a failed download.
     """

@@ -146,7 +146,7 @@ def gold_spans(
     """Distinct gold spans that lie wholly in a window, weighted by the fraction of annotators.
 
     offsets (P, 2): characters of each passage token. ``null``: without such a span the answer is
-    position 0. An answer that begins or ends within a token takes the whole token.
+    position 0. An answer that begins or ends within a token is extended to the whole token.
     -> (A, 2) int32 inclusive positions, (A,) float32
     """
     counts: Counter[tuple[int, int]] = Counter()
@@ -182,8 +182,8 @@ class LazyWindows(Sequence[Window]):
     Every distinct passage and every distinct question is tokenised once, and a window is assembled
     from both, so that memory grows with the distinct texts and not with the windows.
 
-    ``tokenizer`` is a fast Hugging Face tokenizer. Raises QalibError for a long passage that it
-    takes for a single word; logs a warning if questions are cut.
+    ``tokenizer`` is a fast Hugging Face tokenizer. Raises QalibError for a long passage
+    that is a single word to it; logs a warning if questions are cut.
     """
 
     def __init__(self, examples: Sequence[Example], tokenizer, config: WindowConfig):
@@ -242,17 +242,14 @@ class LazyWindows(Sequence[Window]):
 def _encode_once(
     texts: Iterable[str], as_example: Callable[[str], Example], tokenizer, config: WindowConfig
 ) -> dict[str, Window]:
-    """The only window of each distinct text; the other text of an input is a placeholder.
-
-    Text is prepared for tokenizers in :func:`make_windows` alone.
-    """
+    """The only window of each distinct text; the other text of its input is a placeholder."""
     distinct = list(dict.fromkeys(texts))
     windows = make_windows([as_example(text) for text in distinct], tokenizer, config)
     return dict(zip(distinct, windows, strict=True))
 
 
 def _check_words(passages: Mapping[str, Window]) -> None:
-    """Raise QalibError for a long passage that the tokenizer takes for a single word."""
+    """Raise QalibError for a long passage that is a single word to the tokenizer."""
     for text, window in passages.items():
         if len(window.offsets) == 1 and len(text) > SINGLE_WORD:
             raise QalibError(

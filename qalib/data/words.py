@@ -1,7 +1,7 @@
 """Word-level inputs: tokens, their features and the characters of their words.
 
 A *token* is a word piece or a whole word with character offsets, so that a span of tokens is a
-span of characters. A token also knows the word that it belongs to: pretrained word pieces are
+span of characters. A token also has the span of its word: pretrained word pieces are
 lower-cased, so the capitals of a word are taken from the text itself.
 
 A *window* is a question and a part of the passage; the windows of a longer passage overlap. Tokens
@@ -79,7 +79,7 @@ class WordPieces:
         result = []
         for i, text in enumerate(texts):
             ids, offsets = encoded["input_ids"][i], encoded["offset_mapping"][i]
-            if not ids:  # no later code meets an empty text
+            if not ids:  # a text without readable characters
                 ids, offsets = [self.tokenizer.unk_token_id], [(0, len(text))]
             offsets = np.array(offsets, dtype=np.int32)
             numbers = np.array(encoded.word_ids(i) or [0])
@@ -141,7 +141,7 @@ def word_windows(
     """Cut examples into windows, in order; every example gets at least one.
 
     Windows of the same passage share its arrays. Where a window holds no gold answer, ``spans``
-    is empty. An answer that begins or ends within a token takes the whole token.
+    is empty. An answer that begins or ends within a token is extended to the whole token.
     """
     config = config or WordConfig()
     table = _WordTable(config.characters)
