@@ -42,7 +42,7 @@ class ByteReaderConfig:
 
     encoder: Kind = "conv"
     mixer: Kind = "conv"
-    width: Annotated[float, Field(ge=1)] = 64
+    width: Annotated[float, Field(ge=1)] = 64.0
     layers: Annotated[int, Field(ge=1)] = 5  # of a convolutional stack; a recurrent one has one
     kernel: Annotated[int, Field(ge=1)] = 11
     heads: Annotated[int, Field(ge=1)] = 2
