@@ -497,9 +497,9 @@ def attention_example(config: ExampleConfig, work: Path, weights: Run, data: Dat
     window = choose_window(windows, size, config.blocks)
     batch = skim_batch([window], examples, training, after.tokenizer)
     spans, maps, logits, losses = batch.answer_spans, [], [], []
-    inputs = {"input_ids": batch.inputs["input_ids"]}
-    if after.reader.uses_types:
-        inputs["token_type_ids"] = batch.inputs["token_type_ids"]
+    length, names = len(window), ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] * after.reader.uses_types
+    inputs = {name: batch.inputs[name] for name in names}
     with torch.inference_mode():
         for reader in (before, after):
             output = reader.run(batch, skim=False)
@@ -507,9 +507,10 @@ def attention_example(config: ExampleConfig, work: Path, weights: Run, data: Dat
             losses.append(span_loss(reader(batch), spans, batch.answer_weights).item())
             reader.reader.encoder.set_attn_implementation("eager")  # others return no maps
             attention = reader.reader.encoder(**inputs, output_attentions=True).attentions
-            maps.append(attention[config.layer - 1][0].mean(0).numpy())
+            maps.append(attention[config.layer - 1][0].mean(0)[:length, :length].numpy())
     blocks, source = output.blocks, examples[window.example]
-    arrays = {n: getattr(blocks, n)[0].numpy() for n in ("block_ids", "question", "separators")}
+    names = ("block_ids", "question", "separators")
+    arrays = {name: getattr(blocks, name)[0, :length].numpy() for name in names}
     arrays["labels"] = answer_blocks(blocks, spans, batch.answer_weights)[0].numpy()
     arrays |= {"maps": np.stack(maps).astype(np.float16), "logits": np.stack(logits)}
     arrays["answer_loss"] = np.array(losses, dtype=np.float32)
@@ -519,7 +520,7 @@ def attention_example(config: ExampleConfig, work: Path, weights: Run, data: Dat
     about |= {"size": size, "layer": config.layer}
     (work / "example.json").write_text(json.dumps(about, indent=2, ensure_ascii=False))
     save_file({n: np.ascontiguousarray(x) for n, x in arrays.items()}, work / "arrays.safetensors")
-    return {"tokens": len(window), "blocks": len(offsets)}
+    return {"tokens": length, "blocks": len(offsets)}
 
 
 def read_example(run: Run) -> SimpleNamespace:
