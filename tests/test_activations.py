@@ -43,31 +43,31 @@ def test_attention_in_pieces_is_the_map_in_loops(rows, size):
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=ROWS, size=SIZES, asked=st.integers(1, 6))
-def test_the_diagonal_is_every_block_with_itself(rows, size, asked):
-    """Also where blocks are cut longer or shorter than the size that is asked for."""
+@given(rows=ROWS, size=SIZES, width=st.integers(1, 6))
+def test_the_diagonal_is_every_block_with_itself(rows, size, width):
+    """Also where blocks are cut longer or shorter than the requested size."""
     blocks = blocks_for(rows, size)
     attention = attention_for(blocks)
-    found = attention.diagonal_blocks(blocks, asked)
-    assert found.shape == (len(rows), 2, blocks.count, asked, asked)
-    places, real = blocks.positions(asked)
+    found = attention.diagonal_blocks(blocks, width)
+    assert found.shape == (len(rows), 2, blocks.count, width, width)
+    places, real = blocks.positions(width)
     for row in range(len(rows)):
         for block in range(blocks.count):
-            at = (blocks.block_ids[row] == block).nonzero().flatten()[:asked]
+            at = (blocks.block_ids[row] == block).nonzero().flatten()[:width]
             assert places[row, block][real[row, block]].tolist() == at.tolist()
-            assert real[row, block].tolist() == [n < len(at) for n in range(asked)]
-            expected = torch.zeros(2, asked, asked)
+            assert real[row, block].tolist() == [n < len(at) for n in range(width)]
+            expected = torch.zeros(2, width, width)
             expected[:, : len(at), : len(at)] = attention.probabilities[row][:, at][:, :, at]
             torch.testing.assert_close(found[row, :, block], expected)
 
 
 def test_attention_may_be_of_half_precision():
     blocks = blocks_for([(2, 7), (3, 2)], size=3)
-    exact, asked = attention_for(blocks), blocks.question[:, None]
+    exact, sets = attention_for(blocks), blocks.question[:, None]
     half = FullAttention(exact.probabilities.bfloat16())
     for one, other in (
-        (half.attention_to(asked), exact.attention_to(asked)),
-        (half.attention_from(asked), exact.attention_from(asked)),
+        (half.attention_to(sets), exact.attention_to(sets)),
+        (half.attention_from(sets), exact.attention_from(sets)),
         (half.diagonal_blocks(blocks, 3), exact.diagonal_blocks(blocks, 3)),
     ):
         assert one.dtype == torch.bfloat16
@@ -77,9 +77,9 @@ def test_attention_may_be_of_half_precision():
 def test_gradients_flow_through_every_piece_to_the_map():
     blocks = blocks_for([(2, 5)], size=2)
     maps = attention_for(blocks).probabilities.clone().requires_grad_()
-    attention, asked = FullAttention(maps), blocks.question[:, None]
-    total = attention.attention_to(asked).sum() + attention.diagonal_blocks(blocks, 2).sum()
-    (total + attention.attention_from(asked).sum()).backward()
+    attention, sets = FullAttention(maps), blocks.question[:, None]
+    total = attention.attention_to(sets).sum() + attention.diagonal_blocks(blocks, 2).sum()
+    (total + attention.attention_from(sets).sum()).backward()
     assert maps.grad is not None
     assert (maps.grad > 0).any()
     assert maps.grad.isfinite().all()

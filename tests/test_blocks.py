@@ -64,8 +64,8 @@ def test_every_position_is_what_the_window_says(rows, size, more):
         expected = [NO_BLOCK] * (question + 2) + [n // size for n in range(passage)] + [NO_BLOCK]
         expected += [PADDING] * (longest + more - len(expected))
         assert blocks.block_ids[row].tolist() == expected
-        asked = blocks.question[row].nonzero().flatten().tolist()
-        assert asked == list(range(1, question + 1))
+        question_tokens = blocks.question[row].nonzero().flatten().tolist()
+        assert question_tokens == list(range(1, question + 1))
         separators = blocks.separators[row].nonzero().flatten().tolist()
         assert separators == [question + 1, question + passage + 2]
         sizes = [min(size, passage - begin) for begin in range(0, passage, size)]

@@ -68,11 +68,11 @@ def test_a_pass_costs_what_torch_counts(kind, build):
         blocks = -(-sizes[1] // 4)
         first = torch.arange(blocks)[None] % 3 != 1
         keep = {1: first, 2: first & (torch.arange(blocks)[None] < 4)}
-        told = {"keep": keep, "answers": first}
-        output = skimmer.run(model, **inputs, **told)
+        given_blocks = {"keep": keep, "answers": first}
+        output = skimmer.run(model, **inputs, **given_blocks)
         tokens = output.tokens[0].numpy()
         assert sizes[1] < 21 or tokens[0] > tokens[1] > tokens[2]
-        expected = counted_macs(lambda a=inputs, b=told: skimmer.run(model, **a, **b))
+        expected = counted_macs(lambda a=inputs, b=given_blocks: skimmer.run(model, **a, **b))
         assert cost.encoder_macs(tokens) == expected
 
 
@@ -99,7 +99,7 @@ def test_counting_leaves_a_model_as_it_was():
 
 
 class Int8Linear(nn.Module):
-    """As a quantised layer looks from outside: no ``nn.Linear``, its weights in a module inside."""
+    """As a quantised layer appears from outside: no ``nn.Linear``, weights in a module inside."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -215,10 +215,10 @@ def test_the_work_of_a_batch(answer_head, pruned_logits):
     assert (work.encoder[1], work.predictors[1], work.full[1]) == (0, 0, 0)
     assert work.relative[1] == 0
     assert work.relative[0] == (work.encoder[0] + work.predictors[0]) / work.full[0]
-    watched = batch_cost(cost, skimmer.run(model, **inputs, skim=False))
-    asked = sum(skimmer.predictors[n].macs(21, 3) for n in "123")
-    assert watched.predictors[0] == asked
-    assert watched.relative[0] > 1
+    unpruned = batch_cost(cost, skimmer.run(model, **inputs, skim=False))
+    expected = sum(skimmer.predictors[n].macs(21, 3) for n in "123")
+    assert unpruned.predictors[0] == expected
+    assert unpruned.relative[0] > 1
 
 
 def test_equation_6_of_the_paper():

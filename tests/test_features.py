@@ -81,9 +81,9 @@ def test_late_interaction_is_the_best_match_of_each_question_token():
     inputs = inputs_of(MIXED)
     hidden, blocks = inputs.layers[1].hidden, inputs.blocks
     found = features.late_interaction(hidden, blocks)
-    for row, (asked, words) in enumerate(MIXED):
-        best = torch.zeros(asked, blocks.count)
-        for q in range(asked):
+    for row, (question, words) in enumerate(MIXED):
+        best = torch.zeros(question, blocks.count)
+        for q in range(question):
             for k in range(blocks.count):
                 inside = (blocks.block_ids[row] == k).nonzero().flatten().tolist()
                 cosines = [
@@ -92,7 +92,7 @@ def test_late_interaction_is_the_best_match_of_each_question_token():
                 ]
                 best[q, k] = max(cosines, default=torch.tensor(-2.0))
         for k in range(-(-words // 4)):
-            if not asked:
+            if not question:
                 expected = [0.0, -1.0, 0.0]
             else:
                 top = best.amax(dim=1)

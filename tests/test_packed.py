@@ -33,7 +33,7 @@ def logits(output) -> torch.Tensor:
 
 
 def both(skimmer, model, inputs, **how):
-    """The same pass by ``PaddedForward``, which gradients select, and packed."""
+    """The same pass padded, which gradients select, and packed."""
     with torch.enable_grad():
         padded = skimmer.run(model, **inputs, **how)
     with torch.inference_mode():
@@ -125,7 +125,7 @@ ROW = st.tuples(st.integers(0, 5), st.integers(0, 26))
 @given(
     rows=st.lists(ROW, min_size=1, max_size=5),
     keep=st.lists(st.integers(0, 2**7 - 1), min_size=10, max_size=10),
-    told=st.booleans(),
+    given=st.booleans(),
     min_blocks=st.integers(0, 2),
     neighbours=st.integers(0, 1),
     min_pruned_fraction=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
@@ -133,7 +133,14 @@ ROW = st.tuples(st.integers(0, 5), st.integers(0, 26))
     window_threshold=st.sampled_from([0.0, 0.45, 0.55, 1.0]),
 )
 def test_any_rows_and_any_choice(
-    rows, keep, told, min_blocks, neighbours, min_pruned_fraction, min_tokens, window_threshold
+    rows,
+    keep,
+    given,
+    min_blocks,
+    neighbours,
+    min_pruned_fraction,
+    min_tokens,
+    window_threshold,
 ):
     """Empty passages, rows within a block, one row, an oracle's choice; all rules at once."""
     model, inputs = tiny_encoder("mpnet"), windows("mpnet", rows=tuple(rows))
@@ -149,7 +156,7 @@ def test_any_rows_and_any_choice(
         window_threshold=window_threshold,
     )
     how = {"optional": torch.tensor([bool(k & 1) for k in keep[: len(rows)]])}
-    if told:
+    if given:
         count = -(-max(passage for _, passage in rows) // 4)
         bits = [[[bool(k >> b & 1) for b in range(count)] for k in half] for half in halves(keep)]
         how["keep"] = {
@@ -215,7 +222,7 @@ def test_nothing_but_padding():
         assert not output.tokens.any()
 
 
-def test_blocks_that_were_cut_elsewhere():
+def test_given_blocks():
     """Sentences of 1 to 9 tokens, longer and shorter than the predictor's block."""
     model, inputs = tiny_encoder(), windows()
     of = torch.full_like(inputs["input_ids"], -1)
@@ -298,8 +305,8 @@ def test_gradients_and_training_take_the_padded_way(monkeypatch):
 def test_short_rows_are_neither_pruned_nor_scored(grad):
     model, inputs = tiny_encoder(), windows()  # rows of 27, 16 and 35 tokens
     skimmer = tiny_skimmer(model, prune_layers=(2,), thresholds=(1.0,), min_tokens=20)
-    asked = []
-    skimmer.predictors["2"].register_forward_hook(lambda *_: asked.append(1))
+    runs = []
+    skimmer.predictors["2"].register_forward_hook(lambda *_: runs.append(1))
     with torch.set_grad_enabled(grad):
         output = skimmer.run(model, **inputs)
         assert output.scored[2].any(dim=1).tolist() == [True, False, True]
@@ -310,13 +317,13 @@ def test_short_rows_are_neither_pruned_nor_scored(grad):
         best = output.scores[2].argmax(dim=1)
         sizes = output.blocks.sizes.gather(1, best[:, None]).flatten().tolist()
         assert (first, last) == (6 + sizes[0], 5 + sizes[2])
-        assert len(asked) == 1
+        assert len(runs) == 1
         skimmer.set_options(min_tokens=36)
         output = skimmer.run(model, **inputs)
         assert torch.equal(output.kept[2], output.blocks.real)
-        assert len(asked) == 1
+        assert len(runs) == 1
         assert list(skimmer.run(model, **inputs, skim=False).scores) == [1, 2, 3]
-        assert len(asked) == 2  # who only watches sees all rows
+        assert len(runs) == 2  # without pruning all rows are scored
 
 
 def test_a_row_that_has_become_short_is_left_alone():
@@ -367,19 +374,19 @@ def test_a_dropped_row_costs_and_says_nothing_more(kind, pruned_logits):
 
 
 @torch.inference_mode()
-def test_only_optional_rows_are_dropped_and_a_bound_of_0_drops_none():
+def test_only_optional_rows_are_dropped_and_a_threshold_of_0_drops_none():
     model, inputs = tiny_encoder(), windows()
     skimmer, _ = dropping(model, inputs)
     skimmer.set_options(thresholds=(0.6,))
-    everyone, nobody = torch.tensor([True] * 3), torch.tensor([False] * 3)
+    everyone, nothing = torch.tensor([True] * 3), torch.tensor([False] * 3)
     skimmer.set_options(window_threshold=1.0)
     assert skimmer.run(model, **inputs, optional=everyone).dropped.all()
     one = skimmer.run(model, **inputs, optional=torch.tensor([False, True, False]))
     assert one.dropped.tolist() == [False, True, False]
-    spared = skimmer.run(model, **inputs, optional=nobody)
+    kept_all = skimmer.run(model, **inputs, optional=nothing)
     skimmer.set_options(window_threshold=0.0)
     plain = skimmer.run(model, **inputs)
-    for output in (spared, skimmer.run(model, **inputs, optional=everyone)):
+    for output in (kept_all, skimmer.run(model, **inputs, optional=everyone)):
         assert not output.dropped.any()
         assert torch.equal(logits(output), logits(plain))
         assert torch.equal(output.tokens, plain.tokens)

@@ -114,10 +114,10 @@ def test_training_gives_finite_gradients_whatever_is_missing(kind, rows):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_survivors_are_judged_as_a_shorter_passage_would_be(kind):
+def test_remaining_blocks_are_scored_as_a_shorter_passage(kind):
     """After some blocks are gone: a row alone equals the row in a batch, absent blocks are last."""
 
-    def survivors(rows, gone):
+    def remaining(rows, gone):
         full = inputs_of(rows)
         kept = [
             [n for n, block in enumerate(row) if block != gone and block > -2]
@@ -141,11 +141,11 @@ def test_survivors_are_judged_as_a_shorter_passage_would_be(kind):
 
     predictor = predictor_of(kind)
     rows = [(3, 11), (2, 5)]
-    together = predictor(survivors(rows, gone=1))
+    together = predictor(remaining(rows, gone=1))
     assert (together[:, 1] == LOWEST).all()
     assert (together[0, [0, 2]] > LOWEST / 2).all()
     for row, window in enumerate(rows):
-        alone = predictor(survivors([window], gone=1))[0]
+        alone = predictor(remaining([window], gone=1))[0]
         torch.testing.assert_close(alone, together[row, : len(alone)], atol=1e-5, rtol=1e-5)
 
 
@@ -298,8 +298,8 @@ def test_random_is_uniform_and_the_same_for_the_same_block():
     torch.testing.assert_close(other(inputs)[inputs.blocks.real].sigmoid(), draws)
     seeded = build_predictor(PredictorConfig("random", seed=1), SHAPE, 1)
     assert (seeded(inputs)[inputs.blocks.real].sigmoid() - draws).abs().mean() > 0.2
-    asked = PredictorInputs({}, inputs.blocks, torch.where(inputs.blocks.question, 99, words))
-    assert (other(asked)[inputs.blocks.real].sigmoid() - draws).abs().mean() > 0.2
+    question = PredictorInputs({}, inputs.blocks, torch.where(inputs.blocks.question, 99, words))
+    assert (other(question)[inputs.blocks.real].sigmoid() - draws).abs().mean() > 0.2
 
 
 def test_oracle_knows_and_says_so_if_it_does_not():
@@ -318,9 +318,9 @@ def test_predictors_learn_what_their_view_shows(kind):
     marked = inputs.blocks.to_positions(labels, False)
     for view in inputs.layers.values():
         maps = view.attention.attention_to.__self__.probabilities
-        asked = inputs.blocks.question
+        question = inputs.blocks.question
         maps.masked_fill_((marked[:, :, None] & marked[:, None])[:, None], 0.0)
-        maps.add_((asked[:, :, None] & marked[:, None])[:, None] * 0.3)
+        maps.add_((question[:, :, None] & marked[:, None])[:, None] * 0.3)
         view.hidden[marked] = view.hidden[:, 1:2].expand_as(view.hidden)[marked]
     optimizer = torch.optim.Adam(predictor.parameters(), 0.02)
     real = inputs.blocks.real
@@ -411,14 +411,14 @@ def test_cost_of_the_paper_module_is_the_known_one():
 )
 def test_cost_is_what_a_counting_tool_counts(kind, size, blocks):
     """Of convolutions and matrix products: all of the first two, most of the third."""
-    length, asked = size * blocks, 3
+    length, question = size * blocks, 3
     predictor = predictor_of(kind, size=size, look_back=0)
-    inputs = inputs_of([(asked, length)], size=size)
+    inputs = inputs_of([(question, length)], size=size)
     with FlopCounterMode(display=False) as counter:
         predictor(inputs)
     counted = counter.get_total_flops() / 2
     if kind == "late_interaction":  # cosines with the passage, not with question, [CLS] and [SEP]
-        counted -= SHAPE.width * asked * (asked + 3)
-        norms = SHAPE.width * (length + asked) + 3 * blocks
+        counted -= SHAPE.width * question * (question + 3)
+        norms = SHAPE.width * (length + question) + 3 * blocks
         counted += norms
-    assert predictor.macs(length, asked) == counted
+    assert predictor.macs(length, question) == counted

@@ -307,7 +307,7 @@ def test_tokens_count_what_each_layer_reads_to_its_end():
 
 
 @torch.no_grad()
-def test_the_second_skim_point_sees_survivors_only():
+def test_the_second_pruning_layer_has_remaining_blocks_only():
     model, inputs = tiny_encoder(), windows()
     skimmer = tiny_skimmer(model, look_back=2, prune_layers=(1, 3), min_blocks=2)
     first = torch.zeros(3, 8).bool()
@@ -385,20 +385,20 @@ def test_bounds_of_what_can_come_in():
 
 
 @torch.no_grad()
-def test_the_passage_is_found_or_told():
+def test_the_passage_is_found_or_given():
     for kind in ("bert", "roberta"):
         model, inputs = tiny_encoder(kind), windows(kind)
         skimmer = tiny_skimmer(model, prune_layers=(1,))
-        told = skimmer.run(model, **inputs)
+        given = skimmer.run(model, **inputs)
         found = skimmer.run(model, **{n: x for n, x in inputs.items() if n != "passage"})
-        assert torch.equal(told.blocks.block_ids, found.blocks.block_ids)
-        assert torch.equal(told.blocks.separators, found.blocks.separators)
-        torch.testing.assert_close(logits(told), logits(found))
+        assert torch.equal(given.blocks.block_ids, found.blocks.block_ids)
+        assert torch.equal(given.blocks.separators, found.blocks.separators)
+        torch.testing.assert_close(logits(given), logits(found))
         inputs["passage"][:, 0] = True  # as a mask of allowed answers has it in SQuAD 2.0
-        assert torch.equal(skimmer.run(model, **inputs).blocks.block_ids, told.blocks.block_ids)
+        assert torch.equal(skimmer.run(model, **inputs).blocks.block_ids, given.blocks.block_ids)
     of = torch.where(found.blocks.passage, found.blocks.block_ids // 2, -1)
     other = skimmer.run(model, inputs["input_ids"], inputs["attention_mask"], block_ids=of)
-    assert other.blocks.count == (told.blocks.count + 1) // 2
+    assert other.blocks.count == (given.blocks.count + 1) // 2
 
 
 @torch.no_grad()
@@ -476,7 +476,7 @@ def test_labels_fit_the_blocks_of_the_output():
     assert labels.nonzero().tolist() == [[0, 0], [1, 0], [1, 1], [2, 7]]
 
 
-def test_only_what_is_asked_for_is_judged():
+def test_only_the_needed_predictors_run():
     model, inputs = tiny_encoder(), windows()
     skimmer = tiny_skimmer(model, prune_layers=(2,))
     assert list(skimmer.run(model, **inputs).scores) == [2]
@@ -515,12 +515,12 @@ def test_mistakes_are_named():
 
 
 @torch.no_grad()
-def test_the_oracle_predictor_keeps_what_it_is_told():
+def test_the_oracle_predictor_keeps_the_answer_blocks():
     model, inputs = tiny_encoder(), windows()
     config = SkimConfig(PredictorConfig("oracle", block_size=4), (2,), (2,), (0.5,), min_blocks=0)
     skimmer = Skimmer.from_encoder(model, config).eval()
     answers = torch.tensor([[False, True] * 4] * 3)
     output = skimmer.run(model, **inputs, answers=answers)
-    told = skimmer.run(model, **inputs, keep=answers, answers=~answers)
+    given_blocks = skimmer.run(model, **inputs, keep=answers, answers=~answers)
     assert torch.equal(output.kept[2], answers & output.blocks.real)
-    assert torch.equal(logits(output), logits(told))
+    assert torch.equal(logits(output), logits(given_blocks))

@@ -107,7 +107,7 @@ def test_damaged_files_are_named(tmp_path):
         load_skimmer(tmp_path)
     save_skimmer(tmp_path, trained_skimmer(tiny_encoder()))
     weights, settings = tmp_path / WEIGHTS, tmp_path / SETTINGS
-    whole, told = weights.read_bytes(), settings.read_text()
+    whole, text = weights.read_bytes(), settings.read_text()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(QalibError, match="checksum"):
         load_skimmer(tmp_path)
@@ -117,7 +117,7 @@ def test_damaged_files_are_named(tmp_path):
     weights.unlink()
     with pytest.raises(QalibError, match="no such weights"):
         load_skimmer(tmp_path)
-    settings.write_text(told[:40])
+    settings.write_text(text[:40])
     with pytest.raises(QalibError, match="JSON"):
         load_skimmer(tmp_path)
     settings.write_text("[]")

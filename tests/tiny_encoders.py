@@ -111,9 +111,9 @@ class Mass(nn.Module):
         share = inside / inside.sum(dim=2, keepdim=True).clamp(min=1)
         for number in self.layers:
             view = inputs.layers[number]
-            asked = blocks.question[:, None]
-            mass = self.heads[0] @ view.attention.attention_to(asked)[:, :, 0].float()
-            mass = mass + self.heads[1] @ view.attention.attention_from(asked)[:, :, 0].float()
+            sets = blocks.question[:, None]
+            mass = self.heads[0] @ view.attention.attention_to(sets)[:, :, 0].float()
+            mass = mass + self.heads[1] @ view.attention.attention_from(sets)[:, :, 0].float()
             mass = mass + view.hidden.float() @ self.hidden  # (B, L)
             total = total + (share * mass[:, None, :]).sum(dim=2)
         return total
