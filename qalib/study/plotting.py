@@ -7,7 +7,7 @@ with style():
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -63,20 +63,6 @@ def training_curves(ax, curves: pd.DataFrame, x: str = "step", y: str = "loss", 
     ax.get_legend().set_title(None)
 
 
-def seed_strip(ax, scores: pd.DataFrame, x: str, y: str, order: Sequence[str] | None = None):
-    """One point per seed and a bar at their mean, a column per ``x``."""
-    import seaborn as sns
-
-    order = list(dict.fromkeys(scores[x])) if order is None else list(order)
-    sns.stripplot(scores, x=x, y=y, order=order, hue=x, hue_order=order, jitter=0.08, ax=ax, size=7)
-    means = scores.groupby(x)[y].mean()
-    for place, name in enumerate(order):
-        ax.plot([place - 0.2, place + 0.2], [means[name]] * 2, color="0.2", lw=1.5)
-    ax.set_xlabel("")
-    if ax.get_legend() is not None:
-        ax.get_legend().remove()
-
-
 def forest(ax, rows: pd.DataFrame, label: str = "name", zero: float = 0.0, **line):
     """Intervals, one a line, the first on top.  columns: ``label``, difference, low, high"""
     places = range(len(rows))[::-1]
@@ -86,23 +72,3 @@ def forest(ax, rows: pd.DataFrame, label: str = "name", zero: float = 0.0, **lin
     ax.set_yticks(list(places), rows[label])
     ax.grid(axis="y", visible=False)
     ax.set_ylim(-0.7, len(rows) - 0.3)
-
-
-def recall_curves(
-    ax,
-    points: pd.DataFrame,
-    hue: str = "layer",
-    baselines: Mapping[str, pd.DataFrame] | None = None,
-):
-    """Answers kept over tokens kept, both in percent.  columns: ``hue``, tokens, answers
-
-    ``baselines`` by name, each with the columns tokens and answers, are drawn dashed.
-    """
-    import seaborn as sns
-
-    colours = sns.color_palette("crest", points[hue].nunique())
-    for colour, (name, rows) in zip(colours, points.groupby(hue, sort=False), strict=True):
-        ax.plot(rows["tokens"], rows["answers"], color=colour, label=f"{hue} {name}")
-    for name, rows in (baselines or {}).items():
-        ax.plot(rows["tokens"], rows["answers"], color="0.35", ls="--", label=name)
-    ax.set(xlabel="passage tokens kept, %", ylabel="answers kept, %", xlim=(0, 100))
