@@ -6,7 +6,7 @@ published reader, which stays as it is, on all training passages but some; on th
 chosen and its operating points are measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,35 +64,29 @@ def write_reader(folder: Path, trained: Run, rank: int) -> None:
 
 def export_reader(study: Study) -> Path:
     """Write the published checkpoint from the profile's reader, score it, and write its card."""
-    from qalib.models.pretrained import DEFAULT_CHECKPOINT
+    from qalib.inference import AnswerConfig
+    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 
     trained = baseline.profile_encoder(study)
     rank = study.config("adapter", Adapter).rank
     write_reader(DEFAULT_CHECKPOINT, trained, rank)
-    text = reader_card(trained, study.data("train"), reader_evaluations(study, trained), rank)
-    (DEFAULT_CHECKPOINT / "README.md").write_text(text, encoding="utf-8")
-    return DEFAULT_CHECKPOINT
-
-
-def reader_evaluations(study: Study, trained: Run) -> dict[str, Run]:
-    """The reader on the profile's test data, as trained and as published."""
-    from qalib.inference import AnswerConfig
-    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-
     settings = AnswerConfig(windows=trained.settings(baseline.EncoderTraining).windows)
-    sources = {
+    rows = {
         "encoder": {"weights": trained},
         "shipped": {"checkpoint": checkpoint_hash(DEFAULT_CHECKPOINT)},
     }
-    return {
-        name: study.run(
+    scored = [
+        study.run(
             baseline.evaluate,
             baseline.Evaluation(name, settings),
             test=study.data("test"),
-            **source,
+            **weights,
         )
-        for name, source in sources.items()
-    }
+        for name, weights in rows.items()
+    ]
+    text = reader_card(trained, study.data("train"), scored, rank)
+    (DEFAULT_CHECKPOINT / "README.md").write_text(text, encoding="utf-8")
+    return DEFAULT_CHECKPOINT
 
 
 READER_CARD = """# minilm-l6-squadshifts
@@ -115,18 +109,17 @@ spans of one passage; they are not calibrated confidences.
 """
 
 
-def reader_card(trained: Run, data: Dataset, evaluations: dict[str, Run], rank: int) -> str:
-    """The model card of the published reader, from its recorded runs."""
-    names = {"encoder": "as trained", "shipped": "as published"}
+def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -> str:
+    """The model card of the published reader; ``scored``: as trained, and as published."""
     rows = [
         {
-            "reader": names[name],
+            "reader": name,
             "test questions": run.metrics["questions"],
             "EM": f"{run.metrics['exact_match']:.1f}",
             "F1": f"{run.metrics['f1']:.1f}",
             "run": run.short,
         }
-        for name, run in evaluations.items()
+        for name, run in zip(("as trained", "as published"), scored, strict=True)
     ]
     return READER_CARD.format(
         rank=rank,
