@@ -6,37 +6,66 @@ the order of the questions, of a plain reader: the two differ only in what they 
 Notation: P passage tokens, N question tokens, T teachers, R rows.
 """
 
-import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import nn
 
-from qalib.data.schema import Dataset, Example, hold_out
-from qalib.data.words import WordConfig
-from qalib.distill.teacher_cache import TeacherCacheConfig
+from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
+from qalib.data.batching import collate, inference_batches
+from qalib.data.bytes import QuestionRows, passage_features
+from qalib.data.schema import Dataset, hold_out
+from qalib.data.windows import make_windows, training_windows
+from qalib.data.words import WordConfig, collate_words, word_windows
+from qalib.distill.alignment import (
+    TokenSpan,
+    byte_spans,
+    match_rows,
+    token_spans,
+    tokenizer_hash,
+)
+from qalib.distill.distractors import (
+    DistractorMiner,
+    DistractorSpans,
+    mining_report,
+    random_distractors,
+)
+from qalib.distill.objective import Distillation
+from qalib.distill.teacher_cache import (
+    Outputs,
+    TeacherCacheConfig,
+    TeacherTargets,
+    cache_teacher_outputs,
+)
 from qalib.errors import QalibError
-from qalib.losses import DistillConfig
-from qalib.models.mnemonic_reader import MnemonicConfig
+from qalib.inference import (
+    AnswerConfig,
+    ByteQuestionAnswerer,
+    QuestionAnswerer,
+    WordQuestionAnswerer,
+)
+from qalib.losses import (
+    DistillConfig,
+    smoothed_span_loss,
+)
+from qalib.metrics import score
+from qalib.models.byte_reader import build_byte_reader
+from qalib.models.encoder import build_encoder
+from qalib.models.ensemble import Ensemble
+from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader, recorded_scores
+from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
 from qalib.study.stages.bytes import ByteTraining, byte_optimizer, byte_task
-from qalib.training import TrainConfig
+from qalib.training import TrainConfig, TrainingTask, choose_precision, make_accelerator, train
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from qalib.distill.alignment import TokenSpan
-    from qalib.distill.distractors import DistractorSpans
-    from qalib.distill.teacher_cache import Outputs, TeacherTargets
-    from qalib.training import TrainingTask
-
+Task = tuple[TrainingTask, list[TokenSpan]]  # and the passage tokens of its rows
 MAX_ANSWER = 20  # word pieces of an answer, in mining and decoding
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -146,56 +175,49 @@ def train_student(
     teachers have not read the data.
     """
 
-    def task(reader: "nn.Module", rest: Dataset) -> "TrainingTask":
+    def make_task(reader: nn.Module, rest: Dataset) -> TrainingTask:
         return student_task(reader, rest, config, cache, out_of_fold)
 
-    return _train_words(config.base, work, data, task, start)
+    return _train_words(config.base, work, data, make_task, start)
 
 
-def new_reader(config: WordTraining) -> "nn.Module":
+def new_reader(config: WordTraining) -> nn.Module:
     """A word-level reader before training."""
-    from qalib.models.mnemonic_reader import build_mnemonic_reader
-
     return build_mnemonic_reader(config.reader, seed=config.seed)
 
 
-def word_task(
-    reader: "nn.Module", data: Dataset, config: WordTraining
-) -> "tuple[TrainingTask, list[TokenSpan]]":
-    """Cross-entropy on windows with a gold answer, and the token spans of these windows."""
-    from qalib.data.words import collate_words
-    from qalib.distill.alignment import token_spans
-    from qalib.losses import smoothed_span_loss
-    from qalib.training import TrainingTask
+def word_task(reader: nn.Module, data: Dataset, config: WordTraining) -> Task:
+    """Cross-entropy on windows with a gold answer."""
+    windows = word_windows(data.examples, reader.vocabulary, config.text)
+    return _task(training_windows(windows), data, collate_words, config.smoothing)
 
-    windows = _word_windows(reader, data, config)
+
+def encoder_task(reader: nn.Module, data: Dataset, config: EncoderTraining) -> Task:
+    """As :func:`word_task`, for an encoder."""
+    pad = reader.tokenizer.pad_token_id or 0
+    windows = make_windows(data.examples, reader.tokenizer, config.windows)
+    return _task(training_windows(windows), data, lambda chosen: collate(chosen, pad))
+
+
+def _task(windows: list, data: Dataset, make_batch: Callable, smoothing: float = 0.0) -> Task:
     task = TrainingTask(
         lengths=[len(window) for window in windows],
-        collate=lambda rows: collate_words([windows[row] for row in rows]),
+        collate=lambda rows: make_batch([windows[row] for row in rows]),
         loss=lambda output, batch: smoothed_span_loss(
-            output, batch.answer_spans, batch.answer_weights, config.smoothing
+            output, batch.answer_spans, batch.answer_weights, smoothing
         ),
     )
     return task, token_spans(windows, data.examples)
 
 
-def _word_windows(reader: "nn.Module", data: Dataset, config: WordTraining) -> list:
-    from qalib.data.windows import training_windows
-    from qalib.data.words import word_windows
-
-    return training_windows(word_windows(data.examples, reader.vocabulary, config.text))
-
-
 def student_task(
-    reader: "nn.Module",
+    reader: nn.Module,
     data: Dataset,
     config: StudentTraining,
     cache: Run,
     out_of_fold: Run | None = None,
-) -> "TrainingTask":
+) -> TrainingTask:
     """The joint objective of a word-level student: windows with their teachers' targets."""
-    from qalib.distill.alignment import tokenizer_hash
-
     targets = teacher_targets(cache, config.teachers)
     return _distilled(
         *word_task(reader, data, config.base),
@@ -206,21 +228,16 @@ def student_task(
     )
 
 
-def _distilled(task: "TrainingTask", spans: list, *targets_and_loss, **options) -> "TrainingTask":
+def _distilled(task: TrainingTask, spans: list, *targets_and_loss, **options) -> TrainingTask:
     """A task with the distillation objective in place of its own loss."""
-    from qalib.distill.objective import Distillation
-
     joint = Distillation(task.collate, spans, *targets_and_loss, **options)
     return replace(task, collate=joint.collate, loss=joint.loss, log_metrics=joint.log_metrics)
 
 
 def _distractors(
-    targets: "TeacherTargets", data: Dataset, config: StudentTraining, out_of_fold: Run | None
-) -> "DistractorSpans":
+    targets: TeacherTargets, data: Dataset, config: StudentTraining, out_of_fold: Run | None
+) -> DistractorSpans:
     """The distractor of every row of the targets; none where there is nothing to mine from."""
-    from qalib.distill.alignment import match_rows
-    from qalib.distill.distractors import DistractorMiner, DistractorSpans, random_distractors
-
     if (out_of_fold is not None) != (config.distractors == "out-of-fold"):
         raise QalibError("the input out_of_fold and distractors = 'out-of-fold' need each other.")
     mined = targets.distractors()
@@ -242,11 +259,9 @@ def _distractors(
 
 
 def _train_words(
-    config: WordTraining, work: Path, data: Dataset, task: Callable, start: Run | None = None
+    config: WordTraining, work: Path, data: Dataset, make_task: Callable, start: Run | None = None
 ) -> dict:
     """Train a word-level reader; score it on the held-out passages after every epoch."""
-    from qalib.metrics import score
-
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = new_reader(config)
     if start is not None:
@@ -255,26 +270,25 @@ def _train_words(
     def held_out_scores(epoch: int = 0) -> dict:
         if held is None:
             return {}
-        found = _answerer(reader, config).predictions(held.examples)
+        decoding = AnswerConfig(max_answer_length=MAX_ANSWER)
+        answerer = WordQuestionAnswerer(reader, decoding, config.text)
+        found = answerer.predictions(held.examples)
         return {f"held_out_{name}": value for name, value in score(held, found).items()}
 
-    task = task(reader, rest)
+    task = make_task(reader, rest)
     summary = _train(reader, task, config.train, work, config.seed, after_epoch=held_out_scores)
     return {"questions": len(rest), **summary, **held_out_scores()}
 
 
 def _train(
-    reader: "nn.Module",
-    task: "TrainingTask",
+    reader: nn.Module,
+    task: TrainingTask,
     config: TrainConfig,
     work: Path,
     seed: int,
     **options: Any,
 ) -> dict:
     """Train a reader and write what training changed to weights.safetensors.  -> metrics"""
-    from qalib.checkpoints import save_weights, trained_tensors
-    from qalib.training import make_accelerator, train
-
     summary = train(reader, task, config, work, seed, **options)
     if make_accelerator().is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
@@ -294,44 +308,30 @@ def cache_teachers(
     A killed run resumes with the teacher that it was processing. The metrics describe the
     distractors, see :func:`qalib.distill.distractors.mining_report`.
     """
-    from qalib.data.batching import collate
-    from qalib.data.windows import make_windows, training_windows
-    from qalib.data.words import collate_words
-    from qalib.distill.alignment import token_spans, tokenizer_hash
-    from qalib.distill.distractors import DistractorMiner, mining_report
-    from qalib.distill.teacher_cache import TeacherTargets, cache_teacher_outputs
-
     first = load_word_reader(teachers[0])
     if teachers[0].stage == "train-encoder":
-        tokenizer, how = first.tokenizer, teachers[0].settings(EncoderTraining).windows
-        windows = training_windows(make_windows(data.examples, tokenizer, how))
-        make_batch = lambda chosen: collate(chosen, tokenizer.pad_token_id or 0)  # noqa: E731
+        task, spans = encoder_task(first, data, teachers[0].settings(EncoderTraining))
+        tokenizer = first.tokenizer
     else:
-        tokenizer, make_batch = first.vocabulary.tokenizer, collate_words
-        windows = _word_windows(first, data, word_training(teachers[0]))
+        task, spans = word_task(first, data, word_training(teachers[0]))
+        tokenizer = first.vocabulary.tokenizer
     hops = [f"align {n}" for n in range(1, first.config.hops + 1)] if config.attention else []
-    spans, miner = token_spans(windows, data.examples), DistractorMiner(data, config.mining)
-    functions = [lambda run=run: _outputs(run, windows, make_batch) for run in teachers]
-    folder = work / "cache"
+    miner, folder = DistractorMiner(data, config.mining), work / "cache"
+    functions = [lambda run=run: _outputs(run, task) for run in teachers]
     cache_teacher_outputs(folder, spans, functions, miner, hops, tokenizer_hash(tokenizer))
     targets = TeacherTargets(folder, range(len(teachers)))
     allowed = _not_trained_on(spans, data, config.folds) if config.folds else None
     report = mining_report(targets.distractors(allowed), spans, miner)
-    return {"windows": len(windows), "teachers": len(teachers), **report}
+    return {"windows": len(spans), "teachers": len(teachers), **report}
 
 
-def _outputs(run: Run, windows: list, make_batch: Callable, budget: int = 8192) -> "Outputs":
-    """The outputs of a run's reader, in batches of similar length."""
-    import torch
-
-    from qalib.data.batching import inference_batches
-    from qalib.training import choose_precision
-
+def _outputs(run: Run, task: TrainingTask) -> Outputs:
+    """The outputs of a run's reader for all rows, in batches of similar length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reader = load_word_reader(run).to(device)
     bf16 = choose_precision("auto", device)[0] == "bf16"
-    for rows in inference_batches([len(window) for window in windows], budget):
-        batch = make_batch([windows[row] for row in rows]).to(torch.device(device))
+    for rows in inference_batches(task.lengths, 8192):
+        batch = task.collate(rows).to(torch.device(device))
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             yield rows, reader(batch)
 
@@ -342,97 +342,23 @@ def fold_of(context: str, folds: int) -> int:
     return int.from_bytes(digest[4:8]) % folds  # other bytes than those that ``hold_out`` reads
 
 
-def _not_trained_on(spans: "Sequence[TokenSpan]", data: Dataset, folds: int) -> np.ndarray:
+def _not_trained_on(spans: Sequence[TokenSpan], data: Dataset, folds: int) -> np.ndarray:
     """Which teacher was not trained on which row: teacher k on fold k.  -> (T, R) bool"""
     contexts = {example.id: example.context for example in data.examples}
     fold = np.array([fold_of(contexts[span.id], folds) for span in spans])
     return np.arange(folds)[:, None] == fold
 
 
-def teacher_targets(cache: Run, teachers: Sequence[int] | None = None) -> "TeacherTargets":
+def teacher_targets(cache: Run, teachers: Sequence[int] | None = None) -> TeacherTargets:
     """The targets of some teachers of a ``cache_teachers`` run, by default of all.
 
     Raises QalibError if the run has fewer teachers, or if its files are not on this machine.
     """
-    from qalib.distill.teacher_cache import TeacherTargets
-
     count = sum(name.startswith("teachers.") for name in cache.inputs)
     teachers = range(count) if teachers is None else teachers
     if max(teachers, default=count) >= count:
         raise QalibError(f"{cache.short} has teachers 0 to {count - 1}, not {tuple(teachers)}.")
     return TeacherTargets(cache.file("cache/rows.json").parent, teachers)
-
-
-@settings
-class TargetSummary:
-    """How many rows are averaged over, and the temperature of the softened ensemble."""
-
-    rows: Count = 2000
-    temperature: float = 2.0
-
-
-@stage("summarize-targets", publish=())
-def summarize_targets(config: TargetSummary, work: Path, data: Dataset, cache: Run) -> dict:
-    """What the ensemble of all teachers of a cache predicts for its training data.
-
-    Metrics: ``rows``; by "one" (mean of single teachers), "all" and "softened" (at the temperature)
-    ``gold``, the probability of the first gold answer in percent, and ``entropy`` of start and end
-    in bits; ``agree``, percent of rows where all teachers have the same best start and end;
-    ``mistakes``, the most confident ones.
-    """
-    from qalib.losses import entropy, teacher_probabilities
-
-    targets = teacher_targets(cache)
-    examples = {example.id: example for example in data.examples}
-    rows = _gold_rows(targets, examples, config.rows)
-    sums: Counter[tuple[str, str]] = Counter()
-    for row, first, last in rows:
-        start, end, mask = targets.logits([row])
-        alone = [(start[t : t + 1], end[t : t + 1], 1.0) for t in range(len(start))]
-        ensembles = {"one": alone, "all": [(start, end, 1.0)]}
-        ensembles["softened"] = [(start, end, config.temperature)]
-        for name, members in ensembles.items():
-            for *sides, tau in members:
-                q1, q2 = (teacher_probabilities(x, mask, tau).double() for x in sides)
-                sums["gold", name] += 100 * float(q1[0, first] * q2[0, last]) / len(members)
-                sums["entropy", name] += float(entropy(q1, q2)) / np.log(2) / len(members)
-        best = {(int(s.argmax()), int(e.argmax())) for s, e, _ in alone}
-        sums["agree", ""] += 100 * (len(best) == 1)
-    means = {key: value / len(rows) for key, value in sums.items()}
-    return {
-        "rows": len(rows),
-        "agree": means["agree", ""],
-        "gold": {name: means["gold", name] for name in ensembles},
-        "entropy": {name: means["entropy", name] for name in ensembles},
-        "mistakes": _mistakes(targets, examples),
-    }
-
-
-def _gold_rows(targets: "TeacherTargets", examples: dict, count: int) -> list[tuple]:
-    """At most ``count`` evenly spaced rows with the tokens of their first gold answer."""
-    from qalib.distill.alignment import span_positions
-
-    found = []
-    for row in range(0, len(targets), -(-len(targets) // count)):
-        span = targets.spans[row]
-        answer = examples[span.id].answers[0]
-        tokens = span_positions(answer.start, answer.end, span._replace(context_start=0))
-        if tokens:
-            found.append((row, *tokens))
-    return found
-
-
-def _mistakes(targets: "TeacherTargets", examples: dict, count: int = 5) -> list[dict]:
-    """The most confident distractors, each question once."""
-    spans, confidence = targets.distractors()
-    found: dict[str, dict] = {}
-    for row in np.argsort(-confidence, kind="stable").tolist():
-        example, (a, b) = examples[targets.spans[row].id], spans[row].tolist()
-        if confidence[row] > 0 and len(found) < count:
-            texts = {"gold": example.answers[0].text, "predicted": example.context[a:b]}
-            mistake = {**texts, "probability": float(confidence[row])}
-            found.setdefault(example.id, {"question": example.question, **mistake})
-    return list(found.values())
 
 
 # --- other students ---------------------------------------------------------------------------
@@ -446,32 +372,15 @@ def train_shallow(
 
     Encoders attend to passage and question at once, so attention is not distilled.
     """
-    from qalib.data.batching import collate
-    from qalib.data.windows import make_windows, training_windows
-    from qalib.distill.alignment import token_spans
-    from qalib.losses import span_loss
-    from qalib.training import TrainingTask
-
     reader, base = _shallow_reader(config), config.base
-    tokenizer = reader.tokenizer
-    windows = training_windows(make_windows(data.examples, tokenizer, base.windows))
-    task = TrainingTask(
-        lengths=[len(window) for window in windows],
-        collate=lambda rows: collate([windows[r] for r in rows], tokenizer.pad_token_id or 0),
-        loss=lambda output, batch: span_loss(output, batch.answer_spans, batch.answer_weights),
-    )
+    task, spans = encoder_task(reader, data, base)
     if cache is not None:
-        targets = teacher_targets(cache, config.teachers)
-        task = _distilled(task, token_spans(windows, data.examples), targets, config.loss)
+        task = _distilled(task, spans, teacher_targets(cache, config.teachers), config.loss)
     return {"questions": len(data), **_train(reader, task, base.train, work, base.seed)}
 
 
-def _shallow_reader(config: ShallowTraining) -> "nn.Module":
+def _shallow_reader(config: ShallowTraining) -> nn.Module:
     """The pretrained encoder with some of its layers and a new span head."""
-    from torch import nn
-
-    from qalib.models.encoder import build_encoder
-
     reader = build_encoder(config.base.encoder, config.base.seed)
     body = reader.encoder.base_model.encoder
     if max(config.layers) > len(body.layer):
@@ -487,10 +396,6 @@ def train_byte_student(config: ByteStudent, work: Path, data: Dataset, cache: Ru
 
     Probabilities of word pieces are projected onto the bytes; attention is not distilled.
     """
-    from qalib.data.bytes import QuestionRows, passage_features
-    from qalib.distill.alignment import byte_spans
-    from qalib.models.byte_reader import build_byte_reader
-
     base = config.base
     reader, task = build_byte_reader(base.reader, base.seed), byte_task(data, base)
     rows = QuestionRows(passage_features(data.examples, base.text))  # those of the task
@@ -512,10 +417,8 @@ def word_training(run: Run) -> WordTraining:
     return run.settings(WordTraining)
 
 
-def load_word_reader(run: Run) -> "nn.Module":
+def load_word_reader(run: Run) -> nn.Module:
     """The reader of a run of this module, or of an encoder teacher, in evaluation mode."""
-    from qalib.models.byte_reader import build_byte_reader
-
     if run.stage == "train-encoder":
         return load_encoder_reader(run).eval()
     if run.stage == "student-encoder":
@@ -528,18 +431,13 @@ def load_word_reader(run: Run) -> "nn.Module":
     return reader.eval()
 
 
-def _put_weights(reader: "nn.Module", run: Run) -> None:
-    from qalib.checkpoints import load_weights, put_weights
-
+def _put_weights(reader: nn.Module, run: Run) -> None:
     path = run.file("weights.safetensors")
     put_weights(reader, load_weights(path), str(path))
 
 
 def word_answerer(weights: Run | Sequence[Run], settings: Any):
     """A run of this module, or an ensemble of word-level readers, ready to answer questions."""
-    from qalib.inference import ByteQuestionAnswerer, QuestionAnswerer
-    from qalib.models.ensemble import Ensemble
-
     runs = [weights] if isinstance(weights, Run) else list(weights)
     readers = [load_word_reader(run) for run in runs]
     if runs[0].stage == "student-bytes":
@@ -547,90 +445,4 @@ def word_answerer(weights: Run | Sequence[Run], settings: Any):
     if runs[0].stage == "student-encoder":
         return QuestionAnswerer(readers[0], settings)
     reader = readers[0] if len(readers) == 1 else Ensemble(readers)
-    return _answerer(reader, word_training(runs[0]), settings)
-
-
-def _answerer(reader: "nn.Module", config: WordTraining, settings: Any = None):
-    from qalib.inference import AnswerConfig, WordQuestionAnswerer
-
-    settings = settings or AnswerConfig(max_answer_length=MAX_ANSWER)
-    return WordQuestionAnswerer(reader, settings, config.text)
-
-
-# --- one question in detail -------------------------------------------------------------------
-
-
-@settings
-class AlignmentExample:
-    """Only questions whose passage has at most so many tokens fit the figure."""
-
-    max_tokens: Count = 160
-
-
-@stage("alignment-example", publish=("example.json", "arrays.safetensors"))
-def alignment_example(
-    config: AlignmentExample,
-    work: Path,
-    test: Dataset,
-    readers: list[Run],
-    evaluations: list[Run],
-) -> dict:
-    """A question of ``test`` that the first of two readers gets wrong and the second right.
-
-    Of these (the first 400 that fit) it is the one that the first reader is most confident about;
-    if there are none, any that it gets wrong. Metrics: how many are ``fixed``, and how many
-    ``broken``, the other way round. Writes example.json and arrays.safetensors: attention, each
-    passage token's mean attention to the question (readers, P, N); start and end (readers, P).
-    """
-    from safetensors.numpy import save_file
-
-    from qalib.distill.alignment import span_positions, token_spans
-
-    (em1, f1), (em2, f2) = (recorded_scores(run).values() for run in evaluations)
-    fixed, broken, wrong = (f1 == 0) & (em2 == 100), (f2 == 0) & (em1 == 100), f1 == 0
-    chosen = next((c for c in (fixed, wrong) if c.any()), f1 >= 0)
-    answerers = [word_answerer(run, None) for run in readers]
-    candidates = [test.examples[i] for i in np.flatnonzero(chosen)[:400]]
-    example = _most_confident(answerers[0], candidates, config.max_tokens)
-    window = answerers[0].make_windows([example])[0]
-    found = [_alignment(answerer, window, example) for answerer in answerers]
-    arrays = {name: np.stack([one[name] for one in found]) for name in found[0]}
-    save_file(arrays, work / "arrays.safetensors")
-    answers = [answerer.answer_many([example])[0][0] for answerer in answerers]
-    (span,) = token_spans([window], [example])
-    gold = example.answers[0]
-    tokens = [span_positions(a.start, a.end, span) for a in (gold, answers[0])]
-    content = {
-        "question": example.question,
-        "gold": gold.text,
-        "predictions": [answer.text for answer in answers],
-        "question_tokens": [example.question[a:b] for a, b in window.question.offsets.tolist()],
-        "passage_tokens": [example.context[a:b] for a, b in window.offsets.tolist()],
-        "gold_tokens": tokens[0],
-        "predicted_tokens": tokens[1],
-    }
-    text = json.dumps(content, ensure_ascii=False)
-    (work / "example.json").write_text(text, encoding="utf-8")
-    return {"fixed": int(fixed.sum()), "broken": int(broken.sum())}
-
-
-def _most_confident(answerer: Any, examples: Sequence[Example], max_tokens: int) -> Example:
-    sizes = {e.id: sum(len(w) for w in answerer.make_windows([e])) for e in examples}
-    fitting = [e for e in examples if sizes[e.id] <= max_tokens]
-    fitting = fitting or [min(examples, key=lambda e: sizes[e.id])]
-    pairs = zip(fitting, answerer.answer_many(fitting), strict=True)
-    return max(pairs, key=lambda pair: pair[1][0].probability)[0]
-
-
-def _alignment(answerer: Any, window: Any, example: Example) -> dict[str, np.ndarray]:
-    """attention (P, N), start (P,) and end (P,) of one reader, float32."""
-    import torch
-
-    with torch.inference_mode():
-        output = answerer.reader(answerer.collate([window], [example]).to(answerer.device))
-    hops = [maps[0] for name, maps in output.attentions.items() if name.startswith("align ")]
-    words, question = len(window), len(window.question)  # batches are padded
-    start, end = (logits[0, :words].float().softmax(dim=0) for logits in output[:2])
-    attention = torch.stack(hops).float().mean(dim=0)[:words, :question]
-    arrays = {"attention": attention, "start": start, "end": end}
-    return {name: values.cpu().numpy() for name, values in arrays.items()}
+    return WordQuestionAnswerer(reader, settings, word_training(runs[0]).text)
