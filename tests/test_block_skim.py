@@ -1,0 +1,483 @@
+"""Block-Skim stages: joint, frozen and detached training, block predictions, the example; tiny."""
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from qalib.checkpoints import load_weights
+from qalib.data.batching import collate
+from qalib.data.corpus import CorpusConfig, build_corpus
+from qalib.data.schema import Dataset, hold_out
+from qalib.data.windows import Window, WindowConfig, make_windows
+from qalib.errors import QalibError
+from qalib.inference import AnswerConfig
+from qalib.losses import RELEASED, SkimLossConfig, block_labels, span_loss
+from qalib.models.encoder import EncoderConfig
+from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+from qalib.skim.blocks import sentence_blocks
+from qalib.skim.calibration import block_scores, recall_curve
+from qalib.skim.predictors import PredictorConfig
+from qalib.study.run_cache import Run, RunCache
+from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, train_encoder
+from qalib.study.stages.block_skim import (
+    GRID,
+    ORACLE,
+    BlockPrediction,
+    BlockPredictions,
+    ExampleConfig,
+    Pruning,
+    SkimAnswerConfig,
+    SkimStudy,
+    SkimTraining,
+    attention_example,
+    block_predictions,
+    build_skim_reader,
+    choose_window,
+    curve_table,
+    load_skim_reader,
+    predict_blocks,
+    read_blocks,
+    read_example,
+    skim_answerer,
+    skim_optimizer,
+    skim_task,
+    summarize_blocks,
+    train_skim,
+)
+from qalib.training import TrainConfig, train
+
+BASE = EncoderTraining(
+    encoder=EncoderConfig(random_start=True, layers=2, width=32, heads=4, dropout=0.0),
+    train=TrainConfig(num_train_epochs=1, max_steps=3, tokens_per_batch=1024, learning_rate=1e-3),
+)
+JOINT = SkimTraining(
+    **{f.name: getattr(BASE, f.name) for f in fields(BASE)},
+    predictor=PredictorConfig("question", block_size=16, dropout=0.0),
+)
+NO_LOSS = SkimLossConfig(alpha=0.0)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return build_corpus(CorpusConfig(questions=24, length=500))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> RunCache:
+    return RunCache(tmp_path_factory.mktemp("runs"), None)
+
+
+@pytest.fixture(scope="module")
+def plain(cache, data) -> Run:
+    return cache.run(train_encoder, BASE, {"data": data})
+
+
+@pytest.fixture(scope="module")
+def joint(cache, data) -> Run:
+    return cache.run(train_skim, JOINT, {"data": data})
+
+
+@pytest.fixture(scope="module")
+def predicted(cache, data, joint) -> Run:
+    return cache.run(predict_blocks, BlockPrediction(), {"weights": joint, "data": data})
+
+
+def encoder_tensors(run: Run) -> dict[str, torch.Tensor]:
+    weights = load_weights(run.file("weights.safetensors"))
+    names = {name.removeprefix("reader."): tensor for name, tensor in weights.items()}
+    trained = {name: t for name, t in names.items() if name.startswith("encoder.")}
+    return {name: t for name, t in trained.items() if t.is_floating_point()}  # no position numbers
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_answer_loss_and_block_loss_add_up(data):
+    model = build_skim_reader(JOINT).train()
+    rows = [0, 1, 2, 3]
+    task = skim_task(model, data, JOINT)
+    batch = task.collate(rows)
+    output = model(batch)
+    total = task.loss(output, batch)
+    alone = skim_task(model, data, replace(JOINT, skim_loss=NO_LOSS)).loss(output, batch)
+    answers = span_loss(output, batch.answer_spans, batch.answer_weights, "mean")
+    torch.testing.assert_close(alone, answers)
+    for row in rows:  # a literal sum over layers and blocks, Eq. 4 and 5
+        block_ids, expected = output.aux.blocks.block_ids[row], 0.0
+        for layer in (1, 2):
+            for block in range(int(block_ids.max()) + 1):
+                inside = {int(p) for p in (block_ids == block).nonzero()}
+                golds = batch.answer_spans[row][batch.answer_weights[row] > 0].tolist()
+                holds = any(inside & set(range(start, end + 1)) for start, end in golds)
+                p = output.aux.scores[layer][row, block].sigmoid()
+                expected += -4.0 * p.log() if holds else -(1 - p).log()
+        torch.testing.assert_close(total[row], answers[row] + expected, rtol=1e-4, atol=0)
+
+
+def test_a_frozen_or_detached_encoder_is_not_changed_by_predictors(cache, data, plain):
+    frozen = replace(JOINT, start="run", frozen=True)
+    frozen = cache.run(train_skim, frozen, {"data": data, "start": plain})
+    assert not encoder_tensors(frozen)
+    assert frozen.metrics["skim_parameters"] > 0
+    unclipped = replace(JOINT.train, max_grad_norm=1e9)  # one norm for all gradients
+    detached = replace(JOINT, train=unclipped, detached=True)
+    configs = (detached, replace(detached, skim_loss=NO_LOSS), replace(detached, detached=False))
+    beside, silent, both = (
+        encoder_tensors(cache.run(train_skim, config, {"data": data})) for config in configs
+    )
+    for name, tensor in beside.items():
+        torch.testing.assert_close(tensor, silent[name], atol=1e-6, rtol=0)
+    assert any(not torch.allclose(beside[name], both[name], atol=1e-4) for name in both)
+
+
+def test_a_frozen_encoder_stays_in_evaluation_mode(plain):
+    model = build_skim_reader(replace(JOINT, start="run", frozen=True), plain).train()
+    assert not model.reader.training
+    assert model.skimmer.training
+
+
+def test_a_trained_reader_is_loaded_and_trained_further(cache, data, joint):
+    assert joint.settings(SkimTraining) == replace(JOINT)
+    model = load_skim_reader(joint)
+    kept = load_weights(joint.file("weights.safetensors"))
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert all(torch.equal(own[name], tensor) for name, tensor in kept.items())
+    more = replace(JOINT, start="run", teacher_weight=1.0, sentences=True, answer_head=True)
+    more = replace(more, prune_layers=(1,), thresholds=(0.5,))
+    later = cache.run(train_skim, more, {"data": data, "start": joint})
+    assert np.isfinite(later.metrics["loss"])
+    assert load_skim_reader(later).skimmer.config.answer_head
+
+
+def test_the_teacher_is_the_reader_at_the_start(data, joint):
+    config = replace(JOINT, start="run", teacher_weight=2.0)
+    model = build_skim_reader(config, joint).eval()
+    task = skim_task(model, data, config, joint)
+    batch = task.collate([0, 1])
+    same = model(batch)
+    alone = skim_task(model, data, replace(config, teacher_weight=0.0), joint)
+    torch.testing.assert_close(task.loss(same, batch), alone.loss(same, batch))
+    moved = same._replace(start_logits=same.start_logits.flip(1).masked_fill(~same.mask, 0.0))
+    assert (task.loss(moved, batch) > alone.loss(moved, batch)).all()
+
+
+def test_an_answer_head_has_a_span_loss_of_its_own(data):
+    config = replace(JOINT, answer_head=True)
+    model = build_skim_reader(config).train()
+    task = skim_task(model, data, config)
+    batch = task.collate([0, 1, 2])
+    output = model(batch)
+    expected = skim_task(model, data, JOINT).loss(output._replace(aux=without_heads(output)), batch)
+    for start, end in output.aux.early.values():
+        early = output._replace(start_logits=start, end_logits=end)
+        expected = expected + span_loss(early, batch.answer_spans, batch.answer_weights)
+    assert len(output.aux.early) == 2
+    torch.testing.assert_close(task.loss(output, batch), expected)
+
+
+def without_heads(output):
+    return replace(output.aux, early={})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start": "nowhere"},
+        {"teacher_weight": 1.0},
+        {"start": "shipped", "teacher_weight": -1.0},
+        {"predictor_rate": 0.0},
+    ],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(QalibError):
+        replace(JOINT, **wrong)
+
+
+def test_the_start_must_fit_the_settings(cache, data, plain):
+    with pytest.raises(QalibError, match="start from 'run'"):
+        build_skim_reader(replace(JOINT, start="run"))
+    with pytest.raises(QalibError, match="start from 'pretrained'"):
+        build_skim_reader(JOINT, plain)
+    with pytest.raises(QalibError, match="start from 'shipped'"):
+        build_skim_reader(replace(JOINT, start="shipped"))
+
+
+def test_the_published_reader_is_trained_like_a_new_one():
+    new = SkimTraining()
+    readers = (
+        build_skim_reader(replace(new, start="shipped"), checkpoint_hash(DEFAULT_CHECKPOINT)),
+        build_skim_reader(new),
+    )
+    shipped, fresh = ({n for n, p in m.named_parameters() if p.requires_grad} for m in readers)
+    assert shipped == fresh
+    assert not any("word_embeddings" in name for name in shipped)
+
+
+def test_predictors_may_learn_faster_than_the_encoder(data, tmp_path):
+    config = replace(JOINT, predictor_rate=10.0)
+    model = build_skim_reader(config)
+    optimizer = skim_optimizer(model, config)
+    scale_of = {
+        id(p): group.get("scale", 1.0) for group in optimizer.param_groups for p in group["params"]
+    }
+    assert set(scale_of) == {id(p) for p in model.parameters() if p.requires_grad}
+    assert {scale_of[id(p)] for p in model.skimmer.parameters()} == {10.0}
+    assert {scale_of[id(p)] for p in model.reader.parameters() if p.requires_grad} == {1.0}
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert all((decay[id(p)] > 0) == (p.ndim > 1) for p in model.parameters() if p.requires_grad)
+    schedule = replace(config.train, max_steps=1, warmup_ratio=0.0)
+    train(model, skim_task(model, data, config), schedule, tmp_path, optimizer=optimizer)
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    assert rates == pytest.approx([1e-3, 1e-2])
+    frozen = build_skim_reader(replace(config, frozen=True))
+    groups = skim_optimizer(frozen, config).param_groups
+    assert {group["scale"] for group in groups} == {10.0}
+
+
+def test_the_profile_section_gives_joint_training():
+    plan = SkimStudy(epochs=3, alphas=(0.5,), predictor=JOINT.predictor, loss=RELEASED)
+    config = plan.training(replace(BASE, seed=4), frozen=True, start="run")
+    assert config.train == replace(BASE.train, num_train_epochs=3)
+    assert (config.encoder, config.windows, config.seed) == (BASE.encoder, BASE.windows, 4)
+    assert (config.predictor, config.skim_loss) == (JOINT.predictor, RELEASED)
+    assert (config.frozen, config.start, config.predictor_rate) == (True, "run", 10.0)
+    faster = replace(plan, learning_rate=0.5).training(BASE)
+    assert faster.train.learning_rate == 0.5
+
+
+# --- answering ------------------------------------------------------------------------------------
+
+
+def test_pruning_is_reported_as_token_fraction(cache, data, joint):
+    def score(settings) -> dict:
+        config = Evaluation("skim", settings)
+        return cache.run(evaluate, config, {"weights": joint, "test": data}).metrics
+
+    full = score(AnswerConfig())
+    none = score(SkimAnswerConfig(AnswerConfig(), Pruning((1,), (0.0,))))
+    least = score(SkimAnswerConfig(AnswerConfig(), Pruning((1,), (1.0,))))
+    assert full["token_fraction"] == none["token_fraction"] == 1.0
+    assert none["f1"] == pytest.approx(full["f1"])
+    assert least["token_fraction"] < 0.9
+
+
+def test_blocks_are_sentences_where_they_were_in_training(cache, data):
+    config = replace(JOINT, sentences=True)
+    run = cache.run(train_skim, config, {"data": data})
+    pruned = SkimAnswerConfig(AnswerConfig(), Pruning((2,), (1.0,)))
+    answerer = skim_answerer(run, pruned)
+    windows = make_windows(data.examples, answerer.reader.tokenizer, config.windows)
+    for window, found in zip(windows, answerer.predict(data.examples), strict=True):
+        blocks = sentence_blocks(window, data.examples[window.example].context, 16)
+        shares = np.bincount(blocks) / len(blocks)  # one block is kept
+        assert np.isclose(shares, found.token_fraction, atol=1e-6).any()
+    full = skim_answerer(run, AnswerConfig())
+    assert {p.token_fraction for p in full.predict(data.examples)} == {1.0}
+
+
+# --- block predictions ----------------------------------------------------------------------------
+
+
+def test_every_block_is_predicted_once_and_in_any_batch(data, joint):
+    model = load_skim_reader(joint)
+    found = block_predictions(model, data, JOINT, "fp32")
+    single = block_predictions(model, data, JOINT, "fp32", tokens_per_batch=1)
+    assert np.array_equal(found.row, single.row)
+    assert np.array_equal(found.answers, single.answers)
+    for layer in (1, 2):
+        np.testing.assert_allclose(found.scores[layer], single.scores[layer], atol=1e-5)
+    assert set(found.row) == set(range(len(data)))
+    for number, example in enumerate(data.examples):
+        held = found.answers[found.row == number]
+        assert held.any(axis=0).sum() == len({(a.start, a.end) for a in example.answers})
+    tokens = np.bincount(found.row, weights=found.sizes)
+    pieces = [len(model.tokenizer(e.context)["input_ids"]) - 2 for e in data.examples]
+    assert tokens.tolist() == pieces
+
+
+def test_labels_are_those_of_the_loss(data, joint):
+    model = load_skim_reader(joint)
+    found = block_predictions(model, data, JOINT, "fp32")
+    windows = make_windows(data.examples, model.tokenizer, JOINT.windows)
+    batch = collate(windows)
+    with torch.inference_mode():
+        blocks = model.run(batch, skim=False).blocks
+    given = blocks.membership(), batch.answer_spans, batch.answer_weights
+    for two, labels in ((False, found.labels), (True, found.two_tokens)):
+        assert np.array_equal(block_labels(*given, two)[blocks.real].numpy(), labels)
+
+
+def test_windows_of_a_question_have_columns_of_their_own(data, joint):
+    windows = WindowConfig(max_length=64, doc_stride=16, max_query_length=32)
+    config = replace(JOINT, windows=windows)
+    found = block_predictions(load_skim_reader(joint), data, config, "fp32")
+    cut = make_windows(data.examples, load_skim_reader(joint).tokenizer, windows)
+    assert len(cut) > len(data)
+    for number in range(len(data)):
+        golds = sum(len(w.spans) for w in cut if w.example == number)
+        assert found.answers[found.row == number].any(axis=0).sum() == golds
+
+
+def test_predictions_are_kept_and_summarized(predicted):
+    found = read_blocks(predicted)
+    layers = predicted.metrics["layers"]
+    assert [int(n) for n in layers] == [1, 2] == sorted(found.scores)
+    for layer, scores in found.scores.items():
+        row = layers[str(layer)]
+        for share in (0.99, 0.95):
+            threshold = row[f"threshold at {share:g}"]
+            weakest = [
+                max(
+                    scores[found.row == q][found.answers[found.row == q][:, a]].min()
+                    for a in range(found.answers.shape[1])
+                    if found.answers[found.row == q][:, a].any()
+                )
+                for q in range(found.row.max() + 1)
+            ]
+            assert np.mean(np.array(weakest) >= threshold) >= share
+            kept = found.sizes[scores >= threshold].sum() / found.sizes.sum()
+            assert row[f"kept at {share:g}"] == pytest.approx(kept)
+        said = scores >= 0.5
+        assert row["f1"] == pytest.approx(100 * f1_score(found.labels, said, zero_division=0))
+        two = predicted.metrics["two_tokens"]["layers"][str(layer)]
+        by_two = f1_score(found.two_tokens, said, zero_division=0)
+        assert two["f1"] == pytest.approx(100 * by_two)
+    assert predicted.metrics["positive"] == pytest.approx(found.labels.mean())
+    assert predicted.metrics["blocks"] == len(found.row)
+
+
+def test_other_windows_than_those_of_training(cache, data, joint):
+    windows = WindowConfig(max_length=64, doc_stride=16, max_query_length=32)
+    run = cache.run(predict_blocks, BlockPrediction(windows), {"weights": joint, "data": data})
+    expected = block_predictions(load_skim_reader(joint), data, replace(JOINT, windows=windows))
+    assert np.array_equal(read_blocks(run).sizes, expected.sizes)
+
+
+def blocks(seed: int = 0, questions: int = 30) -> BlockPredictions:
+    """Random blocks of questions with one or two gold answers; the last has none."""
+    draw = np.random.default_rng(seed)
+    counts = draw.integers(1, 7, questions)
+    row = np.repeat(np.arange(questions), counts)
+    answers = np.zeros((len(row), 2), dtype=bool)
+    for question in range(questions - 1):
+        mine = np.flatnonzero(row == question)
+        for column in range(draw.integers(1, 3)):
+            first = draw.integers(len(mine))
+            answers[mine[first : first + draw.integers(1, 3)], column] = True
+    two = answers[:, 0] & (draw.random(len(row)) < 0.7)
+    scores = draw.random(len(row)).astype(np.float32)
+    return BlockPredictions(row, draw.integers(1, 33, len(row)), answers, {2: scores}, two)
+
+
+def test_the_oracle_keeps_the_shortest_answer_of_each_question():
+    found = blocks()
+    costs = []
+    for question in range(30):
+        mine = found.row == question
+        golds = [found.answers[mine, a] for a in (0, 1) if found.answers[mine, a].any()]
+        costs += [min(found.sizes[mine][gold].sum() for gold in golds)] if golds else []
+    assert len(costs) == 29
+    kept = np.cumsum(sorted(costs)) / found.sizes.sum()
+    table = curve_table(found)
+    oracle = table[table["layer"] == ORACLE]
+    for share, recall in zip(oracle["kept"], oracle["found"], strict=True):
+        assert recall == pytest.approx((kept <= share).sum() / 29, abs=1e-6)
+    summary = summarize_blocks(found)
+    assert summary["oracle"] == pytest.approx(kept[-1])  # 99 % of 29 are all of them
+    assert summary["oracle"] <= summary["layers"]["2"]["kept at 0.99"]
+    with pytest.raises(QalibError, match="at least one question"):
+        curve_table(replace(found, answers=np.zeros_like(found.answers)))
+
+
+def test_recall_curves_are_recorded_on_an_even_grid(predicted):
+    found = read_blocks(predicted)
+    table = pd.read_csv(predicted.file("curves.csv"))
+    assert sorted(set(table["layer"])) == [ORACLE, 1, 2]
+    for layer, line in table.groupby("layer"):
+        assert len(line) == GRID
+        assert line["found"].is_monotonic_increasing
+        assert line["found"].iloc[-1] == 1.0
+        if layer != ORACLE:
+            scores = found.scores[layer]
+            curve = recall_curve(scores, found.answers, found.sizes, found.row)
+            for share, recall in zip(line["kept"], line["found"], strict=True):
+                best = max(curve.recall[curve.kept <= share], default=0.0)
+                assert recall == pytest.approx(best, abs=1e-6)
+            at = line.set_index("kept")["found"]
+            recorded = predicted.metrics["layers"][str(layer)]
+            for share in (0.4, 0.6):
+                assert at.loc[share] == pytest.approx(recorded[f"found at {share:g}"], abs=1e-5)
+
+
+def test_the_released_labels_lose_short_answers():
+    found = blocks()
+    summary = summarize_blocks(found)["two_tokens"]
+    questions = range(30)
+    has = [found.answers[found.row == q].any() for q in questions]
+    kept = [found.two_tokens[found.row == q].any() for q in questions]
+    lost = sum(a and not b for a, b in zip(has, kept, strict=True))
+    assert lost > 0
+    assert summary["lost"] == pytest.approx(100 * lost / sum(has))
+    own = block_scores(found.scores[2], found.two_tokens)
+    assert summary["layers"]["2"]["recall"] == pytest.approx(100 * own.recall)
+
+
+# --- the example ----------------------------------------------------------------------------------
+
+
+def window(example: int, passage: int, *spans: tuple[int, int]) -> Window:
+    """A window whose passage begins at position 3; spans count from there."""
+    ids, gold = np.ones(passage + 4, np.int32), np.array(spans, np.int32).reshape(-1, 2) + 3
+    offsets = np.array([(5 * n, 5 * n + 4) for n in range(passage)], np.int32)
+    weights = np.full(len(spans), 1 / max(1, len(spans)), np.float32)
+    return Window(example, ids, ids.astype(np.int8), 3, offsets, gold, weights)
+
+
+def test_the_example_is_chosen_by_a_rule():
+    first = window(0, 10, (1, 2))  # answer in the first block
+    split = window(1, 20, (4, 5), (9, 9))  # answers in two blocks
+    straddles = window(2, 20, (9, 10))
+    long = [window(3, 100, (50, 51)), window(3, 100, (50, 51))]  # two windows
+    fit, longer, late = window(4, 12, (6, 7)), window(5, 23, (6, 7)), window(6, 60, (6, 7))
+    every = [first, split, straddles, *long, fit, longer, late]
+    assert choose_window(every, 5, blocks=5) is longer  # five blocks are enough
+    assert choose_window(every[:-2], 5, blocks=5) is fit
+    with pytest.raises(QalibError, match="in one block of 5 tokens"):
+        choose_window(every[:-3], 5, blocks=5)
+
+
+def test_the_example_is_what_the_reader_computes(cache, data, joint):
+    config = ExampleConfig(layer=2)
+    run = cache.run(attention_example, config, {"weights": joint, "data": data})
+    example, model = read_example(run), load_skim_reader(joint)
+    source = next(e for e in data.examples if e.question == example.text)
+    (chosen,) = make_windows([source], model.tokenizer, JOINT.windows)
+    assert example.answer == source.answers[0].text
+    assert len(example.block_ids) == len(example.question) == len(chosen)
+    assert len(example.texts) == len(example.labels) == example.block_ids.max() + 1
+    assert [example.answer in text for text in example.texts].index(True) == example.labels.argmax()
+    batch = collate([chosen])
+    reader = build_skim_reader(JOINT).eval(), model
+    for number, each in enumerate(reader):
+        each.reader.encoder.set_attn_implementation("eager")
+        with torch.inference_mode():
+            scores = each.run(batch, skim=False).scores
+            loss = span_loss(each(batch), batch.answer_spans, batch.answer_weights).item()
+            maps = each.reader.encoder(**batch.inputs, output_attentions=True).attentions
+        logits = torch.cat([scores[1], scores[2]])[:, : len(example.labels)].numpy()
+        np.testing.assert_allclose(example.logits[number], logits, atol=1e-5)
+        assert example.answer_loss[number] == pytest.approx(loss, abs=1e-5)
+        mean = maps[1][0].mean(0)[: len(chosen), : len(chosen)].numpy()
+        np.testing.assert_allclose(example.maps[number], mean, atol=1e-3)  # half precision
+    np.testing.assert_allclose(example.maps.sum(axis=2), 1, atol=5e-3)
+    assert json.loads(run.file("example.json").read_text())["size"] == 16
+
+
+def test_passages_held_out_are_not_trained_on(cache, data):
+    run = cache.run(train_skim, replace(JOINT, held_out=0.3), {"data": data})
+    assert run.metrics["questions"] == len(hold_out(data, 0.3)[0]) < len(data)
