@@ -173,6 +173,8 @@ def test_the_kernel_is_this_python_in_the_notebooks_folder_and_offline(ran):
     assert told["TOKENIZERS_PARALLELISM"] == "false"
     assert told["QALIB_PROFILE"] == "study"
     assert "QALIB_NOTES" not in os.environ
+    assert (ran[0] / "build" / "executed" / "study" / "00_good.kernel.log").exists()
+    assert [path.suffix for path in (ran[0] / "notebooks").iterdir()] == [".ipynb"] * 4
 
 
 def test_outputs_come_back_clean(ran):

@@ -31,8 +31,8 @@ LARGEST = 200_000  # bytes of a committed notebook, outputs included
 WIDEST = 900  # pixels of a picture in a notebook that would be too large
 EVERY = 20.0  # seconds between two lines of progress
 KERNEL = """
-import os, sys
-log = os.open(sys.argv.pop(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+import os
+log = os.open(os.environ.pop("QALIB_KERNEL_LOG"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 os.dup2(log, 2)  # what libraries write to the terminal, not to a cell
 from ipykernel.kernelapp import launch_new_instance
 launch_new_instance()
@@ -292,9 +292,7 @@ def kernel_environment(
     """
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kernels" / "python3" / "kernel.json"
-        log = str(executed.with_suffix(".kernel.log").resolve())
-        argv = [sys.executable, "-Xfrozen_modules=off", "-c", KERNEL]
-        argv += ["-f", "{connection_file}", log]
+        argv = [sys.executable, "-Xfrozen_modules=off", "-c", KERNEL, "-f", "{connection_file}"]
         spec.parent.mkdir(parents=True)
         spec.write_text(json.dumps({"argv": argv, "display_name": "qalib", "language": "python"}))
         defaults = {
@@ -309,6 +307,7 @@ def kernel_environment(
             "QALIB_PROFILE": profile,
             "QALIB_NOTES": str(executed.with_suffix(".usage").resolve()),
             "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
+            "QALIB_KERNEL_LOG": str(executed.with_suffix(".kernel.log").resolve()),
             "QALIB_COMMAND": command_line(),
             "QALIB_FORCE": force,  # runs begun before this moment are computed again
             "IPYTHONDIR": folder,  # no start-up files of the user
