@@ -1,6 +1,5 @@
-"""Block-Skim stages: joint, frozen and detached training, block predictions, the example; tiny."""
+"""Block-Skim stages: joint, frozen and detached training, and block predictions; tiny."""
 
-import json
 from dataclasses import fields, replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from qalib.checkpoints import load_weights
 from qalib.data.batching import collate
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset, hold_out
-from qalib.data.windows import Window, WindowConfig, make_windows
+from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig
 from qalib.losses import RELEASED, SkimLossConfig, block_labels, span_loss
@@ -29,20 +28,16 @@ from qalib.study.stages.block_skim import (
     ORACLE,
     BlockPrediction,
     BlockPredictions,
-    ExampleConfig,
     Pruning,
     SkimAnswerConfig,
     SkimStudy,
     SkimTraining,
-    attention_example,
     block_predictions,
     build_skim_reader,
-    choose_window,
     curve_table,
     load_skim_reader,
     predict_blocks,
     read_blocks,
-    read_example,
     skim_answerer,
     skim_optimizer,
     skim_task,
@@ -425,57 +420,6 @@ def test_the_released_labels_lose_short_answers():
     assert summary["lost"] == pytest.approx(100 * lost / sum(has))
     own = block_scores(found.scores[2], found.two_tokens)
     assert summary["layers"]["2"]["recall"] == pytest.approx(100 * own.recall)
-
-
-# --- the example ----------------------------------------------------------------------------------
-
-
-def window(example: int, passage: int, *spans: tuple[int, int]) -> Window:
-    """A window whose passage begins at position 3; spans count from there."""
-    ids, gold = np.ones(passage + 4, np.int32), np.array(spans, np.int32).reshape(-1, 2) + 3
-    offsets = np.array([(5 * n, 5 * n + 4) for n in range(passage)], np.int32)
-    weights = np.full(len(spans), 1 / max(1, len(spans)), np.float32)
-    return Window(example, ids, ids.astype(np.int8), 3, offsets, gold, weights)
-
-
-def test_the_example_is_chosen_by_a_rule():
-    first = window(0, 10, (1, 2))  # answer in the first block
-    split = window(1, 20, (4, 5), (9, 9))  # answers in two blocks
-    straddles = window(2, 20, (9, 10))
-    long = [window(3, 100, (50, 51)), window(3, 100, (50, 51))]  # two windows
-    fit, longer, late = window(4, 12, (6, 7)), window(5, 23, (6, 7)), window(6, 60, (6, 7))
-    every = [first, split, straddles, *long, fit, longer, late]
-    assert choose_window(every, 5, blocks=5) is longer  # five blocks are enough
-    assert choose_window(every[:-2], 5, blocks=5) is fit
-    with pytest.raises(QalibError, match="in one block of 5 tokens"):
-        choose_window(every[:-3], 5, blocks=5)
-
-
-def test_the_example_is_what_the_reader_computes(cache, data, joint):
-    config = ExampleConfig(layer=2)
-    run = cache.run(attention_example, config, {"weights": joint, "data": data})
-    example, model = read_example(run), load_skim_reader(joint)
-    source = next(e for e in data.examples if e.question == example.text)
-    (chosen,) = make_windows([source], model.tokenizer, JOINT.windows)
-    assert example.answer == source.answers[0].text
-    assert len(example.block_ids) == len(example.question) == len(chosen)
-    assert len(example.texts) == len(example.labels) == example.block_ids.max() + 1
-    assert [example.answer in text for text in example.texts].index(True) == example.labels.argmax()
-    batch = collate([chosen])
-    reader = build_skim_reader(JOINT).eval(), model
-    for number, each in enumerate(reader):
-        each.reader.encoder.set_attn_implementation("eager")
-        with torch.inference_mode():
-            scores = each.run(batch, skim=False).scores
-            loss = span_loss(each(batch), batch.answer_spans, batch.answer_weights).item()
-            maps = each.reader.encoder(**batch.inputs, output_attentions=True).attentions
-        logits = torch.cat([scores[1], scores[2]])[:, : len(example.labels)].numpy()
-        np.testing.assert_allclose(example.logits[number], logits, atol=1e-5)
-        assert example.answer_loss[number] == pytest.approx(loss, abs=1e-5)
-        mean = maps[1][0].mean(0)[: len(chosen), : len(chosen)].numpy()
-        np.testing.assert_allclose(example.maps[number], mean, atol=1e-3)  # half precision
-    np.testing.assert_allclose(example.maps.sum(axis=2), 1, atol=5e-3)
-    assert json.loads(run.file("example.json").read_text())["size"] == 16
 
 
 def test_passages_held_out_are_not_trained_on(cache, data):

@@ -1,4 +1,4 @@
-"""Stages of notebooks 05 to 07: train Block-Skim predictors, predict blocks, record an example.
+"""Stages of notebooks 05 to 07: train Block-Skim predictors, and predict blocks with them.
 
 The classifier scores and recall curves of a data set are recorded with its ``predict-blocks`` run;
 the block probabilities themselves are large and stay in the store.
@@ -7,11 +7,9 @@ Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a dat
 answers.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -412,11 +410,16 @@ def summarize_blocks(found: BlockPredictions) -> dict:
     holds 99 % of the answers; ``two_tokens`` has the scores by the labels of the released code,
     and ``lost``, the percent of the questions that have no positive block by these.
     """
+
+    def percent(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        found = block_scores(scores, labels)
+        return {n: 100 * getattr(found, n) for n in ("precision", "recall", "f1", "accuracy")}
+
     layers, two = {}, {}
     for layer, scores in found.scores.items():
         curve = recall_curve(scores, found.answers, found.sizes, found.row)
-        row = layers[str(layer)] = _percent(block_scores(scores, found.labels))
-        two[str(layer)] = _percent(block_scores(scores, found.two_tokens))
+        row = layers[str(layer)] = percent(scores, found.labels)
+        two[str(layer)] = percent(scores, found.two_tokens)
         for share in RECALLS:
             row[f"kept at {share:g}"], threshold = budget_at_recall(curve, share)
             row[f"threshold at {share:g}"] = threshold
@@ -430,10 +433,6 @@ def summarize_blocks(found: BlockPredictions) -> dict:
         "layers": layers,
         "two_tokens": {"lost": 100 * float((has & ~has_two).sum() / has.sum()), "layers": two},
     }
-
-
-def _percent(scores) -> dict[str, float]:
-    return {n: 100 * getattr(scores, n) for n in ("precision", "recall", "f1", "accuracy")}
 
 
 def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
@@ -462,93 +461,3 @@ def curve_table(found: BlockPredictions) -> pd.DataFrame:
         curves[layer] = [recall_at_budget(curve, share) for share in kept]
     parts = [pd.DataFrame({"layer": n, "kept": kept, "found": x}) for n, x in curves.items()]
     return pd.concat(parts, ignore_index=True).round(6)
-
-
-# --- an example -----------------------------------------------------------------------------------
-
-
-@settings
-class ExampleConfig:
-    """Settings of ``attention_example``."""
-
-    layer: Annotated[int, Field(ge=1)] = 3  # whose attention is kept
-    questions: Annotated[int, Field(ge=1)] = 200  # the first test questions are searched
-    blocks: Annotated[int, Field(ge=1)] = 5  # wanted in the passage
-
-
-@stage("attention-example", publish=("example.json", "arrays.safetensors"))
-def attention_example(config: ExampleConfig, work: Path, weights: Run, data: Dataset) -> dict:
-    """One question of ``data`` before and after joint training, a ``train-skim`` run.
-
-    The first question whose passage has ``config.blocks`` blocks in one window (or the most, if
-    none has), and all gold answers in one block that is not the first. Writes what
-    :func:`read_example` reads. Raises QalibError if no question has such answers.
-    """
-    import torch
-    from safetensors.numpy import save_file
-
-    from qalib.losses import span_loss
-    from qalib.skim.blocks import answer_blocks
-
-    training, after = weights.settings(SkimTraining), load_skim_reader(weights)
-    before = build_skim_reader(training, weights.inputs.get("start")).eval()
-    size, examples = training.predictor.block_size, data.examples[: config.questions]
-    windows = make_windows(examples, after.tokenizer, training.windows)
-    window = choose_window(windows, size, config.blocks)
-    batch = skim_batch([window], examples, training, after.tokenizer)
-    spans, maps, logits, losses = batch.answer_spans, [], [], []
-    length, names = len(window), ["input_ids", "attention_mask"]
-    names += ["token_type_ids"] * after.reader.uses_types
-    inputs = {name: batch.inputs[name] for name in names}
-    with torch.inference_mode():
-        for reader in (before, after):
-            output = reader.run(batch, skim=False)
-            logits.append(torch.cat([x for _, x in sorted(output.scores.items())]).numpy())
-            losses.append(span_loss(reader(batch), spans, batch.answer_weights).item())
-            reader.reader.encoder.set_attn_implementation("eager")  # others return no maps
-            attention = reader.reader.encoder(**inputs, output_attentions=True).attentions
-            maps.append(attention[config.layer - 1][0].mean(0)[:length, :length].numpy())
-    blocks, source = output.blocks, examples[window.example]
-    names = ("block_ids", "question", "separators")
-    arrays = {name: getattr(blocks, name)[0, :length].numpy() for name in names}
-    arrays["labels"] = answer_blocks(blocks, spans, batch.answer_weights)[0].numpy()
-    arrays |= {"maps": np.stack(maps).astype(np.float16), "logits": np.stack(logits)}
-    arrays["answer_loss"] = np.array(losses, dtype=np.float32)
-    offsets = [window.offsets[edge : edge + size] for edge in range(0, len(window.offsets), size)]
-    about = {"text": source.question, "answer": source.answers[0].text}
-    about |= {"texts": [source.context[o[0, 0] : o[-1, 1]] for o in offsets]}
-    about |= {"size": size, "layer": config.layer}
-    (work / "example.json").write_text(json.dumps(about, indent=2, ensure_ascii=False))
-    save_file({n: np.ascontiguousarray(x) for n, x in arrays.items()}, work / "arrays.safetensors")
-    return {"tokens": length, "blocks": len(offsets)}
-
-
-def read_example(run: Run) -> SimpleNamespace:
-    """The example of an ``attention-example`` run, of L tokens in K blocks.
-
-    text (the question), answer, texts (of the blocks), size (of a block), layer (of the maps);
-    block_ids (L,), question (L,) bool, separators (L,) bool, labels (K,) bool; and before and
-    after training: maps (2, L, L) mean attention of the heads, logits (2, layers, K),
-    answer_loss (2,)
-    """
-    from safetensors.numpy import load_file
-
-    about = json.loads(run.file("example.json").read_text(encoding="utf-8"))
-    arrays = load_file(run.file("arrays.safetensors"))
-    return SimpleNamespace(**about, **(arrays | {"maps": arrays["maps"].astype(np.float32)}))
-
-
-def choose_window(windows: Sequence[Window], size: int, blocks: int) -> Window:
-    """The window of the example; see :func:`attention_example`."""
-    alone = np.bincount([window.example for window in windows]) == 1
-    fit = []
-    for window in windows:
-        held = {(edge - window.context_start) // size for span in window.spans for edge in span}
-        if alone[window.example] and len(held) == 1 and held != {0}:
-            fit.append(window)
-    if not fit:
-        raise QalibError(
-            f"no test question has its answer in one block of {size} tokens after the first; "
-            "take smaller blocks or longer passages."
-        )
-    return max(fit, key=lambda w: min(blocks, -(-len(w.offsets) // size)))
