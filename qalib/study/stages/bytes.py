@@ -32,7 +32,13 @@ from qalib.models.byte_reader import (
 )
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.training import TrainConfig, TrainingTask, make_optimizer, train
+from qalib.training import (
+    TrainConfig,
+    TrainingTask,
+    make_accelerator,
+    make_optimizer,
+    train,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Loss = Callable[..., Tensor]  # of a ReaderOutput and its ByteBatch, one value per question
@@ -147,8 +153,6 @@ def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | No
     Writes log.jsonl and weights.safetensors. With ``held_out`` the metrics include EM and F1 on the
     passages held out.
     """
-    from qalib.training import make_accelerator
-
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = build_byte_reader(config.reader, config.seed)
     if start is not None:
