@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_reader
 from tiny_distill import DATA, toy_spans
 
 from qalib.data.bytes import ByteConfig, QuestionRows, passage_features
@@ -20,7 +19,6 @@ from qalib.distill.alignment import (
     project,
     span_positions,
     start_positions,
-    tokenizer_hash,
 )
 from qalib.errors import QalibError
 
@@ -140,10 +138,3 @@ def test_rows_match_where_they_share_most_text():
     assert match_rows(students, teachers).tolist() == [0, 1, 2]
     with pytest.raises(QalibError, match="question 's': the teachers have not read it"):
         match_rows([span_of([0, 1])._replace(id="s")], teachers)
-
-
-def test_the_tokenizer_hash_ignores_truncation_and_padding():
-    tokenizer = tiny_reader().tokenizer
-    before = tokenizer_hash(tokenizer)
-    tokenizer(["one", "two words"], truncation=True, max_length=3, padding=True)
-    assert tokenizer_hash(tokenizer) == before

@@ -12,7 +12,7 @@ from tiny_distill import DATA, HOPS, WordReader, WordRows, random_cache, random_
 from qalib.data.batching import collate
 from qalib.data.bytes import ByteConfig, QuestionRows, passage_features
 from qalib.data.windows import WindowConfig, make_windows
-from qalib.distill.alignment import byte_spans, span_positions, token_spans, tokenizer_hash
+from qalib.distill.alignment import byte_spans, span_positions, token_spans
 from qalib.distill.distractors import DistractorMiner, DistractorSpans, random_distractors
 from qalib.distill.objective import Distillation
 from qalib.distill.teacher_cache import TeacherTargets, cache_teacher_outputs
@@ -39,7 +39,7 @@ def targets(tmp_path_factory):
 
 
 def distillation(targets, config=PAPER, **changes):
-    known = {"collate": ROWS.collate, "spans": ROWS.spans, "tokenizer": "words", **changes}
+    known = {"collate": ROWS.collate, "spans": ROWS.spans, **changes}
     return Distillation(targets=targets, config=config, **known)
 
 
@@ -132,7 +132,7 @@ def test_other_distractors_can_be_given(targets):
 
 
 def test_attention_of_weight_0_is_neither_read_nor_logged(targets):
-    objective = distillation(targets, ANSWERS, tokenizer="")
+    objective = distillation(targets, ANSWERS)
     batch = objective.collate([0, 1])
     assert batch.targets.attentions == {}
     output = WordReader(hops=1)(batch)
@@ -166,8 +166,6 @@ def refused(said, make):
 def test_readers_with_other_tokens_share_no_attention(targets):
     cut = [span._replace(offsets=span.offsets[:-1]) for span in ROWS.spans]
     longer = [span._replace(question_tokens=span.question_tokens + 1) for span in ROWS.spans]
-    refused("student's tokenizer is not the teachers'", lambda: distillation(targets, tokenizer=""))
-    refused(r"\(pieces, not words\)", lambda: distillation(targets, tokenizer="pieces"))
     refused("has 10 x 5 tokens .* teachers have 11 x 5", lambda: distillation(targets, spans=cut))
     refused("has 11 x 6 tokens .* have 11 x 5", lambda: distillation(targets, spans=longer))
     for spans in (cut, longer):  # answers need no common tokens
@@ -223,7 +221,7 @@ def test_teachers_of_words_teach_a_byte_reader(targets):
             assert [a, b + 1] == mined  # ASCII: a byte is a character
     objective.loss(reader(batch), batch).mean().backward()
     assert all(p.grad.isfinite().all() for p in reader.parameters())
-    refused("teachers'", lambda: byte_distillation(targets, DistillConfig()))
+    refused("use the teachers' tokenizer", lambda: byte_distillation(targets, DistillConfig()))
 
 
 def test_an_encoder_teaches_an_encoder_and_a_reader_of_words(tmp_path):
@@ -239,8 +237,7 @@ def test_an_encoder_teaches_an_encoder_and_a_reader_of_words(tmp_path):
         with torch.no_grad():
             yield from ((rows, reader(batch_of(rows))) for rows in ([0, 3], [1, 2, 5], [4]))
 
-    tokenizer = tokenizer_hash(reader.tokenizer)
-    cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA), tokenizer=tokenizer)
+    cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA))
     targets = TeacherTargets(tmp_path, [0])
     same = Distillation(batch_of, spans, targets, ANSWERS)
     batch = same.collate([2, 0])
@@ -277,9 +274,9 @@ def test_the_mnemonic_reader_has_nothing_to_learn_from_itself(tmp_path):
         with torch.no_grad():
             yield from ((rows, teacher(batch_of(rows))) for rows in ([5, 2], [0, 1, 3, 4]))
 
-    cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA), HOPS, "pieces")
+    cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA), HOPS)
     targets = TeacherTargets(tmp_path, [0])
-    objective = Distillation(batch_of, spans, targets, PAPER, tokenizer="pieces")
+    objective = Distillation(batch_of, spans, targets, PAPER)
     batch, logged = objective.collate([0, 5, 3]), []
     for student in (teacher, reader_of(1)):
         objective.loss(student(batch), batch).mean().backward()

@@ -31,7 +31,7 @@ def targets(folder):
 def write(folder, *teachers, spans=SPANS, hops=HOPS):
     """Cache given outputs as those of one teacher each."""
     functions = [lambda outputs=outputs: outputs for outputs in teachers]
-    cache_teacher_outputs(folder, spans, functions, MINER, hops, "words")
+    cache_teacher_outputs(folder, spans, functions, MINER, hops)
 
 
 # What goes in comes out

@@ -79,11 +79,11 @@ def random_outputs(spans, seed, size=2, **changes):
         yield rows, random_output([spans[row] for row in rows], seed, **changes)
 
 
-def random_cache(folder, spans, seeds=(1, 2), hops=HOPS, tokenizer="words", length=15, size=2):
+def random_cache(folder, spans, seeds=(1, 2), hops=HOPS, length=15, size=2):
     """The targets of random teachers, written to a folder and read back."""
     teachers = [lambda seed=seed: random_outputs(spans, seed, size, hops=hops) for seed in seeds]
     miner = DistractorMiner(DATA, MiningConfig(max_length=length))
-    cache_teacher_outputs(folder, spans, teachers, miner, hops, tokenizer)
+    cache_teacher_outputs(folder, spans, teachers, miner, hops)
     return TeacherTargets(folder, range(len(seeds)))
 
 

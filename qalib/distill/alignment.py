@@ -10,8 +10,6 @@ Notation: P passage tokens of a row, L positions of a padded row, B batch. A *ro
 a reader; a long passage makes several rows.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -165,10 +163,3 @@ def _common(a: TokenSpan, b: TokenSpan) -> int:
         return 0
     begin = max(a.offsets[0, 0], b.offsets[0, 0])
     return int(min(a.offsets[-1, 1], b.offsets[-1, 1]) - begin)
-
-
-def tokenizer_hash(tokenizer) -> str:
-    """SHA-256 of a fast Hugging Face tokenizer, without truncation and padding (set per call)."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = {name: value for name, value in rules.items() if name not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

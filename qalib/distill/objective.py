@@ -89,7 +89,6 @@ class Distillation:
     ``targets``      what its teachers predict
     ``distractors``  the confusing answer of every row of the targets; those of the teachers by
                      default
-    ``tokenizer``    the student's tokenizer hash; needed for attention only
 
     A row of the student is taught by the teachers' row of the same question that has most text in
     common with it. Raises QalibError if a question has none, or if attention is to be distilled
@@ -103,28 +102,21 @@ class Distillation:
         targets: TeacherTargets,
         config: DistillConfig,
         distractors: DistractorSpans | None = None,
-        tokenizer: str = "",
     ):
         self.student_batch, self.spans, self.targets = collate, spans, targets
         self.config = config
         self.teacher_row = match_rows(spans, targets.spans)  # (student's rows,)
         if config.attention_weight:
-            self._check_attention(tokenizer)
+            self._check_attention()
         mined = targets.distractors() if distractors is None else distractors
         self.distractors, self.found = self._in_positions(mined)
         self._sums, self._rows = None, 0
 
-    def _check_attention(self, tokenizer: str) -> None:
+    def _check_attention(self) -> None:
         """Raise QalibError unless teachers and student attend from and to the same tokens."""
-        way_out = "set attention_weight to 0, or use the teachers' tokenizer for the student."
         if not self.targets.hops:
             raise QalibError(
                 "attention distillation: no attention was cached; set attention_weight to 0."
-            )
-        if tokenizer != self.targets.tokenizer:
-            raise QalibError(
-                f"attention distillation: the student's tokenizer is not the teachers' "
-                f"({tokenizer[:12] or 'no hash'}, not {self.targets.tokenizer[:12]}); {way_out}"
             )
         for span, row in zip(self.spans, self.teacher_row.tolist(), strict=True):
             theirs = self.targets.spans[row]
@@ -133,7 +125,8 @@ class Distillation:
                 raise QalibError(
                     f"attention distillation: question {span.id!r} has {len(span.offsets)} x "
                     f"{span.question_tokens} tokens of passage and question, its teachers have "
-                    f"{len(theirs.offsets)} x {theirs.question_tokens}; {way_out}"
+                    f"{len(theirs.offsets)} x {theirs.question_tokens}; set attention_weight to 0, "
+                    "or use the teachers' tokenizer for the student."
                 )
 
     def _in_positions(self, mined: DistractorSpans) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The teacher cache: what every teacher predicts for the training data, computed once.
 
-    folder/rows.json            question ids and lengths of all rows, tokenizer, attention maps
+    folder/rows.json            question ids and lengths of all rows, names of the attention maps
     folder/offsets.npy          (sum P, 2) int32, characters of every passage token
     folder/teacher-<n>/         start.npy, end.npy (sum P,) fp16 logits
                                 align-1.npy ... (sum P N,) fp16, one for each hop
@@ -54,13 +54,12 @@ def cache_teacher_outputs(
     teachers: Sequence[Callable[[], Outputs]],
     miner: DistractorMiner,
     hops: Sequence[str] = (),
-    tokenizer: str = "",
 ) -> None:
     """Write what each teacher predicts for the rows ``spans`` to ``folder``.
 
     teachers: functions that give (rows, output) until every row had its turn; those that a killed
     run has finished are not called again
-    hops: names of the attention maps to keep, such as "align 1"; tokenizer: a hash of it
+    hops: names of the attention maps to keep, such as "align 1"
 
     Raises QalibError if there is nothing to cache or if a teacher's output does not fit the rows.
     """
@@ -73,7 +72,6 @@ def cache_teacher_outputs(
         "context_start": [int(span.context_start) for span in spans],
         "question_tokens": [int(span.question_tokens) for span in spans],
         "hops": list(hops),
-        "tokenizer": tokenizer,
     }
     np.save(folder / "offsets.npy", np.concatenate([s.offsets for s in spans]).astype(np.int32))
     (folder / "rows.json").write_text(json.dumps(rows), encoding="ascii")
@@ -164,7 +162,7 @@ class TeacherTargets:
     def __init__(self, folder: Path, teachers: Sequence[int]):
         rows = json.loads((folder / "rows.json").read_text(encoding="ascii"))
         self.teachers = tuple(sorted(teachers))  # so that no result depends on their order
-        self.tokenizer, self.hops = rows["tokenizer"], rows["hops"]
+        self.hops = rows["hops"]
         tokens, question = (np.array(rows[name]) for name in ("tokens", "question_tokens"))
         self.begin = _begins(tokens)  # (R + 1,) of a row's tokens in the flat arrays
         self.map_begin = _begins(tokens * question)  # (R + 1,) of its attention map

@@ -23,13 +23,7 @@ from qalib.data.bytes import QuestionRows, passage_features
 from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import make_windows, training_windows
 from qalib.data.words import WordConfig, collate_words, word_windows
-from qalib.distill.alignment import (
-    TokenSpan,
-    byte_spans,
-    match_rows,
-    token_spans,
-    tokenizer_hash,
-)
+from qalib.distill.alignment import TokenSpan, byte_spans, match_rows, token_spans
 from qalib.distill.distractors import (
     DistractorMiner,
     DistractorSpans,
@@ -224,7 +218,6 @@ def student_task(
         targets,
         config.loss,
         distractors=_distractors(targets, data, config, out_of_fold),
-        tokenizer=tokenizer_hash(reader.vocabulary.tokenizer),
     )
 
 
@@ -311,14 +304,12 @@ def cache_teachers(
     first = load_word_reader(teachers[0])
     if teachers[0].stage == "train-encoder":
         task, spans = encoder_task(first, data, teachers[0].settings(EncoderTraining))
-        tokenizer = first.tokenizer
     else:
         task, spans = word_task(first, data, word_training(teachers[0]))
-        tokenizer = first.vocabulary.tokenizer
     hops = [f"align {n}" for n in range(1, first.config.hops + 1)] if config.attention else []
     miner, folder = DistractorMiner(data, config.mining), work / "cache"
     functions = [lambda run=run: _outputs(run, task) for run in teachers]
-    cache_teacher_outputs(folder, spans, functions, miner, hops, tokenizer_hash(tokenizer))
+    cache_teacher_outputs(folder, spans, functions, miner, hops)
     targets = TeacherTargets(folder, range(len(teachers)))
     allowed = _not_trained_on(spans, data, config.folds) if config.folds else None
     report = mining_report(targets.distractors(allowed), spans, miner)
