@@ -133,35 +133,6 @@ def columns(name: str, values: Sequence[float]) -> dict[str, float | None]:
     return {k: None if math.isnan(v) else v for k, v in zip(keys, summary, strict=True)}
 
 
-class Budget:
-    """A time limit for several measurements, shared out by their expected work."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter):
-        self.clock = clock
-        self.deadline = clock() + seconds
-        self.rate = 0.0  # seconds for a unit of work, in the last measurement
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline; 0 when it has passed."""
-        return max(0.0, self.deadline - self.clock())
-
-    def share(self, remaining: Sequence[float]) -> float:
-        """Seconds for the first of the measurements that remain, by their expected work."""
-        return self.left * float(remaining[0] / np.sum(remaining))
-
-    def fits(self, work: float) -> bool:
-        """Whether so much work is expected to be done in time, at the speed of the last one."""
-        return work * self.rate <= self.left
-
-    @contextlib.contextmanager
-    def measure(self) -> Iterator[list[float]]:
-        """Measure the speed; the amount of work is appended to the list inside the block."""
-        begin, work = self.clock(), []
-        yield work
-        self.rate = (self.clock() - begin) / sum(work)
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the warnings, logs and prints of exporters, also those of C++ code.

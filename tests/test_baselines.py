@@ -11,15 +11,10 @@ from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import QuestionAnswerer
 from qalib.skim.baselines import (
-    AttentionThreshold,
     LexicalReader,
     OnnxReader,
     PaddedReader,
-    StaticLengths,
-    TokenPruning,
-    find_theta,
     passage_blocks,
-    static_schedule,
     top_blocks,
 )
 from qalib.skim.blocks import make_blocks
@@ -64,19 +59,13 @@ def row_of(batch, row: int):
 def test_readers_that_drop_nothing_process_everything(reader, batch):
     full, real = reader(batch), batch.inputs["attention_mask"]
     tokens = real.sum(dim=1)[:, None].expand(-1, 3)
-    pruning = [
-        LexicalReader(reader, 1.0, 8),
-        TokenPruning(reader, StaticLengths((1.0, 1.0))),
-        TokenPruning(reader, StaticLengths(static_schedule(2, 1.0))),
-        TokenPruning(reader, AttentionThreshold(0.0, 2)),
-    ]
-    for baseline in [PaddedReader(reader, 96), PaddedReader(reader, 8), *pruning]:
+    lexical = LexicalReader(reader, 1.0, 8)
+    for baseline in (PaddedReader(reader, 96), PaddedReader(reader, 8), lexical):
         output = baseline.eval()(batch)
         assert output.start_logits.shape == batch.mask.shape
         torch.testing.assert_close(logits(output)[real], logits(full)[real], atol=2e-4, rtol=1e-4)
-        if baseline in pruning:
-            assert torch.equal(output.aux.tokens, tokens)
-            assert (output.aux.token_fraction == 1).all()
+    assert torch.equal(output.aux.tokens, tokens)
+    assert (output.aux.token_fraction == 1).all()
 
 
 @torch.no_grad()
@@ -109,83 +98,6 @@ def test_the_lexical_filter_gives_the_encoder_a_shorter_text(reader, batch):
     assert shorter > 10
 
 
-def pruned_by_hand(reader, row, rule) -> tuple[torch.Tensor, list[int]]:
-    """Token pruning of one question, from the modules of BERT; rule(layer, received, n)."""
-    bert, head = reader.encoder.bert, reader.encoder.qa_outputs
-    ids, types = row.inputs["input_ids"], row.inputs["token_type_ids"]
-    hidden = bert.embeddings(input_ids=ids, token_type_ids=types)[0]  # (n, D)
-    given = len(hidden)
-    positions, found, tokens = list(range(given)), torch.zeros(given, 2), [given]
-    for number, layer in enumerate(bert.encoder.layer, 1):
-        inner = layer.attention.self
-        query, key, value = (
-            x(hidden).unflatten(1, (4, -1)).transpose(0, 1)
-            for x in (inner.query, inner.key, inner.value)
-        )
-        probabilities = (query @ key.transpose(1, 2) / query.shape[2] ** 0.5).softmax(dim=2)
-        context = (probabilities @ value).transpose(0, 1).flatten(1)
-        stays = rule(number, probabilities.mean(dim=(0, 1)), given)
-        found[positions] = head(hidden)
-        chosen = [n for n, position in enumerate(positions) if position == 0 or n in stays]
-        positions = [positions[n] for n in chosen]
-        attended = layer.attention.output(context[chosen], hidden[chosen])
-        hidden = layer.output(layer.intermediate(attended), attended)
-        tokens.append(len(positions))
-    found[positions] = head(hidden)
-    return found, tokens
-
-
-def most_received(fractions):
-    def rule(number, received, given):
-        wanted = -(-round(fractions[number - 1] * given * 1000) // 1000) - 1  # and [CLS]
-        order = received.tolist()
-        return set(sorted(range(1, len(order)), key=lambda n: -order[n])[:wanted])
-
-    return rule
-
-
-def enough_received(theta):
-    def rule(number, received, given):
-        return {n for n, x in enumerate(received.tolist()) if x >= theta * number / 2}
-
-    return rule
-
-
-@pytest.mark.parametrize(
-    ("rule", "literal"),
-    [
-        (StaticLengths((0.75, 0.5)), most_received((0.75, 0.5))),
-        (StaticLengths((1.0, 0.6)), most_received((1.0, 0.6))),
-        (AttentionThreshold(0.03, 2), enough_received(0.03)),
-    ],
-)
-@torch.no_grad()
-def test_token_pruning_is_its_literal_reference(reader, batch, rule, literal):
-    output = TokenPruning(reader, rule).eval()(batch)
-    for row in range(len(batch)):
-        alone = row_of(batch, row)
-        expected, tokens = pruned_by_hand(reader, alone, literal)
-        assert output.aux.tokens[row].tolist() == tokens
-        assert tokens[-1] < tokens[0]
-        length = alone.mask.shape[1]
-        torch.testing.assert_close(logits(output)[row, :length], expected, atol=1e-3, rtol=1e-3)
-
-
-def test_schedules_and_thresholds_leave_the_tokens_that_were_asked_for(reader, batch):
-    for layers, fraction in ((2, 0.8), (12, 0.5), (6, 1.0)):
-        fractions = static_schedule(layers, fraction)
-        assert sum((1.0, *fractions[:-1])) / layers == pytest.approx(fraction)
-    theta = find_theta(reader, batch, 0.8, steps=12)
-    tokens = TokenPruning(reader, AttentionThreshold(theta, 2))(batch).aux.tokens
-    processed = tokens[:, :-1].sum() / (2 * tokens[:, 0].sum())
-    assert float(processed) == pytest.approx(0.8, abs=0.05)
-    with pytest.raises(QalibError, match=r"between 0\.25 and 1"):
-        static_schedule(4, 0.25)
-    for fractions in ((1.1,), (0.5, 0.6), (0.5, 0.0)):
-        with pytest.raises(QalibError, match="go down from 1"):
-            StaticLengths(fractions)
-
-
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_the_top_blocks_come_closest_to_the_fraction(fraction):
     torch.manual_seed(3)
@@ -209,8 +121,7 @@ def test_the_top_blocks_come_closest_to_the_fraction(fraction):
 def test_questions_are_answered_with_them(reader, batch):
     blocks = passage_blocks(reader.tokenizer, batch, 8)
     assert torch.equal(blocks.passage, batch.mask)
-    pruning = TokenPruning(reader, StaticLengths((0.8, 0.6)))
-    for baseline in (LexicalReader(reader, 0.5), pruning, PaddedReader(reader, 64)):
+    for baseline in (LexicalReader(reader, 0.5), PaddedReader(reader, 64)):
         found = QuestionAnswerer(baseline).predict(examples(4))
         assert all(prediction.candidates[0].text for prediction in found)
         assert {p.token_fraction <= 1 for p in found} == {True}

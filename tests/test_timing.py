@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qalib.errors import QalibError
-from qalib.timing import Budget, columns, interleave, quiet, quartiles
+from qalib.timing import columns, interleave, quartiles, quiet
 
 
 class Clock:
@@ -132,22 +132,6 @@ def test_summaries_are_quartiles_or_nothing():
     assert all(map(math.isnan, quartiles([])))
     assert columns("ms", [4, 1, 1]) == {"ms": 1, "ms_low": 1, "ms_high": 2.5}
     assert columns("ms", []) == {"ms": None, "ms_low": None, "ms_high": None}
-
-
-def test_a_budget_is_shared_out_and_skips_what_does_not_fit():
-    clock = Clock()
-    budget = Budget(100.0, clock)
-    assert budget.share([1, 3]) == 25
-    assert budget.fits(1e9)  # nothing is known yet
-    with budget.measure() as work:
-        clock.now += 40
-        work.append(4.0)
-    assert budget.left == 60
-    assert budget.share([3]) == 60
-    assert budget.fits(6.0)
-    assert not budget.fits(6.1)
-    clock.now = 500
-    assert budget.left == 0
 
 
 def test_exporters_are_silenced_but_not_their_errors(capfd, caplog):

@@ -1,23 +1,13 @@
 """Other ways to process fewer tokens, for comparison with Block-Skim; each from Batch to logits.
 
-    reader = TokenPruning(load_reader(), StaticLengths(static_schedule(layers=6, fraction=0.67)))
-    QuestionAnswerer(reader).predict(examples)          # they answer like any other reader
+    reader = LexicalReader(load_reader(), fraction=0.5)
+    QuestionAnswerer(reader).predict(examples)          # answers like any other reader
 
-PaddedReader    pads every input to one length, as many pipelines do
-LexicalReader   drops passage blocks by word overlap before the encoder
-TokenPruning    drops single tokens inside the encoder by the attention they receive, by one of two
-                rules: StaticLengths (PoWER-BERT, LAT) or AttentionThreshold (LTP)
-OnnxReader      the unpruned encoder in onnxruntime (needs the extra "bench")
-
-They are written anew from the papers and do shorten the sequence.
-
-Notation: B batch, L positions of the input, L' remaining ones, K blocks, N layers, H heads.
+Notation: B batch, L positions of the input, K blocks, N layers.
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +19,9 @@ from qalib.errors import QalibError
 from qalib.models.encoder import EncoderReader
 from qalib.skim.activations import gather, scatter
 from qalib.skim.adapters import adapt_encoder
-from qalib.skim.blocks import NO_BLOCK, PADDING, Blocks, make_blocks
+from qalib.skim.blocks import Blocks, make_blocks
 from qalib.skim.features import word_overlap
-from qalib.skim.padded import MIN_LOGIT, PaddedForward, kept_positions
+from qalib.skim.padded import MIN_LOGIT, kept_positions
 
 
 @dataclass(frozen=True)
@@ -141,150 +131,6 @@ class LexicalReader(Baseline):
         layers = len(adapt_encoder(self.reader.encoder).layers)
         tokens = (positions >= 0).sum(dim=1, keepdim=True).expand(-1, layers + 1)
         return ReaderOutput(start, end, batch.mask, aux=TokenCounts(tokens))
-
-
-class PruningRule(Protocol):
-    """Which tokens are left in a layer, by the attention that they receive there."""
-
-    def prunes(self, layer: int) -> bool:
-        """Whether anything is pruned in a layer at all."""
-
-    def keep(self, layer: int, received: Tensor, given: Tensor) -> Tensor:
-        """received (B, L') float, -1 at padding; given (B,) tokens of the input -> (B, L') bool"""
-
-
-@dataclass(frozen=True)
-class StaticLengths:
-    """A fixed fraction of the input's tokens in each layer: those that receive most attention.
-
-    The rule of PoWER-BERT (Goyal et al. 2020) and of the length-adaptive transformer (Kim and Cho
-    2021), which learn or search for the fractions; here they are given.
-    """
-
-    fractions: tuple[float, ...]  # of the layers in order; must not increase
-
-    def __post_init__(self):
-        values = (1.0, *self.fractions)
-        if not all(0 < b <= a for a, b in pairwise(values)):
-            raise QalibError(
-                f"the fractions of the layers go down from 1 and stay above 0, unlike {values[1:]}."
-            )
-
-    def prunes(self, layer: int) -> bool:
-        """See :class:`PruningRule`."""
-        return self.fractions[layer - 1] < (1.0, *self.fractions)[layer - 1]
-
-    def keep(self, layer: int, received: Tensor, given: Tensor) -> Tensor:
-        """See :class:`PruningRule`."""
-        received = received.clone()
-        received[:, 0] = torch.inf  # [CLS] is one of those that stay
-        rank = received.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        return rank < (self.fractions[layer - 1] * given).ceil()[:, None]
-
-
-@dataclass(frozen=True)
-class AttentionThreshold:
-    """Tokens whose received attention reaches theta l / N are left in layer l.
-
-    The rule of LTP (Kim et al. 2022) with the thresholds its training starts from. Received
-    attention sums to 1, so a long input loses more of its tokens.
-    """
-
-    theta: float
-    layers: int
-
-    def prunes(self, layer: int) -> bool:
-        """See :class:`PruningRule`."""
-        return self.theta > 0
-
-    def keep(self, layer: int, received: Tensor, given: Tensor) -> Tensor:
-        """See :class:`PruningRule`."""
-        return received >= self.theta * layer / self.layers
-
-
-class TokenPruning(Baseline):
-    """Prunes single tokens inside each layer by how much attention they receive in it.
-
-        received_j = mean over heads and queries i of P_ij,   sum_j received_j = 1
-
-    [CLS] always stays; question tokens are treated like all others, as in the papers. A pruned
-    token keeps the logits that the span head gives it at that point. As in the papers' programs
-    the attention map is computed in full, and rows are padded to the longest of the batch.
-    """
-
-    def __init__(self, reader: EncoderReader, rule: PruningRule):
-        super().__init__(reader)
-        self.rule = rule
-
-    def forward(self, batch: Batch) -> ReaderOutput:
-        """(B, L)"""
-        encoder = adapt_encoder(self.reader.encoder)
-        ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
-        types = batch.inputs["token_type_ids"] if self.reader.uses_types else None
-        state = PaddedForward.start(encoder, ids, types, _token_blocks(real))
-        none_dropped = torch.zeros(len(ids), dtype=torch.bool)
-        tokens = [state.token_counts()]
-        for number, layer in enumerate(encoder.layers, 1):
-            prunes = self.rule.prunes(number)
-            context = state.attend(layer, number, record=prunes, detach=True)
-            if prunes:
-                kept = self._keep(number, state, tokens[0])
-                context = state.prune_tokens(kept, none_dropped, context, state.span_logits())
-            state.hidden = layer.feed_forward(context, state.hidden)
-            tokens.append(state.token_counts())
-        start, end = state.full_logits(state.span_logits()).unbind(dim=-1)
-        return ReaderOutput(start, end, batch.mask, aux=TokenCounts(torch.stack(tokens, dim=1)))
-
-    def _keep(self, number: int, state: PaddedForward, given: Tensor) -> Tensor:
-        """Blocks, which are single tokens, that are left.  -> (B, K) bool"""
-        blocks = state.blocks
-        attention = state.activations.pop(number).attention
-        received = attention.attention_from(~blocks.padding[:, None]).float().mean(dim=(1, 2))
-        kept = self.rule.keep(number, received.masked_fill(blocks.padding, -1.0), given)
-        by_block = kept.new_zeros(len(kept), blocks.count + 1)
-        return by_block.scatter(1, blocks.slots, kept)[:, :-1] & blocks.real
-
-
-def _token_blocks(real: Tensor) -> Blocks:
-    """Every token but the first as a block of its own.  (B, L) bool"""
-    position = torch.arange(real.shape[1]).expand(real.shape) - 1
-    ids = torch.where(real, position.masked_fill(position < 0, NO_BLOCK), PADDING)
-    nothing = torch.zeros_like(real)
-    return Blocks(ids, nothing, nothing, real.shape[1] - 1)
-
-
-def static_schedule(layers: int, fraction: float) -> tuple[float, ...]:
-    """Fractions r, r^2, ..., r^N that leave ``fraction`` of all tokens in all layers.
-
-        fraction = (1 + r + ... + r^(N-1)) / N
-
-    Raises QalibError for a fraction that is not above 1 / N, or above 1.
-    """
-    from scipy.optimize import brentq
-
-    if not 1 / layers < fraction <= 1:
-        raise QalibError(
-            f"{layers} layers can be left between {1 / layers:.2f} and 1 of their tokens, not "
-            f"{fraction:g}."
-        )
-    r = brentq(lambda r: sum(r**n for n in range(layers)) / layers - fraction, 0.0, 1.0)
-    return tuple(r**n for n in range(1, layers + 1))
-
-
-@torch.inference_mode()
-def find_theta(reader: EncoderReader, batch: Batch, fraction: float, steps: int = 7) -> float:
-    """The theta of ``AttentionThreshold`` that leaves ``fraction`` of a batch's tokens, or more.
-
-    By bisection; the mean received attention of n tokens is 1 / n, the search goes up to 4 / n.
-    """
-    layers = len(adapt_encoder(reader.encoder).layers)
-    low, high = 0.0, 4 * len(batch) / max(1, batch.num_tokens)
-    for _ in range(steps):
-        theta = (low + high) / 2
-        tokens = TokenPruning(reader, AttentionThreshold(theta, layers))(batch).aux.tokens
-        left = float(tokens[:, :-1].sum() / (tokens[:, 0].sum() * layers))
-        low, high = (theta, high) if left >= fraction else (low, theta)
-    return low
 
 
 class OnnxReader(nn.Module):

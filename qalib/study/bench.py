@@ -1,14 +1,17 @@
-"""The reports of ``python -m qalib bench``: every benchmark measured anew, as text or as JSON.
+"""The reports of ``python -m qalib bench``: every benchmark measured anew, as a table or as JSON.
 
 Progress goes to the standard error output, a line every few seconds.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset
+from qalib.data.windows import WindowConfig, make_windows, training_windows
 from qalib.study.stages import benchmarks, skim_benchmarks
 
 
@@ -19,28 +22,20 @@ def print_progress(line: str) -> None:
 
 def training_report(rounds: int = 5, as_json: bool = False) -> str:
     """Training throughput, from the defaults of transformers to qalib."""
+    from qalib.models.encoder import EncoderConfig, build_encoder
+
+    data = build_corpus(CorpusConfig(questions=2000))
+    tokenizer = build_encoder(EncoderConfig()).tokenizer
+    windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
     config = benchmarks.TrainingBenchmark(rounds=rounds)
-    rows = benchmarks.bench_training(config, print_progress)
-    if as_json:
-        return json.dumps(rows, indent=2)
-    names = ["setup", *interval_columns("tokens_per_second"), "speedup"]
-    return f"{machine()}\n\n{as_table(rows, names)}"
+    return report(benchmarks.time_training(windows, config, print_progress), as_json)
 
 
 def byte_model_report(rounds: int = 5, as_json: bool = False) -> str:
-    """The byte-level page taken literally against qalib, and the cost of every variant."""
+    """The cost of byte-level readers with equally many parameters."""
     config = benchmarks.ByteModelBenchmark(rounds=rounds)
     found = benchmarks.bench_byte_models(config, progress=print_progress)
-    if as_json:
-        return json.dumps(found, indent=2)
-    setups = as_table(found["rows"], ["setup", "questions_per_second", "speedup"])
-    speeds = ["train_questions_per_second", "answer_questions_per_second"]
-    variants = as_table(found["variants"], ["variant", "parameters", "macs", *speeds])
-    lengths = f"{found['question']} characters about a passage of {found['passage']}"
-    return (
-        f"{machine()}\n\nTraining the same reader:\n\n{setups}\n\nVariants with equally many "
-        f"parameters; multiply-adds (macs) of a question of {lengths}:\n\n{variants}"
-    )
+    return report(found["variants"], as_json)
 
 
 def block_skim_report(
@@ -52,40 +47,18 @@ def block_skim_report(
 ) -> str:
     """Block-Skim against other ways to process fewer tokens, in about ``seconds``.
 
-    ``full`` times every length, batch size and dtype, however long that takes.
+    ``full``: every length, batch size and dtype
     """
-    config = skim_benchmarks.BlockSkimBenchmark(seconds=seconds, keep_time=True)
+    config = skim_benchmarks.BlockSkimBenchmark(seconds=seconds)
     if full:
         wide = {"lengths": (128, 256, 384, 512), "batches": (1, 4, 16)}
-        wide |= {"dtypes": skim_benchmarks.DTYPES}
-        grids = [{**vars(grid), **wide} for grid in config.grids]
-        grids = tuple(skim_benchmarks.Grid(**grid) for grid in grids)
-        config = skim_benchmarks.BlockSkimBenchmark(grids, seconds=seconds)
+        wide["dtypes"] = skim_benchmarks.DTYPES
+        config = replace(config, grids=tuple(replace(grid, **wide) for grid in config.grids))
     trained = load_trained(skimmer)
     found = skim_benchmarks.time_block_skim(config, bench_data(data), trained, print_progress)
-    if as_json:
-        return json.dumps(found, indent=2)
-    place = ["model", "length", "batch", "dtype", "reader"]
-    names = [*place, *interval_columns("speedup"), "speedup_over_padded"]
-    names += ["kept", "ideal_eq6", "ideal_macs", "efficiency", "logit_difference", "rounds"]
-    milliseconds = [
-        {k: 1000 * v if k in (*skim_benchmarks.STAGES, "total") else v for k, v in row.items()}
-        for row in found["stages"]
-    ]
-    stages = ["reader", "dtype", *skim_benchmarks.STAGES, "total"]
-    return "\n\n".join(
-        [
-            machine(),
-            as_table(found["rows"], names),
-            "speedup: over the full encoder in the same dtype without padding (quartiles over "
-            "rounds); over_padded: over fp32 padded to 384; kept: fraction of the tokens in the "
-            "last layer; ideal: speed-ups by Eq. 6 and by multiply-adds; efficiency: measured / "
-            "Eq. 6.",
-            "Milliseconds a question by stage of a pass:",
-            as_table(milliseconds, stages),
-            *(f"{note}." for note in found["notes"]),
-        ]
-    )
+    for cell in found["skipped"]:
+        print_progress(f"{cell}: skipped, the time was over")
+    return report(found["rows"], as_json)
 
 
 def end_to_end_report(
@@ -99,19 +72,12 @@ def end_to_end_report(
     from qalib.models.pretrained import load_reader, windows_of
 
     config = benchmarks.EndToEndBenchmark(questions, rounds, windows=windows_of())
-    rows = benchmarks.bench_end_to_end(
-        config, bench_data(data), load_reader(), load_trained(skimmer), print_progress
-    )
-    if as_json:
-        return json.dumps(rows, indent=2)
-    names = ["reader", "dtype", *interval_columns("questions_per_second"), "speedup"]
-    names += ["speedup_over_padded", "exact_match", "f1", "token_fraction"]
-    return f"{machine()}\n\n{as_table(rows, names)}"
+    inputs = bench_data(data), load_reader(), load_trained(skimmer)
+    return report(benchmarks.bench_end_to_end(config, *inputs, print_progress), as_json)
 
 
 def bench_data(name: str) -> Dataset:
     """A data set by name or file; "almanac" is the embedded corpus with its longest passages."""
-    from qalib.data.corpus import CorpusConfig, build_corpus
     from qalib.data.formats import load_any
     from qalib.data.sources import load
 
@@ -121,41 +87,34 @@ def bench_data(name: str) -> Dataset:
 
 
 def load_trained(folder: str = ""):
-    """The skimmer in a folder, or the published one; None if that is missing.
+    """The skimmer in a folder, or the published one.
 
-    Raises QalibError for a skimmer that was trained with another reader.
+    Raises QalibError if there is none, or if it was trained with another reader.
     """
     from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-    from qalib.skim.storage import DEFAULT_SKIMMER, SETTINGS, load_skimmer
+    from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
 
-    if not folder and not (DEFAULT_SKIMMER / SETTINGS).is_file():
-        return None
-    return load_skimmer(folder or DEFAULT_SKIMMER, reader_hash=checkpoint_hash(DEFAULT_CHECKPOINT))
+    reader = checkpoint_hash(DEFAULT_CHECKPOINT)
+    return load_skimmer(folder or DEFAULT_SKIMMER, reader_hash=reader)
 
 
-def machine() -> str:
-    """Processor, threads and versions, in a line."""
+def report(rows: Sequence[dict], as_json: bool = False) -> str:
+    """Rows as JSON, or as a table with processor and threads above; ranges are quartiles."""
     import torch
-
-    from qalib.study.provenance import environment
-
-    env = environment()
-    return (
-        f"{env['cpu']['model']}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{env['torch_threads']} threads, torch {env['packages']['torch']}; median of interleaved "
-        "rounds"
-    )
-
-
-def interval_columns(name: str) -> list[str]:
-    """A column and its quartiles."""
-    return [name, f"{name}_low", f"{name}_high"]
-
-
-def as_table(rows: Sequence[Mapping], names: Sequence[str]) -> str:
-    """Some columns as a text table, numbers with three digits; empty where there is none."""
     from tabulate import tabulate
 
-    cells = [[row.get(name) for name in names] for row in rows]
-    headers = [name.replace("_", " ") for name in names]
-    return tabulate(cells, headers=headers, floatfmt=",.3g", intfmt=",", missingval="")
+    from qalib.study.provenance import cpu_model
+
+    if as_json:
+        return json.dumps(rows, indent=2)
+    shown = []
+    for row in rows:
+        ends = {k for k in row if k.endswith(("_low", "_high"))}
+        cells = {k: v for k, v in row.items() if k not in ends}
+        for name in {k.rpartition("_")[0] for k in ends}:
+            low, high = row[f"{name}_low"], row[f"{name}_high"]
+            if low is not None:
+                cells[name] = f"{row[name]:.3g} ({low:.3g} to {high:.3g})"
+        shown.append({k.replace("_", " "): v for k, v in cells.items()})
+    title = f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{title}\n\n{tabulate(shown, headers='keys', floatfmt=',.3g', intfmt=',')}"

@@ -1,8 +1,8 @@
 """Benchmarks of training, byte-level readers, answering and distillation, on this machine's CPU.
 
-All of them time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a
-round. Notebooks 03 and 08 record two of them as stages; ``python -m qalib bench`` runs them anew
-(``qalib.study.bench``). Those of Block-Skim are in ``stages.skim_benchmarks``.
+All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
+Notebooks 03 and 08 record two of them; ``python -m qalib bench`` runs them anew. Those of
+Block-Skim are in ``stages.skim_benchmarks``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ from pydantic import Field
 from qalib.data.batching import collate, training_batches
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset, Example, make_dataset
-from qalib.data.windows import Window, WindowConfig, make_windows, training_windows
+from qalib.data.windows import Window, WindowConfig
 from qalib.models.byte_reader import ByteReaderConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.skim_benchmarks import DTYPES, FULL, PADDED, Dtype, in_dtypes, usable_dtypes
+from qalib.study.stages.skim_benchmarks import DTYPES, FULL, PADDED, Dtype, in_dtypes
 from qalib.timing import Progress, columns, interleave, quartiles
 from qalib.training import TrainConfig
 
@@ -64,26 +64,16 @@ def training_step(
     return step
 
 
-def rate_rows(rates: Mapping[str, Sequence[float]], label: str, unit: str) -> list[dict]:
-    """A row per candidate: its rate (median, _low and _high), and the speed-up over the first."""
-    base, rows = next(iter(rates.values())), []
-    for name, values in rates.items():
-        ratios = [ours / theirs for ours, theirs in zip(values, base, strict=True)]
-        rows.append({label: name, **columns(unit, values), "speedup": quartiles(ratios).median})
-    return rows
-
-
 # --- training an encoder --------------------------------------------------------------------------
 
 
 @settings
 class TrainingBenchmark:
-    """``steps`` training steps of each set-up in a round, on questions of the embedded corpus."""
+    """``steps`` training steps of each set-up in a round."""
 
     rounds: Count = 5
     steps: Count = 3
     tokens_per_batch: Count = 4096
-    questions: Count = 2000
     seed: int = 0
 
 
@@ -98,7 +88,7 @@ class TrainingSetup:
     byte_dropout: bool = False
     similar_lengths: bool = False
 
-    def trainer(self, config: TrainingBenchmark) -> Callable:
+    def trainer(self, seed: int) -> Callable:
         """A training step on a fresh reader."""
         from qalib.losses import span_loss
         from qalib.models.encoder import build_encoder, use_byte_dropout
@@ -106,7 +96,7 @@ class TrainingSetup:
         encoder = EncoderConfig(
             attention_dropout=self.attention_dropout, train_embeddings=not self.freeze_embeddings
         )
-        reader = build_encoder(encoder, config.seed, fast_dropout=False)
+        reader = build_encoder(encoder, seed, fast_dropout=False)
         reader.encoder.set_attn_implementation(self.attention)
         if self.byte_dropout:
             use_byte_dropout(reader.encoder)
@@ -138,16 +128,6 @@ TRAINING_SETUPS = {  # each with one change to the one before
 }
 
 
-def bench_training(config: TrainingBenchmark, progress: Progress | None = None) -> list[dict]:
-    """Training throughput on the embedded corpus; see :func:`time_training`."""
-    from qalib.models.encoder import build_encoder
-
-    data = build_corpus(CorpusConfig(questions=config.questions, seed=config.seed))
-    tokenizer = build_encoder(EncoderConfig()).tokenizer
-    windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
-    return time_training(windows, config, progress)
-
-
 def time_training(
     windows: Sequence[Window], config: TrainingBenchmark, progress: Progress | None = None
 ) -> list[dict]:
@@ -157,8 +137,8 @@ def time_training(
     """
     tokens: dict[str, list[int]] = {name: [] for name in TRAINING_SETUPS}
 
-    def trainer(name: str, setup: TrainingSetup) -> Callable[[int], int]:
-        step = setup.trainer(config)
+    def trainer(setup: TrainingSetup) -> Callable[[int], int]:
+        step = setup.trainer(config.seed)
         plan = setup.plan([len(window) for window in windows], config)
 
         def train(number: int) -> int:
@@ -175,7 +155,7 @@ def time_training(
             tokens[name].append(count)
 
     timings = interleave(
-        {name: trainer(name, setup) for name, setup in TRAINING_SETUPS.items()},
+        {name: trainer(setup) for name, setup in TRAINING_SETUPS.items()},
         range(1 + config.rounds),
         config.rounds,
         items_per_round=1,
@@ -183,7 +163,12 @@ def time_training(
         progress=progress,
     )
     rates = {name: timings.rates(name, counts) for name, counts in tokens.items()}
-    return rate_rows(rates, "setup", "tokens_per_second")
+    base, rows = next(iter(rates.values())), []
+    for name, values in rates.items():
+        ratios = [ours / theirs for ours, theirs in zip(values, base, strict=True)]
+        row = {"setup": name, **columns("tokens_per_second", values)}
+        rows.append(row | {"speedup": quartiles(ratios).median})
+    return rows
 
 
 # --- byte-level readers ---------------------------------------------------------------------------
@@ -191,10 +176,10 @@ def time_training(
 
 @settings
 class ByteModelBenchmark:
-    """A reader against the byte-level page taken literally, and the cost of variants of it."""
+    """The cost of readers with equally many parameters, on questions of the embedded corpus."""
 
     rounds: Count = 5
-    questions: Count = 1024  # of the embedded corpus
+    questions: Count = 1024
     length: Count = 800  # characters of a passage, about
     batch_size: Count = 64  # questions of a step
     reader: ByteReaderConfig = field(default_factory=ByteReaderConfig)
@@ -222,108 +207,66 @@ def byte_variants(base: ByteReaderConfig) -> dict[str, ByteReaderConfig]:
     return found
 
 
-def byte_setups(config: ByteModelBenchmark) -> dict[str, tuple["nn.Module", str]]:
-    """Readers with the same weights and their precision, from the page as it stands to qalib's."""
-    from qalib.models.byte_reader import build_byte_reader
-    from qalib.models.byte_reference import LiteralReader
-
-    def literal(**options: bool) -> "nn.Module":
-        return LiteralReader(build_byte_reader(config.reader, config.seed), **options)
-
-    best, both = best_precision(), {"remember": True, "once": True}
-    return {
-        "the page, literally, fp32": (literal(), "fp32"),
-        "+ one-hot text remembered": (literal(remember=True), "fp32"),
-        "+ each passage encoded once": (literal(**both), "fp32"),
-        f"+ {best}": (literal(**both), best),
-        "qalib, fp32": (build_byte_reader(config.reader, config.seed), "fp32"),
-        f"qalib, {best}": (build_byte_reader(config.reader, config.seed), best),
-    }
-
-
-class ByteWork:
-    """Questions in batches, the same ones in the same order for every reader."""
-
-    def __init__(self, examples: Sequence[Example], config: ByteModelBenchmark):
-        from qalib.data.bytes import QuestionRows, passage_features
-
-        self.examples, self.rounds = list(examples), config.rounds
-        self.rows = QuestionRows(passage_features(self.examples))
-        self.plan = self.rows.batches(config.batch_size, config.seed, 0)
-
-    def trainer(self, reader: "nn.Module", precision: str) -> Callable[[Sequence[int]], float]:
-        """A function from rows to the loss before a training step on them."""
-        from qalib.losses import gaussian_span_loss
-
-        def loss(output, batch):
-            return gaussian_span_loss(output, batch.answer_spans, batch.answer_weights, sigma=2.0)
-
-        step = training_step(reader, loss, precision, TrainConfig(learning_rate=1e-3))
-        return lambda rows: step(self.rows.collate(rows))
-
-    def answerer(self, reader: "nn.Module") -> Callable[[Sequence[int]], object]:
-        """A function that answers the questions of some rows."""
-        from qalib.inference import ByteQuestionAnswerer
-
-        answerer = ByteQuestionAnswerer(reader)
-        return lambda rows: answerer.answer_many(
-            [self.examples[self.rows.example(r)] for r in rows]
-        )
-
-    def rates(
-        self, candidates: Mapping[str, Callable], progress: Progress | None = None
-    ) -> dict[str, list[float]]:
-        """Questions per second of every candidate, by round."""
-        plan = self.plan
-        timings = interleave(candidates, plan, self.rounds, items_per_round=1, progress=progress)
-        sizes = [len(plan[(1 + n) % len(plan)]) for n in range(timings.rounds)]
-        return {name: timings.rates(name, sizes) for name in candidates}
-
-
 @stage("bench-byte-models")
 def bench_byte_models(
     config: ByteModelBenchmark, work: Path | None = None, progress: Progress | None = None
 ) -> dict:
-    """Training speed from the literal page to qalib, and the cost of every variant.
-
-    ``rows``: setup, questions_per_second, speedup over the first; ``variants``: parameters,
-    multiply-adds of a question at the mean lengths ``passage`` and ``question``, questions per
-    second in training and in answering.
-    """
+    """:func:`time_byte_models` of all variants, on the embedded corpus."""
     corpus = CorpusConfig(questions=config.questions, length=config.length, seed=config.seed)
     examples = build_corpus(corpus).examples
-    return measure_byte_models(examples, config, byte_variants(config.reader), progress)
+    return time_byte_models(examples, config, byte_variants(config.reader), progress)
 
 
-def measure_byte_models(
+def time_byte_models(
     examples: Sequence[Example],
     config: ByteModelBenchmark,
     variants: Mapping[str, ByteReaderConfig],
     progress: Progress | None = None,
 ) -> dict:
-    """See :func:`bench_byte_models`."""
+    """``variants``: rows of variant, parameters, multiply-adds ("macs") of a question at the mean
+    lengths ``passage`` and ``question``, and questions per second in training and in answering.
+    """
+    from qalib.data.bytes import QuestionRows, passage_features
+    from qalib.inference import ByteQuestionAnswerer
+    from qalib.losses import gaussian_span_loss
     from qalib.models.byte_reader import build_byte_reader, count_parameters, multiply_adds
 
-    shared = ByteWork(examples, config)
-    setups = {name: shared.trainer(*setup) for name, setup in byte_setups(config).items()}
-    rows = rate_rows(shared.rates(setups, progress), "setup", "questions_per_second")
+    rows = QuestionRows(passage_features(examples))
+    plan = rows.batches(config.batch_size, config.seed, 0)
     readers = {name: build_byte_reader(v, config.seed) for name, v in variants.items()}
-    trainers = {name: shared.trainer(r, best_precision()) for name, r in readers.items()}
-    training = shared.rates(trainers, progress)
-    answering = shared.rates({n: shared.answerer(r) for n, r in readers.items()}, progress)
+
+    def loss(output, batch):
+        return gaussian_span_loss(output, batch.answer_spans, batch.answer_weights, sigma=2.0)
+
+    def trainer(reader: "nn.Module") -> Callable:
+        step = training_step(reader, loss, best_precision(), TrainConfig(learning_rate=1e-3))
+        return lambda chosen: step(rows.collate(chosen))
+
+    def answerer(reader: "nn.Module") -> Callable:
+        answer = ByteQuestionAnswerer(reader).answer_many
+        return lambda chosen: answer([examples[rows.example(row)] for row in chosen])
+
+    def rates(kind: Callable) -> dict[str, float]:
+        candidates = {name: kind(reader) for name, reader in readers.items()}
+        options = {"items_per_round": 1, "progress": progress}
+        timings = interleave(candidates, plan, config.rounds, **options)
+        sizes = [len(plan[(1 + n) % len(plan)]) for n in range(timings.rounds)]
+        return {name: quartiles(timings.rates(name, sizes)).median for name in readers}
+
+    training, answering = rates(trainer), rates(answerer)
     passage = round(np.mean([len(example.context) for example in examples]))
     question = round(np.mean([len(example.question) for example in examples]))
-    costs = [
+    found = [
         {
             "variant": name,
             "parameters": count_parameters(reader),
             "macs": multiply_adds(reader.config, passage, question),
-            "train_questions_per_second": quartiles(training[name]).median,
-            "answer_questions_per_second": quartiles(answering[name]).median,
+            "train_questions_per_second": training[name],
+            "answer_questions_per_second": answering[name],
         }
         for name, reader in readers.items()
     ]
-    return {"rows": rows, "variants": costs, "passage": passage, "question": question}
+    return {"variants": found, "passage": passage, "question": question}
 
 
 # --- answering ------------------------------------------------------------------------------------
@@ -337,7 +280,6 @@ class EndToEndBenchmark:
     rounds: Count = 3
     dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = DTYPES
     windows: WindowConfig = field(default_factory=WindowConfig)
-    tokens_per_batch: Count = 8192
 
 
 def bench_end_to_end(
@@ -352,55 +294,44 @@ def bench_end_to_end(
     columns reader, dtype, questions_per_second, speedup (over the full encoder in the same dtype),
     speedup_over_padded (over fp32 padded to 384), exact_match, f1, token_fraction
     """
-    from qalib.metrics import score
-
-    test = make_dataset(data.name, data.examples[: config.questions], data.path, data.raw_sha256)
-    answerers = _answerers(config, reader, skimmer)
-    predictions: dict = {}
-    timings = interleave(
-        {name: answerer.predict for name, answerer in answerers.items()},
-        [test.examples],
-        config.rounds,
-        observe=lambda number, name, item, found: predictions.update({name: found}),
-        progress=progress,
-    )
-    rows, padded = [], f"padded to {PADDED}, fp32"
-    for name, found in predictions.items():
-        texts = {e.id: p.candidates[0].text for e, p in zip(test, found, strict=True)}
-        scores, (kind, dtype) = score(test, texts), name.rsplit(", ", 1)
-        row = {"reader": kind, "dtype": dtype}
-        rates = timings.rates(name, [len(test)] * timings.rounds)
-        row |= columns("questions_per_second", rates)
-        full = f"{FULL}, {dtype}"
-        row |= columns("speedup", timings.speedups(name, full) if full in answerers else [])
-        row |= columns("speedup_over_padded", timings.speedups(name, padded))
-        row |= {"exact_match": scores["exact_match"], "f1": scores["f1"]}
-        rows.append(row | {"token_fraction": float(np.mean([p.token_fraction for p in found]))})
-    return rows
-
-
-def _answerers(
-    config: EndToEndBenchmark, reader: "EncoderReader", skimmer: "Skimmer | None"
-) -> dict:
-    """Question answerers by reader and dtype."""
     from qalib.inference import AnswerConfig, QuestionAnswerer
+    from qalib.metrics import score
     from qalib.skim.baselines import PaddedReader
     from qalib.skim.reader import SkimReader
 
-    dtypes = usable_dtypes(config.dtypes)
-    converted = in_dtypes(reader, dtypes)
-    readers = {f"{FULL}, {dtype}": converted[dtype] for dtype in dtypes}
-    readers[f"padded to {PADDED}, fp32"] = PaddedReader(reader, PADDED)
-    if skimmer is not None:
-        for dtype in dtypes:
-            readers[f"Block-Skim, {dtype}"] = SkimReader(converted[dtype], skimmer).eval()
-    shared = {"windows": config.windows, "tokens_per_batch": config.tokens_per_batch}
-    return {
-        name: QuestionAnswerer(
-            r, AnswerConfig(**shared, precision="bf16" if "bf16" in name else "fp32")
-        )
-        for name, r in readers.items()
-    }
+    test = make_dataset(data.name, data.examples[: config.questions], data.path, data.raw_sha256)
+    readers: dict[tuple[str, str], nn.Module] = {}
+    for dtype, converted in in_dtypes(reader, config.dtypes).items():
+        readers[FULL, dtype] = converted
+        if skimmer is not None:
+            readers["Block-Skim", dtype] = SkimReader(converted, skimmer).eval()
+    padded = f"padded to {PADDED}", "fp32"
+    readers[padded] = PaddedReader(reader, PADDED)
+    candidates = {}
+    for key, model in readers.items():
+        precision = "bf16" if key[1].startswith("bf16") else "fp32"
+        answer = AnswerConfig(windows=config.windows, precision=precision)
+        candidates[key] = QuestionAnswerer(model, answer).predict
+    predictions: dict = {}
+    timings = interleave(
+        candidates,
+        [test.examples],
+        config.rounds,
+        observe=lambda number, key, item, found: predictions.update({key: found}),
+        progress=progress,
+    )
+    rows = []
+    for key, found in predictions.items():
+        texts = {e.id: p.candidates[0].text for e, p in zip(test, found, strict=True)}
+        scores, base = score(test, texts), (FULL, key[1])
+        row = {"reader": key[0], "dtype": key[1]}
+        rates = timings.rates(key, [len(test)] * timings.rounds)
+        row |= columns("questions_per_second", rates)
+        row |= columns("speedup", timings.speedups(key, base if base in readers else padded))
+        row |= columns("speedup_over_padded", timings.speedups(key, padded))
+        row |= {"exact_match": scores["exact_match"], "f1": scores["f1"]}
+        rows.append(row | {"token_fraction": float(np.mean([p.token_fraction for p in found]))})
+    return rows
 
 
 # --- distillation ---------------------------------------------------------------------------------
@@ -486,22 +417,21 @@ def step_rows(data: Dataset, student: Run, cache: Run, config: DistillationBench
     training = student.settings(distillation.StudentTraining)
     base, budget = training.base, training.base.train.tokens_per_batch
     part = make_dataset(f"{data.name}-first", data.examples[: budget // 8], data.path)
-    plain, _ = distillation.word_task(distillation.new_reader(base), part, base)
-    tasks = {"plain": plain}
-    tasks["distillation"] = distillation.student_task(
-        distillation.new_reader(base), part, training, cache
-    )
+    reader = distillation.new_reader(base)
+    plain, _ = distillation.word_task(reader, part, base)
+    taught = distillation.student_task(reader, part, training, cache)
     plan = training_batches(plain.lengths, budget, seed=0, epoch=0)
     plan = (plan * config.steps)[: config.steps]
 
     def trainer(task: Any) -> Callable:
-        step = training_step(distillation.new_reader(base), task.loss, best_precision(), base.train)
+        fresh = distillation.new_reader(base)
+        step = training_step(fresh, task.loss, best_precision(), base.train)
         return lambda rows: step(task.collate(rows))
 
-    trainers = {name: trainer(task) for name, task in tasks.items()}
+    trainers = {"plain": trainer(plain), "distillation": trainer(taught)}
     timings = interleave(trainers, plan, config.rounds)
     rows = []
-    for name in tasks:
+    for name in trainers:
         seconds = quartiles(timings.seconds[name]).median / len(plan)
         slower = quartiles([1 / ratio for ratio in timings.speedups(name, "plain")]).median
         rows.append({"step": name, "milliseconds": 1000 * seconds, "ratio": slower})
