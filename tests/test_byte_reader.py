@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from byte_reference import LiteralReader
 from torch import nn
 
 from qalib.data.bytes import ByteConfig, byte_vector, collate_passages, passage_features
@@ -23,7 +24,6 @@ from qalib.models.byte_reader import (
     multiply_adds,
     sinusoids,
 )
-from qalib.models.byte_reference import LiteralReader
 
 KINDS = ("conv", "dense", "dilated", "lstm", "gru")
 TINY = ByteReaderConfig(width=6, heads=2, head_width=4, embedding=5, dropout=0.0)
@@ -231,10 +231,9 @@ def test_instance_norm_reaches_everywhere():
 
 
 @pytest.mark.parametrize("variant", [TINY, replace(TINY, multiplicative_features=True)])
-@pytest.mark.parametrize("options", [{}, {"remember": True, "once": True}])
-def test_logits_and_gradients_are_those_of_the_literal_reader(variant, options):
+def test_logits_and_gradients_are_those_of_the_literal_reader(variant):
     reader = build_byte_reader(variant)
-    literal = LiteralReader(reader, **options)
+    literal = LiteralReader(reader)
     batch = collate_passages(passage_features(examples()))
     outputs = [model(batch) for model in (reader, literal)]
     for ours, theirs in zip(*(output[:2] for output in outputs), strict=True):

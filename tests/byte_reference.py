@@ -1,4 +1,4 @@
-"""The byte-level page's convolutional reader, written down literally, to compare the kit's with.
+"""A literal re-implementation of the byte-level page's convolutional reader, as a reference.
 
 It builds the 256 x L one-hot tensors, convolves them with Conv1d, and encodes a passage again for
 every question about it. Its logits and gradients are those of :class:`ByteReader`.
@@ -8,7 +8,6 @@ channels of an encoding, K kernel. Hidden maps are (N, channels, L).
 """
 
 from copy import deepcopy
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -47,23 +46,19 @@ class LiteralLayer(nn.Module):
 
 
 class LiteralReader(nn.Module):
-    """The page's convolutional reader, as one would write it down, with the weights of another.
+    """The page's convolutional reader with the weights of another reader.
 
-    Two changes are on offer: ``remember`` keeps the one-hot tensors of the last texts, which the
-    page may have done (it imports functools and does not use it); ``once`` encodes each passage
-    once for all its questions. Raises QalibError for a reader that is not two convolutional stacks
-    on one-hot text with instance norm.
+    Raises QalibError for a reader that is not two convolutional stacks on one-hot text with
+    instance norm.
     """
 
-    def __init__(self, reader: ByteReader, remember: bool = False, once: bool = False):
+    def __init__(self, reader: ByteReader):
         super().__init__()
         config = self.config = reader.config
         plain = {"encoder": "conv", "mixer": "conv", "input": "onehot", "positions": "none"}
         for name, value in {**plain, "norm": True}.items():
             if (other := getattr(config, name)) != value:
                 raise QalibError(f"the literal reader knows {name}={value!r} only, not {other!r}.")
-        self.once = once
-        self.vector = lru_cache(maxsize=16)(byte_vector) if remember else byte_vector
         self.encoder = nn.ModuleList(map(LiteralLayer, reader.encoder.layers))
         self.mixer = nn.ModuleList(map(LiteralLayer, reader.mixer.layers))
         self.query, self.key = deepcopy(reader.query), deepcopy(reader.key)
@@ -72,10 +67,7 @@ class LiteralReader(nn.Module):
     def forward(self, batch: ByteBatch) -> ReaderOutput:
         """Start and end logits (Q, L)."""
         real, asked = batch.mask[:, None], batch.question_real[:, None]
-        if self.once:
-            c = self.encode(batch.passages, batch.passage_real)[batch.owner]
-        else:
-            c = self.encode(batch.passages[batch.owner], batch.mask)
+        c = self.encode(batch.passages[batch.owner], batch.mask)
         q = self.encode(batch.questions, batch.question_real)
         found = [self.attend(c, q, asked, head) for head in range(self.config.heads)]
         compared = [c * each for each in found] if self.config.multiplicative_features else []
@@ -90,7 +82,7 @@ class LiteralReader(nn.Module):
         rows = zip(ids, real, strict=True)
         texts = ["".join(map(chr, row[here].tolist())) for row, here in rows]
         length = ids.shape[1]
-        vectors = [F.pad(self.vector(text), (0, length - len(text))) for text in texts]
+        vectors = [F.pad(byte_vector(text), (0, length - len(text))) for text in texts]
         x = torch.stack(vectors).to(self.span.weight.dtype)
         for layer in self.encoder:
             x = layer(x, real[:, None])
