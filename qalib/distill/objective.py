@@ -12,8 +12,8 @@ Notation: B batch, L positions of the student, N question tokens, T teachers, P 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,22 +45,20 @@ from qalib.losses import (
 )
 
 
-@dataclass(frozen=True)
-class BatchTargets:
+class BatchTargets(NamedTuple):
     """What the teachers predict for one batch, in the student's positions."""
 
     start: Tensor  # (B, L) float32, the ensemble's probabilities at the config's temperature
     end: Tensor  # (B, L)
     distractors: Tensor  # (B, 2) int64, the confusing answer, inclusive positions
     found: Tensor  # (B,) bool, whether there is one
-    attentions: dict[str, Tensor]  # each hop (B, L, N) float32; empty where none is distilled
     question: Tensor  # (B, N) bool
+    attentions: dict[str, Tensor]  # each hop (B, L, N) float32; empty where none is distilled
 
     def to(self, device: torch.device) -> "BatchTargets":
         """The same targets on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        maps = {name: x.to(device) for name, x in values.pop("attentions").items()}
-        return BatchTargets(**{n: x.to(device) for n, x in values.items()}, attentions=maps)
+        maps = {name: x.to(device) for name, x in self.attentions.items()}
+        return BatchTargets(*(x.to(device) for x in self[:-1]), maps)
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ class Distillation:
             maps, question = self.targets.attention(teacher_rows)
             maps = {hop: _at_positions(table, students, length) for hop, table in maps.items()}
         distractors, found = self.distractors[rows], self.found[rows]
-        return DistillationBatch(batch, BatchTargets(*sides, distractors, found, maps, question))
+        return DistillationBatch(batch, BatchTargets(*sides, distractors, found, question, maps))
 
     def loss(self, output: ReaderOutput, batch: DistillationBatch) -> Tensor:
         """The weighted loss of each row; adds its parts to :meth:`log_metrics`.  -> (B,)"""
@@ -179,10 +177,7 @@ class Distillation:
     def _pad_question(
         self, targets: BatchTargets, output: ReaderOutput
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The targets' question mask and maps, padded as the student's.
-
-        Raises QalibError if their questions differ.
-        """
+        """The targets' question mask and maps, padded as the student's."""
         student = output.attentions.get("question")
         if student is None:
             raise QalibError(
@@ -193,10 +188,8 @@ class Distillation:
         question = pad(targets.question, (0, max(0, missing)))
         if missing < 0 or not torch.equal(question, student):
             raise QalibError(
-                "attention distillation: the student's questions have "
-                f"{student.sum(dim=1).tolist()} tokens, the teachers' "
-                f"{targets.question.sum(dim=1).tolist()}; set attention_weight to 0, or use one "
-                "tokenizer."
+                "attention distillation: the student's questions have other tokens than the "
+                "teachers'; set attention_weight to 0, or use one tokenizer."
             )
         return question, {hop: pad(x, (0, missing)) for hop, x in targets.attentions.items()}
 

@@ -76,20 +76,16 @@ def cache_teacher_outputs(
     np.save(folder / "offsets.npy", np.concatenate([s.offsets for s in spans]).astype(np.int32))
     (folder / "rows.json").write_text(json.dumps(rows), encoding="ascii")
     for number, outputs in enumerate(teachers):
-        if not teacher_folder(folder, number).is_dir():
-            _Writer(folder, number, spans, hops).write(outputs(), miner)
-
-
-def teacher_folder(folder: Path, number: int) -> Path:
-    """The folder of one teacher's arrays."""
-    return folder / f"teacher-{number}"
+        final = folder / f"teacher-{number}"
+        if not final.is_dir():
+            _Writer(final, spans, hops).write(outputs(), miner)
 
 
 class _Writer:
     """The arrays of one teacher while they are filled."""
 
-    def __init__(self, folder: Path, number: int, spans: Sequence[TokenSpan], hops: Sequence[str]):
-        self.final, self.spans = teacher_folder(folder, number), spans
+    def __init__(self, final: Path, spans: Sequence[TokenSpan], hops: Sequence[str]):
+        self.final, self.spans = final, spans
         self.folder = self.final.with_suffix(".partial")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
@@ -97,12 +93,12 @@ class _Writer:
         self.begin = _begins(tokens)
         self.map_begin = _begins(tokens * [span.question_tokens for span in spans])
         self.sides = [self._array(side, self.begin[-1]) for side in ("start", "end")]
-        self.maps = {hop: self._array(_file(hop), self.map_begin[-1]) for hop in hops}
+        self.maps = {hop: self._array(hop, self.map_begin[-1]) for hop in hops}
         self.distractors = np.full((len(spans), 2), -1, dtype=np.int32)
         self.confidence = np.zeros(len(spans), dtype=np.float32)
 
     def _array(self, name: str, size: int) -> np.memmap:
-        path = self.folder / f"{name}.npy"
+        path = self.folder / _file(name)
         return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(size),))
 
     def write(self, outputs: Outputs, miner: DistractorMiner) -> None:
@@ -167,11 +163,9 @@ class TeacherTargets:
         self.begin = _begins(tokens)  # (R + 1,) of a row's tokens in the flat arrays
         self.map_begin = _begins(tokens * question)  # (R + 1,) of its attention map
         offsets = np.split(np.load(folder / "offsets.npy"), self.begin[1:-1])
-        columns = zip(
-            rows["ids"], offsets, rows["context_start"], rows["question_tokens"], strict=True
-        )
-        self.spans = [TokenSpan(*column) for column in columns]
-        folders = [teacher_folder(folder, number) for number in self.teachers]
+        columns = (rows["ids"], offsets, rows["context_start"], rows["question_tokens"])
+        self.spans = [TokenSpan(*column) for column in zip(*columns, strict=True)]
+        folders = [folder / f"teacher-{number}" for number in self.teachers]
         self._sides = [
             [np.load(f / f"{side}.npy", mmap_mode="r") for f in folders]
             for side in ("start", "end")
@@ -223,11 +217,11 @@ class TeacherTargets:
 
 
 def _memory_maps(folders: Sequence[Path], name: str) -> list[np.ndarray]:
-    return [np.load(folder / f"{name}.npy", mmap_mode="r") for folder in folders]
+    return [np.load(folder / _file(name), mmap_mode="r") for folder in folders]
 
 
-def _file(hop: str) -> str:
-    return hop.replace(" ", "-")
+def _file(name: str) -> str:
+    return f"{name.replace(' ', '-')}.npy"
 
 
 def _begins(lengths: np.ndarray) -> np.ndarray:

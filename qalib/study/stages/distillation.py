@@ -304,9 +304,11 @@ def cache_teachers(
     first = load_word_reader(teachers[0])
     if teachers[0].stage == "train-encoder":
         task, spans = encoder_task(first, data, teachers[0].settings(EncoderTraining))
+        hops = ["align 1"]  # which encoders do not have: set config.attention to false
     else:
         task, spans = word_task(first, data, word_training(teachers[0]))
-    hops = [f"align {n}" for n in range(1, first.config.hops + 1)] if config.attention else []
+        hops = [f"align {n}" for n in range(1, first.config.hops + 1)]
+    hops = hops if config.attention else []
     miner, folder = DistractorMiner(data, config.mining), work / "cache"
     functions = [lambda run=run: _outputs(run, task) for run in teachers]
     cache_teacher_outputs(folder, spans, functions, miner, hops)
