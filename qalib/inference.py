@@ -340,6 +340,8 @@ def _for_each_batch(
     lengths: Sequence[int], budget: int, score: Callable[[list[int]], None], unit: str | bool
 ) -> None:
     """Call ``score`` on batches of rows of like length, with a progress bar in a terminal."""
+    if not lengths:
+        return
     with progress_bar(len(lengths), "answer", unit or "input", show=bool(unit)) as bar:
         for rows in inference_batches(lengths, budget):
             score(rows)

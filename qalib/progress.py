@@ -13,7 +13,7 @@ def progress_bar(total: int, task: str, unit: str, initial: int = 0, show: bool 
     """
     from tqdm import tqdm
 
-    options = {"total": total or None, "desc": task, "unit": unit, "initial": initial}
+    options = {"total": total, "desc": task, "unit": unit, "initial": initial}
     if path := os.environ.get("QALIB_PROGRESS"):
         line = "{desc}: {unit} {n_fmt} of {total_fmt}, {remaining} left"
         return tqdm(**options, file=_LastLine(Path(path)), mininterval=2.0, bar_format=line)
