@@ -106,9 +106,8 @@ class _Writer:
             self.fill(list(rows), _on_cpu(output), miner)
         for array in (*self.sides, *self.maps.values()):
             array.flush()
-        np.savez(
-            self.folder / "distractors.npz", spans=self.distractors, confidence=self.confidence
-        )
+        arrays = {"spans": self.distractors, "confidence": self.confidence}
+        np.savez(self.folder / "distractors.npz", **arrays)
         self.folder.rename(self.final)
 
     def fill(self, rows: list[int], output: ReaderOutput, miner: DistractorMiner) -> None:
