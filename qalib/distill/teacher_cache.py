@@ -165,14 +165,8 @@ class TeacherTargets:
         columns = (rows["ids"], offsets, rows["context_start"], rows["question_tokens"])
         self.spans = [TokenSpan(*column) for column in zip(*columns, strict=True)]
         folders = [folder / f"teacher-{number}" for number in self.teachers]
-        self._sides = [
-            [np.load(f / f"{side}.npy", mmap_mode="r") for f in folders]
-            for side in ("start", "end")
-        ]
-        self._maps = {
-            hop: [np.load(f / f"{_file(hop)}.npy", mmap_mode="r") for f in folders]
-            for hop in self.hops
-        }
+        self._sides = [_memory_maps(folders, side) for side in ("start", "end")]
+        self._maps = {hop: _memory_maps(folders, hop) for hop in self.hops}
         mined = [np.load(f / "distractors.npz") for f in folders]
         self.distractor_spans = np.stack([m["spans"] for m in mined])  # (T, R, 2), characters
         self.confidence = np.stack([m["confidence"] for m in mined])  # (T, R)
