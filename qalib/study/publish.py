@@ -12,12 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field
 
 from qalib.data.schema import Dataset, hold_out
 from qalib.settings import settings
-from qalib.skim.calibration import Calibration, OperatingPointTarget, conformity_scores
+from qalib.skim import calibration
 from qalib.skim.predictors import PredictorConfig
 from qalib.study.claims import markdown_table
 from qalib.study.run_cache import Run, stage
@@ -182,14 +181,6 @@ def held_out_questions(study: Study) -> Dataset:
     return hold_out(study.data("train"), share)[1]
 
 
-def predicted_blocks(study: Study, run: Run, data: Dataset) -> block_skim.BlockPredictions:
-    """The blocks of a data set as the published predictors see them."""
-    found = study.run(
-        block_skim.predict_blocks, block_skim.BlockPrediction(), weights=run, data=data
-    )
-    return block_skim.read_blocks(found)
-
-
 def choose_pruning(
     blocks: block_skim.BlockPredictions, plan: PublishedSkimmer, depth: int
 ) -> block_skim.Pruning:
@@ -197,12 +188,10 @@ def choose_pruning(
 
     tokens = l + (N - l) k,   k the fraction that layer l of ``depth`` N keeps
     """
-    from qalib.skim.calibration import budget_at_recall, recall_curve
-
     tokens, thresholds = {}, {}
     for layer, scores in blocks.scores.items():
-        curve = recall_curve(scores, blocks.answers, blocks.sizes, blocks.row)
-        kept, thresholds[layer] = budget_at_recall(curve, plan.recall)
+        curve = calibration.recall_curve(scores, blocks.answers, blocks.sizes, blocks.row)
+        kept, thresholds[layer] = calibration.budget_at_recall(curve, plan.recall)
         tokens[layer] = layer + (depth - layer) * kept
     best = min(tokens, key=tokens.get)
     return block_skim.Pruning(
@@ -215,76 +204,58 @@ def choose_pruning(
 
 def calibrate_skimmer(
     model, blocks: block_skim.BlockPredictions, held: Dataset, plan: PublishedSkimmer, windows
-) -> Calibration:
+) -> calibration.Calibration:
     """Operating points on held-out questions; at some of them F1 is measured by answering."""
     from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.metrics import score
-    from qalib.skim.calibration import (
-        NO_PRUNING,
-        PruningSimulator,
-        highest_thresholds,
-        operating_points,
-    )
     from qalib.skim.cost import CostModel
 
-    simulator = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
-    points = operating_points(simulator, CostModel.of(model.reader.encoder, model.skimmer))
+    simulator = calibration.PruningSimulator(
+        blocks.row, blocks.sizes, blocks.answers, blocks.scores
+    )
+    cost = CostModel.of(model.reader.encoder, model.skimmer)
+    points = calibration.operating_points(simulator, cost)
     answerer = QuestionAnswerer(model, AnswerConfig(windows=windows))
 
-    def f1(point) -> float:
+    def f1(point: calibration.OperatingPoint) -> float:
         model.skimmer.set_options(**point.options)
         return score(held, answerer.predictions(held.examples))["f1"]
 
-    full = f1(NO_PRUNING)
-    drops = {point: full - f1(point) for point in highest_thresholds(points, plan.measured)}
+    full = f1(calibration.NO_PRUNING)
+    chosen = calibration.highest_thresholds(points, plan.measured)
+    drops = {point: full - f1(point) for point in chosen}
     points = tuple(replace(point, f1_drop=drops.get(point)) for point in points)
-    data = f"{held.name}, passages that the reader was trained on"
-    return Calibration(points, int(simulator.answered.sum()), data)
+    about = f"{held.name}, passages that the reader was trained on"
+    return calibration.Calibration(points, int(simulator.answered.sum()), about)
 
 
 def export_skimmer(study: Study) -> Path:
     """Write the published skimmer with its threshold, its calibration and its card."""
+    from qalib.inference import AnswerConfig
     from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-    from qalib.skim.calibration import save_calibration
     from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 
     plan, run = study.config("published_skimmer", PublishedSkimmer), train_skimmer(study)
     held, model = held_out_questions(study), block_skim.load_skim_reader(run)
-    blocks = predicted_blocks(study, run, held)
+    predicted = study.run(
+        block_skim.predict_blocks, block_skim.BlockPrediction(), weights=run, data=held
+    )
+    blocks = block_skim.read_blocks(predicted)
     pruning = choose_pruning(blocks, plan, model.skimmer.shape.layers)
     windows = run.settings(block_skim.SkimTraining).windows
-    calibration = calibrate_skimmer(model, blocks, held, plan, windows)
+    points = calibrate_skimmer(model, blocks, held, plan, windows)
     model.skimmer.set_options(**asdict(pruning))
     save_skimmer(DEFAULT_SKIMMER, model.skimmer, checkpoint_hash(DEFAULT_CHECKPOINT))
-    save_calibration(DEFAULT_SKIMMER, calibration)
-    card = skimmer_card(study, run, pruning, calibration, skimmer_evaluations(study, run, pruning))
+    calibration.save_calibration(DEFAULT_SKIMMER, points)
+    scored = {}
+    for name, options in {"full": block_skim.Pruning(), "pruned": pruning}.items():
+        settings = block_skim.SkimAnswerConfig(AnswerConfig(windows=windows), options)
+        evaluation = baseline.Evaluation(f"skimmer: short, {name}", settings)
+        test = study.data("test")
+        scored[name] = study.run(baseline.evaluate, evaluation, weights=run, test=test)
+    card = skimmer_card(run, study.data("train"), plan, pruning, scored)
     (DEFAULT_SKIMMER / "README.md").write_text(card, encoding="utf-8")
     return DEFAULT_SKIMMER
-
-
-def skimmer_evaluations(study: Study, run: Run, pruning: block_skim.Pruning) -> dict[str, Run]:
-    """The published reader on the test data, without and with pruning."""
-    from qalib.inference import AnswerConfig
-
-    answer = AnswerConfig(windows=run.settings(block_skim.SkimTraining).windows)
-    options = {"short, full": block_skim.Pruning(), "short, pruned": pruning}
-    return {
-        name: study.run(
-            baseline.evaluate,
-            baseline.Evaluation(f"skimmer: {name}", block_skim.SkimAnswerConfig(answer, chosen)),
-            weights=run,
-            test=study.data("test"),
-        )
-        for name, chosen in options.items()
-    }
-
-
-def answers_kept(blocks: block_skim.BlockPredictions, layer: int, threshold: float) -> float:
-    """Fraction of the questions with an answer that keep one whole; 1 without pruning (layer 0)."""
-    if not layer:
-        return 1.0
-    reached = conformity_scores(blocks.scores[layer], blocks.answers, blocks.row)
-    return float((reached[reached > -np.inf] >= threshold).mean())
 
 
 SKIMMER_CARD = """# skim-minilm-l6-squadshifts
@@ -294,18 +265,17 @@ Predictors that use the attention maps, hidden states and words at layers {layer
 parameters. The reader is not changed: without `--skim` it answers as before.
 
 - **By default** it prunes at layer {at} with a threshold of {threshold:.4f}, which keeps
-  {recall:g} % of the answers to {held:,} questions on held-out passages of the training data. The
-  predictors were not trained on these passages, but the reader was, so expect less on new text.
-  Inputs of fewer than {min_tokens} tokens are not pruned, nor those that would lose less than
-  {least:g} % of their tokens.
+  {recall:g} % of the answers to questions on held-out passages of the training data. The predictors
+  were not trained on these passages, but the reader was, so expect less on new text. Inputs of
+  fewer than {min_tokens} tokens are not pruned, nor those that would lose less than {least:g} % of
+  them.
 - **Operating points** (`--min-recall`, `--max-flops`, `--max-f1-drop`) are selected from
-  `calibration.json`, measured on the same passages. They hold for questions like those; on {test}
-  {coverage}.
+  `calibration.json`, measured on the same passages. They hold for questions like those (notebook
+  06).
 - **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content hash
   `{content}`. No question of SQuAD was used in training or for the thresholds.
 - **Seed:** {seed}. **Training precision:** {precision}. **Steps:** {steps:,}.
-- **Reproduce with** `python -m qalib export-checkpoint skimmer --profile {profile}`; run `{run}`,
-  commit `{commit}`.
+- **Reproduce with** `python -m qalib export-checkpoint skimmer`; run `{run}`, commit `{commit}`.
 - **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
 
 {scores}
@@ -313,33 +283,23 @@ parameters. The reader is not changed: without `--skim` it answers as before.
 
 
 def skimmer_card(
-    study: Study,
     run: Run,
+    data: Dataset,
+    plan: PublishedSkimmer,
     pruning: block_skim.Pruning,
-    calibration: Calibration,
-    evaluations: Mapping[str, Run],
+    scored: Mapping[str, Run],
 ) -> str:
     """The model card of the published skimmer, from its recorded runs."""
-    plan, data, test = (
-        study.config("published_skimmer", PublishedSkimmer),
-        study.data("train"),
-        study.data("test"),
-    )
-    blocks, coverage = predicted_blocks(study, run, test), []
-    for recall in (0.995, 0.99, 0.95):
-        point = calibration.select(OperatingPointTarget(min_recall=recall))
-        kept = 100 * answers_kept(blocks, point.layer, point.threshold)
-        coverage.append(f"`--min-recall {recall:g}` keeps {kept:.1f} % of the answers")
     rows = [
         {
-            "reader": name.removeprefix("short, "),
+            "reader": name,
             "test questions": found.metrics["questions"],
             "EM": f"{found.metrics['exact_match']:.1f}",
             "F1": f"{found.metrics['f1']:.1f}",
             "passage tokens": f"{found.metrics['token_fraction']:.0%}",
             "run": found.short,
         }
-        for name, found in evaluations.items()
+        for name, found in scored.items()
     ]
     return SKIMMER_CARD.format(
         layers=", ".join(map(str, plan.layers)),
@@ -348,18 +308,14 @@ def skimmer_card(
         at=pruning.prune_layers[0],
         threshold=pruning.thresholds[0],
         recall=100 * plan.recall,
-        held=len(held_out_questions(study)),
         min_tokens=plan.min_tokens,
         least=100 * plan.min_pruned_fraction,
-        test=test.name,
-        coverage=", ".join(coverage),
         questions=run.metrics["questions"],
         data=data.name.replace("+", ", "),
         content=data.content_sha256[:16],
         seed=run.config["seed"],
         precision=run.metrics["precision"],
         steps=run.metrics["steps"],
-        profile=study.profile.name,
         run=run.short,
         commit=(run.env["git"]["commit"] or "none")[:12],
         scores=markdown_table(rows),
