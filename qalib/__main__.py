@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 bench = typer.Typer(help="Benchmarks: interleaved rounds, ratios in one run.", no_args_is_help=True)
-runs = typer.Typer(help="List, explain or delete cached runs.", no_args_is_help=True)
+runs = typer.Typer(help="List or delete cached runs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(runs, name="runs")
 
@@ -173,18 +173,6 @@ def runs_list(as_json: JsonOption = False) -> None:
         numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
         row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
     print(tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet.")
-
-
-@runs.command("explain")
-def runs_explain(key: Annotated[str, typer.Argument(help="name or beginning of a key")]) -> None:
-    """Explain a cache miss: compare a run's configuration with the most similar runs."""
-    from tabulate import tabulate
-
-    from qalib.study.run_cache import RunCache
-
-    rows = RunCache().explain(key)
-    headers = ["compared with", "field", "here", "there"]
-    print(tabulate(rows, headers, tablefmt="github") if rows else "No other run of its stage.")
 
 
 @runs.command("delete")

@@ -165,8 +165,8 @@ def test_a_figure_changed_by_hand_is_found(figures, kind):
     path = figures / "ci" / f"00_loss.{kind}"
     path.write_bytes(path.read_bytes() + b" ")
     [problem] = check_figures("ci", figures)
-    assert f"00_loss.{kind}: was changed by hand" in problem
-    assert "`python -m qalib figures --profile ci --only 00`" in problem
+    assert f"00_loss.{kind}: is not the one that the notebook saved" in problem
+    assert "`python -m qalib run-notebooks --profile ci --only 00`" in problem
     path.unlink()
     [problem] = check_figures("ci", figures)
     assert f"00_loss.{kind}: is missing" in problem
@@ -175,14 +175,14 @@ def test_a_figure_changed_by_hand_is_found(figures, kind):
 def test_a_figure_of_another_run_is_found(figures):
     save(figures, data=POINTS * 2)
     [problem] = check_figures("ci", figures)
-    assert "00_loss.csv: is not the one of the last recorded run" in problem
+    assert "00_loss.csv: is not the one that the notebook saved" in problem
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_lost_record_is_found(figures, text):
     (figures / "ci" / "00_loss.json").write_text(text)
     [problem] = check_figures("ci", figures)
-    assert "00_loss.json: its provenance is missing or unreadable" in problem
+    assert "00_loss.json: is missing or damaged" in problem
 
 
 def test_an_orphan_is_found(figures, drawn):

@@ -528,7 +528,7 @@ def test_the_notebook_runner_is_told_which_runs_were_used(cache, tmp_path, monke
     ]
 
 
-# --- listing, explaining, deleting --------------------------------------------------------------
+# --- listing, deleting --------------------------------------------------------------
 
 
 def test_the_list_of_runs(cache, tmp_path):
@@ -546,21 +546,6 @@ def test_the_list_of_runs(cache, tmp_path):
     assert finished["seconds"] == done.env["seconds"]
     fresh = RunCache(tmp_path / "elsewhere", cache.records)
     assert [row["state"] for row in fresh.rows()] == ["recorded"]
-
-
-def test_a_cache_miss_is_explained_by_the_nearest_runs(cache):
-    near = {"seed": 0, "model": {"layers": 6, "lr": 1e-4}}
-    far = {"seed": 5, "model": {"layers": 2, "lr": 1e-3}}
-    wanted = {"seed": 0, "model": {"layers": 6, "lr": 2e-4}}
-    near, far, run = (call(cache, config, weigh, data="aa") for config in (near, far, wanted))
-    call(cache, wanted, weigh, name="score")
-    rows = cache.explain(run.key[:8])
-    assert rows[0] == (near.short, "config.model.lr", 2e-4, 1e-4)
-    assert {row[0] for row in rows} == {near.short, far.short}
-    assert len([row for row in rows if row[0] == far.short]) == 3
-    assert cache.explain(run.short, nearest=1) == rows[:1]
-    with pytest.raises(QalibError, match="0 runs are called 'zz'"):
-        cache.explain("zz")
 
 
 def test_deleting_a_run_of_the_store(cache):

@@ -330,32 +330,6 @@ class RunCache:
         rows += [_row("recorded", run.short, run) for run in recorded]
         return sorted(rows, key=lambda row: row["started"], reverse=True)
 
-    def explain(self, name: str, nearest: int = 3) -> list[tuple[str, str, object, object]]:
-        """How a run, finished or not, differs from the most similar runs of its stage.
-
-        Returns rows (other run, dotted field, value here, value there), to explain a cache miss.
-        Raises QalibError if there is no such run, or more than one.
-        """
-        runs = [*self._recorded_runs(), *self._stored_runs()]
-        requests = {run.short: {"config": run.config, "inputs": run.inputs} for run in runs}
-        for folder in self._folders():
-            if folder.suffix == ".partial":
-                request = read_json(folder, "config.json")
-                requests[folder.stem] = {part: request[part] for part in ("config", "inputs")}
-        chosen = [short for short in requests if short == name or name in short.rpartition("-")[2]]
-        if len(chosen) != 1:
-            raise QalibError(
-                f"{len(chosen)} runs are called {name!r}; `python -m qalib runs list`."
-            )
-        stage = chosen[0].rpartition("-")[0]
-        others = {
-            short: differences(requests[chosen[0]], request)
-            for short, request in requests.items()
-            if short != chosen[0] and short.rpartition("-")[0] == stage
-        }
-        ranked = sorted(others.items(), key=lambda item: len(item[1]))[:nearest]
-        return [(short, *row) for short, rows in ranked for row in rows]
-
     def delete(self, name: str) -> list[Path]:
         """Delete the run with this name, finished or partial, from the store; never a record.
 
@@ -553,16 +527,6 @@ def list_files(folder: Path) -> dict[str, dict]:
         for name, path in names.items()
         if name.split("/")[0] not in UNLISTED
     }
-
-
-def differences(here: dict, there: dict) -> list[tuple[str, object, object]]:
-    """Where two nested dictionaries differ: rows (dotted field, value here, value there)."""
-    ours, theirs = flatten(here), flatten(there)
-    return [
-        (name, ours.get(name), theirs.get(name))
-        for name in sorted(ours | theirs)
-        if ours.get(name) != theirs.get(name)
-    ]
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
