@@ -204,7 +204,7 @@ def _bench_training(rounds: RoundsOption = 5, as_json: JsonOption = False) -> No
 
 @bench.command("byte-models")
 def _bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
-    """Byte-level readers: the published code's structure against this kit's, and every variant."""
+    """Byte-level readers with equally many parameters: training and answering throughput."""
     from qalib.study import bench
 
     print(bench.byte_model_report(rounds=rounds, as_json=as_json))
@@ -215,13 +215,12 @@ def _bench_block_skim(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
     seconds: SecondsOption = 200.0,
-    full: Annotated[bool, typer.Option("--full", help="every length, batch and rival")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Skimming against other ways to run the same encoder on the same batches."""
     from qalib.study import bench
 
-    print(bench.block_skim_report(data, skimmer, seconds, full, as_json=as_json))
+    print(bench.block_skim_report(data, skimmer, seconds, as_json=as_json))
 
 
 @bench.command("end-to-end")

@@ -12,15 +12,10 @@ speed-up of round r is a ratio of two times of that round,
 of which the median over rounds is reported. Absolute times describe one machine on one day.
 """
 
-import contextlib
-import logging
 import math
-import os
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,15 +36,14 @@ class Quartiles(NamedTuple):
 
 @dataclass
 class Timings:
-    """Seconds of every candidate, one number a round, and how many items a round had."""
+    """Seconds of every candidate, one number a completed round."""
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    items: list[int] = field(default_factory=list)
+    seconds: dict[str, list[float]]
 
     @property
     def rounds(self) -> int:
         """Completed rounds."""
-        return len(self.items)
+        return len(next(iter(self.seconds.values())))
 
     def speedups(self, name: str, baseline: str) -> list[float]:
         """How many times faster than the baseline, round by round."""
@@ -112,7 +106,6 @@ def interleave(
             if observe:
                 observe(number, name, item, result)
         if number:
-            timings.items.append(count)
             for name, total in spent.items():
                 timings.seconds[name].append(total)
     return timings
@@ -131,29 +124,3 @@ def columns(name: str, values: Sequence[float]) -> dict[str, float | None]:
     summary = quartiles(values)
     keys = (name, f"{name}_low", f"{name}_high")
     return {k: None if math.isnan(v) else v for k, v in zip(keys, summary, strict=True)}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the warnings, logs and prints of exporters, also those of C++ code.
-
-    What they say about operators they replace is of no use to somebody who reads a benchmark;
-    their exceptions still come through.
-    """
-    with (
-        warnings.catch_warnings(),
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        warnings.simplefilter("ignore")
-        disabled, saved = logging.root.manager.disable, os.dup(2)
-        sys.stderr.flush()
-        logging.disable(logging.CRITICAL)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            logging.disable(disabled)

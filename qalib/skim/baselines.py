@@ -1,13 +1,12 @@
 """Other ways to process fewer tokens, for comparison with Block-Skim; each from Batch to logits.
 
-    reader = LexicalReader(load_reader(), fraction=0.5)
-    QuestionAnswerer(reader).predict(examples)          # answers like any other reader
-
 Notation: B batch, L positions of the input, K blocks, N layers.
 """
 
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,26 +23,10 @@ from qalib.skim.features import word_overlap
 from qalib.skim.padded import MIN_LOGIT, kept_positions
 
 
-@dataclass(frozen=True)
-class TokenCounts:
-    """``ReaderOutput.aux`` of these readers, as far as answering and benchmarks need it."""
+class TokenCounts(NamedTuple):
+    """``ReaderOutput.aux`` of :class:`LexicalReader`."""
 
     tokens: Tensor  # (B, N + 1) int64: in the input, and behind each layer
-
-    @property
-    def token_fraction(self) -> Tensor:
-        """Fraction of the input behind the last layer.  (B,) float32"""
-        return self.tokens[:, -1] / self.tokens[:, 0].clamp(min=1)
-
-    @property
-    def dropped(self) -> Tensor:
-        """No window is dropped.  (B,) bool"""
-        return torch.zeros(len(self.tokens), dtype=torch.bool)
-
-    @property
-    def max_block_score(self) -> Tensor:
-        """Not used, as no window is dropped.  (B,)"""
-        return torch.zeros(len(self.tokens))
 
 
 class Baseline(nn.Module):
@@ -51,16 +34,8 @@ class Baseline(nn.Module):
 
     def __init__(self, reader: EncoderReader):
         super().__init__()
-        self.reader = reader
-
-    @property
-    def tokenizer(self):
-        """The reader's tokenizer."""
-        return self.reader.tokenizer
-
-    def fills(self) -> dict[str, int]:
-        """What stands at padding positions, by input; 0 in all others."""
-        return {"input_ids": self.tokenizer.pad_token_id or 0}
+        self.reader, self.tokenizer = reader, reader.tokenizer
+        self.fills = {"input_ids": reader.tokenizer.pad_token_id or 0}  # at padding; 0 elsewhere
 
 
 class PaddedReader(Baseline):
@@ -72,9 +47,9 @@ class PaddedReader(Baseline):
 
     def forward(self, batch: Batch) -> ReaderOutput:
         """Logits of the input's own positions.  (B, L)"""
-        own, fills = batch.mask.shape[1], self.fills()
+        own = batch.mask.shape[1]
         room = max(0, self.length - own)
-        inputs = {n: pad(x, (0, room), value=fills.get(n, 0)) for n, x in batch.inputs.items()}
+        inputs = {n: pad(x, (0, room), value=self.fills.get(n, 0)) for n, x in batch.inputs.items()}
         output = self.reader(replace(batch, inputs=inputs))
         return ReaderOutput(output.start_logits[:, :own], output.end_logits[:, :own], batch.mask)
 
@@ -120,8 +95,7 @@ class LexicalReader(Baseline):
         blocks = passage_blocks(self.tokenizer, batch, self.block_size)
         overlap = word_overlap(batch.inputs["input_ids"], blocks)
         positions = kept_positions(blocks, top_blocks(overlap, blocks, self.fraction))
-        fills = self.fills()
-        inputs = {n: gather(x, positions, fills.get(n, 0)) for n, x in batch.inputs.items()}
+        inputs = {n: gather(x, positions, self.fills.get(n, 0)) for n, x in batch.inputs.items()}
         mask = gather(batch.mask, positions, False)
         output = self.reader(replace(batch, inputs=inputs, mask=mask))
         logits = torch.stack(output[:2], dim=-1).float()
@@ -170,7 +144,8 @@ class OnnxReader(nn.Module):
         row = torch.zeros(3, 23, dtype=torch.int64)
         inputs = (row, torch.ones_like(row, dtype=torch.bool), row.clone())
         auto = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about operators that the exporter replaces
             torch.onnx.export(
                 _Logits(reader),
                 inputs,

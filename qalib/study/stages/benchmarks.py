@@ -1,29 +1,38 @@
-"""Benchmarks of training, byte-level readers, answering and distillation, on this machine's CPU.
+"""Benchmarks of training, byte-level readers, Block-Skim and answering, on this machine's CPU.
 
 All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
-Notebooks 03 and 08 record two of them; ``python -m qalib bench`` runs them anew. Those of
-Block-Skim are in ``stages.skim_benchmarks``.
+``python -m qalib bench`` runs them; notebooks 03, 06 and 08 record some.
+
+dtypes are "fp32"; "bf16", autocast that rounds the weights in every pass; "bf16 weights", rounded
+and laid out once; "int8", dynamically quantised linear layers. The *full encoder* is the same model
+in the same dtype on inputs without padding.
+
+Notation: B batch, K blocks, N layers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
-from qalib.data.batching import collate, training_batches
+from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.corpus import CorpusConfig, build_corpus
-from qalib.data.schema import Dataset, Example, make_dataset
-from qalib.data.windows import Window, WindowConfig
+from qalib.data.schema import Dataset, make_dataset
+from qalib.data.windows import Window, WindowConfig, make_windows
+from qalib.errors import QalibError
 from qalib.models.byte_reader import ByteReaderConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
-from qalib.study.run_cache import Run, stage
-from qalib.study.stages.skim_benchmarks import DTYPES, FULL, PADDED, Dtype, in_dtypes
+from qalib.skim.predictors import PredictorConfig
+from qalib.study.run_cache import stage
 from qalib.timing import Progress, columns, interleave, quartiles
-from qalib.training import TrainConfig
+from qalib.training import TrainConfig, choose_precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,14 +40,35 @@ if TYPE_CHECKING:
     from qalib.models.encoder import EncoderReader
     from qalib.skim.skimmer import Skimmer
 
+FULL = "full encoder"
+PADDED = 384  # tokens that inputs were padded to in the Block-Skim paper
+DISTINCT_BATCHES = 8  # of a cell, at most
+Dtype = Literal["fp32", "bf16", "bf16 weights", "int8"]
+DTYPES = get_args(Dtype)
+Kind = Literal["padded", "block-skim", "trained", "oracle", "lexical", "onnx"]
 Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 def best_precision() -> str:
     """bf16 on a processor with units for it, otherwise fp32."""
-    from qalib.training import choose_precision
-
     return choose_precision("auto", "cpu")[0]
+
+
+def in_dtypes(reader: "EncoderReader", dtypes: Sequence[str]) -> dict[str, "EncoderReader"]:
+    """A reader by dtype, converted where necessary; bf16 only on a processor with units for it."""
+    from qalib.models.bf16 import quantize, to_bf16
+    from qalib.models.encoder import EncoderReader
+
+    has_bf16 = best_precision() == "bf16"
+    convert, readers = {"bf16 weights": to_bf16, "int8": quantize}, {}
+    for dtype in dtypes:
+        if dtype in convert and (has_bf16 or dtype == "int8"):
+            encoder = convert[dtype](reader.encoder)
+            readers[dtype] = EncoderReader(encoder, reader.tokenizer).eval()
+        elif has_bf16 or dtype == "fp32":
+            readers[dtype] = reader.eval()
+    return readers
 
 
 def training_step(
@@ -150,19 +180,15 @@ def time_training(
 
         return train
 
-    def observe(number: int, name: str, item: int, count: int) -> None:
-        if number:
-            tokens[name].append(count)
-
     timings = interleave(
         {name: trainer(setup) for name, setup in TRAINING_SETUPS.items()},
         range(1 + config.rounds),
         config.rounds,
         items_per_round=1,
-        observe=observe,
+        observe=lambda number, name, item, count: tokens[name].append(count),
         progress=progress,
     )
-    rates = {name: timings.rates(name, counts) for name, counts in tokens.items()}
+    rates = {name: timings.rates(name, counts[1:]) for name, counts in tokens.items()}
     base, rows = next(iter(rates.values())), []
     for name, values in rates.items():
         ratios = [ours / theirs for ours, theirs in zip(values, base, strict=True)]
@@ -211,62 +237,323 @@ def byte_variants(base: ByteReaderConfig) -> dict[str, ByteReaderConfig]:
 def bench_byte_models(
     config: ByteModelBenchmark, work: Path | None = None, progress: Progress | None = None
 ) -> dict:
-    """:func:`time_byte_models` of all variants, on the embedded corpus."""
-    corpus = CorpusConfig(questions=config.questions, length=config.length, seed=config.seed)
-    examples = build_corpus(corpus).examples
-    return time_byte_models(examples, config, byte_variants(config.reader), progress)
+    """The cost of every variant, on the same batches of questions.
 
-
-def time_byte_models(
-    examples: Sequence[Example],
-    config: ByteModelBenchmark,
-    variants: Mapping[str, ByteReaderConfig],
-    progress: Progress | None = None,
-) -> dict:
-    """``variants``: rows of variant, parameters, multiply-adds ("macs") of a question at the mean
-    lengths ``passage`` and ``question``, and questions per second in training and in answering.
+    ``variants``: parameters, multiply-adds (macs) of a question at the mean lengths ``passage`` and
+    ``question``, and questions per second in training and in answering.
     """
     from qalib.data.bytes import QuestionRows, passage_features
     from qalib.inference import ByteQuestionAnswerer
     from qalib.losses import gaussian_span_loss
     from qalib.models.byte_reader import build_byte_reader, count_parameters, multiply_adds
 
+    corpus = CorpusConfig(questions=config.questions, length=config.length, seed=config.seed)
+    examples = list(build_corpus(corpus).examples)
     rows = QuestionRows(passage_features(examples))
     plan = rows.batches(config.batch_size, config.seed, 0)
-    readers = {name: build_byte_reader(v, config.seed) for name, v in variants.items()}
 
-    def loss(output, batch):
+    def loss(output: Any, batch: Any) -> Any:
         return gaussian_span_loss(output, batch.answer_spans, batch.answer_weights, sigma=2.0)
 
-    def trainer(reader: "nn.Module") -> Callable:
+    def trainer(reader: "nn.Module") -> Callable[[Sequence[int]], object]:
         step = training_step(reader, loss, best_precision(), TrainConfig(learning_rate=1e-3))
         return lambda chosen: step(rows.collate(chosen))
 
-    def answerer(reader: "nn.Module") -> Callable:
+    def answerer(reader: "nn.Module") -> Callable[[Sequence[int]], object]:
         answer = ByteQuestionAnswerer(reader).answer_many
-        return lambda chosen: answer([examples[rows.example(row)] for row in chosen])
+        return lambda chosen: answer([examples[rows.example(r)] for r in chosen])
 
-    def rates(kind: Callable) -> dict[str, float]:
-        candidates = {name: kind(reader) for name, reader in readers.items()}
-        options = {"items_per_round": 1, "progress": progress}
-        timings = interleave(candidates, plan, config.rounds, **options)
+    readers = byte_variants(config.reader)
+    readers = {name: build_byte_reader(reader, config.seed) for name, reader in readers.items()}
+    rates: dict[str, dict[str, float]] = {}
+    for kind, process in {"train": trainer, "answer": answerer}.items():
+        candidates = {name: process(reader) for name, reader in readers.items()}
+        timings = interleave(candidates, plan, config.rounds, items_per_round=1, progress=progress)
         sizes = [len(plan[(1 + n) % len(plan)]) for n in range(timings.rounds)]
-        return {name: quartiles(timings.rates(name, sizes)).median for name in readers}
-
-    training, answering = rates(trainer), rates(answerer)
+        rates[kind] = {n: quartiles(timings.rates(n, sizes)).median for n in candidates}
     passage = round(np.mean([len(example.context) for example in examples]))
     question = round(np.mean([len(example.question) for example in examples]))
-    found = [
+    variants = [
         {
             "variant": name,
             "parameters": count_parameters(reader),
             "macs": multiply_adds(reader.config, passage, question),
-            "train_questions_per_second": training[name],
-            "answer_questions_per_second": answering[name],
+            "train_questions_per_second": rates["train"][name],
+            "answer_questions_per_second": rates["answer"][name],
         }
         for name, reader in readers.items()
     ]
-    return {"variants": found, "passage": passage, "question": question}
+    return {"variants": variants, "passage": passage, "question": question}
+
+
+# --- Block-Skim -----------------------------------------------------------------------------------
+
+
+@settings
+class Grid:
+    """One model and the inputs it is timed on.
+
+    ``layers`` 0 is the published reader, otherwise a BERT of this shape with random weights.
+    ``kept``: fractions of the tokens, question included, that are kept where blocks are drawn at
+    random or by word overlap.
+    """
+
+    name: str
+    layers: int = 0
+    width: int = 0
+    heads: int = 0
+    prune_layer: Count = 3
+    kept: tuple[Fraction, ...] = (0.5,)
+    lengths: tuple[Annotated[int, Field(ge=24, multiple_of=8)], ...] = (128, 384)
+    batches: tuple[Count, ...] = (1, 16)
+    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = ("fp32", "bf16 weights", "int8")
+    candidates: tuple[Kind, ...] = get_args(Kind)
+
+
+@settings
+class BlockSkimBenchmark:
+    """All cells (model, length, batch size) together take about ``seconds``.
+
+    A cell has up to ``rounds`` rounds, and ``min_rounds`` even if they take longer; cells that
+    cannot begin in time are skipped.
+    """
+
+    grids: Annotated[tuple[Grid, ...], Field(min_length=1)] = (Grid("MiniLM-L6"),)
+    rounds: Count = 25
+    min_rounds: Count = 1
+    seconds: Annotated[float, Field(ge=0)] = 200.0
+    predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to process a batch. ``prepare`` is applied to all batches before timing."""
+
+    reader: str
+    dtype: str
+    model: "nn.Module"
+    prepare: Callable[[Batch], Batch] = lambda batch: batch
+
+    @property
+    def name(self) -> str:
+        """Unique within a cell."""
+        return f"{self.reader}, {self.dtype}"
+
+    def __call__(self, batch: Batch) -> Any:
+        """What is timed."""
+        import torch
+
+        bf16 = self.dtype.startswith("bf16")
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return self.model(batch)
+
+
+def grid_candidates(
+    grid: Grid, config: BlockSkimBenchmark, trained: "Skimmer | None", folder: Path
+) -> tuple["EncoderReader", list[Candidate]]:
+    """The model of a grid in fp32, and the candidates of all its cells.
+
+    "block-skim" and "oracle" run new predictors, but the blocks to keep are given; "trained"
+    decides by itself, with its own layers and thresholds, and belongs to the published reader.
+    """
+    import torch
+
+    from qalib.models.encoder import build_encoder
+    from qalib.models.pretrained import load_reader
+    from qalib.skim.baselines import LexicalReader, OnnxReader
+    from qalib.skim.reader import SkimReader
+    from qalib.skim.skimmer import SkimConfig, Skimmer
+
+    shape = {"layers": grid.layers, "width": grid.width, "heads": grid.heads}
+    random = EncoderConfig(random_start=True, **shape)
+    fp32 = build_encoder(random, config.seed) if grid.layers else load_reader().eval()
+    at, kinds, size = (grid.prune_layer,), grid.candidates, config.predictor.block_size
+    torch.manual_seed(config.seed)
+    skim_config = SkimConfig(config.predictor, at, at, (0.5,))
+    skimmer = Skimmer.from_encoder(fp32.encoder, skim_config).eval()
+    prepared = {}
+    if "block-skim" in kinds:
+        for kept in grid.kept:
+            prepared[f"Block-Skim, {kept:g} kept"] = random_blocks(fp32, size, kept, config.seed)
+    if "oracle" in kinds:
+        prepared["Block-Skim, oracle"] = oracle_blocks(fp32, size)
+    found = []
+    for dtype, reader in in_dtypes(fp32, grid.dtypes).items():
+        found.append(Candidate(FULL, dtype, reader))
+        skims = SkimReader(reader, skimmer).eval()
+        found += [Candidate(name, dtype, skims, prepare) for name, prepare in prepared.items()]
+        if "trained" in kinds and trained is not None and not grid.layers:
+            skims = SkimReader(reader, trained).eval()
+            found.append(Candidate("Block-Skim, trained", dtype, skims))
+    for kept in grid.kept if "lexical" in kinds else ():
+        lexical = LexicalReader(fp32, kept, size).eval()
+        found.append(Candidate(f"lexical blocks, {kept:g} kept", "fp32", lexical))
+    for dtype in ("fp32", "int8") if "onnx" in kinds else ():
+        onnx = OnnxReader(fp32, folder / grid.name, int8=dtype == "int8")
+        found.append(Candidate("onnxruntime", dtype, onnx))
+    return fp32, found
+
+
+def random_blocks(reader: "EncoderReader", size: int, fraction: float, seed: int) -> Callable:
+    """Has a skimmer keep blocks drawn at random, up to a fraction of the tokens."""
+    import torch
+
+    from qalib.skim.baselines import passage_blocks, top_blocks
+
+    def prepare(batch: Batch) -> Batch:
+        blocks = passage_blocks(reader.tokenizer, batch, size)
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand(blocks.real.shape, generator=generator)
+        keep = top_blocks(scores, blocks, fraction)
+        return replace(batch, inputs={**batch.inputs, "keep": keep})
+
+    return prepare
+
+
+def oracle_blocks(reader: "EncoderReader", size: int) -> Callable:
+    """Has a skimmer keep the blocks with an answer, or the first block if there is none."""
+    from qalib.skim.baselines import passage_blocks
+    from qalib.skim.blocks import answer_blocks
+
+    def prepare(batch: Batch) -> Batch:
+        blocks = passage_blocks(reader.tokenizer, batch, size)
+        keep = answer_blocks(blocks, batch.answer_spans, batch.answer_weights)
+        keep[:, :1] |= ~keep.any(dim=1, keepdim=True)
+        return replace(batch, inputs={**batch.inputs, "keep": keep})
+
+    return prepare
+
+
+def padded_candidate(reader: "EncoderReader", length: int) -> Candidate:
+    """The full encoder in fp32 with every input padded to ``length``."""
+    from qalib.skim.baselines import PaddedReader
+
+    return Candidate(f"padded to {length}", "fp32", PaddedReader(reader.eval(), length))
+
+
+def full_batches(reader: "EncoderReader", data: Dataset, length: int, size: int) -> list[Batch]:
+    """Batches of ``size`` questions, all of exactly ``length`` tokens.
+
+    From windows that a passage fills, those with an answer first; if there are few, they are
+    repeated. Raises QalibError if there is none.
+    """
+    config = WindowConfig(length, doc_stride=0, max_query_length=min(64, length // 4))
+    windows = [w for w in make_windows(data.examples, reader.tokenizer, config) if len(w) == length]
+    if not windows:
+        raise QalibError(
+            f"no passage of {data.name} fills {length} tokens; use data with longer passages, or "
+            "shorter lengths."
+        )
+    windows.sort(key=lambda window: not len(window.spans))
+    count = min(DISTINCT_BATCHES, math.ceil(len(windows) / size))
+    rows = [[windows[(b * size + i) % len(windows)] for i in range(size)] for b in range(count)]
+    return [collate(chosen, reader.tokenizer.pad_token_id or 0) for chosen in rows]
+
+
+@stage("bench-block-skim", publish=())
+def bench_block_skim(
+    config: BlockSkimBenchmark,
+    work: Path,
+    data: Dataset,
+    checkpoint: str | None = None,
+    skimmer: str | None = None,
+) -> dict:
+    """:func:`time_block_skim` of the published files, which ``checkpoint`` and ``skimmer`` hash."""
+    from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
+
+    return time_block_skim(config, data, load_skimmer(DEFAULT_SKIMMER) if skimmer else None)
+
+
+def time_block_skim(
+    config: BlockSkimBenchmark,
+    data: Dataset,
+    trained: "Skimmer | None" = None,
+    progress: Progress | None = None,
+) -> dict:
+    """Block-Skim and other ways to run the same encoders, on the same batches of ``data``.
+
+    ``rows``: see :func:`time_candidates`, with model, length and batch; ``skipped``: cells. Every
+    cell gets an equal share of the time that is left.
+    """
+    deadline, rows, skipped, model = time.perf_counter() + config.seconds, [], [], None
+    cells = [(g, length, size) for g in config.grids for length in g.lengths for size in g.batches]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (grid, length, size) in enumerate(cells):
+            if rows and time.perf_counter() > deadline:
+                skipped.append(f"{grid.name}, {length} tokens, batch {size}")
+                continue
+            if grid is not model:
+                reader, shared = grid_candidates(grid, config, trained, Path(folder))
+                model = grid
+            padded = [padded_candidate(reader, PADDED if length <= PADDED else 512)]
+            left = max(0.0, deadline - time.perf_counter())
+            found = time_candidates(
+                shared + (padded if "padded" in grid.candidates else []),
+                full_batches(reader, data, length, size),
+                config.rounds,
+                left / (len(cells) - number),
+                min_rounds=config.min_rounds,
+                items_per_round=1,
+                progress=progress,
+            )
+            rows += [{"model": grid.name, "length": length, "batch": size} | row for row in found]
+    return {"rows": rows, "skipped": skipped}
+
+
+def time_candidates(
+    candidates: Sequence[Candidate],
+    batches: Sequence[Batch],
+    rounds: int,
+    seconds: float = math.inf,
+    items_per_round: int = 0,
+    **options: Any,
+) -> list[dict]:
+    """Time candidates on the same batches; ``options`` as of ``interleave``. A row each:
+
+    reader, dtype, rounds
+    seconds              for a question (median; _low and _high are quartiles over rounds)
+    speedup              over the full encoder in the same dtype
+    speedup_over_padded  over the full encoder in fp32 with every input padded
+    kept, ideal_eq6      fraction of the tokens in the last layer; ideal speed-up
+    """
+    tokens: dict[str, dict[int, tuple]] = {c.name: {} for c in candidates}
+
+    def observe(number: int, name: str, item: int, output: Any) -> None:
+        if output.aux is not None:
+            given, left = batches[item].num_tokens, output.aux.tokens.double()
+            tokens[name][item] = given, left[:, :-1].mean(1).sum().item(), left[:, -1].sum().item()
+
+    def process(candidate: Candidate) -> Callable[[int], Any]:
+        prepared = [candidate.prepare(batch) for batch in batches]
+        return lambda item: candidate(prepared[item])
+
+    timings = interleave(
+        {c.name: process(c) for c in candidates},
+        range(len(batches)),
+        rounds,
+        seconds,
+        items_per_round=items_per_round,
+        repeat=True,
+        observe=observe,
+        **options,
+    )
+    questions = sum(map(len, batches)) / len(batches) * (items_per_round or len(batches))
+    padded = next((c.name for c in candidates if c.reader.startswith("padded to")), None)
+    rows = []
+    for candidate in candidates:
+        name, base = candidate.name, f"{FULL}, {candidate.dtype}"
+        base = base if base in tokens else f"{FULL}, fp32"
+        row = {"reader": candidate.reader, "dtype": candidate.dtype, "rounds": timings.rounds}
+        row |= columns("seconds", [s / questions for s in timings.seconds[name]])
+        row |= columns("speedup", timings.speedups(name, base))
+        row |= columns("speedup_over_padded", timings.speedups(name, padded) if padded else [])
+        row |= {"kept": None, "ideal_eq6": None}
+        if tokens[name]:
+            given, processed, last = map(sum, zip(*tokens[name].values(), strict=True))
+            row |= {"kept": last / given, "ideal_eq6": given / processed}
+        rows.append(row)
+    return rows
 
 
 # --- answering ------------------------------------------------------------------------------------
@@ -331,108 +618,4 @@ def bench_end_to_end(
         row |= columns("speedup_over_padded", timings.speedups(key, padded))
         row |= {"exact_match": scores["exact_match"], "f1": scores["f1"]}
         rows.append(row | {"token_fraction": float(np.mean([p.token_fraction for p in found]))})
-    return rows
-
-
-# --- distillation ---------------------------------------------------------------------------------
-
-
-@settings
-class DistillationBenchmark:
-    """Latency of a student and of its teachers, and the cost of a training step with teachers."""
-
-    rounds: Count = 5
-    questions: Count = 64  # of the test data, answered in each round
-    batches: tuple[Count, ...] = (1, 16)  # questions at a time
-    steps: Count = 6  # of training in a round
-
-
-@stage("bench-distillation")
-def bench_distillation(
-    config: DistillationBenchmark,
-    work: Path,
-    student: Run,
-    teachers: list[Run],
-    cache: Run,
-    test: Dataset,
-    data: Dataset,
-) -> dict:
-    """Time the first teacher alone, the student, and ensembles of two and of all teachers.
-
-    ``latency``: batch, reader, milliseconds a question and ratio to the single reader, of the
-    forward passes ("reading") and from text to text ("answering"); ``step``: milliseconds of a
-    training step without and with cached teacher outputs, and their ratio, collation included.
-    """
-    from qalib.inference import AnswerConfig
-    from qalib.study.stages.distillation import MAX_ANSWER, word_answerer
-
-    runs = {"single": teachers[0], "student": student}
-    if len(teachers) > 2:
-        runs["ensemble of 2"] = teachers[:2]
-    runs["ensemble"] = teachers
-    decoding = AnswerConfig(max_answer_length=MAX_ANSWER)
-    answerers = {name: word_answerer(run, decoding) for name, run in runs.items()}
-    latency = latency_rows(answerers, test.examples[: config.questions], config)
-    return {"latency": latency, "step": step_rows(data, student, cache, config)}
-
-
-def latency_rows(
-    answerers: Mapping[str, Any], examples: Sequence[Example], config: DistillationBenchmark
-) -> list[dict]:
-    """Milliseconds a question by batch size; ratios are to the first answerer."""
-    import torch
-
-    def reading(answerer: Any) -> Callable:
-        def forward(item: tuple) -> None:
-            with torch.inference_mode():
-                answerer.forward(item[1]).start_logits.sum().item()
-
-        return forward
-
-    def answering(answerer: Any) -> Callable:
-        return lambda item: answerer.answer_many(item[0])
-
-    first, rows = next(iter(answerers)), []
-    for size in config.batches:
-        parts = [examples[i : i + size] for i in range(0, len(examples), size)]
-        cut, batch = answerers[first].make_windows, answerers[first].collate
-        items = [(part, batch(cut(part), part)) for part in parts]
-        found: dict[str, dict] = {name: {"batch": size, "reader": name} for name in answerers}
-        for kind, process in {"reading": reading, "answering": answering}.items():
-            candidates = {name: process(answerer) for name, answerer in answerers.items()}
-            timings = interleave(candidates, items, config.rounds)
-            for name, row in found.items():
-                seconds = quartiles(timings.seconds[name]).median / len(examples)
-                slower = [1 / ratio for ratio in timings.speedups(name, first)]
-                row[f"{kind}_ms"] = 1000 * seconds
-                row[f"{kind}_ratio"] = quartiles(slower).median
-        rows += found.values()
-    return rows
-
-
-def step_rows(data: Dataset, student: Run, cache: Run, config: DistillationBenchmark) -> list[dict]:
-    """Milliseconds of a training step, plain and with all teachers of the student."""
-    from qalib.study.stages import distillation
-
-    training = student.settings(distillation.StudentTraining)
-    base, budget = training.base, training.base.train.tokens_per_batch
-    part = make_dataset(f"{data.name}-first", data.examples[: budget // 8], data.path)
-    reader = distillation.new_reader(base)
-    plain, _ = distillation.word_task(reader, part, base)
-    taught = distillation.student_task(reader, part, training, cache)
-    plan = training_batches(plain.lengths, budget, seed=0, epoch=0)
-    plan = (plan * config.steps)[: config.steps]
-
-    def trainer(task: Any) -> Callable:
-        fresh = distillation.new_reader(base)
-        step = training_step(fresh, task.loss, best_precision(), base.train)
-        return lambda rows: step(task.collate(rows))
-
-    trainers = {"plain": trainer(plain), "distillation": trainer(taught)}
-    timings = interleave(trainers, plan, config.rounds)
-    rows = []
-    for name in trainers:
-        seconds = quartiles(timings.seconds[name]).median / len(plan)
-        slower = quartiles([1 / ratio for ratio in timings.speedups(name, "plain")]).median
-        rows.append({"step": name, "milliseconds": 1000 * seconds, "ratio": slower})
     return rows
