@@ -1,30 +1,45 @@
-"""Benchmarks of training, byte-level models, answering and distillation. No timing is tested."""
+"""Benchmarks: candidates, counts, set-ups, reports. No timing is tested."""
 
+import itertools
 import json
 from dataclasses import replace
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 import torch
 from tiny import examples, tiny_reader
 
+from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import make_dataset
 from qalib.data.windows import WindowConfig, make_windows
-from qalib.inference import QuestionAnswerer
+from qalib.decoding import ReaderOutput
+from qalib.errors import QalibError
 from qalib.models.byte_reader import (
     ByteReaderConfig,
     build_byte_reader,
     count_parameters,
     multiply_adds,
 )
+from qalib.skim.baselines import TokenCounts, passage_blocks
+from qalib.skim.blocks import answer_blocks
+from qalib.skim.cost import ideal_speedup
+from qalib.skim.predictors import PredictorConfig
+from qalib.skim.reader import SkimReader
+from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.study import bench
-from qalib.study.stages import benchmarks, skim_benchmarks
+from qalib.study.profiles import load_profile
+from qalib.study.stages import benchmarks
 from qalib.study.stages.benchmarks import (
+    DTYPES,
+    FULL,
     TRAINING_SETUPS,
     VARIANTS,
+    BlockSkimBenchmark,
     ByteModelBenchmark,
-    DistillationBenchmark,
+    Candidate,
     EndToEndBenchmark,
+    Grid,
     TrainingBenchmark,
 )
 
@@ -83,9 +98,10 @@ def test_a_training_step_returns_the_loss_before_it_and_learns(reader):
 # --- byte-level readers ------------------------------------------------------------------------
 
 
-def test_every_variant_is_measured():
+def test_every_variant_is_measured(monkeypatch):
     variants = {"plain": TINY, "recurrent": replace(TINY, encoder="lstm", mixer="lstm")}
-    found = benchmarks.time_byte_models(examples(8), BYTES, variants)
+    monkeypatch.setattr(benchmarks, "byte_variants", lambda base: variants)
+    found = benchmarks.bench_byte_models(BYTES)
     for row, (name, config) in zip(found["variants"], variants.items(), strict=True):
         parameters = count_parameters(build_byte_reader(config))
         assert (row["variant"], row["parameters"]) == (name, parameters)
@@ -101,12 +117,181 @@ def test_variants_have_equally_many_parameters():
         assert count_parameters(config) == pytest.approx(count_parameters(base), rel=0.01)
 
 
+# --- Block-Skim --------------------------------------------------------------------------------
+
+PREDICTOR = PredictorConfig("question", block_size=8)
+SMALL = {"lengths": (64,), "batches": (1, 2), "dtypes": ("fp32", "int8")}
+KINDS = ("padded", "block-skim", "oracle", "lexical")
+GRID = Grid("toy", 2, 32, 4, prune_layer=1, **SMALL, candidates=KINDS)
+BENCH = BlockSkimBenchmark((GRID,), rounds=1, predictor=PREDICTOR)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return build_corpus(CorpusConfig(questions=60, length=900))
+
+
+def make_skimmer(reader, kind: str = "question", layers=(1,), **settings) -> Skimmer:
+    settings = {"prune_layers": (1,), "thresholds": (0.5,), **settings}
+    torch.manual_seed(5)
+    config = SkimConfig(replace(PREDICTOR, kind=kind), layers, **settings)
+    return Skimmer.from_encoder(reader.encoder, config).eval()
+
+
+def logits(output) -> torch.Tensor:
+    return torch.stack([output.start_logits, output.end_logits], dim=-1)
+
+
+# --- a small benchmark -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found(data):
+    return benchmarks.time_block_skim(BENCH, data)
+
+
+def test_all_candidates_are_in_every_cell(found):
+    table = pd.DataFrame(found["rows"])
+    cells = table.groupby(["length", "batch"])["reader"].apply(list)
+    assert list(cells.index) == [(64, 1), (64, 2)]
+    assert cells.iloc[0] == cells.iloc[1]
+    skims = {"Block-Skim, 0.5 kept", "Block-Skim, oracle"}
+    assert set(cells.iloc[0]) == {FULL, *skims, "lexical blocks, 0.5 kept", "padded to 384"}
+    assert table.groupby("dtype")["reader"].nunique().to_dict() == {"fp32": 5, "int8": 3}
+    assert (table.loc[table["reader"] == FULL, "speedup"] == 1).all()
+    assert (table["seconds"] > 0).all()
+    assert found["skipped"] == []
+
+
+def test_ideals_follow_from_the_tokens_that_were_kept(found):
+    table = pd.DataFrame(found["rows"])
+    half = table[table["reader"] == "Block-Skim, 0.5 kept"]
+    assert half["kept"].between(0.4, 0.6).all()
+    for row in half.itertuples():  # two layers, pruned at the first
+        assert row.ideal_eq6 == pytest.approx(ideal_speedup({1: row.kept}, 2))
+    assert table.loc[table["reader"] == "padded to 384", "kept"].isna().all()
+
+
+def test_cells_that_cannot_begin_in_time_are_skipped(data):
+    grid = replace(GRID, dtypes=("fp32",), candidates=())
+    config = replace(BENCH, grids=(grid,), seconds=0.0)
+    found = benchmarks.time_block_skim(config, data)
+    assert {row["batch"] for row in found["rows"]} == {1}
+    assert found["skipped"] == ["toy, 64 tokens, batch 2"]
+
+
+def test_candidates_give_the_full_encoders_logits_where_everything_is_kept(data, tmp_path):
+    grid = replace(GRID, kept=(1.0,), dtypes=("fp32",))
+    reader, candidates = benchmarks.grid_candidates(grid, BENCH, None, tmp_path)
+    batch = benchmarks.full_batches(reader, data, 64, 2)[0]
+    full = candidates[0](batch)
+    for candidate in candidates:
+        if "oracle" not in candidate.name:
+            output = candidate(candidate.prepare(batch))
+            torch.testing.assert_close(logits(output), logits(full), atol=2e-4, rtol=1e-4)
+
+
+def test_the_trained_skimmer_belongs_to_the_published_reader(reader, monkeypatch, tmp_path):
+    monkeypatch.setattr("qalib.models.pretrained.load_reader", lambda: reader)
+    grid, trained = Grid("published", prune_layer=1, candidates=("trained",)), make_skimmer(reader)
+    for layers, expected in ((0, True), (2, False)):
+        shape = replace(grid, layers=layers, width=32 if layers else 0, heads=4 if layers else 0)
+        _, found = benchmarks.grid_candidates(shape, BENCH, trained, tmp_path)
+        assert any("trained" in candidate.name for candidate in found) == expected
+
+
+@torch.no_grad()
+def test_given_blocks_and_the_oracle_predictor_keep_the_same(reader, data):
+    batch = benchmarks.full_batches(reader, data, 64, 4)[0]
+    batch.answer_weights[1] = 0
+    prepared = benchmarks.oracle_blocks(reader, 8)(batch)
+    blocks = passage_blocks(reader.tokenizer, batch, 8)
+    kept = prepared.inputs["keep"]
+    assert kept[1].tolist() == [True] + [False] * (blocks.count - 1)  # no answer: the first one
+    answers = answer_blocks(blocks, batch.answer_spans, batch.answer_weights)
+    assert torch.equal(kept[0], answers[0])
+    output = SkimReader(reader, make_skimmer(reader)).eval().run(prepared)
+    assert torch.equal(output.kept[1], kept & blocks.real)
+    oracle = make_skimmer(reader, "oracle", min_blocks=0)
+    inputs = {**batch.inputs, "passage": batch.mask, "answers": kept}
+    torch.testing.assert_close(logits(output), logits(oracle.run(reader.encoder, **inputs)))
+
+
+def test_batches_are_full(reader, data):
+    batches = benchmarks.full_batches(reader, data, 64, 4)
+    assert 1 <= len(batches) <= benchmarks.DISTINCT_BATCHES
+    for batch in batches:
+        assert batch.mask.shape == (4, 64)
+        assert batch.inputs["attention_mask"].all()
+        assert (batch.answer_weights.sum(dim=1) > 0).all()
+    with pytest.raises(QalibError, match="no passage of toy fills 64 tokens"):
+        benchmarks.full_batches(reader, make_dataset("toy", examples(2)), 64, 1)
+
+
+def test_rows_by_hand(reader, data):
+    batches = benchmarks.full_batches(reader, data, 64, 2)[:1]
+    clock = itertools.count()  # every look at the clock is a second later
+    seconds = {FULL: 4, "half": 2, "padded to 384": 8}
+
+    def candidate(name: str, dtype: str = "fp32") -> Candidate:
+        tokens = torch.tensor([[64, 32, 32]]).expand(2, -1)
+
+        def run(batch):
+            for _ in range(seconds[name] - 1):
+                next(clock)
+            aux = TokenCounts(tokens) if name == "half" else None
+            return ReaderOutput(batch.mask, batch.mask, batch.mask, aux=aux)
+
+        return Candidate(name, dtype, run)
+
+    candidates = [*map(candidate, seconds), candidate("half", "int8")]
+    options = {"clock": lambda: next(clock)}
+    full, half, padded, other = benchmarks.time_candidates(candidates, batches, 3, **options)
+    assert (full["speedup"], full["kept"], full["rounds"]) == (1, None, 3)
+    assert (half["speedup"], half["seconds"], half["kept"]) == (2, 1, 0.5)
+    assert half["ideal_eq6"] == pytest.approx(1 / 0.75)
+    assert (full["speedup_over_padded"], padded["speedup"]) == (2, 0.5)
+    assert (other["speedup"], other["dtype"]) == (2, "int8")  # no full encoder in its dtype
+
+
+def test_converted_copies_leave_the_reader_alone(reader, monkeypatch):
+    for precision, expected in (("fp32", ["fp32", "int8"]), ("bf16", list(DTYPES))):
+        monkeypatch.setattr(benchmarks, "choose_precision", lambda *_, p=precision: (p, ""))
+        made = benchmarks.in_dtypes(reader, DTYPES)
+        assert list(made) == expected
+        assert made["fp32"] is reader
+        assert made["int8"].encoder is not reader.encoder
+    assert made["bf16"] is reader
+    assert {p.dtype for p in reader.parameters()} == {torch.float32}
+
+
+def test_mistakes_are_named():
+    mistakes = [
+        ({"candidates": ("plain",)}, "candidates"),
+        ({"lengths": (60,)}, "lengths"),
+        ({"kept": (0.0,)}, "kept"),
+        ({"batches": (0,)}, "batches"),
+        ({"dtypes": ("fp16",)}, "dtypes"),
+        ({"dtypes": ()}, "dtypes"),
+    ]
+    for settings, name in mistakes:
+        with pytest.raises(QalibError, match=name):
+            Grid("toy", **settings)
+    with pytest.raises(QalibError, match="rounds"):
+        BlockSkimBenchmark(rounds=0)
+
+
+@pytest.mark.parametrize("name", ["ci", "laptop", "study", "paper"])
+def test_profiles_give_the_settings(name):
+    profile = load_profile(name)
+    profile.section("block_skim_benchmark", BlockSkimBenchmark)
+    profile.section("byte_bench", ByteModelBenchmark)
+
+
 # --- answering ---------------------------------------------------------------------------------
 
 
 def test_answers_are_timed_and_scored(reader):
-    from test_skim_benchmarks import make_skimmer
-
     data = make_dataset("toy", examples(6))
     config = EndToEndBenchmark(questions=5, rounds=2, dtypes=("fp32",))
     rows = benchmarks.bench_end_to_end(config, data, reader, make_skimmer(reader))
@@ -119,22 +304,6 @@ def test_answers_are_timed_and_scored(reader):
     assert len(benchmarks.bench_end_to_end(config, data, reader)) == 2
 
 
-# --- distillation ------------------------------------------------------------------------------
-
-
-def test_latency_is_a_ratio_to_the_first_reader(reader):
-    answerers = {name: QuestionAnswerer(reader) for name in ("single", "student")}
-    config = DistillationBenchmark(rounds=2, questions=3, batches=(1, 2))
-    rows = benchmarks.latency_rows(answerers, examples(3), config)
-    assert [(row["batch"], row["reader"]) for row in rows] == [
-        (size, name) for size in (1, 2) for name in answerers
-    ]
-    for row in rows:
-        assert min(row["reading_ms"], row["answering_ms"]) > 0
-        if row["reader"] == "single":
-            assert (row["reading_ratio"], row["answering_ratio"]) == (1, 1)
-
-
 # --- reports -----------------------------------------------------------------------------------
 
 
@@ -142,8 +311,8 @@ def test_reports_are_tables_or_json(capsys):
     row = {"setup": "+ bf16", "rate": 2.0, "rate_low": 1.0, "rate_high": 3.0, "kept": None}
     text = bench.report([row])
     assert "threads, torch" in text.splitlines()[0]
-    assert "2 (1 to 3)" in text
-    assert "rate_low" not in text
+    assert "+ bf16" in text
+    assert "rate low" not in text
     assert json.loads(bench.report([row], as_json=True)) == [row]
     bench.print_progress("round 1")
     assert capsys.readouterr().err == "bench: round 1\n"
@@ -153,19 +322,13 @@ def test_the_block_skim_report_keeps_the_time_it_is_given(monkeypatch, capsys):
     asked = []
 
     def measure(config, data, trained, progress):
-        asked.append((config, len(data), trained is not None))
+        asked.append((config.seconds, len(data), trained is not None))
         return {"rows": [{"reader": "full encoder"}], "skipped": ["BERT, batch 16"]}
 
-    monkeypatch.setattr(skim_benchmarks, "time_block_skim", measure)
+    monkeypatch.setattr(benchmarks, "time_block_skim", measure)
     assert "full encoder" in bench.block_skim_report(seconds=150)
-    config, questions, trained = asked[0]
-    assert (config.seconds, questions, trained) == (150, 400, True)
+    assert asked == [(150, 400, True)]
     assert "BERT, batch 16: skipped" in capsys.readouterr().err
-    assert json.loads(bench.block_skim_report(full=True, as_json=True))
-    for grid, usual in zip(asked[1][0].grids, config.grids, strict=True):
-        assert (grid.name, grid.layers, grid.kept) == (usual.name, usual.layers, usual.kept)
-        assert set(usual.lengths) <= set(grid.lengths)
-        assert set(usual.dtypes) <= set(grid.dtypes)
 
 
 def test_importing_the_reports_does_not_import_onnxruntime():
@@ -178,8 +341,6 @@ def test_importing_the_reports_does_not_import_onnxruntime():
 
 
 def test_bf16_falls_back_to_fp32_where_it_has_no_units(monkeypatch):
-    from qalib import training
-
-    monkeypatch.setattr(training, "choose_precision", lambda *_: ("fp32", ""))
+    monkeypatch.setattr(benchmarks, "choose_precision", lambda *_: ("fp32", ""))
     assert benchmarks.best_precision() == "fp32"
     assert not torch.is_autocast_enabled("cpu")

@@ -17,8 +17,8 @@ from qalib.study.claims import (
     Claim,
     Interval,
     compare,
-    verdict,
     load_claims,
+    verdict,
 )
 from qalib.study.readme import (
     check_readme,

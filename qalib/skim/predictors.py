@@ -475,7 +475,9 @@ class OraclePredictor(BlockPredictor):
     def score(self, inputs: PredictorInputs) -> Tensor:
         """See :class:`BlockPredictor`."""
         if inputs.answers is None:
-            raise QalibError("the oracle predictor needs the labels, the blocks that hold an answer.")
+            raise QalibError(
+                "the oracle predictor needs the labels, the blocks that hold an answer."
+            )
         return torch.where(inputs.answers, self.CERTAIN, -self.CERTAIN)
 
     def macs(self, length: int, question: int) -> float:
