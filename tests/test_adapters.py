@@ -9,7 +9,6 @@ from torch import nn
 
 from qalib.errors import QalibError
 from qalib.models.encoder import ByteDropout, use_byte_dropout
-from qalib.skim.activations import FullAttention
 from qalib.skim.adapters import FAMILIES, adapt_encoder
 from qalib.skim.padded import eager_attention, fused_attention
 
@@ -97,19 +96,6 @@ def test_packed_positions_get_what_padded_ones_get(kind):
         torch.testing.assert_close(one[real], other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_every_row_alone_has_the_same_logits(kind):
-    model = tiny_encoder(kind)
-    inputs = windows(kind)
-    with torch.no_grad():
-        together = driven(model, inputs)
-        for row in range(len(inputs["input_ids"])):
-            count = int(inputs["attention_mask"][row].sum())
-            alone = driven(model, {n: x[row : row + 1, :count] for n, x in inputs.items()})
-            for one, other in zip(alone, together, strict=True):
-                torch.testing.assert_close(one[0], other[row, :count], atol=2e-5, rtol=1e-4)
-
-
 def test_masks_are_computed_from_positions_in_the_input():
     """Rows and columns of the full mask are the mask of the positions that are left."""
     encoder = adapt_encoder(tiny_encoder("mpnet"))
@@ -164,19 +150,6 @@ def test_attention_dropout_zeroes_and_scales():
         layer.attention.eval()
         assert dropped.std() > 0.05
         assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
-
-
-def test_the_view_of_attention_is_a_distribution_over_real_keys():
-    model, inputs = tiny_encoder(), windows()
-    encoder, real = adapt_encoder(model), inputs["attention_mask"].bool()
-    hidden = encoder.embed(inputs["input_ids"])
-    mask = encoder.attention_mask(torch.arange(real.shape[1])[None], real, hidden.dtype)
-    layer = encoder.layers[0]
-    _, probabilities = eager_attention(layer, *layer.qkv_proj(hidden), mask)
-    view = FullAttention(probabilities)
-    total = view.attention_to(real[:, None])
-    torch.testing.assert_close(total, torch.ones_like(total))
-    assert not view.attention_to(~real[:, None]).any()
 
 
 def test_token_types_reach_the_models_that_know_them():

@@ -8,7 +8,6 @@ from tiny_encoders import CONFIGS, tiny_encoder, tiny_skimmer, windows
 
 from qalib.skim import packed, skimmer
 from qalib.skim.activations import FullAttention
-from qalib.skim.adapters import adapt_encoder
 from qalib.skim.blocks import make_blocks
 from qalib.skim.packed import (
     FusedAttention,
@@ -19,7 +18,7 @@ from qalib.skim.packed import (
     sdpa,
     sdpa_with_lse,
 )
-from qalib.skim.padded import MIN_LOGIT, PaddedForward, eager_attention
+from qalib.skim.padded import MIN_LOGIT, PaddedForward
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer
 
@@ -193,24 +192,6 @@ def test_a_batch_is_its_members_in_any_order(kind):
             assert torch.equal(kept[0], together.kept[layer][row, : kept.shape[1]])
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
-def test_padding_may_stand_anywhere(kind):
-    """On the left, between tokens, in whole rows: places in the input are what counts."""
-    model, inputs = tiny_encoder(kind), windows(kind, rows=((3, 21), (5, 8), (2, 30), (2, 9)))
-    inputs = {name: x.clone() for name, x in inputs.items()}
-    for name in inputs:
-        inputs[name][1] = inputs[name][1].roll(19)  # 16 tokens, now at the end
-    inputs["attention_mask"][2, [3, 9, 20]] = 0
-    inputs["passage"][2, 9] = inputs["passage"][2, 20] = False
-    inputs["attention_mask"][3], inputs["passage"][3] = 0, False
-    skimmer = tiny_skimmer(model, look_back=1, prune_layers=(1, 2), thresholds=(0.5, 0.5))
-    keep = torch.tensor([[True, False, True, True, False, True, False]] * 4)
-    for how in ({}, {"keep": keep}):
-        padded, got = both(skimmer, model, inputs, **how)
-        assert_same(padded, got, inputs["attention_mask"].bool())
-        assert got.tokens[3].tolist() == [0, 0, 0, 0]
-
-
 @torch.inference_mode()
 def test_nothing_but_padding():
     model, inputs = tiny_encoder(), windows(rows=((3, 9), (2, 5)))
@@ -220,23 +201,6 @@ def test_nothing_but_padding():
         output = skimmer.run(model, **inputs)
         assert (logits(output) == MIN_LOGIT).all()
         assert not output.tokens.any()
-
-
-def test_given_blocks():
-    """Sentences of 1 to 9 tokens, longer and shorter than the predictor's block."""
-    model, inputs = tiny_encoder(), windows()
-    of = torch.full_like(inputs["input_ids"], -1)
-    for row, cuts in enumerate(([1, 9, 4, 7], [3, 5], [9, 9, 2, 1, 9])):
-        numbers = torch.arange(len(cuts)).repeat_interleave(torch.tensor(cuts))
-        of[row, inputs["passage"][row]] = numbers
-    for name in ("cnn", "combined"):
-        config = SkimConfig(PredictorConfig(name, 4), (1, 2), (1, 2), (0.5, 0.5))
-        skimmer = Skimmer.from_encoder(model, config).eval()
-        keep = torch.tensor([[True, False, True, True, False]] * 3)
-        for how in ({}, {"keep": keep}):
-            padded, got = both(skimmer, model, inputs, block_ids=of, **how)
-            assert_same(padded, got, inputs["attention_mask"].bool())
-    assert got.tokens[:, -1].tolist() == [27 - 9, 16 - 5, 35 - 18]
 
 
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])
@@ -324,18 +288,6 @@ def test_short_rows_are_neither_pruned_nor_scored(grad):
         assert len(runs) == 1
         assert list(skimmer.run(model, **inputs, skim=False).scores) == [1, 2, 3]
         assert len(runs) == 2  # without pruning all rows are scored
-
-
-def test_a_row_that_has_become_short_is_left_alone():
-    model, inputs = tiny_encoder(), windows()
-    skimmer = tiny_skimmer(
-        model, prune_layers=(1, 2), thresholds=(1.0, 1.0), min_blocks=3, min_tokens=20
-    )
-    skimmer.set_options(min_blocks=3)
-    padded, got = both(skimmer, model, inputs)
-    assert_same(padded, got, inputs["attention_mask"].bool())
-    assert not got.scored[2][0].any()  # 27 tokens at first, 18 behind layer 1
-    assert torch.equal(got.kept[2], got.kept[1])
 
 
 # Rows that need not be read
@@ -500,16 +452,8 @@ def test_entries_are_those_of_the_whole_map(bias, chosen, lengths, size):
     close = {"atol": 1e-5, "rtol": 1e-4}
     torch.testing.assert_close(few.attention_to(sets), whole.attention_to(sets), **close)
     torch.testing.assert_close(few.attention_from(sets), whole.attention_from(sets), **close)
-    got, wanted = few.diagonal_blocks(blocks, size), whole.diagonal_blocks(blocks, size)
+    got, wanted = few.squares(*blocks.positions(size)), whole.diagonal_blocks(blocks, size)
     torch.testing.assert_close(got, wanted, **close)
-
-
-@pytest.mark.parametrize("ask", ["attention_to", "attention_from"])
-def test_a_set_of_nothing_gets_and_gives_nothing(ask):
-    query, key, value = query_key_value()
-    _, sums = sdpa_with_lse(query, key, value, None)
-    nothing = torch.zeros(ROWS, LENGTH).bool()
-    assert not getattr(FusedAttention(query, key, sums), ask)(nothing[:, None]).any()
 
 
 def test_entries_of_bf16_attention_are_float32_and_close():
@@ -527,30 +471,3 @@ def test_entries_of_bf16_attention_are_float32_and_close():
     torch.testing.assert_close(
         few.attention_to(everything[:, None]), torch.ones(ROWS, HEADS, 1, LENGTH), atol=0.05, rtol=0
     )
-
-
-@torch.no_grad()
-def test_biases_of_real_layers():
-    """MPNet's relative position biases, against the whole map."""
-    model, inputs = tiny_encoder("mpnet"), windows("mpnet")
-    encoder, real = adapt_encoder(model), inputs["attention_mask"].bool()
-    positions = torch.arange(real.shape[1])[None]
-    hidden = encoder.embed(inputs["input_ids"])
-    bias = encoder.attention_mask(positions, real, hidden.dtype)
-    sets = (inputs["passage"] & (positions % 3 == 0))[:, None]
-    for layer in encoder.layers:
-        query, key, value = layer.qkv_proj(hidden)
-        context, probabilities = eager_attention(layer, query, key, value, bias)
-        whole = FullAttention(probabilities)
-        mine, lse = sdpa_with_lse(query, key, value, bias)
-        few = FusedAttention(query, key, lse, bias)
-        torch.testing.assert_close(mine[real], context[real], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(
-            few.attention_to(sets)[:, :, 0].transpose(1, 2)[real],
-            whole.attention_to(sets)[:, :, 0].transpose(1, 2)[real],
-            atol=1e-5,
-            rtol=1e-4,
-        )
-        torch.testing.assert_close(
-            few.attention_from(sets), whole.attention_from(sets), atol=1e-5, rtol=1e-4
-        )

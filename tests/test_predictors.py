@@ -1,8 +1,6 @@
 """Predictors: independence of rows, finite gradients, literal references, cost."""
 
-import json
 import math
-from dataclasses import asdict
 from typing import get_args, get_type_hints
 
 import pytest
@@ -15,7 +13,6 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from qalib.errors import QalibError
-from qalib.settings import build
 from qalib.skim.activations import LayerActivations, PredictorInputs
 from qalib.skim.blocks import make_blocks
 from qalib.skim.predictors import (
@@ -63,8 +60,7 @@ def inputs_of(rows, size=4, length=None, numbers=(1, 2, 3)) -> PredictorInputs:
         attention = attention_for(blocks)
         attention.probabilities.data = maps.clone()
         layers[number] = LayerActivations(OnlyQueries(attention), hidden.clone(), context.clone())
-    answers = torch.arange(blocks.count).expand(len(rows), -1) % 2 == 0
-    return PredictorInputs(layers, blocks, ids, answers)
+    return PredictorInputs(layers, blocks, ids)
 
 
 def predictor_of(kind: str, seed: int = 0, size: int = 4, **options):
@@ -137,7 +133,7 @@ def test_remaining_blocks_are_scored_as_a_shorter_passage(kind):
             states = view.hidden[row, index], view.context[row, index]
             layers[number] = LayerActivations(OnlyQueries(attention), *states)
         ids = full.input_ids[row, index].masked_fill(none, 0)
-        return PredictorInputs(layers, blocks, ids, full.answers)
+        return PredictorInputs(layers, blocks, ids)
 
     predictor = predictor_of(kind)
     rows = [(3, 11), (2, 5)]
@@ -181,7 +177,6 @@ def test_a_predictor_says_which_layers_it_needs(kind):
         "combined": (2, 3),
         "lexical": (),
         "random": (),
-        "oracle": (),
     }
     assert predictor.layers == expected.get(kind, (3,))
     assert build_predictor(PredictorConfig("late_interaction", look_back=5), SHAPE, 2).layers == (
@@ -217,7 +212,7 @@ def test_token_clues_are_an_mlp_of_both_states_pooled_over_blocks():
 
 
 @pytest.mark.parametrize("kind", ["cnn", "cnn-eq3", "combined"])
-@pytest.mark.parametrize("size", [1, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("size", [1, 8, 64])
 def test_every_block_size_of_the_paper_works(kind, size):
     predictor = predictor_of(kind, size=size).train()
     logits = predictor(inputs_of([(3, 40), (2, 9)], size=size))
@@ -226,55 +221,38 @@ def test_every_block_size_of_the_paper_works(kind, size):
     assert all(p.grad is not None for p in predictor.parameters())
 
 
-def literal_diagonal(predictor, maps):
-    """The released form, one block at a time.  (H, S, S) -> logit"""
+def literal_cnn(predictor, maps):
+    """Either form, one block at a time.  (H, S, S) -> logit"""
+
+    def pool(maps):
+        side = maps.shape[1] // 2
+        return maps.view(-1, side, 2, side, 2).mean(dim=(2, 4))
+
     for stage in (predictor.first, predictor.second):
+        maps = pool(maps) if predictor.equation_3 else maps
         maps = functional.conv2d(maps[None], stage.conv.weight, stage.conv.bias, padding=1)[0]
         norm = stage.norm
         for c in range(len(maps)):
             scaled = (maps[c] - norm.running_mean[c]) / (norm.running_var[c] + norm.eps).sqrt()
             maps[c] = scaled * norm.weight[c] + norm.bias[c]
         maps = maps.clamp(min=0)
-        side = maps.shape[1] // 2
-        maps = maps.view(-1, side, 2, side, 2).mean(dim=(2, 4))
+        maps = maps if predictor.equation_3 else pool(maps)
+    if predictor.equation_3:
+        weight, bias = predictor.merge.weight.flatten(), predictor.merge.bias
+        maps = (torch.einsum("h,hij->ij", weight, maps) + bias).clamp(min=0)
     return maps.flatten() @ predictor.last.weight[0] + predictor.last.bias[0]
 
 
-def test_diagonal_is_conv_norm_relu_pool_twice():
-    predictor, inputs = predictor_of("cnn"), inputs_of([(2, 8), (1, 6)])
+@pytest.mark.parametrize("kind", ["cnn", "cnn-eq3"])
+@torch.no_grad()
+def test_the_cnn_is_its_literal_reference(kind):
+    predictor, inputs = predictor_of(kind), inputs_of([(2, 8), (1, 6)])
     maps = inputs.layers[3].attention.diagonal_blocks(inputs.blocks, 4)
-    with torch.no_grad():
-        found = predictor(inputs)
-        for row in range(2):
-            for block in range(2):
-                expected = literal_diagonal(predictor, maps[row, :, block].clone())
-                torch.testing.assert_close(found[row, block], expected)
-
-
-def test_equation_pools_first_and_ends_in_one_channel():
-    predictor, inputs = predictor_of("cnn-eq3"), inputs_of([(2, 4)])
-    maps = functional.avg_pool2d(
-        inputs.layers[3].attention.diagonal_blocks(inputs.blocks, 4)[:, :, 0], 2
-    )
-    maps = predictor.second(functional.avg_pool2d(predictor.first(maps), 2))
-    weight, bias = predictor.merge.weight.flatten(), predictor.merge.bias
-    expected = predictor.last(((weight @ maps.flatten(1)[0]) + bias).clamp(min=0)[None])
-    torch.testing.assert_close(predictor(inputs), expected)
-
-
-def test_neighbours_are_seen_by_combined_only():
-    rows = [(3, 12)]
-
-    def moved(kind, **options):
-        predictor, before, after = predictor_of(kind, **options), inputs_of(rows), inputs_of(rows)
-        for view in after.layers.values():
-            view.hidden[0, 5:9] = torch.randn(4, SHAPE.width)  # the first of three blocks
-        return ((predictor(before) - predictor(after)).abs() > 1e-6)[0].tolist()
-
-    late = {"parts": ("late_interaction",), "look_back": 0}
-    assert moved("question") == [False] * 3
-    assert moved("late_interaction")[0]
-    assert moved("combined", **late, neighbours=1) == [True] * 3
+    found = predictor(inputs)
+    for row in range(2):
+        for block in range(2):
+            expected = literal_cnn(predictor, maps[row, :, block].clone())
+            torch.testing.assert_close(found[row, block], expected)
 
 
 def test_lexical_prefers_the_block_with_the_words_and_those_beside_it():
@@ -300,13 +278,6 @@ def test_random_is_uniform_and_the_same_for_the_same_block():
     assert (seeded(inputs)[inputs.blocks.real].sigmoid() - draws).abs().mean() > 0.2
     question = PredictorInputs({}, inputs.blocks, torch.where(inputs.blocks.question, 99, words))
     assert (other(question)[inputs.blocks.real].sigmoid() - draws).abs().mean() > 0.2
-
-
-def test_oracle_knows_and_says_so_if_it_does_not():
-    inputs = inputs_of([(2, 10)])
-    assert predictor_of("oracle")(inputs).sigmoid()[0].tolist() == pytest.approx([1, 0, 1])
-    with pytest.raises(QalibError, match="labels"):
-        predictor_of("oracle")(PredictorInputs({}, inputs.blocks, inputs.input_ids))
 
 
 @pytest.mark.parametrize("kind", ["cnn", "question", "handcrafted", "late_interaction", "combined"])
@@ -347,29 +318,6 @@ def test_one_value_has_no_spread():
 # Settings and cost
 
 
-def test_settings_go_through_json_and_back():
-    config = PredictorConfig("combined", 16, parts=("late_interaction", "lexical"), neighbours=2)
-    assert build(json.loads(json.dumps(asdict(config))), PredictorConfig, "a test") == config
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"kind": "mlp"}, "kind is 'mlp'"),
-        ({"block_size": 0}, "block_size is 0"),
-        ({"hidden": -1}, "hidden is -1"),
-        ({"neighbours": -1}, "neighbours is -1"),
-        ({"look_back": -1}, "look_back is -1"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"parts": ()}, "parts"),
-        ({"parts": ("words",)}, "parts.*'words'"),
-    ],
-)
-def test_bad_settings_are_refused(settings, said):
-    with pytest.raises(QalibError, match=said):
-        PredictorConfig(**settings)
-
-
 @pytest.mark.parametrize("layer", [0, 4])
 def test_a_layer_that_is_not_there_is_named(layer):
     with pytest.raises(QalibError, match=f"layer {layer} of 3"):
@@ -386,7 +334,6 @@ PARAMETERS = {
     "tokens": 8 * 64 + 64 + 64 + 1 + 4 * 768 + (1536 + 1) * 64 + (64 + 1) * 4,
     "combined": 4 * (123 + 4 + 8) * 64 + 64 + 64 + 1 + 4 * 768 + (1536 + 1) * 64 + (64 + 1) * 4,
     "random": 0,
-    "oracle": 0,
 }
 
 
@@ -396,11 +343,9 @@ def test_size_and_cost_at_bert_base(kind):
     assert sum(p.numel() for p in predictor.parameters()) == PARAMETERS[kind]
     share = predictor_macs(PredictorConfig(kind), BERT, 512) / layer_macs(BERT, 512)
     assert share < (0.02 if kind in ("tokens", "combined") else 0.007)  # of one layer
-
-
-def test_cost_of_the_paper_module_is_the_known_one():
-    assert layer_macs(BERT, 512) == pytest.approx(4027e6, rel=1e-3)
-    assert predictor_macs(PredictorConfig("cnn"), BERT, 512) == pytest.approx(26.6e6, rel=5e-3)
+    if kind == "cnn":  # numbers of the paper
+        assert layer_macs(BERT, 512) == pytest.approx(4027e6, rel=1e-3)
+        assert share * layer_macs(BERT, 512) == pytest.approx(26.6e6, rel=5e-3)
 
 
 @settings(max_examples=15, deadline=None)

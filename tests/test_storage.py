@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_encoders import Mass, tiny_encoder, tiny_skimmer, windows
+from tiny_encoders import tiny_encoder, windows
 
 from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
@@ -138,15 +138,6 @@ def test_weights_that_do_not_fit_their_settings_are_named(tmp_path):
         rewrite(tmp_path, sha256=file_sha256(tmp_path / WEIGHTS))
         with pytest.raises(QalibError, match=words):
             load_skimmer(tmp_path)
-
-
-def test_predictors_of_another_builder_are_loaded_with_it(tmp_path):
-    model = tiny_encoder()
-    skimmer = tiny_skimmer(model, look_back=1, prune_layers=(2,))
-    save_skimmer(tmp_path, skimmer)
-    again = load_skimmer(tmp_path, model, Mass)
-    assert again.config == skimmer.config
-    assert type(again.predictors["1"]) is Mass
 
 
 def test_another_reader_is_refused(tmp_path):

@@ -46,20 +46,17 @@ class FullAttention:
     probabilities: Tensor  # (B, H, L, L)
 
     def attention_to(self, sets: Tensor) -> Tensor:
-        """See :class:`Attention`."""
         near = _extent(sets)
         chosen = sets[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
         return chosen @ self.probabilities[..., near].transpose(2, 3)
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        """See :class:`Attention`."""
         near = _extent(sets)
         share = sets.float() / sets.sum(dim=2, keepdim=True).clamp(min=1)
         share = share[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
         return share @ self.probabilities[:, :, near]
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
-        """See :class:`Attention`."""
         positions, real = blocks.positions(size)  # each (B, K, S)
         cells = positions[..., None] * self.probabilities.shape[-1] + positions[..., None, :]
         cells = cells.flatten(1)[:, None].expand(-1, self.probabilities.shape[1], -1)
@@ -87,15 +84,12 @@ class PrunedAttentionView:
     positions: Tensor  # (B, L'), positions in that layer
 
     def attention_to(self, sets: Tensor) -> Tensor:
-        """See :class:`Attention`."""
         return self._restrict(self.earlier.attention_to(self._extend(sets)))
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        """See :class:`Attention`."""
         return self._restrict(self.earlier.attention_from(self._extend(sets)))
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
-        """See :class:`Attention`; blocks that were pruned since are all zero."""
         return self.earlier.diagonal_blocks(self.blocks, size) * blocks.real[:, None, :, None, None]
 
     def _extend(self, sets: Tensor) -> Tensor:
@@ -115,6 +109,14 @@ class LayerActivations:
     hidden: Tensor  # (B, L, D), input of the layer
     context: Tensor | None = None  # (B, L, D), output of its attention
 
+    def restrict(self, blocks: Blocks, positions: Tensor) -> "LayerActivations":
+        """The same layer at the positions that are left; see ``PrunedAttentionView``."""
+        return LayerActivations(
+            PrunedAttentionView(self.attention, blocks, positions),
+            gather(self.hidden, positions),
+            gather(self.context, positions),
+        )
+
 
 @dataclass(frozen=True)
 class PredictorInputs:
@@ -123,7 +125,6 @@ class PredictorInputs:
     layers: Mapping[int, LayerActivations]  # by number, from 1; those in ``predictor.layers``
     blocks: Blocks
     input_ids: Tensor  # (B, L)
-    answers: Tensor | None = None  # (B, K) bool, blocks with an answer; for the oracle only
 
 
 def gather(values: Tensor, positions: Tensor, fill: float | int = 0) -> Tensor:

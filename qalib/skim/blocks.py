@@ -18,7 +18,6 @@ from torch import Tensor
 
 from qalib.data.augment import sentence_starts
 from qalib.data.windows import Window
-from qalib.errors import QalibError
 
 NO_BLOCK = -1  # question and special tokens
 PADDING = -2
@@ -103,98 +102,35 @@ class Blocks:
         )
 
 
-def even_blocks(passage: Tensor, size: int) -> Tensor:
-    """Blocks of ``size`` positions, counted from the first of the passage.  -> (B, L) int64
-
-    passage (B, L) bool, contiguous in every row; -1 outside. Raises QalibError for a size below 1.
-    """
-    if size < 1:
-        raise QalibError(f"a block holds at least 1 token, not {size}.")
-    rank = passage.long().cumsum(dim=1) - 1
-    return torch.where(passage, rank.div(size, rounding_mode="floor"), NO_BLOCK)
-
-
 def make_blocks(
     input_ids: Tensor,
     real: Tensor,
     passage: Tensor,
-    special_ids: Sequence[int],
+    special_ids: Sequence[int] | None = None,
     size: int = 32,
     block_ids: Tensor | None = None,
 ) -> Blocks:
     """Blocks of a batch of windows ``[CLS] question [SEP] passage [SEP]``.
 
-    input_ids (B, L), real (B, L) bool (the attention mask), passage (B, L) bool.
-    ``block_ids`` (B, L): given blocks, for instance sentences; ``size`` is ignored then. Raises
-    QalibError if one of them is not a run of neighbours.
-    """
-    outside = torch.where(real, NO_BLOCK, PADDING)
-    if block_ids is None:
-        block_ids = torch.where(passage, even_blocks(passage, size), outside)
-    else:
-        block_ids = torch.where(passage, block_ids, outside)
-        _check_contiguous(block_ids)
-    special = torch.zeros_like(passage)
-    if special_ids:
-        special = torch.isin(input_ids, input_ids.new_tensor(list(special_ids))) & real & ~passage
-    first = torch.zeros_like(special)
-    first[:, :1] = True
-    count = int(block_ids.max()) + 1 if block_ids.numel() else 0
-    return Blocks(
-        block_ids=block_ids,
-        question=real & ~passage & ~special & ~first,
-        separators=special & ~first,
-        count=max(0, count),
-    )
-
-
-def window_blocks(
-    input_ids: Tensor, real: Tensor, passage: Tensor, size: int, block_ids: Tensor | None = None
-) -> Blocks:
-    """``make_blocks`` for windows whose last token is the separator.
-
-    The first position is never part of the passage: it is [CLS], where "no answer" is predicted.
+    input_ids (B, L), real (B, L) bool (the attention mask), passage (B, L) bool, contiguous in
+    every row. The first position is never part of it: it is [CLS], where "no answer" is predicted.
+    ``special_ids``: those of separators, by default the last token of each row.
+    ``block_ids`` (B, L): given blocks, for instance sentences, each a run of neighbours, instead of
+    blocks of ``size`` positions counted from the first of the passage.
     """
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
     passage = passage.bool() & real & (position > 0)
-    blocks = make_blocks(input_ids, real, passage, (), size, block_ids)
-    separators = _separators(input_ids, real) & ~passage & (position > 0)
-    return Blocks(blocks.block_ids, blocks.question & ~separators, separators, blocks.count)
-
-
-def find_passage(input_ids: Tensor, real: Tensor) -> Tensor:
-    """Passage of windows [CLS] question [SEP] passage [SEP].  -> (B, L) bool
-
-    The separator is the last token of a row; the passage lies between its first run (RoBERTa
-    writes two in the middle) and that end. A question that contains the separator is cut at it:
-    callers that know better pass their own mask.
-    """
-    position = torch.arange(input_ids.shape[1], device=input_ids.device)
-    separator = _separators(input_ids, real)
-    question_over = separator.cumsum(dim=1) > 0
-    begun = (question_over & ~separator).cumsum(dim=1) > 0
-    return begun & real & (position < _last(real))
-
-
-def _last(real: Tensor) -> Tensor:
-    """Last real position of every row.  (B, L) bool -> (B, 1)"""
-    return (torch.arange(real.shape[1], device=real.device) * real).argmax(dim=1, keepdim=True)
-
-
-def _separators(input_ids: Tensor, real: Tensor) -> Tensor:
-    """Tokens equal to the last one of their row.  -> (B, L) bool"""
-    return (input_ids == input_ids.gather(1, _last(real))) & real
-
-
-def _check_contiguous(block_ids: Tensor) -> None:
-    for row, numbers in enumerate(block_ids):
-        runs = numbers.unique_consecutive()
-        found, times = runs[runs >= 0].unique(return_counts=True)
-        if (times > 1).any():
-            raise QalibError(
-                f"block {int(found[times > 1][0])} of row {row} is in more than one piece; a block "
-                "is a run of neighbouring positions, so give each piece a number of its own."
-            )
+    if block_ids is None:
+        block_ids = (passage.long().cumsum(dim=1) - 1).div(size, rounding_mode="floor")
+    block_ids = torch.where(passage, block_ids, torch.where(real, NO_BLOCK, PADDING))
+    if special_ids is None:
+        last = (position * real).argmax(dim=1, keepdim=True)
+        special = input_ids == input_ids.gather(1, last)
+    else:
+        special = torch.isin(input_ids, input_ids.new_tensor(special_ids))
+    outside = real & ~passage & (position > 0)
+    count = int(block_ids.max()) + 1 if block_ids.numel() else 0
+    return Blocks(block_ids, outside & ~special, outside & special, max(0, count))
 
 
 def blocks_of_answers(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
@@ -218,10 +154,8 @@ def sentence_blocks(window: Window, context: str, size: int = 32) -> np.ndarray:
 
     ``context`` is the passage that the window was cut from. A sentence of more than 2 S tokens is
     cut into equal parts of about S; then neighbours are joined as long as that brings a block
-    closer to S. No block has more than 2 S tokens. Raises QalibError for a size below 1.
+    closer to S. No block has more than 2 S tokens.
     """
-    if size < 1:
-        raise QalibError(f"a block holds at least 1 token, not {size}.")
     starts = np.array(sentence_starts(context))
     sentence = np.searchsorted(starts, window.offsets[:, 0], side="right")
     blocks: list[int] = []

@@ -1,9 +1,5 @@
 """Thresholds by what they mean: recall curves, operating points, and a recall on held-out data.
 
-    simulator = PruningSimulator(question, sizes, answers, scores)
-    chosen = calibrate_threshold(simulator, layer=3, recall=0.995)
-    skimmer.set_options(**chosen.options)
-
     calibration = load_calibration(folder)                   # stored with a skimmer
     point = calibration.select(OperatingPointTarget(min_recall=0.995))
     skimmer.set_options(**point.options)
@@ -16,22 +12,18 @@ c_(1) <= ... <= c_(n), the threshold is c_(r), and
     1 - r / (n + 1)  <=  P(c_new >= c_(r))
 
 for a new question that is exchangeable with them, with equality where no two are equal. The
-largest r that the recall allows is taken, so that P lies in [recall, recall + 1 / (n + 1)). Equal
-scores can only raise it.
+largest r that the recall allows is taken, so that P lies in [recall, recall + 1 / (n + 1)].
 
 That is an average over calibration sets. For one given set the probability of losing an answer
-is distributed as the r-th smallest of n uniform numbers or below, Beta(r, n + 1 - r), so that a
-``confidence`` can be required, too: P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence.
-
-Both assume exchangeability: questions about one passage are alike, and where new questions come
-with new passages coverage varies more than this arithmetic says; for another kind of text it does
-not hold at all (notebook 06).
+is distributed as Beta(r, n + 1 - r) or below, so that a ``confidence`` can be required, too:
+P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability; notebook 06
+shows what is left of them for other passages and other kinds of text.
 
 Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); given the calibration
 set, tolerance limits (Wilks 1941), whose use here is Vovk's (2012).
 
-Notation: N blocks of a data set in any order, Q questions, W windows, A gold answers of a question
-at most, T thresholds.
+Notation: N blocks of a data set in any order, Q questions, A gold answers of a question at most,
+T thresholds.
 """
 
 import json
@@ -39,23 +31,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from qalib.data.formats import parse_json, read_bytes
 from qalib.errors import QalibError
 from qalib.settings import settings
 from qalib.skim.cost import CostModel, token_counts
-from qalib.skim.storage import skimmer_hash
+from qalib.skim.storage import FORMAT, read_format, skimmer_hash
 
 CALIBRATION = "calibration.json"
-FORMAT = 2  # of that file
 POINTS = 100  # of each layer, at most
-SPECIAL = 3  # [CLS] and two [SEP]
+QUESTION, SPECIAL = 16, 3  # tokens beside a passage: of a question; [CLS] and two [SEP]
 
 
 # --- block scores against labels ---
@@ -68,8 +57,6 @@ class BlockScores(NamedTuple):
     recall: float
     f1: float
     accuracy: float
-    blocks: int
-    positive: int
 
 
 class RecallCurve(NamedTuple):
@@ -80,20 +67,15 @@ class RecallCurve(NamedTuple):
     recall: np.ndarray  # (T,) share of the questions with an answer of which one is kept
 
 
-def block_scores(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> BlockScores:
-    """Precision, recall and F1 of ``scores >= threshold``.  (N,), (N,) bool
-
-    Scores are probabilities; with logits the threshold is 0.
-    """
-    predicted, labels = np.asarray(scores) >= threshold, np.asarray(labels, dtype=bool)
+def block_scores(scores: np.ndarray, labels: np.ndarray) -> BlockScores:
+    """Precision, recall and F1 of probabilities of at least 0.5.  (N,), (N,) bool"""
+    predicted = scores >= 0.5
     hits, chosen, positive = (int(x.sum()) for x in (predicted & labels, predicted, labels))
     return BlockScores(
         precision=hits / chosen if chosen else 0.0,
         recall=hits / positive if positive else 0.0,
         f1=2 * hits / (chosen + positive) if chosen + positive else 0.0,
         accuracy=float((predicted == labels).mean()) if len(labels) else 0.0,
-        blocks=len(labels),
-        positive=positive,
     )
 
 
@@ -102,12 +84,10 @@ def conformity_scores(scores: np.ndarray, answers: np.ndarray, question: np.ndar
 
         max_a min_{k: answers[k, a]} scores[k]
 
-    scores (N,); answers (N, A) bool, the blocks of each gold answer, or (N,) if there is but one;
-    question (N,) int, the question of each block, 0 to Q - 1.
+    scores (N,); answers (N, A) bool, the blocks of each gold answer; question (N,) int, the
+    question of each block, 0 to Q - 1.
     """
     scores, question = np.asarray(scores, dtype=float), np.asarray(question)
-    answers = np.asarray(answers, dtype=bool)
-    answers = answers[:, None] if answers.ndim == 1 else answers
     shape = int(question.max(initial=-1)) + 1, answers.shape[1]
     weakest = np.full(shape, np.inf)
     np.minimum.at(weakest, question, np.where(answers, scores[:, None], np.inf))
@@ -148,8 +128,6 @@ def recall_at_budget(curve: RecallCurve, budget: float) -> float:
 
 def budget_at_recall(curve: RecallCurve, recall: float) -> tuple[float, float]:
     """Smallest share of tokens that reaches a recall of 0 to 1, and its threshold."""
-    if not 0 <= recall <= 1:
-        raise QalibError(f"a recall lies between 0 and 1, not at {recall}.")
     place = int(np.searchsorted(curve.recall, recall, side="left"))
     return float(curve.kept[place]), float(curve.thresholds[place])
 
@@ -157,65 +135,40 @@ def budget_at_recall(curve: RecallCurve, recall: float) -> tuple[float, float]:
 # --- what a threshold would do ---
 
 
-@dataclass(frozen=True)
 class PruningSimulator:
-    """Passage blocks of a data set with their scores, to try thresholds without the model.
+    """Passage blocks of questions with one window each, to try thresholds without the model.
+
+    question (N,) int, the question of each block; sizes (N,) int, tokens; answers (N, A) bool, gold
+    answers with a token in the block; scores (N,) probabilities by layer.
 
     Exact for a skimmer that prunes at one layer and keeps the best block of a window in any case
-    (``SkimConfig.min_blocks`` 1); one that leaves short rows whole prunes less. Raises QalibError
-    for arrays of different lengths and for scores that are no probabilities.
+    (``SkimConfig.min_blocks`` 1); one that leaves short rows whole prunes less.
     """
 
-    question: np.ndarray  # (N,) int, the question of each block
-    sizes: np.ndarray  # (N,) int, tokens
-    answers: np.ndarray  # (N, A) or (N,) bool, gold answers with a token in the block
-    scores: Mapping[int, np.ndarray]  # (N,) probabilities, by layer
-    window: np.ndarray | None = None  # (N,) int; None: every question has one window
-    unpruned: int | np.ndarray = 16 + SPECIAL  # tokens beside the passage, (W,) by window
+    def __init__(
+        self,
+        question: np.ndarray,
+        sizes: np.ndarray,
+        answers: np.ndarray,
+        scores: Mapping[int, np.ndarray],
+    ):
+        self.question = np.unique(question, return_inverse=True)[1]  # 0 to Q - 1
+        self.sizes, self.answers = sizes, answers
+        self.scores = {n: np.asarray(x, dtype=float) for n, x in sorted(scores.items())}
 
-    def __post_init__(self):
-        question, answers = np.asarray(self.question), np.asarray(self.answers, dtype=bool)
-        window = question if self.window is None else np.asarray(self.window)
-        scores = {int(n): np.asarray(x, dtype=float) for n, x in sorted(self.scores.items())}
-        arrays = {"sizes": np.asarray(self.sizes), "answers": answers, "window": window}
-        layers = {f"scores of layer {n}": x for n, x in scores.items()}
-        for name, values in (arrays | layers).items():
-            if len(values) != len(question) or not len(values):
-                raise QalibError(
-                    f"{name}: {len(values)} entries for {len(question)} blocks; give one for each "
-                    "of at least one block."
-                )
-        for name, values in layers.items():
-            if not ((values >= 0) & (values <= 1)).all():
-                raise QalibError(f"{name} are no probabilities; take the sigmoid of logits.")
-        question, window = (np.unique(x, return_inverse=True)[1] for x in (question, window))
-        unpruned = np.broadcast_to(self.unpruned, window.max() + 1)
-        arrays |= {"question": question, "window": window, "scores": scores, "unpruned": unpruned}
-        for name, values in arrays.items():
-            object.__setattr__(self, name, values)
-
-    @cached_property
+    @property
     def answered(self) -> np.ndarray:
         """Questions with a gold answer in a block.  (Q,) bool"""
-        held = self.answers if self.answers.ndim == 1 else self.answers.any(axis=1)
-        return np.bincount(self.question, weights=held) > 0
-
-    @cached_property
-    def best(self) -> dict[int, np.ndarray]:
-        """Whether a block is the best of its window, the first of equal ones.  (N,) by layer"""
-        found = {}
-        for layer, scores in self.scores.items():
-            order = np.lexsort((-scores, self.window))  # stable
-            first = np.unique(self.window[order], return_index=True)[1]
-            found[layer] = np.zeros(len(scores), dtype=bool)
-            found[layer][order[first]] = True
-        return found
+        return np.bincount(self.question, weights=self.answers.any(axis=1)) > 0
 
     def kept(self, layer: int, threshold: float) -> np.ndarray:
-        """Blocks that are kept.  (N,) bool. Raises QalibError for a layer without scores."""
-        if layer not in self.scores:
-            raise QalibError(f"there are no scores of layer {layer}, only of {[*self.scores]}.")
-        return (self.scores[layer] >= threshold) | self.best[layer]
+        """Blocks that are kept, in any case the first of a window's best ones.  (N,) bool"""
+        scores = self.scores[layer]
+        order = np.lexsort((-scores, self.question))  # stable
+        best = order[np.unique(self.question[order], return_index=True)[1]]
+        kept = scores >= threshold
+        kept[best] = True
+        return kept
 
     def conformity_scores(self, layer: int) -> np.ndarray:
         """Highest threshold at which a question keeps a whole answer, of those that have one.
@@ -232,16 +185,14 @@ class PruningSimulator:
     def relative_flops(self, layer: int, threshold: float, cost: CostModel) -> float:
         """Multiply-adds of all windows, predictors included, relative to full inference.
 
-        A ratio of sums, as time is: long windows count for more. A window's question has the
-        tokens beside its passage but three special ones.
+        A ratio of sums, as time is: long windows count for more. ``QUESTION`` tokens are assumed.
         """
         depth, kept = len(cost.layers), self.kept(layer, threshold)
-        passage = np.bincount(self.window, weights=self.sizes)
-        given = self.unpruned + passage
-        left = self.unpruned + np.bincount(self.window, weights=self.sizes * kept)
+        passage = np.bincount(self.question, weights=self.sizes)
+        given = QUESTION + SPECIAL + passage
+        left = QUESTION + SPECIAL + np.bincount(self.question, weights=self.sizes * kept)
         total = cost.encoder_macs(token_counts(given, {layer: left}, depth)).sum()
-        question = np.maximum(self.unpruned - SPECIAL, 0)
-        total += cost.predictor_macs(layer, passage, question).sum()
+        total += cost.predictor_macs(layer, passage, QUESTION).sum()
         total += cost.early_logits * given.sum()
         return float(total / cost.encoder_macs(token_counts(given, {}, depth)).sum())
 
@@ -249,62 +200,31 @@ class PruningSimulator:
 # --- a threshold for a recall ---
 
 
-@dataclass(frozen=True)
-class CalibratedThreshold:
-    """A threshold, its required recall, and what it does to the calibration set."""
-
-    layer: int
-    threshold: float
-    recall: float  # required, for a new question
-    confidence: float | None  # that it holds with this calibration set; None: on average over sets
-    questions: int  # with an answer, used for calibration
-    answers_kept: float  # share of those questions of which a whole answer is kept
-    token_fraction: float  # of the passage tokens
-    relative_flops: float | None  # None without a cost model
-
-    @property
-    def options(self) -> dict[str, tuple]:
-        """For ``Skimmer.set_options``."""
-        return {"prune_layers": (self.layer,), "thresholds": (self.threshold,)}
-
-
 def calibrate_threshold(
-    simulator: PruningSimulator,
-    layer: int,
-    recall: float = 0.995,
-    confidence: float | None = None,
-    cost: CostModel | None = None,
-) -> CalibratedThreshold:
+    simulator: PruningSimulator, layer: int, recall: float, confidence: float | None = None
+) -> float:
     """Highest threshold at which a new question keeps a whole answer with probability ``recall``.
 
     On average over calibration sets, or with ``confidence`` for this one (see the top). Raises
     QalibError if there are too few questions, with the number that is needed.
     """
     reached = np.sort(simulator.conformity_scores(layer))
-    rank = conformal_rank(len(reached), recall, confidence)
-    threshold = min(float(reached[rank - 1]), 1.0)  # infinite where the best blocks are enough
-    token_fraction = simulator.token_fraction(layer, threshold)
-    flops = None if cost is None else simulator.relative_flops(layer, threshold, cost)
-    kept = float((reached >= threshold).mean())
-    return CalibratedThreshold(
-        layer, threshold, recall, confidence, len(reached), kept, token_fraction, flops
-    )
+    threshold = reached[conformal_rank(len(reached), recall, confidence) - 1]
+    return min(float(threshold), 1.0)  # infinite where the best blocks are enough
 
 
 def conformal_rank(questions: int, recall: float, confidence: float | None = None) -> int:
     """The r of the top of this file: which of the sorted conformity scores is the threshold, >= 1.
 
-    Raises QalibError if even the lowest one is too high, and for numbers outside 0 to 1.
+    Raises QalibError if even the lowest one is too high.
     """
     from scipy.stats import binom
 
-    _check_share("recall", recall)
     if confidence is None:
         # in exact arithmetic: the rank for a recall of 0.9 must not be one too low
         rank = math.floor((questions + 1) * (1 - Fraction(repr(float(recall)))))
         needed = math.ceil(1 / (1 - Fraction(repr(float(recall))))) - 1
     else:
-        _check_share("confidence", confidence)
         tail = binom.cdf(np.arange(questions + 1), questions, 1 - recall)
         rank = int(np.searchsorted(tail, 1 - confidence, side="right"))
         needed = math.ceil(math.log(1 - confidence) / math.log(recall))
@@ -315,13 +235,6 @@ def conformal_rank(questions: int, recall: float, confidence: float | None = Non
             f"{with_confidence}; calibrate on at least {needed}, or lower the recall."
         )
     return rank
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise QalibError(
-            f"{name} must be between 0 and 1, not {value:g}; only a threshold of 0 is certain."
-        )
 
 
 # --- operating points that are stored with a skimmer ---
@@ -350,11 +263,9 @@ class OperatingPointTarget:
 class OperatingPoint:
     """What pruning at a layer with a threshold did to held-out questions; layer 0: no pruning.
 
-    Of n questions with an answer, m have none whose blocks all reach the threshold. Then the
-    threshold is at most the (m + 1)-th smallest conformity score, and a new question keeps a whole
-    answer with P >= 1 - (m + 1) / (n + 1) = (n - m) / (n + 1), on average over calibration sets.
-    That the best block of a window is kept at any threshold is not relied on, so this holds where
-    windows are dropped, too, with a ``window_threshold`` of at most the threshold.
+    Where m of n questions have no answer whose blocks all reach the threshold, a new question keeps
+    a whole answer with P >= 1 - (m + 1) / (n + 1) = (n - m) / (n + 1). That the best block of a
+    window is always kept is not relied on, so this holds where windows are dropped, too.
     """
 
     layer: int
@@ -472,13 +383,7 @@ def load_calibration(folder: str | Path) -> Calibration:
             f"{folder}: no {CALIBRATION} here, so there are no operating points to select from; "
             "skim with the skimmer's own settings, or use a skimmer that has been calibrated."
         )
-    content = parse_json(read_bytes(path), path)
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise QalibError(
-            f"{path}: format {found!r}, but this version of qalib reads {FORMAT}; use the version "
-            "that wrote it."
-        )
+    content = read_format(path)
     if content.get("skimmer") != skimmer_hash(folder):
         raise QalibError(f"{path}: belongs to another skimmer than the one beside it.")
     try:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qalib.skim.activations import Attention, PrunedAttentionView, gather
+from qalib.skim.activations import LayerActivations
 from qalib.skim.adapters import EncoderAdapter, LayerAdapter
 from qalib.skim.blocks import Blocks
 from qalib.skim.padded import MIN_LOGIT, ForwardState, attention_dtype, kept_mask
@@ -85,7 +85,7 @@ def eager_attention_with_lse(
 class FusedAttention:
     """``activations.Attention`` from queries, keys and log-sum-exps; results are float32.
 
-    Products are computed in the dtype of queries and keys, as eager attention would.
+    Diagonal blocks are ``squares``. Products are computed in the dtype of queries and keys.
     """
 
     query: Tensor  # (B, L, H, d)
@@ -94,7 +94,6 @@ class FusedAttention:
     bias: Tensor | None = None  # to (B, H, L, L), added to the scores
 
     def attention_to(self, sets: Tensor) -> Tensor:
-        """See :class:`~qalib.skim.activations.Attention`."""
         near = _members(sets)
         bias = None if self.bias is None else self.bias.index_select(3, near)
         key = _by_head(self.key.index_select(1, near))
@@ -103,7 +102,6 @@ class FusedAttention:
         return chosen @ entries.transpose(2, 3)
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        """See :class:`~qalib.skim.activations.Attention`."""
         near = _members(sets)
         # A mask that is the same for all queries has one row, which stands for each of them.
         shared = self.bias is None or self.bias.shape[2] == 1
@@ -113,10 +111,6 @@ class FusedAttention:
         chosen = sets.index_select(2, near).float()
         share = chosen / chosen.sum(dim=2, keepdim=True).clamp(min=1)
         return share[:, None] @ entries  # (B, 1, G, M) @ (B, H, M, L)
-
-    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
-        """See :class:`~qalib.skim.activations.Attention`."""
-        return self.squares(*blocks.positions(size))
 
     def squares(self, positions: Tensor, real: Tensor) -> Tensor:
         """Attention within sets of positions.  (B, K, S) int64, bool -> (B, H, K, S, S)
@@ -251,17 +245,14 @@ class GroupedAttention:
     length: int  # L'
 
     def attention_to(self, sets: Tensor) -> Tensor:
-        """See :class:`~qalib.skim.activations.Attention`."""
         return self._join(lambda at, x: x.attention_to(sets[at.rows, :, : at.length]), self.length)
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        """See :class:`~qalib.skim.activations.Attention`."""
         return self._join(
             lambda at, x: x.attention_from(sets[at.rows, :, : at.length]), self.length
         )
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
-        """See :class:`~qalib.skim.activations.Attention`."""
         positions, real = blocks.positions(size)
         return self._join(lambda at, x: x.squares(positions[at.rows], real[at.rows]), size)
 
@@ -280,33 +271,6 @@ class GroupedAttention:
 # --- the pass ---
 
 
-class LazyLayerActivations:
-    """``LayerActivations`` whose padded states are made when a predictor reads them."""
-
-    def __init__(
-        self, attention: Attention, hidden: Callable[[], Tensor], context: Callable[[], Tensor]
-    ):
-        self.attention, self._hidden, self._context = attention, hidden, context
-
-    @cached_property
-    def hidden(self) -> Tensor:
-        """(B, L', D), input of the layer"""
-        return self._hidden()
-
-    @cached_property
-    def context(self) -> Tensor:
-        """(B, L', D), output of its attention"""
-        return self._context()
-
-    def restrict(self, blocks: Blocks, positions: Tensor) -> "LazyLayerActivations":
-        """The same layer at the positions that are left; see ``PrunedAttentionView``."""
-        return LazyLayerActivations(
-            PrunedAttentionView(self.attention, blocks, positions),
-            lambda: gather(self.hidden, positions),
-            lambda: gather(self.context, positions),
-        )
-
-
 @dataclass
 class PackedForward(ForwardState):
     """State of a packed pass; the same steps as :class:`~qalib.skim.padded.PaddedForward`."""
@@ -318,8 +282,7 @@ class PackedForward(ForwardState):
     blocks: Blocks  # (B, L')
     input_ids: Tensor  # (B, L')
     pruned_logits: Tensor  # (B, L, 2) float32, start and end logits of pruned positions
-    answers: Tensor | None = None  # (B, K) bool, for an oracle
-    activations: dict[int, LazyLayerActivations] = field(default_factory=dict)
+    activations: dict[int, LayerActivations] = field(default_factory=dict)
     groups: list[tuple[VarlenGroup, Tensor | None]] = field(init=False)  # with attention masks
 
     @classmethod
@@ -329,7 +292,6 @@ class PackedForward(ForwardState):
         input_ids: Tensor,
         token_type_ids: Tensor | None,
         blocks: Blocks,
-        answers: Tensor | None = None,
     ) -> "PackedForward":
         """State before the first layer. Embeddings are computed with padding."""
         hidden = encoder.embed(input_ids, token_type_ids).flatten(0, 1)
@@ -337,7 +299,7 @@ class PackedForward(ForwardState):
         rows, length = input_ids.shape
         logits = torch.full((rows, length, 2), MIN_LOGIT, device=hidden.device)
         batch = one_group([length] * rows, cells.div(length, rounding_mode="floor"))
-        state = cls(encoder, hidden, cells, batch, blocks, input_ids, logits, answers)
+        state = cls(encoder, hidden, cells, batch, blocks, input_ids, logits)
         state._select(~blocks.padding, for_predictors=True)
         state._group()
         return state
@@ -362,10 +324,8 @@ class PackedForward(ForwardState):
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         if record:
             attention = GroupedAttention(seen, len(self.pruned_logits), self.batch.length)
-            hidden, pad = self.hidden, self.batch.pad
-            self.activations[number] = LazyLayerActivations(
-                attention, lambda: pad(hidden), lambda: pad(context)
-            )
+            states = self.batch.pad(self.hidden), self.batch.pad(context)
+            self.activations[number] = LayerActivations(attention, *states)
         return context
 
     def prune_tokens(
@@ -415,13 +375,8 @@ class PackedForward(ForwardState):
         row = self.cells.div(self.pruned_logits.shape[1], rounding_mode="floor")
         self.batch = one_group(lengths, row)
         if for_predictors:
-            positions = self.batch.pad(before.positions().index_select(0, index), -1)
-            self.activations = {
-                number: seen.restrict(self.blocks, positions)
-                for number, seen in self.activations.items()
-            }
-            self.blocks = self.blocks.gather(positions)
-            self.input_ids = gather(self.input_ids, positions)
+            positions = before.positions().index_select(0, index)
+            self.restrict_inputs(self.batch.pad(positions, -1))
         return index
 
     def _group(self) -> None:

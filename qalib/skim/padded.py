@@ -18,7 +18,6 @@ from qalib.skim.activations import (
     FullAttention,
     LayerActivations,
     PredictorInputs,
-    PrunedAttentionView,
     gather,
     scatter,
 )
@@ -87,13 +86,21 @@ class ForwardState:
     hidden: Tensor
     blocks: Blocks
     input_ids: Tensor
-    answers: Tensor | None
     activations: dict[int, LayerActivations]
 
     def predictor_inputs(self, layers: tuple[int, ...]) -> PredictorInputs:
         """Inputs of a predictor that reads some layers."""
         seen = {number: self.activations[number] for number in layers}
-        return PredictorInputs(seen, self.blocks, self.input_ids, self.answers)
+        return PredictorInputs(seen, self.blocks, self.input_ids)
+
+    def restrict_inputs(self, positions: Tensor) -> None:
+        """Leave predictors some positions only.  (B, L'') int64, -1 for padding"""
+        self.activations = {
+            number: seen.restrict(self.blocks, positions)
+            for number, seen in self.activations.items()
+        }
+        self.blocks = self.blocks.gather(positions)
+        self.input_ids = gather(self.input_ids, positions)
 
     def span_logits(self) -> Tensor:
         """Span head, applied to the current states.  (..., 2), start and end logits"""
@@ -110,7 +117,6 @@ class PaddedForward(ForwardState):
     input_ids: Tensor  # (B, L')
     positions: Tensor  # (B, L') int64, positions in the input; (1, L) until something is pruned
     pruned_logits: Tensor  # (B, L, 2) float32, start and end logits of pruned positions
-    answers: Tensor | None = None  # (B, K) bool, for an oracle
     activations: dict[int, LayerActivations] = field(default_factory=dict)
     mask: Tensor | None = field(init=False)
 
@@ -124,13 +130,12 @@ class PaddedForward(ForwardState):
         input_ids: Tensor,
         token_type_ids: Tensor | None,
         blocks: Blocks,
-        answers: Tensor | None = None,
     ) -> "PaddedForward":
         """State before the first layer."""
         hidden = encoder.embed(input_ids, token_type_ids)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         logits = torch.full((*input_ids.shape, 2), MIN_LOGIT, device=hidden.device)
-        return cls(encoder, hidden, blocks, input_ids, positions, logits, answers)
+        return cls(encoder, hidden, blocks, input_ids, positions, logits)
 
     def attend(self, layer: LayerAdapter, number: int, record: bool, detach: bool) -> Tensor:
         """Context of a layer; with ``record`` its activations are kept.  -> (B, L', D)
@@ -164,19 +169,9 @@ class PaddedForward(ForwardState):
         positions = kept_positions(self.blocks, kept, dropped)
         if logits is not None:
             self.pruned_logits = self.full_logits(logits)
-        self.activations = {
-            number: LayerActivations(
-                PrunedAttentionView(seen.attention, self.blocks, positions),
-                gather(seen.hidden, positions),
-                gather(seen.context, positions),
-            )
-            for number, seen in self.activations.items()
-        }
-        before = self.positions.expand(len(positions), -1)
-        self.positions = gather(before, positions, -1)
+        self.positions = gather(self.positions.expand(len(positions), -1), positions, -1)
         self.hidden = gather(self.hidden, positions)
-        self.input_ids = gather(self.input_ids, positions)
-        self.blocks = self.blocks.gather(positions)
+        self.restrict_inputs(positions)
         self._update_mask()
         return gather(context, positions)
 

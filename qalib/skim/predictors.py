@@ -36,7 +36,7 @@ class PredictorConfig:
     cnn, cnn-eq3      Block-Skim's module, as released and as in Eq. 3 of the paper
     handcrafted       logistic regression on the six attention features of the paper's probe
     question, late_interaction, tokens, combined    MLP on features, see ``FeaturePredictor``
-    lexical, random, oracle                         baselines
+    lexical, random                                 baselines
     """
 
     kind: Literal[
@@ -49,7 +49,6 @@ class PredictorConfig:
         "tokens",
         "combined",
         "random",
-        "oracle",
     ] = "question"
     block_size: Annotated[int, Field(ge=1)] = 32  # tokens
     hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: a logistic layer
@@ -99,7 +98,7 @@ class BlockPredictor(nn.Module):
 
         Attention probabilities are not counted: the layer computes them anyway.
         """
-        raise NotImplementedError
+        return 0.0
 
 
 class BlockNorm(nn.BatchNorm1d):
@@ -172,10 +171,6 @@ def _pool(maps: Tensor) -> Tensor:
     return avg_pool2d(maps, 2) if maps.shape[-1] > 1 else maps
 
 
-def _half(side: int) -> int:
-    return max(1, side // 2)
-
-
 class ConvNormReLU(nn.Module):
     """3 x 3 convolution, batch norm and ReLU.  (N, H, S, S) -> same"""
 
@@ -190,118 +185,64 @@ class ConvNormReLU(nn.Module):
 
 
 class BlockSkimCNN(BlockPredictor):
-    """The released form:  conv 3x3, norm, ReLU, pool;  the same again;  linear.
+    """As released:      conv 3x3, norm, ReLU, pool;  the same again;  linear
+    ``equation_3``:     pool, conv 3x3;  pool, conv 3x3;  conv 1x1 to one channel;  linear
 
     A last block that is shorter than S is padded with zeros; of a block longer than S the first S
     tokens are used. A block of one token has one attention value a head and nothing to pool: there
-    the module is a small MLP over heads. Source: facts about the code of Block-Skim (AAAI 2022).
+    the module is a small MLP over heads. Pooling first makes the second form a quarter as costly;
+    ReLU follows every convolution and batch norm the two large ones, which the text mentions
+    without saying where. Sources: Block-Skim (AAAI 2022), Eq. 3, and facts about its code.
     """
 
-    def __init__(self, heads: int, size: int, layer: int):
+    def __init__(self, heads: int, size: int, layer: int, equation_3: bool = False):
         super().__init__((layer,))
-        self.heads, self.size = heads, size
+        self.heads, self.size, self.equation_3 = heads, size, equation_3
+        half = max(1, size // 2)
+        quarter = max(1, half // 2)
+        self.sides = (half, quarter) if equation_3 else (size, half)  # of the maps convolved
         self.first, self.second = ConvNormReLU(heads), ConvNormReLU(heads)
-        self.last = nn.Linear(self._flat(), 1)
-
-    def _flat(self) -> int:
-        return self.heads * _half(_half(self.size)) ** 2
+        self.last = nn.Linear((1 if equation_3 else heads) * quarter**2, 1)
+        if equation_3:
+            self.merge = nn.Conv2d(heads, 1, 1)
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        """See :class:`BlockPredictor`."""
         real = inputs.blocks.real
         attention = inputs.layers[self.layers[0]].attention
         maps = attention.diagonal_blocks(inputs.blocks, self.size).float()  # (B, H, K, S, S)
         maps = maps.transpose(1, 2)
         if not self.training:  # running statistics: missing blocks do no harm
             return self.last(self.features(maps.flatten(0, 1))).view(real.shape)
-        features = self.features(maps[real])  # (N, F)
-        return _to_rows(self.last(features).squeeze(1), real)
+        return _to_rows(self.last(self.features(maps[real])).squeeze(1), real)
 
     def features(self, maps: Tensor) -> Tensor:
         """(N, H, S, S) -> (N, F)"""
+        if self.equation_3:
+            return self.merge(self.second(_pool(self.first(_pool(maps))))).relu().flatten(1)
         return _pool(self.second(_pool(self.first(maps)))).flatten(1)
 
-    def _sides(self) -> tuple[int, int]:
-        """Sides of the maps that the two 3 x 3 convolutions run over."""
-        return self.size, _half(self.size)
-
     def macs(self, length: int, question: int) -> float:
-        """See :class:`BlockPredictor`; 26.5 million for BERT-base at 512 tokens, 0.66 % of a
-        layer."""
-        first, second = (9 * self.heads**2 * side**2 for side in self._sides())
-        return _block_count(length, self.size) * (first + second + self.last.in_features)
-
-
-class BlockSkimCNNEq3(BlockSkimCNN):
-    """The form of the paper's Eq. 3:  pool, conv 3x3;  pool, conv 3x3;  conv 1x1;  linear.
-
-    Pooling comes first, which makes it a quarter as costly. ReLU follows every convolution and
-    batch norm the two large ones, which the text mentions without saying where. The 1x1
-    convolution has one output channel, as the unused one in the released code.
-    """
-
-    def __init__(self, heads: int, size: int, layer: int):
-        super().__init__(heads, size, layer)
-        self.merge = nn.Conv2d(heads, 1, 1)
-
-    def _flat(self) -> int:
-        return _half(_half(self.size)) ** 2
-
-    def features(self, maps: Tensor) -> Tensor:
-        """(N, H, S, S) -> (N, F)"""
-        maps = self.second(_pool(self.first(_pool(maps))))
-        return self.merge(maps).relu().flatten(1)
-
-    def _sides(self) -> tuple[int, int]:
-        return _half(self.size), _half(_half(self.size))
-
-    def macs(self, length: int, question: int) -> float:
-        """See :class:`BlockPredictor`."""
-        merge = _block_count(length, self.size) * self.heads * self._flat()
-        return super().macs(length, question) + merge
+        """26.5 million for BERT-base at 512 tokens as released, 0.66 % of a layer."""
+        each = sum(9 * self.heads**2 * side**2 for side in self.sides) + self.last.in_features
+        each += self.heads * self.last.in_features if self.equation_3 else 0
+        return _block_count(length, self.size) * each
 
 
 # --- predictors on features ---
-
-
-class HandcraftedPredictor(BlockPredictor):
-    """The paper's probe, trained jointly: logistic regression on six attention features per head.
-
-    Source: Block-Skim, section 3, and row 4 of its Table 2.
-    """
-
-    def __init__(self, heads: int, size: int, layer: int):
-        super().__init__((layer,))
-        self.heads, self.size = heads, size
-        self.scorer = BlockScorer(6 * heads)
-
-    def score(self, inputs: PredictorInputs) -> Tensor:
-        """See :class:`BlockPredictor`."""
-        six = features.paper_features(inputs.layers[self.layers[0]], inputs.blocks)
-        return self.scorer(six.flatten(2), inputs.blocks.real)
-
-    def macs(self, length: int, question: int) -> float:
-        """See :class:`BlockPredictor`; both directions of question, [CLS] and [SEP], then
-        pooling."""
-        masses = self.heads * length * (2 * question + 2 * 1 + 2 * 2 + 6)
-        return masses + self.scorer.macs(_block_count(length, self.size))
 
 
 class FeaturePredictor(BlockPredictor):
     """Small MLP on features of a block and of the other blocks.
 
     Of each layer: attention between block, question and [CLS], per head (``question``, 10 H
-    numbers), and the best match of each question word among the block's hidden states
-    (``late_interaction``, 3). Once: word overlap (``lexical``, 1), position and length
-    (``position``, 3), and what a small MLP computes from the tokens' states at the last layer
-    (``tokens``, 8): hidden states carry answer information before the span head reads them.
+    numbers), the best match of each question word among the block's hidden states
+    (``late_interaction``, 3), or the six features per head of the probe in section 3 of the paper
+    (``paper``, 6 H). Once: word overlap (``lexical``, 1), position and length (``position``, 3),
+    and what a small MLP computes from the tokens' states at the last layer (``tokens``, 8).
     With ``context`` a block's C numbers x_k come with their difference from the row's mean,
     x_k - mean_j x_j, and with that difference for ``neighbours`` blocks on each side: an answer is
     found by comparing blocks, and what the question names often is just before or after it.
 
-    The products with the question cost H P (2 Q) and Q P D multiply-adds a layer for P passage and
-    Q question tokens, the MLP P 2 D E once for its width E; everything else is per block. With 512
-    tokens all of it is about 2 % of one layer of BERT-base.
     Sources: late interaction from ColBERT (Khattab and Zaharia 2020); the rest is ours.
     """
 
@@ -323,6 +264,7 @@ class FeaturePredictor(BlockPredictor):
         self.parts, self.context = parts, context
         self.steps = [step for n in range(1, neighbours + 1) for step in (-n, n)]
         per_layer = 10 * heads * ("question" in parts) + 3 * ("late_interaction" in parts)
+        per_layer += 6 * heads * ("paper" in parts)
         once = ("lexical" in parts) + 3 * ("position" in parts)
         once += 2 * TOKEN_FEATURES * ("tokens" in parts)
         channels = len(layers) * per_layer + once
@@ -332,7 +274,6 @@ class FeaturePredictor(BlockPredictor):
         self.scorer = BlockScorer(channels * columns, hidden, dropout)
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        """See :class:`BlockPredictor`."""
         x = self.block_features(inputs)
         if self.context:
             difference = features.relative(x, inputs.blocks)
@@ -345,6 +286,8 @@ class FeaturePredictor(BlockPredictor):
         found = []
         for number in self.layers:
             layer = inputs.layers[number]
+            if "paper" in self.parts:
+                found.append(features.paper_features(layer, inputs.blocks).flatten(2))
             if "question" in self.parts:
                 found.append(features.question_features(layer, inputs.blocks, self.size))
             if "late_interaction" in self.parts:
@@ -358,8 +301,9 @@ class FeaturePredictor(BlockPredictor):
         return torch.cat(found, dim=2)
 
     def macs(self, length: int, question: int) -> float:
-        """See :class:`BlockPredictor`."""
         per_layer = 0.0
+        if "paper" in self.parts:  # both directions of question, [CLS] and [SEP], then pooling
+            per_layer += self.heads * length * (2 * question + 2 * 1 + 2 * 2 + 6)
         if "question" in self.parts:  # sums over the question, over the block, and pooling
             per_layer += self.heads * length * (2 * question + self.size + 10)
         if "late_interaction" in self.parts:  # norms and cosines
@@ -417,7 +361,6 @@ class LexicalPredictor(BlockPredictor):
         self.weights = nn.Parameter(torch.tensor((-2.8, 4.2, 0.5)))
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        """See :class:`BlockPredictor`."""
         blocks = inputs.blocks
         overlap = features.word_overlap(inputs.input_ids, blocks)[..., None]
         around = features.neighbour(overlap, blocks, -1) + features.neighbour(overlap, blocks, 1)
@@ -425,7 +368,7 @@ class LexicalPredictor(BlockPredictor):
         return (a + b * overlap + c * around).squeeze(2)
 
     def macs(self, length: int, question: int) -> float:
-        """See :class:`BlockPredictor`; comparisons are counted."""
+        """Comparisons."""
         return float(length * question)
 
 
@@ -441,7 +384,6 @@ class RandomPredictor(BlockPredictor):
         self.seed = seed
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        """See :class:`BlockPredictor`."""
         blocks = inputs.blocks
         words = _hash(inputs.input_ids + 1)
         question = _hash((words * blocks.question).sum(dim=1, keepdim=True) + self.seed)
@@ -449,10 +391,6 @@ class RandomPredictor(BlockPredictor):
         number = torch.arange(blocks.count, device=words.device)
         draw = (_hash(_hash(content + question) + number).double() + 0.5) / 2**32
         return draw.logit().float()
-
-    def macs(self, length: int, question: int) -> float:
-        """See :class:`BlockPredictor`."""
-        return 0.0
 
 
 def _hash(x: Tensor) -> Tensor:
@@ -462,27 +400,6 @@ def _hash(x: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
     x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
     return x ^ (x >> 16)
-
-
-class OraclePredictor(BlockPredictor):
-    """Returns the labels, ``inputs.answers``: the upper bound of every predictor.
-
-    Raises QalibError where the labels are missing.
-    """
-
-    CERTAIN = 100.0  # its sigmoid is 1 in float32
-
-    def score(self, inputs: PredictorInputs) -> Tensor:
-        """See :class:`BlockPredictor`."""
-        if inputs.answers is None:
-            raise QalibError(
-                "the oracle predictor needs the labels, the blocks that hold an answer."
-            )
-        return torch.where(inputs.answers, self.CERTAIN, -self.CERTAIN)
-
-    def macs(self, length: int, question: int) -> float:
-        """See :class:`BlockPredictor`."""
-        return 0.0
 
 
 # --- from settings to modules ---
@@ -504,9 +421,10 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
         case "cnn":
             return BlockSkimCNN(heads, size, layer)
         case "cnn-eq3":
-            return BlockSkimCNNEq3(heads, size, layer)
+            return BlockSkimCNN(heads, size, layer, equation_3=True)
         case "handcrafted":
-            return HandcraftedPredictor(heads, size, layer)
+            mlp |= {"hidden": 0}
+            return FeaturePredictor(heads, shape.width, layers=(layer,), parts=("paper",), **mlp)
         case "question" | "tokens" as part:
             return FeaturePredictor(heads, shape.width, layers=(layer,), parts=(part,), **mlp)
         case "late_interaction" as part:
@@ -516,18 +434,13 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
             return FeaturePredictor(heads, shape.width, layers=several, parts=config.parts, **mlp)
         case "lexical":
             return LexicalPredictor()
-        case "random":
-            return RandomPredictor(config.seed)
-    return OraclePredictor()
+    return RandomPredictor(config.seed)
 
 
 def predictor_macs(
     config: PredictorConfig, shape: ModelShape, length: int, question: int = 16
 ) -> float:
-    """Multiply-adds of a predictor for a passage of ``length`` and a question of so many tokens.
-
-    At the last layer, so that earlier layers can be read. Compare ``layer_macs``.
-    """
+    """Multiply-adds of a predictor at the last layer; see ``BlockPredictor.macs``."""
     return build_predictor(config, shape, shape.layers).macs(length, question)
 
 

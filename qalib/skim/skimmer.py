@@ -1,9 +1,9 @@
 """Encoder with block predictors that prunes low-scoring passage blocks between layers.
 
     skimmer = Skimmer.from_encoder(model, SkimConfig(PredictorConfig("question"), layers=(2, 3)))
-    output = skimmer.run(model, input_ids, attention_mask)   # training: logits and block scores
+    output = skimmer.run(model, input_ids, real, passage)    # training: logits and block scores
     skimmer.eval().set_options(prune_layers=(3,), thresholds=(0.1,))
-    output = skimmer.run(model, input_ids, attention_mask)   # prunes
+    output = skimmer.run(model, input_ids, real, passage)    # prunes
 
 The model is never changed: ``run`` calls its submodules (see ``adapters``). At a pruning layer the
 blocks are scored from that layer's attention, or from earlier ones, and pruned blocks leave at
@@ -13,8 +13,8 @@ the rest only.
 Notation: B batch, L positions, K blocks, N layers, D width.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -26,7 +26,7 @@ from qalib.decoding import mask_logits
 from qalib.errors import QalibError
 from qalib.settings import settings
 from qalib.skim.adapters import EncoderAdapter, adapt_encoder
-from qalib.skim.blocks import Blocks, find_passage, window_blocks
+from qalib.skim.blocks import Blocks, make_blocks
 from qalib.skim.packed import PackedForward
 from qalib.skim.padded import MIN_LOGIT, PaddedForward
 from qalib.skim.predictors import ModelShape, PredictorConfig, build_predictor
@@ -75,10 +75,6 @@ class SkimConfig:
                 f"{len(self.prune_layers)} pruning layers need as many thresholds, not "
                 f"{len(self.thresholds)}."
             )
-
-
-OPTIONS = ("prune_layers", "thresholds", "min_blocks", "neighbours", "min_pruned_fraction")
-OPTIONS += ("min_tokens", "window_threshold", "pruned_logits", "detach_views")
 
 
 # --- block selection ---
@@ -159,28 +155,15 @@ class SkimOutput:
         scores = self.scores[min(self.kept)] if self.kept else self.start_logits[:, :0]
         return pad(scores, (0, 1), value=MIN_LOGIT).amax(dim=1)
 
-    @property
-    def relative_tokens(self) -> Tensor:
-        """Tokens per layer as a share of all tokens in all layers; 0 for padding.  (B,) float32"""
-        given = self.tokens[:, 0].clamp(min=1)
-        return self.tokens[:, 1:].float().mean(dim=1) / given
-
 
 class Skimmer(nn.Module):
     """Predictors (and answer heads) of one encoder, by layer.
 
     ``shape``: layers, heads and width of the encoder; ``model_type``: its kind in transformers.
-    ``build(predictor config, shape, layer)`` makes a predictor, ``build_predictor`` by default.
     Raises QalibError if the settings name a layer that the encoder does not have.
     """
 
-    def __init__(
-        self,
-        config: SkimConfig,
-        shape: ModelShape,
-        model_type: str,
-        build: Callable = build_predictor,
-    ):
+    def __init__(self, config: SkimConfig, shape: ModelShape, model_type: str):
         super().__init__()
         if max(config.layers, default=0) > shape.layers:
             raise QalibError(
@@ -189,30 +172,25 @@ class Skimmer(nn.Module):
             )
         self.config, self.shape, self.model_type = config, shape, model_type
         self.predictors = nn.ModuleDict(
-            {str(layer): build(config.predictor, shape, layer) for layer in config.layers}
+            {str(n): build_predictor(config.predictor, shape, n) for n in config.layers}
         )
         heads = config.layers if config.answer_head else ()
         self.answer_heads = nn.ModuleDict({str(n): nn.Linear(shape.width, 2) for n in heads})
 
     @classmethod
-    def from_encoder(
-        cls, model: nn.Module, config: SkimConfig, build: Callable = build_predictor
-    ) -> "Skimmer":
+    def from_encoder(cls, model: nn.Module, config: SkimConfig) -> "Skimmer":
         """A skimmer with fresh weights for a model. Raises QalibError for an unknown kind."""
         encoder = adapt_encoder(model)
         shape = ModelShape(len(encoder.layers), encoder.heads, encoder.width)
-        return cls(config, shape, encoder.config.model_type, build)
+        return cls(config, shape, encoder.config.model_type)
 
     def set_options(self, **changes) -> None:
-        """Change settings that need no other weights: those in ``OPTIONS``.
+        """Change settings that need no other weights.
 
-        Raises QalibError for another name and for values that do not fit together.
+        Raises QalibError for the others and for values that do not fit together.
         """
-        if unknown := set(changes) - set(OPTIONS):
-            raise QalibError(
-                f"{min(unknown)!r} cannot be changed after building; these can: "
-                f"{', '.join(OPTIONS)}."
-            )
+        if fixed := {"predictor", "layers", "answer_head"} & set(changes):
+            raise QalibError(f"{min(fixed)!r} cannot be changed after building.")
         self.config = replace(self.config, **changes)
 
     def check_compatible(self, model: nn.Module) -> EncoderAdapter:
@@ -226,54 +204,38 @@ class Skimmer(nn.Module):
             raise QalibError(message.format(*expected, *found))
         return encoder
 
-    def make_blocks(
-        self,
-        input_ids: Tensor,
-        real: Tensor,
-        passage: Tensor | None = None,
-        block_ids: Tensor | None = None,
-    ) -> Blocks:
-        """Blocks that ``run`` makes of a batch; real (B, L) bool, the others as of ``run``."""
-        if passage is None:
-            passage = find_passage(input_ids, real) if block_ids is None else block_ids >= 0
-        return window_blocks(input_ids, real, passage, self.config.predictor.block_size, block_ids)
-
     def run(
         self,
         model: nn.Module,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor,
+        passage: Tensor,
         token_type_ids: Tensor | None = None,
-        passage: Tensor | None = None,
         block_ids: Tensor | None = None,
         skim: bool | None = None,
         keep: Tensor | Mapping[int, Tensor] | None = None,
-        answers: Tensor | None = None,
         optional: Tensor | None = None,
     ) -> SkimOutput:
         """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
-        input_ids, attention_mask, token_type_ids, passage (bool) and block_ids are (B, L). Without
-        ``passage`` it is found by its separators (``blocks.find_passage``); ``block_ids`` gives
-        blocks, -1 outside the passage.
+        input_ids, attention_mask, passage (bool), token_type_ids and block_ids (given blocks, -1
+        outside the passage) are (B, L).
 
         skim     whether blocks are pruned, by default if ``self.training`` is false. Otherwise
                  every predictor is run and nothing is pruned; gradients flow either way.
         keep     (B, K) bool, for all pruning layers or by layer: blocks to keep, in place of the
                  predictors' selection.
-        answers  (B, K) bool, blocks with an answer; only the kind "oracle" uses them.
         optional (B,) bool, rows that ``window_threshold`` may drop; by default none.
 
         In training all predictors are run, in skimming at evaluation only those at the pruning
         layers. Without gradients (evaluation) the pass is packed.
         Raises QalibError if the model is not one that this skimmer was made for.
         """
-        encoder = self.check_compatible(model)
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        blocks = self.make_blocks(input_ids, real.bool(), passage, block_ids)
+        encoder, size = self.check_compatible(model), self.config.predictor.block_size
+        blocks = make_blocks(input_ids, attention_mask.bool(), passage, None, size, block_ids)
         trains = self.training or model.training or torch.is_grad_enabled()
         start = PaddedForward.start if trains else PackedForward.start
-        state = start(encoder, input_ids, token_type_ids, blocks, answers)
+        state = start(encoder, input_ids, token_type_ids, blocks)
         skim = not self.training if skim is None else skim
         return self._run_layers(state, blocks, skim, keep, optional)
 
@@ -291,80 +253,57 @@ class Skimmer(nn.Module):
         scoring = config.prune_layers if inference else config.layers
         # Layers whose activations are read, and the last layer that reads them.
         read_by = {n: number for number in scoring for n in self.predictors[str(number)].layers}
-        record = _Record([state.token_counts()], dropped=state.token_counts() < 0)  # none so far
+        scores, scored, kept, early = {}, {}, {}, {}
+        tokens = [state.token_counts()]
+        dropped = tokens[0] < 0  # none so far
         for number, layer in enumerate(state.encoder.layers, 1):
             # Rows only get shorter: one too short to be scored now never will be.
-            rows = record.tokens[-1] >= (config.min_tokens if inference else 0)
+            rows = tokens[-1] >= (config.min_tokens if inference else 0)
             needed = number in read_by and bool(rows.any())
             context = state.attend(layer, number, needed, config.detach_views)
             if number in scoring:
-                self._score(number, state, record, rows)
+                scored[number] = state.blocks.real & rows[:, None]
+                scores[number] = self._score(number, state, scored[number])
+                if config.answer_head:
+                    logits = state.full_logits(self._early_logits(number, state))
+                    early[number] = logits.unbind(dim=-1)
                 state.activations = {
                     n: a for n, a in state.activations.items() if read_by[n] > number
                 }
             if skim and number in config.prune_layers:
-                kept = self._select(number, state.blocks, record, keep, optional)
+                given = keep.get(number) if isinstance(keep, Mapping) else keep
+                chosen = self._select(number, state.blocks, scores[number], given)
+                if optional is not None and number == config.prune_layers[0]:
+                    limit = config.window_threshold
+                    dropped = below_threshold_rows(scores[number], scored[number], limit) & optional
+                    chosen = chosen & ~dropped[:, None]
                 logits, last = self._early_logits(number, state), number == scoring[-1]
-                context = state.prune_tokens(kept, record.dropped, context, logits, last)
-                record.kept[number] = kept
+                context = state.prune_tokens(chosen, dropped, context, logits, last)
+                kept[number] = chosen
             state.hidden = layer.feed_forward(context, state.hidden)
-            record.tokens.append(state.token_counts())
+            tokens.append(state.token_counts())
         logits = state.full_logits(state.span_logits())
-        logits = logits.masked_fill(record.dropped[:, None, None], MIN_LOGIT)
-        return SkimOutput(
-            *logits.unbind(dim=-1),
-            blocks,
-            record.scores,
-            record.scored,
-            record.kept,
-            record.early,
-            torch.stack(record.tokens, dim=1),
-            record.dropped,
-        )
+        start, end = logits.masked_fill(dropped[:, None, None], MIN_LOGIT).unbind(dim=-1)
+        tokens = torch.stack(tokens, dim=1)
+        return SkimOutput(start, end, blocks, scores, scored, kept, early, tokens, dropped)
 
-    def _score(
-        self, number: int, state: PaddedForward | PackedForward, record: "_Record", rows: Tensor
-    ) -> None:
-        """Run the predictor of a layer on some rows (B,) bool, and its answer head on all."""
-        predictor, scored = self.predictors[str(number)], state.blocks.real & rows[:, None]
-        if scored.any():
-            scores = predictor(state.predictor_inputs(predictor.layers)).float()
-            scores = mask_logits(scores, scored)
-        else:
-            scores = torch.full(scored.shape, MIN_LOGIT, device=scored.device)
-        record.scores[number], record.scored[number] = scores, scored
-        if self.config.answer_head:
-            early = state.full_logits(self._early_logits(number, state))
-            record.early[number] = early.unbind(dim=-1)
+    def _score(self, number: int, state: PaddedForward | PackedForward, scored: Tensor) -> Tensor:
+        """Logits of the blocks that are ``scored`` at a layer.  (B, K) bool -> (B, K) float32"""
+        if not scored.any():
+            return torch.full(scored.shape, MIN_LOGIT, device=scored.device)
+        predictor = self.predictors[str(number)]
+        scores = predictor(state.predictor_inputs(predictor.layers)).float()
+        return mask_logits(scores, scored)
 
-    def _select(
-        self,
-        number: int,
-        blocks: Blocks,
-        record: "_Record",
-        keep: Tensor | Mapping | None,
-        optional: Tensor | None,
-    ) -> Tensor:
+    def _select(self, number: int, blocks: Blocks, scores: Tensor, given: Tensor | None) -> Tensor:
         """Blocks to keep, as given or by threshold.  -> (B, K) bool"""
-        given = keep.get(number) if isinstance(keep, Mapping) else keep
         config, real = self.config, blocks.real
         if given is None:
             threshold = config.thresholds[config.prune_layers.index(number)]
-            scores = record.scores[number]
             kept = select_blocks(scores, real, threshold, config.min_blocks, config.neighbours)
-        elif given.shape == real.shape:
-            kept = given.bool() & real
         else:
-            raise QalibError(
-                f"keep has shape {tuple(given.shape)}, but the batch has blocks of shape "
-                f"{tuple(real.shape)}."
-            )
-        kept = skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
-        if optional is None or number != config.prune_layers[0]:
-            return kept
-        scores, scored = record.scores[number], record.scored[number]
-        record.dropped = below_threshold_rows(scores, scored, config.window_threshold) & optional
-        return kept & ~record.dropped[:, None]
+            kept = given.bool() & real
+        return skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
 
     def _early_logits(self, number: int, state: PaddedForward | PackedForward) -> Tensor | None:
         """Logits of positions that a layer prunes, as ``span_logits``; None for "no answer"."""
@@ -372,15 +311,3 @@ class Skimmer(nn.Module):
             detach = self.config.detach_views
             return self.answer_heads[str(number)](state.hidden.detach() if detach else state.hidden)
         return state.span_logits() if self.config.pruned_logits == "forward" else None
-
-
-@dataclass
-class _Record:
-    """Results of a pass so far; see ``SkimOutput``."""
-
-    tokens: list[Tensor]
-    dropped: Tensor
-    scores: dict[int, Tensor] = field(default_factory=dict)
-    scored: dict[int, Tensor] = field(default_factory=dict)
-    kept: dict[int, Tensor] = field(default_factory=dict)
-    early: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -5,7 +5,6 @@ The two files may be in a folder of their own, or beside the checkpoint of the m
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.settings import build as build_settings
-from qalib.skim.predictors import ModelShape, build_predictor
+from qalib.skim.predictors import ModelShape
 from qalib.skim.skimmer import SkimConfig, Skimmer
 
 DEFAULT_SKIMMER = ROOT / "data" / "checkpoints" / "skim-minilm-l6-squadshifts"
 SETTINGS, WEIGHTS = "skim.json", "skim.safetensors"
-FORMAT = 2  # of skim.json
+FORMAT = 2  # of skim.json and calibration.json
 
 
 def save_skimmer(folder: str | Path, skimmer: Skimmer, reader_hash: str = "") -> None:
@@ -44,12 +43,9 @@ def save_skimmer(folder: str | Path, skimmer: Skimmer, reader_hash: str = "") ->
 
 
 def load_skimmer(
-    folder: str | Path,
-    model: nn.Module | None = None,
-    build: Callable = build_predictor,
-    reader_hash: str = "",
+    folder: str | Path, model: nn.Module | None = None, reader_hash: str = ""
 ) -> Skimmer:
-    """Read a skimmer, in evaluation mode; ``build`` makes its predictors, if not the kit's own.
+    """Read a skimmer, in evaluation mode.
 
     Raises QalibError if a file is missing, damaged or of another format, or if the skimmer was
     made for another kind or shape than that of ``model``, or for another reader, where given.
@@ -63,7 +59,7 @@ def load_skimmer(
         config = build_settings(settings["config"], SkimConfig, place)
     except (AttributeError, KeyError, TypeError) as error:
         raise QalibError(f"{place}: cannot be read ({error!r}).") from None
-    skimmer = Skimmer(config, shape, model_type, build)
+    skimmer = Skimmer(config, shape, model_type)
     tensors = load_weights(folder / WEIGHTS)
     if file_sha256(folder / WEIGHTS) != settings.get("sha256"):
         raise QalibError(
@@ -93,14 +89,18 @@ def skimmer_hash(folder: str | Path) -> str:
 
 def _settings(folder: Path) -> dict:
     """Content of ``skim.json``. Raises QalibError if it is missing or of another format."""
-    path = folder / SETTINGS
-    if not path.is_file():
+    if not (folder / SETTINGS).is_file():
         raise QalibError(f"{folder}: no skimmer here; its folder must contain {SETTINGS}.")
-    settings = parse_json(read_bytes(path), path)
-    found = settings.get("format") if isinstance(settings, dict) else None
+    return read_format(folder / SETTINGS)
+
+
+def read_format(path: Path) -> dict:
+    """Content of a JSON file of this format. Raises QalibError for another format."""
+    content = parse_json(read_bytes(path), path)
+    found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise QalibError(
             f"{path}: format {found!r}, but this version of qalib reads {FORMAT}; use the version "
             "that wrote it."
         )
-    return settings
+    return content
