@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_blocks import ROWS, SIZES, blocks_for
 from tiny_encoders import windows
 
-from qalib.skim.activations import FullAttention, PrunedAttentionView, gather, scatter
+from qalib.skim.activations import FullAttention, gather, scatter
 from qalib.skim.blocks import NO_BLOCK, Blocks, make_blocks
 from qalib.skim.padded import kept_positions
 
@@ -107,24 +107,3 @@ def test_scatter_inverts_gather(tail):
         for place in range(6):
             wanted = values[row, place] if place in there else under[row, place]
             assert torch.equal(back[row, place], wanted)
-
-
-def test_a_view_of_remaining_positions_is_that_of_all():
-    torch.manual_seed(0)
-    blocks = blocks_of(windows())
-    whole = FullAttention(torch.randn(3, 2, 35, 35).softmax(dim=-1))
-    kept = torch.tensor([[True, False, True, True, False, False, True, False]] * 3)
-    places = kept_positions(blocks, kept)
-    left = blocks.gather(places)
-    view = PrunedAttentionView(whole, blocks, places)
-    there = places[:, None, :].clamp(min=0).expand(-1, 2, -1)
-    real = ~left.padding[:, None, :].expand(-1, 2, -1)
-    for ask in ("attention_to", "attention_from"):
-        got = getattr(view, ask)(left.question[:, None]).squeeze(2)
-        wanted = getattr(whole, ask)(blocks.question[:, None]).squeeze(2).gather(2, there)
-        assert torch.equal(got[real], wanted[real])
-    got, wanted = view.diagonal_blocks(left, 4), whole.diagonal_blocks(blocks, 4)
-    for row in range(3):
-        for k in range(8):
-            stays = bool(kept[row, k] and blocks.real[row, k])
-            assert torch.equal(got[row, :, k], wanted[row, :, k] * stays)

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from qalib.skim.cost import (
     CostModel,
     LayerCost,
-    batch_cost,
     ideal_speedup,
     token_counts,
 )
@@ -162,35 +161,11 @@ def test_rows_are_counted_one_by_one(tokens, other):
 
 
 @pytest.mark.parametrize("answer_head", [False, True])
-@torch.no_grad()
-def test_the_work_of_a_batch(answer_head):
-    """Predictors and early logits are counted for a layer's input; padding is free."""
-    model = tiny_encoder("bert")
-    inputs = windows("bert", rows=((3, 21), (5, 8), (2, 30)))
-    inputs["attention_mask"][1], inputs["passage"][1] = 0, False
-    config = SkimConfig(
-        PredictorConfig("combined", block_size=4),
-        (1, 2, 3),
-        (1, 3),
-        (0.5, 0.5),
-        pruned_logits="forward",
-        answer_head=answer_head,
-    )
-    skimmer = Skimmer.from_encoder(model, config).eval()
-    keep = torch.zeros(3, 8).bool()
-    keep[:, :2] = True
-    output = skimmer.run(model, **inputs, keep=keep)
+def test_predictors_and_early_logits_are_counted(answer_head):
+    model, logits = tiny_encoder(), {"pruned_logits": "forward", "answer_head": answer_head}
+    config = SkimConfig(PredictorConfig("combined", block_size=4), (1, 3), **logits)
+    skimmer = Skimmer.from_encoder(model, config)
     cost = CostModel.of(model, skimmer)
-    work = batch_cost(cost, output)
-    early = 2 * 16
-    for row, (question, passage) in ((0, (3, 21)), (2, (2, 30))):
-        tokens = output.tokens[row].tolist()
-        assert tokens == [question + passage + 3, *[question + 11] * 3]
-        expected = skimmer.predictors["1"].macs(passage, question) + early * tokens[0]
-        expected += skimmer.predictors["3"].macs(8, question) + early * tokens[2]
-        assert work.predictors[row] == expected
-        assert work.encoder[row] == slow_macs(cost, tokens)
-    assert (work.encoder[1], work.predictors[1]) == (0, 0)
-    unpruned = batch_cost(cost, skimmer.run(model, **inputs, skim=False))
-    expected = sum(skimmer.predictors[n].macs(21, 3) for n in "123")
-    assert unpruned.predictors[0] == expected
+    assert cost.early_logits == 2 * 16
+    expected = [skimmer.predictors["3"].macs(21, 3), 0.0]
+    assert cost.predictor_macs(3, [21, 0], 3).tolist() == expected

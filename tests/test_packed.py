@@ -79,7 +79,6 @@ def test_packed_rows_are_the_padded_ones(kind, pruned_logits):
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
     skimmer = tiny_skimmer(
         model,
-        look_back=1,
         prune_layers=(1, 2),
         pruned_logits=pruned_logits,
         answer_head=pruned_logits == "forward",
@@ -145,7 +144,6 @@ def test_any_rows_and_any_choice(
     model, inputs = tiny_encoder("mpnet"), windows("mpnet", rows=tuple(rows))
     skimmer = tiny_skimmer(
         model,
-        look_back=1,
         prune_layers=(1, 3),
         thresholds=(0.5, 0.5),
         min_blocks=min_blocks,
@@ -174,7 +172,7 @@ def halves(values):
 @torch.inference_mode()
 def test_a_batch_is_its_members_in_any_order(kind):
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
-    skimmer = tiny_skimmer(model, look_back=1, prune_layers=(1, 2), pruned_logits="forward")
+    skimmer = tiny_skimmer(model, prune_layers=(1, 2), pruned_logits="forward")
     skimmer.set_options(thresholds=halfway(skimmer, model, inputs))
     together = skimmer.run(model, **inputs)
     order = torch.tensor([4, 2, 0, 6, 5, 1, 3])
@@ -213,7 +211,7 @@ def test_rows_side_by_side_with_padding_are_the_same(kind, monkeypatch):
 
     monkeypatch.setattr(packed, "equal_length_groups", together)
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
-    skimmer = tiny_skimmer(model, look_back=1, prune_layers=(1, 2))
+    skimmer = tiny_skimmer(model, prune_layers=(1, 2))
     skimmer.set_options(thresholds=halfway(skimmer, model, inputs))
     assert_same(*both(skimmer, model, inputs), inputs["attention_mask"].bool())
 
@@ -300,7 +298,7 @@ def dropping(model, inputs, pruned_logits: str = "mask", **changes):
         "thresholds": (0.0,),
         "pruned_logits": pruned_logits,
     } | changes
-    skimmer = tiny_skimmer(model, look_back=1, **settings)
+    skimmer = tiny_skimmer(model, **settings)
     with torch.inference_mode():
         best = skimmer.run(model, **inputs).max_block_score.sigmoid().sort().values
         skimmer.set_options(window_threshold=float(best[0] + best[1]) / 2)

@@ -167,24 +167,6 @@ def test_padding_stays_out_of_the_statistics(kind):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_predictor_says_which_layers_it_needs(kind):
-    predictor = predictor_of(kind, look_back=1)
-    inputs = inputs_of(MIXED, numbers=predictor.layers)
-    predictor(inputs)
-    expected = {
-        "late_interaction": (2, 3),
-        "combined": (2, 3),
-        "lexical": (),
-        "random": (),
-    }
-    assert predictor.layers == expected.get(kind, (3,))
-    assert build_predictor(PredictorConfig("late_interaction", look_back=5), SHAPE, 2).layers == (
-        1,
-        2,
-    )
-
-
 # Single kinds
 
 
@@ -357,7 +339,7 @@ def test_size_and_cost_at_bert_base(kind):
 def test_cost_is_what_a_counting_tool_counts(kind, size, blocks):
     """Of convolutions and matrix products: all of the first two, most of the third."""
     length, question = size * blocks, 3
-    predictor = predictor_of(kind, size=size, look_back=0)
+    predictor = predictor_of(kind, size=size)
     inputs = inputs_of([(question, length)], size=size)
     with FlopCounterMode(display=False) as counter:
         predictor(inputs)

@@ -173,9 +173,7 @@ def slow_skim(model, skimmer, example):
 @torch.no_grad()
 def test_skimming_is_its_literal_reference(prune_layers, pruned_logits):
     model, inputs = tiny_encoder(), windows()
-    skimmer = tiny_skimmer(
-        model, look_back=1, prune_layers=prune_layers, pruned_logits=pruned_logits
-    )
+    skimmer = tiny_skimmer(model, prune_layers=prune_layers, pruned_logits=pruned_logits)
     thresholds = tuple(middle(skimmer, model, inputs, layer) for layer in prune_layers)
     skimmer.set_options(thresholds=thresholds)
     dropped = 0
@@ -262,7 +260,7 @@ def test_keeping_everything_changes_nothing(kind):
 def test_a_batch_is_its_members_one_by_one(kind, pruned_logits):
     model = tiny_encoder(kind)
     inputs = windows(kind, rows=((3, 21), (5, 3), (2, 30), (1, 0), (4, 17)))
-    skimmer = tiny_skimmer(model, look_back=1, prune_layers=(1, 2), pruned_logits=pruned_logits)
+    skimmer = tiny_skimmer(model, prune_layers=(1, 2), pruned_logits=pruned_logits)
     thresholds = tuple(middle(skimmer, model, inputs, layer) for layer in (1, 2))
     skimmer.set_options(thresholds=thresholds)
     together = skimmer.run(model, **inputs)
@@ -307,7 +305,7 @@ def test_tokens_count_what_each_layer_reads_to_its_end():
 @torch.no_grad()
 def test_the_second_pruning_layer_has_remaining_blocks_only():
     model, inputs = tiny_encoder(), windows()
-    skimmer = tiny_skimmer(model, look_back=2, prune_layers=(1, 3), min_blocks=2)
+    skimmer = tiny_skimmer(model, prune_layers=(1, 3), min_blocks=2)
     first = torch.zeros(3, 8).bool()
     first[:, [0, 1]] = True
     first[2, 7] = True
@@ -316,19 +314,6 @@ def test_the_second_pruning_layer_has_remaining_blocks_only():
     assert torch.equal(output.scored[3], first & output.blocks.real)
     assert not (output.kept[3] & ~output.kept[1]).any()
     assert (output.kept[3].sum(dim=1) >= 2).all()
-
-
-@torch.no_grad()
-def test_an_earlier_view_is_not_touched_by_what_was_skipped_since():
-    """Judging layer 1 again at layer 2, after half the blocks are gone, gives the same scores."""
-    model, inputs = tiny_encoder(), windows()
-    skimmer = tiny_skimmer(model, prune_layers=(1, 2))
-    skimmer.predictors["2"] = skimmer.predictors["1"]
-    keep = torch.tensor([[True, False] * 4] * 3)
-    output = skimmer.run(model, **inputs, keep={1: keep, 2: keep})
-    left = output.scored[2]
-    assert left.sum() > 5
-    torch.testing.assert_close(output.scores[2][left], output.scores[1][left])
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ class Mass(nn.Module):
     def __init__(self, config: PredictorConfig, shape, layer: int):
         super().__init__()
         torch.manual_seed(layer)
-        self.layers = tuple(range(max(1, layer - config.look_back), layer + 1))
+        self.layers = (layer,)
         self.heads = nn.Parameter(10 * torch.randn(2, shape.heads))
         self.hidden = nn.Parameter(torch.randn(shape.width) / shape.width**0.5)
 
@@ -119,12 +119,12 @@ class Mass(nn.Module):
         return total
 
 
-def tiny_skimmer(model: nn.Module, block_size: int = 4, look_back: int = 0, **settings) -> Skimmer:
+def tiny_skimmer(model: nn.Module, block_size: int = 4, **settings) -> Skimmer:
     """A skimmer with ``Mass`` at every layer by default, in evaluation mode."""
     depth = len(adapt_encoder(model).layers)
     settings = {"layers": tuple(range(1, depth + 1)), **settings}
     settings.setdefault("thresholds", (0.5,) * len(settings.get("prune_layers", ())))
-    predictor = PredictorConfig(block_size=block_size, look_back=look_back)
+    predictor = PredictorConfig(block_size=block_size)
     skimmer = Skimmer.from_encoder(model, SkimConfig(predictor, **settings))
     for layer in skimmer.predictors:
         skimmer.predictors[layer] = Mass(predictor, skimmer.shape, int(layer))

@@ -72,50 +72,12 @@ def _extent(sets: Tensor) -> slice:
 
 
 @dataclass(frozen=True)
-class PrunedAttentionView:
-    """Attention of an earlier layer, restricted to the positions that are left.
-
-    Sums and means over sets of remaining positions are those of the earlier layer, whatever was
-    pruned since.
-    """
-
-    earlier: Attention
-    blocks: Blocks  # as they were in that layer
-    positions: Tensor  # (B, L'), positions in that layer
-
-    def attention_to(self, sets: Tensor) -> Tensor:
-        return self._restrict(self.earlier.attention_to(self._extend(sets)))
-
-    def attention_from(self, sets: Tensor) -> Tensor:
-        return self._restrict(self.earlier.attention_from(self._extend(sets)))
-
-    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
-        return self.earlier.diagonal_blocks(self.blocks, size) * blocks.real[:, None, :, None, None]
-
-    def _extend(self, sets: Tensor) -> Tensor:
-        chosen = sets.transpose(1, 2)  # (B, L', G)
-        none = chosen.new_zeros(*self.blocks.block_ids.shape, sets.shape[1])
-        return scatter(chosen, self.positions, none).transpose(1, 2)
-
-    def _restrict(self, values: Tensor) -> Tensor:
-        return gather(values.movedim(-1, 1), self.positions).movedim(1, -1)
-
-
-@dataclass(frozen=True)
 class LayerActivations:
     """Attention and states of one layer."""
 
     attention: Attention
     hidden: Tensor  # (B, L, D), input of the layer
     context: Tensor | None = None  # (B, L, D), output of its attention
-
-    def restrict(self, blocks: Blocks, positions: Tensor) -> "LayerActivations":
-        """The same layer at the positions that are left; see ``PrunedAttentionView``."""
-        return LayerActivations(
-            PrunedAttentionView(self.attention, blocks, positions),
-            gather(self.hidden, positions),
-            gather(self.context, positions),
-        )
 
 
 @dataclass(frozen=True)

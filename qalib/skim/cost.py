@@ -23,7 +23,6 @@ been projected and attended to there.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from qalib.skim.adapters import LayerAdapter, adapt_encoder
-from qalib.skim.skimmer import Skimmer, SkimOutput
+from qalib.skim.skimmer import Skimmer
 
 PredictorCost = Callable[[int, int], float]  # passage tokens, question tokens -> multiply-adds
 
@@ -145,29 +144,6 @@ def token_counts(given: ArrayLike, kept: Mapping[int, ArrayLike], layers: int) -
     for layer in sorted(kept):
         tokens[..., layer:] = np.asarray(kept[layer], dtype=float)[..., None]
     return tokens
-
-
-class BatchCost(NamedTuple):
-    """Multiply-adds of the examples of a batch, each (B,) float64."""
-
-    encoder: np.ndarray
-    predictors: np.ndarray  # with early logits
-
-
-def batch_cost(cost: CostModel, output: SkimOutput) -> BatchCost:
-    """Multiply-adds of a pass, by example; predictors count where they were run."""
-    tokens, question, passage = (
-        x.cpu().numpy()
-        for x in (output.tokens, output.blocks.question.sum(1), output.blocks.passage.sum(1))
-    )
-    unpruned = tokens[:, 0] - passage  # question and special tokens
-    predictors = np.zeros(len(tokens))
-    for layer, scored in output.scored.items():
-        rows = scored.any(dim=1).cpu().numpy()
-        predictors += rows * cost.predictor_macs(layer, tokens[:, layer - 1] - unpruned, question)
-    for layer in output.kept:
-        predictors += cost.early_logits * tokens[:, layer - 1]
-    return BatchCost(cost.encoder_macs(tokens), predictors)
 
 
 def ideal_speedup(kept: Mapping[int, float], layers: int) -> float:

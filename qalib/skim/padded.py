@@ -95,10 +95,6 @@ class ForwardState:
 
     def restrict_inputs(self, positions: Tensor) -> None:
         """Leave predictors some positions only.  (B, L'') int64, -1 for padding"""
-        self.activations = {
-            number: seen.restrict(self.blocks, positions)
-            for number, seen in self.activations.items()
-        }
         self.blocks = self.blocks.gather(positions)
         self.input_ids = gather(self.input_ids, positions)
 

@@ -53,7 +53,7 @@ class PredictorConfig:
     block_size: Annotated[int, Field(ge=1)] = 32  # tokens
     hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: a logistic layer
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of that width
-    look_back: Annotated[int, Field(ge=0)] = 0  # earlier layers read (late_interaction, combined)
+    look_back: Literal[0] = 0  # earlier layers read: none
     neighbours: Annotated[int, Field(ge=0)] = 1  # blocks on each side read (combined)
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS  # features read (combined)
     seed: int = 0  # (random)
@@ -71,8 +71,8 @@ class ModelShape:
 class BlockPredictor(nn.Module):
     """Scores every block; the sigmoid of its logit is the probability that it holds the answer.
 
-    ``layers``: numbers of the layers whose activations it reads, ascending. Activations, blocks
-    and words are of the same positions, those that are left when it is run.
+    ``layers``: the number of the layer whose activations it reads, or none. Activations, blocks and
+    words are of the same positions, those that are left when it is run.
     """
 
     def __init__(self, layers: tuple[int, ...] = ()):
@@ -247,31 +247,21 @@ class FeaturePredictor(BlockPredictor):
     """
 
     def __init__(
-        self,
-        heads: int,
-        width: int,
-        *,
-        layers: tuple[int, ...],
-        parts: tuple[str, ...],
-        size: int,
-        hidden: int,
-        dropout: float,
-        context: bool = False,
-        neighbours: int = 0,
+        self, config: PredictorConfig, shape: ModelShape, layer: int, parts: tuple[str, ...]
     ):
-        super().__init__(layers)
-        self.heads, self.width, self.size = heads, width, size
-        self.parts, self.context = parts, context
-        self.steps = [step for n in range(1, neighbours + 1) for step in (-n, n)]
-        per_layer = 10 * heads * ("question" in parts) + 3 * ("late_interaction" in parts)
-        per_layer += 6 * heads * ("paper" in parts)
-        once = ("lexical" in parts) + 3 * ("position" in parts)
-        once += 2 * TOKEN_FEATURES * ("tokens" in parts)
-        channels = len(layers) * per_layer + once
+        super().__init__((layer,))
+        self.heads, self.width, self.size = shape.heads, shape.width, config.block_size
+        self.parts, self.context = parts, config.kind == "combined"
+        self.steps = [step for n in range(1, config.neighbours + 1) for step in (-n, n)]
+        counts = {"paper": 6 * shape.heads, "question": 10 * shape.heads, "late_interaction": 3}
+        counts |= {"lexical": 1, "position": 3, "tokens": 2 * TOKEN_FEATURES}
+        channels = sum(counts[part] for part in parts)
+        hidden = 0 if config.kind == "handcrafted" else config.hidden
         # ``clues`` is the name in the checkpoints
-        self.clues = TokenScorer(width, hidden or TOKEN_FEATURES) if "tokens" in parts else None
-        columns = 2 + len(self.steps) if context else 1
-        self.scorer = BlockScorer(channels * columns, hidden, dropout)
+        tokens = "tokens" in parts
+        self.clues = TokenScorer(shape.width, hidden or TOKEN_FEATURES) if tokens else None
+        columns = 2 + len(self.steps) if self.context else 1
+        self.scorer = BlockScorer(channels * columns, hidden, config.dropout)
 
     def score(self, inputs: PredictorInputs) -> Tensor:
         x = self.block_features(inputs)
@@ -283,35 +273,32 @@ class FeaturePredictor(BlockPredictor):
 
     def block_features(self, inputs: PredictorInputs) -> Tensor:
         """Features of each block by itself.  -> (B, K, C)"""
-        found = []
-        for number in self.layers:
-            layer = inputs.layers[number]
-            if "paper" in self.parts:
-                found.append(features.paper_features(layer, inputs.blocks).flatten(2))
-            if "question" in self.parts:
-                found.append(features.question_features(layer, inputs.blocks, self.size))
-            if "late_interaction" in self.parts:
-                found.append(features.late_interaction(layer.hidden, inputs.blocks))
+        found, blocks, layer = [], inputs.blocks, inputs.layers[self.layers[0]]
+        if "paper" in self.parts:
+            found.append(features.paper_features(layer, blocks).flatten(2))
+        if "question" in self.parts:
+            found.append(features.question_features(layer, blocks, self.size))
+        if "late_interaction" in self.parts:
+            found.append(features.late_interaction(layer.hidden, blocks))
         if "lexical" in self.parts:
-            found.append(features.word_overlap(inputs.input_ids, inputs.blocks)[..., None])
+            found.append(features.word_overlap(inputs.input_ids, blocks)[..., None])
         if "position" in self.parts:
-            found.append(features.block_position(inputs.blocks))
+            found.append(features.block_position(blocks))
         if self.clues is not None:
-            found.append(self.clues(inputs.layers[self.layers[-1]], inputs.blocks))
+            found.append(self.clues(layer, blocks))
         return torch.cat(found, dim=2)
 
     def macs(self, length: int, question: int) -> float:
-        per_layer = 0.0
+        total = 0.0
         if "paper" in self.parts:  # both directions of question, [CLS] and [SEP], then pooling
-            per_layer += self.heads * length * (2 * question + 2 * 1 + 2 * 2 + 6)
+            total += self.heads * length * (2 * question + 2 * 1 + 2 * 2 + 6)
         if "question" in self.parts:  # sums over the question, over the block, and pooling
-            per_layer += self.heads * length * (2 * question + self.size + 10)
+            total += self.heads * length * (2 * question + self.size + 10)
         if "late_interaction" in self.parts:  # norms and cosines
-            per_layer += self.width * ((length + question) + length * question)
-        words = length * question * ("lexical" in self.parts)
-        words += length * self.clues.macs() if self.clues is not None else 0
-        scorer = self.scorer.macs(_block_count(length, self.size))
-        return len(self.layers) * per_layer + words + scorer
+            total += self.width * ((length + question) + length * question)
+        total += length * question * ("lexical" in self.parts)
+        total += length * self.clues.macs() if self.clues is not None else 0
+        return total + self.scorer.macs(_block_count(length, self.size))
 
 
 class TokenScorer(nn.Module):
@@ -414,24 +401,15 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
         raise QalibError(
             f"a predictor cannot stand at layer {layer} of {shape.layers}; layers count from 1."
         )
-    heads, size = shape.heads, config.block_size
-    several = tuple(range(max(1, layer - config.look_back), layer + 1))
-    mlp = {"size": size, "hidden": config.hidden, "dropout": config.dropout}
     match config.kind:
-        case "cnn":
-            return BlockSkimCNN(heads, size, layer)
-        case "cnn-eq3":
-            return BlockSkimCNN(heads, size, layer, equation_3=True)
+        case "cnn" | "cnn-eq3" as kind:
+            return BlockSkimCNN(shape.heads, config.block_size, layer, kind == "cnn-eq3")
         case "handcrafted":
-            mlp |= {"hidden": 0}
-            return FeaturePredictor(heads, shape.width, layers=(layer,), parts=("paper",), **mlp)
-        case "question" | "tokens" as part:
-            return FeaturePredictor(heads, shape.width, layers=(layer,), parts=(part,), **mlp)
-        case "late_interaction" as part:
-            return FeaturePredictor(heads, shape.width, layers=several, parts=(part,), **mlp)
+            return FeaturePredictor(config, shape, layer, ("paper",))
+        case "question" | "tokens" | "late_interaction" as part:
+            return FeaturePredictor(config, shape, layer, (part,))
         case "combined":
-            mlp |= {"context": True, "neighbours": config.neighbours}
-            return FeaturePredictor(heads, shape.width, layers=several, parts=config.parts, **mlp)
+            return FeaturePredictor(config, shape, layer, config.parts)
         case "lexical":
             return LexicalPredictor()
     return RandomPredictor(config.seed)

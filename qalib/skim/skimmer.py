@@ -6,7 +6,7 @@
     output = skimmer.run(model, input_ids, real, passage)    # prunes
 
 The model is never changed: ``run`` calls its submodules (see ``adapters``). At a pruning layer the
-blocks are scored from that layer's attention, or from earlier ones, and pruned blocks leave at
+blocks are scored from that layer's attention, and pruned blocks leave at
 once: their keys and values have been read, but output projection and feed-forward are computed for
 the rest only.
 
@@ -251,15 +251,14 @@ class Skimmer(nn.Module):
         config = self.config
         inference = skim and not self.training
         scoring = config.prune_layers if inference else config.layers
-        # Layers whose activations are read, and the last layer that reads them.
-        read_by = {n: number for number in scoring for n in self.predictors[str(number)].layers}
+        reading = [n for n in scoring if self.predictors[str(n)].layers]  # of activations
         scores, scored, kept, early = {}, {}, {}, {}
         tokens = [state.token_counts()]
         dropped = tokens[0] < 0  # none so far
         for number, layer in enumerate(state.encoder.layers, 1):
             # Rows only get shorter: one too short to be scored now never will be.
             rows = tokens[-1] >= (config.min_tokens if inference else 0)
-            needed = number in read_by and bool(rows.any())
+            needed = number in reading and bool(rows.any())
             context = state.attend(layer, number, needed, config.detach_views)
             if number in scoring:
                 scored[number] = state.blocks.real & rows[:, None]
@@ -267,9 +266,7 @@ class Skimmer(nn.Module):
                 if config.answer_head:
                     logits = state.full_logits(self._early_logits(number, state))
                     early[number] = logits.unbind(dim=-1)
-                state.activations = {
-                    n: a for n, a in state.activations.items() if read_by[n] > number
-                }
+                state.activations.clear()
             if skim and number in config.prune_layers:
                 given = keep.get(number) if isinstance(keep, Mapping) else keep
                 chosen = self._select(number, state.blocks, scores[number], given)
