@@ -61,19 +61,6 @@ def test_the_diagonal_is_every_block_with_itself(rows, size, width):
             torch.testing.assert_close(found[row, :, block], expected)
 
 
-def test_attention_may_be_of_half_precision():
-    blocks = blocks_for([(2, 7), (3, 2)], size=3)
-    exact, sets = attention_for(blocks), blocks.question[:, None]
-    half = FullAttention(exact.probabilities.bfloat16())
-    for one, other in (
-        (half.attention_to(sets), exact.attention_to(sets)),
-        (half.attention_from(sets), exact.attention_from(sets)),
-        (half.diagonal_blocks(blocks, 3), exact.diagonal_blocks(blocks, 3)),
-    ):
-        assert one.dtype == torch.bfloat16
-        torch.testing.assert_close(one.float(), other, atol=1e-2, rtol=1e-2)
-
-
 def blocks_of(inputs, size: int = 4):
     real = inputs["attention_mask"].bool()
     return make_blocks(inputs["input_ids"], real, inputs["passage"], size=size)

@@ -74,28 +74,6 @@ def test_gradients_in_training_are_the_models_own(kind, in_view):
         )
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_packed_positions_get_what_padded_ones_get(kind):
-    """Both halves of a layer take any leading dimensions: one row of all real tokens as well."""
-    model, inputs = tiny_encoder(kind), windows(kind)
-    encoder, real = adapt_encoder(model), inputs["attention_mask"].bool()
-    hidden = encoder.embed(inputs["input_ids"], inputs.get("token_type_ids"))
-    layer = encoder.layers[1]
-    padded = layer.qkv_proj(hidden)
-    packed = layer.qkv_proj(hidden[real])
-    for one, other in zip(padded, packed, strict=True):
-        torch.testing.assert_close(one[real], other, atol=1e-5, rtol=1e-4)
-    context = torch.randn_like(hidden)
-    torch.testing.assert_close(
-        layer.feed_forward(context, hidden)[real],
-        layer.feed_forward(context[real], hidden[real]),
-        atol=1e-5,
-        rtol=1e-4,
-    )
-    for one, other in zip(encoder.head(hidden), encoder.head(hidden[real]), strict=True):
-        torch.testing.assert_close(one[real], other, atol=1e-5, rtol=1e-4)
-
-
 def test_masks_are_computed_from_positions_in_the_input():
     """Rows and columns of the full mask are the mask of the positions that are left."""
     encoder = adapt_encoder(tiny_encoder("mpnet"))
@@ -164,13 +142,6 @@ def test_token_types_reach_the_models_that_know_them():
         torch.testing.assert_close(
             encoder.embed(inputs["input_ids"], types), encoder.embed(inputs["input_ids"])
         )
-
-
-def test_there_is_no_mask_where_nothing_is_hidden():
-    encoder, positions = adapt_encoder(tiny_encoder()), torch.arange(2)[None]
-    assert encoder.attention_mask(positions, torch.ones(2, 2).bool(), torch.float32) is None
-    hidden = encoder.attention_mask(positions, torch.tensor([[True, False]]), torch.bfloat16)
-    assert hidden.flatten().tolist() == [0.0, torch.finfo(torch.bfloat16).min]
 
 
 def test_what_cannot_be_driven_is_named():

@@ -71,20 +71,6 @@ def test_every_position_is_what_the_window_says(rows, size, more):
 
 @settings(max_examples=40, deadline=None)
 @given(rows=ROWS, size=SIZES)
-def test_a_row_has_the_same_blocks_alone(rows, size):
-    together = blocks_for(rows, size)
-    for row, window in enumerate(rows):
-        alone = blocks_for([window], size)
-        length = alone.block_ids.shape[1]
-        assert torch.equal(alone.block_ids[0], together.block_ids[row, :length])
-        assert torch.equal(alone.question[0], together.question[row, :length])
-        assert torch.equal(alone.separators[0], together.separators[row, :length])
-        assert torch.equal(alone.sizes[0], together.sizes[row, : alone.count])
-        assert not together.real[row, alone.count :].any()
-
-
-@settings(max_examples=40, deadline=None)
-@given(rows=ROWS, size=SIZES)
 def test_spread_gives_every_position_the_value_of_its_block(rows, size):
     blocks = blocks_for(rows, size)
     values = torch.arange(len(rows) * blocks.count).view(len(rows), blocks.count).float()
@@ -223,12 +209,6 @@ def test_blocks_follow_sentences_within_bounds(lengths, size):
             assert parts.max() - parts.min() <= 1
             assert size / 2 < parts.max() <= 1.5 * size or size == 1
         begin += length
-
-
-def test_short_sentences_join_and_long_ones_are_cut():
-    window, text = window_of([5, 6, 8, 30, 3, 3, 100, 4])
-    sizes = np.bincount(sentence_blocks(window, text, 32))
-    assert sizes.tolist() == [19, 33, 36, 33, 34, 4]
 
 
 def test_real_windows_get_whole_sentences():

@@ -190,17 +190,6 @@ def test_a_batch_is_its_members_in_any_order(kind):
             assert torch.equal(kept[0], together.kept[layer][row, : kept.shape[1]])
 
 
-@torch.inference_mode()
-def test_nothing_but_padding():
-    model, inputs = tiny_encoder(), windows(rows=((3, 9), (2, 5)))
-    inputs["attention_mask"][:], inputs["passage"][:] = 0, False
-    for pruned_logits in ("mask", "forward"):
-        skimmer = tiny_skimmer(model, prune_layers=(1,), pruned_logits=pruned_logits)
-        output = skimmer.run(model, **inputs)
-        assert (logits(output) == MIN_LOGIT).all()
-        assert not output.tokens.any()
-
-
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])
 def test_rows_side_by_side_with_padding_are_the_same(kind, monkeypatch):
     """As it is done on a GPU: one stack of all rows, padding hidden by the mask."""

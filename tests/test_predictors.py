@@ -110,42 +110,6 @@ def test_training_gives_finite_gradients_whatever_is_missing(kind, rows):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_remaining_blocks_are_scored_as_a_shorter_passage(kind):
-    """After some blocks are gone: a row alone equals the row in a batch, absent blocks are last."""
-
-    def remaining(rows, gone):
-        full = inputs_of(rows)
-        kept = [
-            [n for n, block in enumerate(row) if block != gone and block > -2]
-            for row in full.blocks.block_ids.tolist()
-        ]
-        longest = max(len(k) for k in kept)
-        places = torch.tensor([k + [-1] * (longest - len(k)) for k in kept])
-        index, none = places.clamp(min=0), places < 0
-        row = torch.arange(len(rows))[:, None]
-        blocks = full.blocks.gather(places)
-        layers = {}
-        for number, view in full.layers.items():
-            everything = view.attention.attention_to.__self__.probabilities
-            attention = attention_for(blocks)
-            maps = everything[row[..., None], :, index[..., None], index[:, None, :]]
-            attention.probabilities.data = maps.permute(0, 3, 1, 2).contiguous()
-            states = view.hidden[row, index], view.context[row, index]
-            layers[number] = LayerActivations(OnlyQueries(attention), *states)
-        ids = full.input_ids[row, index].masked_fill(none, 0)
-        return PredictorInputs(layers, blocks, ids)
-
-    predictor = predictor_of(kind)
-    rows = [(3, 11), (2, 5)]
-    together = predictor(remaining(rows, gone=1))
-    assert (together[:, 1] == LOWEST).all()
-    assert (together[0, [0, 2]] > LOWEST / 2).all()
-    for row, window in enumerate(rows):
-        alone = predictor(remaining([window], gone=1))[0]
-        torch.testing.assert_close(alone, together[row, : len(alone)], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_autocast_changes_nothing(kind):
     predictor, inputs = predictor_of(kind), inputs_of(MIXED)
     with torch.autocast("cpu", torch.bfloat16):
@@ -191,16 +155,6 @@ def test_token_clues_are_an_mlp_of_both_states_pooled_over_blocks():
             inside = (blocks.block_ids[row] == block).nonzero().flatten().tolist()
             expected = pooled(row, inside) if inside else torch.zeros(2 * TOKEN_FEATURES)
             torch.testing.assert_close(found[row, block], expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["cnn", "cnn-eq3", "combined"])
-@pytest.mark.parametrize("size", [1, 8, 64])
-def test_every_block_size_of_the_paper_works(kind, size):
-    predictor = predictor_of(kind, size=size).train()
-    logits = predictor(inputs_of([(3, 40), (2, 9)], size=size))
-    assert logits.shape == (2, -(-40 // size))
-    logits[0].sum().backward()
-    assert all(p.grad is not None for p in predictor.parameters())
 
 
 def literal_cnn(predictor, maps):

@@ -254,29 +254,6 @@ def test_keeping_everything_changes_nothing(kind):
     assert list(watched.scores) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("pruned_logits", ["mask", "forward"])
-@pytest.mark.parametrize("kind", CONFIGS)
-@torch.no_grad()
-def test_a_batch_is_its_members_one_by_one(kind, pruned_logits):
-    model = tiny_encoder(kind)
-    inputs = windows(kind, rows=((3, 21), (5, 3), (2, 30), (1, 0), (4, 17)))
-    skimmer = tiny_skimmer(model, prune_layers=(1, 2), pruned_logits=pruned_logits)
-    thresholds = tuple(middle(skimmer, model, inputs, layer) for layer in (1, 2))
-    skimmer.set_options(thresholds=thresholds)
-    together = skimmer.run(model, **inputs)
-    counts = set(together.tokens[:, -1].tolist())
-    assert len(counts) > 2
-    for row in range(5):
-        example = row_of(inputs, row)
-        alone, count = skimmer.run(model, **example), example["input_ids"].shape[1]
-        blocks = alone.blocks.count
-        torch.testing.assert_close(logits(alone)[:, 0], logits(together)[:, row, :count], **CLOSE)
-        assert torch.equal(alone.tokens[0], together.tokens[row])
-        for layer in (1, 2):
-            assert torch.equal(alone.kept[layer][0], together.kept[layer][row, :blocks])
-            assert not together.kept[layer][row, blocks:].any()
-
-
 @torch.no_grad()
 def test_question_and_special_tokens_are_never_left_out():
     """With no block kept at all, exactly the passage is gone; position 0 can still be answered."""

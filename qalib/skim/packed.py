@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qalib.skim.activations import LayerActivations
+from qalib.skim.activations import LayerActivations, gather
 from qalib.skim.adapters import EncoderAdapter, LayerAdapter
 from qalib.skim.blocks import Blocks
-from qalib.skim.padded import MIN_LOGIT, ForwardState, attention_dtype, kept_mask
+from qalib.skim.padded import MIN_LOGIT, attention_dtype, kept_mask
 
 # --- attention from queries, keys and log-sum-exps ---
 
@@ -272,7 +272,7 @@ class GroupedAttention:
 
 
 @dataclass
-class PackedForward(ForwardState):
+class PackedForward:
     """State of a packed pass; the same steps as :class:`~qalib.skim.padded.PaddedForward`."""
 
     encoder: EncoderAdapter
@@ -282,7 +282,6 @@ class PackedForward(ForwardState):
     blocks: Blocks  # (B, L')
     input_ids: Tensor  # (B, L')
     pruned_logits: Tensor  # (B, L, 2) float32, start and end logits of pruned positions
-    activations: dict[int, LayerActivations] = field(default_factory=dict)
     groups: list[tuple[VarlenGroup, Tensor | None]] = field(init=False)  # with attention masks
 
     @classmethod
@@ -300,12 +299,14 @@ class PackedForward(ForwardState):
         logits = torch.full((rows, length, 2), MIN_LOGIT, device=hidden.device)
         batch = one_group([length] * rows, cells.div(length, rounding_mode="floor"))
         state = cls(encoder, hidden, cells, batch, blocks, input_ids, logits)
-        state._select(~blocks.padding, for_predictors=True)
-        state._group()
+        if state._select(~blocks.padding) is None:
+            state._group()
         return state
 
-    def attend(self, layer: LayerAdapter, number: int, record: bool, detach: bool) -> Tensor:
-        """Context of a layer; with ``record`` its activations are kept.  -> (T, D)
+    def attend(
+        self, layer: LayerAdapter, record: bool, detach: bool
+    ) -> tuple[Tensor, LayerActivations | None]:
+        """Context of a layer and, with ``record``, its activations.  -> (T, D)
 
         There are no gradients here that ``detach`` could stop.
         """
@@ -320,34 +321,27 @@ class PackedForward(ForwardState):
                 context = sdpa(q, k, v, mask)
             contexts.append(group.unpad(context))
         if not contexts:
-            return self.hidden  # nothing but padding: no token, no context
+            return self.hidden, None  # nothing but padding: no token, no context
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        if record:
-            attention = GroupedAttention(seen, len(self.pruned_logits), self.batch.length)
-            states = self.batch.pad(self.hidden), self.batch.pad(context)
-            self.activations[number] = LayerActivations(attention, *states)
-        return context
+        if not record:
+            return context, None
+        attention = GroupedAttention(seen, len(self.pruned_logits), self.batch.length)
+        states = self.batch.pad(self.hidden), self.batch.pad(context)
+        return context, LayerActivations(attention, *states)
 
     def prune_tokens(
-        self,
-        kept: Tensor,
-        dropped: Tensor,
-        context: Tensor,
-        logits: Tensor | None,
-        last: bool = False,
+        self, kept: Tensor, dropped: Tensor, context: Tensor, logits: Tensor | None
     ) -> Tensor:
         """Continue with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
 
         ``logits`` (T, 2) of the tokens that are pruned, None for "no answer there". Nothing of
-        rows that are ``dropped`` (B,) bool is kept. After the ``last`` time no predictor runs, and
-        blocks, words and activations are left as they were.
+        rows that are ``dropped`` (B,) bool is kept.
         """
         if torch.equal(kept, self.blocks.real):
             return context
         if logits is not None:
             self.pruned_logits = self.full_logits(logits)
-        index = self._select(kept_mask(self.blocks, kept, dropped), for_predictors=not last)
-        self._group()
+        index = self._select(kept_mask(self.blocks, kept, dropped))
         return context if index is None else context.index_select(0, index)
 
     def full_logits(self, logits: Tensor) -> Tensor:
@@ -362,11 +356,8 @@ class PackedForward(ForwardState):
         """Number of tokens that each row has left.  (B,) int64"""
         return torch.tensor(self.batch.lengths, device=self.cells.device)
 
-    def _select(self, stays: Tensor, for_predictors: bool) -> Tensor | None:
-        """Keep some tokens only.  stays (B, L') bool -> indices of those in T, or None for all
-
-        With ``for_predictors`` their inputs are restricted, too.
-        """
+    def _select(self, stays: Tensor) -> Tensor | None:
+        """Keep some tokens only.  stays (B, L') bool -> indices of those in T, or None for all"""
         before, lengths = self.batch, stays.sum(dim=1).tolist()
         if sum(lengths) == len(self.cells):
             return None
@@ -374,9 +365,10 @@ class PackedForward(ForwardState):
         self.hidden, self.cells = (x.index_select(0, index) for x in (self.hidden, self.cells))
         row = self.cells.div(self.pruned_logits.shape[1], rounding_mode="floor")
         self.batch = one_group(lengths, row)
-        if for_predictors:
-            positions = before.positions().index_select(0, index)
-            self.restrict_inputs(self.batch.pad(positions, -1))
+        positions = self.batch.pad(before.positions().index_select(0, index), -1)
+        self.blocks = self.blocks.gather(positions)
+        self.input_ids = gather(self.input_ids, positions)
+        self._group()
         return index
 
     def _group(self) -> None:

@@ -17,7 +17,6 @@ from qalib.models.encoder import attention
 from qalib.skim.activations import (
     FullAttention,
     LayerActivations,
-    PredictorInputs,
     gather,
     scatter,
 )
@@ -79,32 +78,8 @@ def kept_positions(blocks: Blocks, kept: Tensor, dropped: Tensor | None = None) 
     return order.masked_fill(~stays.gather(1, order), -1)
 
 
-class ForwardState:
-    """What padded and packed passes share."""
-
-    encoder: EncoderAdapter
-    hidden: Tensor
-    blocks: Blocks
-    input_ids: Tensor
-    activations: dict[int, LayerActivations]
-
-    def predictor_inputs(self, layers: tuple[int, ...]) -> PredictorInputs:
-        """Inputs of a predictor that reads some layers."""
-        seen = {number: self.activations[number] for number in layers}
-        return PredictorInputs(seen, self.blocks, self.input_ids)
-
-    def restrict_inputs(self, positions: Tensor) -> None:
-        """Leave predictors some positions only.  (B, L'') int64, -1 for padding"""
-        self.blocks = self.blocks.gather(positions)
-        self.input_ids = gather(self.input_ids, positions)
-
-    def span_logits(self) -> Tensor:
-        """Span head, applied to the current states.  (..., 2), start and end logits"""
-        return torch.stack(self.encoder.head(self.hidden), dim=-1)
-
-
 @dataclass
-class PaddedForward(ForwardState):
+class PaddedForward:
     """State of a padded pass; tensors have the L' remaining positions, except ``pruned_logits``."""
 
     encoder: EncoderAdapter
@@ -113,7 +88,6 @@ class PaddedForward(ForwardState):
     input_ids: Tensor  # (B, L')
     positions: Tensor  # (B, L') int64, positions in the input; (1, L) until something is pruned
     pruned_logits: Tensor  # (B, L, 2) float32, start and end logits of pruned positions
-    activations: dict[int, LayerActivations] = field(default_factory=dict)
     mask: Tensor | None = field(init=False)
 
     def __post_init__(self):
@@ -133,32 +107,28 @@ class PaddedForward(ForwardState):
         logits = torch.full((*input_ids.shape, 2), MIN_LOGIT, device=hidden.device)
         return cls(encoder, hidden, blocks, input_ids, positions, logits)
 
-    def attend(self, layer: LayerAdapter, number: int, record: bool, detach: bool) -> Tensor:
-        """Context of a layer; with ``record`` its activations are kept.  -> (B, L', D)
+    def attend(
+        self, layer: LayerAdapter, record: bool, detach: bool
+    ) -> tuple[Tensor, LayerActivations | None]:
+        """Context of a layer and, with ``record``, its activations.  -> (B, L', D)
 
         With ``detach`` no gradient flows from the activations into the encoder.
         """
         query_key_value = layer.qkv_proj(self.hidden)
         if not record:
-            return fused_attention(layer, *query_key_value, self.mask)
+            return fused_attention(layer, *query_key_value, self.mask), None
         context, probabilities = eager_attention(layer, *query_key_value, self.mask)
         seen = probabilities, self.hidden, context
         probabilities, *states = (x.detach() for x in seen) if detach else seen
-        self.activations[number] = LayerActivations(FullAttention(probabilities), *states)
-        return context
+        return context, LayerActivations(FullAttention(probabilities), *states)
 
     def prune_tokens(
-        self,
-        kept: Tensor,
-        dropped: Tensor,
-        context: Tensor,
-        logits: Tensor | None,
-        last: bool = False,
+        self, kept: Tensor, dropped: Tensor, context: Tensor, logits: Tensor | None
     ) -> Tensor:
         """Continue with some blocks only.  kept (B, K) bool, context (B, L', D) -> (B, L'', D)
 
         ``logits`` (B, L', 2) of the positions that are pruned, None for "no answer there". Nothing
-        of rows that are ``dropped`` (B,) bool is kept. ``last`` is used by the packed pass only.
+        of rows that are ``dropped`` (B,) bool is kept.
         """
         if torch.equal(kept, self.blocks.real):
             return context
@@ -167,7 +137,8 @@ class PaddedForward(ForwardState):
             self.pruned_logits = self.full_logits(logits)
         self.positions = gather(self.positions.expand(len(positions), -1), positions, -1)
         self.hidden = gather(self.hidden, positions)
-        self.restrict_inputs(positions)
+        self.blocks = self.blocks.gather(positions)
+        self.input_ids = gather(self.input_ids, positions)
         self._update_mask()
         return gather(context, positions)
 

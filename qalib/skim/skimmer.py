@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from qalib.decoding import mask_logits
 from qalib.errors import QalibError
 from qalib.settings import settings
+from qalib.skim.activations import PredictorInputs
 from qalib.skim.adapters import EncoderAdapter, adapt_encoder
 from qalib.skim.blocks import Blocks, make_blocks
 from qalib.skim.packed import PackedForward
@@ -259,14 +260,15 @@ class Skimmer(nn.Module):
             # Rows only get shorter: one too short to be scored now never will be.
             rows = tokens[-1] >= (config.min_tokens if inference else 0)
             needed = number in reading and bool(rows.any())
-            context = state.attend(layer, number, needed, config.detach_views)
+            context, seen = state.attend(layer, needed, config.detach_views)
             if number in scoring:
                 scored[number] = state.blocks.real & rows[:, None]
-                scores[number] = self._score(number, state, scored[number])
+                layers = {number: seen} if needed else {}
+                inputs = PredictorInputs(layers, state.blocks, state.input_ids)
+                scores[number] = self._score(number, inputs, scored[number])
                 if config.answer_head:
                     logits = state.full_logits(self._early_logits(number, state))
                     early[number] = logits.unbind(dim=-1)
-                state.activations.clear()
             if skim and number in config.prune_layers:
                 given = keep.get(number) if isinstance(keep, Mapping) else keep
                 chosen = self._select(number, state.blocks, scores[number], given)
@@ -274,23 +276,21 @@ class Skimmer(nn.Module):
                     limit = config.window_threshold
                     dropped = below_threshold_rows(scores[number], scored[number], limit) & optional
                     chosen = chosen & ~dropped[:, None]
-                logits, last = self._early_logits(number, state), number == scoring[-1]
-                context = state.prune_tokens(chosen, dropped, context, logits, last)
+                logits = self._early_logits(number, state)
+                context = state.prune_tokens(chosen, dropped, context, logits)
                 kept[number] = chosen
             state.hidden = layer.feed_forward(context, state.hidden)
             tokens.append(state.token_counts())
-        logits = state.full_logits(state.span_logits())
+        logits = state.full_logits(span_logits(state))
         start, end = logits.masked_fill(dropped[:, None, None], MIN_LOGIT).unbind(dim=-1)
         tokens = torch.stack(tokens, dim=1)
         return SkimOutput(start, end, blocks, scores, scored, kept, early, tokens, dropped)
 
-    def _score(self, number: int, state: PaddedForward | PackedForward, scored: Tensor) -> Tensor:
+    def _score(self, number: int, inputs: PredictorInputs, scored: Tensor) -> Tensor:
         """Logits of the blocks that are ``scored`` at a layer.  (B, K) bool -> (B, K) float32"""
         if not scored.any():
             return torch.full(scored.shape, MIN_LOGIT, device=scored.device)
-        predictor = self.predictors[str(number)]
-        scores = predictor(state.predictor_inputs(predictor.layers)).float()
-        return mask_logits(scores, scored)
+        return mask_logits(self.predictors[str(number)](inputs).float(), scored)
 
     def _select(self, number: int, blocks: Blocks, scores: Tensor, given: Tensor | None) -> Tensor:
         """Blocks to keep, as given or by threshold.  -> (B, K) bool"""
@@ -307,4 +307,9 @@ class Skimmer(nn.Module):
         if self.config.answer_head:
             detach = self.config.detach_views
             return self.answer_heads[str(number)](state.hidden.detach() if detach else state.hidden)
-        return state.span_logits() if self.config.pruned_logits == "forward" else None
+        return span_logits(state) if self.config.pruned_logits == "forward" else None
+
+
+def span_logits(state: PaddedForward | PackedForward) -> Tensor:
+    """Span head, applied to the current states.  (..., 2), start and end logits"""
+    return torch.stack(state.encoder.head(state.hidden), dim=-1)
