@@ -75,7 +75,10 @@ def test_conda_gets_the_same_packages_within_the_same_bounds() -> None:
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     *packages, itself = from_pip["pip"]
     assert itself == "--editable ."
-    assert packages == [*PROJECT["dependencies"], *(line for group in GROUPS.values() for line in group)]
+    assert packages == [
+        *PROJECT["dependencies"],
+        *(line for group in GROUPS.values() for line in group),
+    ]
 
 
 def test_lock_is_exact_and_within_bounds() -> None:
@@ -209,11 +212,7 @@ def test_answering_needs_the_core_packages_only() -> None:
     blocked = [m for m, by in owners.items() if {canonicalize_name(b) for b in by} <= others]
     code = f"""
 import sys
-class Block:
-    def find_spec(self, module, path=None, target=None):
-        if module.partition(".")[0] in {blocked!r}:
-            raise ImportError(module)
-sys.meta_path.insert(0, Block())
+sys.modules.update(dict.fromkeys({blocked!r}))  # importing one of them fails now
 from qalib.inference import QuestionAnswerer
 import qalib.skim.reader, qalib.training, qalib.metrics
 answers = QuestionAnswerer.load().answer("Who built it?", "The bridge was built by Mira Kovac.")

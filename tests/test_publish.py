@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_skim_benchmarks import make_skimmer, predictions
+import torch
 from tiny import tiny_reader
 
 from qalib.data.corpus import CorpusConfig, build_corpus
@@ -13,11 +13,33 @@ from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.metrics import score
 from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 from qalib.skim.calibration import NO_PRUNING, load_calibration
+from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import SkimReader, load_skim_answerer
+from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
 from qalib.study import publish
 from qalib.study.publish import PublishedSkimmer
-from qalib.study.stages.block_skim import Pruning, SkimTraining, block_predictions
+from qalib.study.stages.block_skim import (
+    BlockPredictions,
+    Pruning,
+    SkimTraining,
+    block_predictions,
+)
+
+
+def predictions(questions: int) -> BlockPredictions:
+    """Four blocks a question; the one with the answer tends to score higher, more so at layer 3."""
+    random = np.random.default_rng(0)
+    row = np.repeat(np.arange(questions), 4).astype(np.int32)
+    answers = np.zeros((len(row), 1), dtype=bool)
+    answers[random.integers(4, size=questions) + 4 * np.arange(questions)] = True
+    scores = {}
+    for layer in (2, 3):
+        noise = random.normal(size=len(row)) + layer / 2 * answers[:, 0]
+        scores[layer] = (1 / (1 + np.exp(-noise))).astype(np.float32)
+    sizes = np.full(len(row), 8, dtype=np.int32)
+    return BlockPredictions(row=row, sizes=sizes, answers=answers, scores=scores)
+
 
 PLAN = PublishedSkimmer(layers=(1,), recall=0.9, measured=(0.9, 0.6))
 
@@ -38,7 +60,9 @@ def test_the_layer_that_leaves_the_fewest_tokens_is_chosen():
 def test_f1_is_measured_by_answering_and_the_rest_is_counted():
     data = build_corpus(CorpusConfig(questions=24, length=500))
     reader = tiny_reader().eval()
-    model = SkimReader(reader, make_skimmer(reader, prune_layers=(), thresholds=())).eval()
+    torch.manual_seed(5)
+    config = SkimConfig(PredictorConfig("question", block_size=8, hidden=8), (1,))
+    model = SkimReader(reader, Skimmer.from_encoder(reader.encoder, config)).eval()
     config = SkimTraining(predictor=model.skimmer.config.predictor)
     blocks = block_predictions(model, data, config)
     found = publish.calibrate_skimmer(model, blocks, data, PLAN, WindowConfig())
