@@ -2,6 +2,7 @@
 
 ``data/results/table.toml`` defines them:
 
+    inputs = { test = "f7d2..." }   # content hash of the test data of all rows
     [columns]
     F1 = "metrics.f1"               # heading = where the number is in a run
     minutes = "env.minutes"
@@ -11,6 +12,7 @@
     label = "MiniLM-L6 on SQuAD 1.1"
     stage = "score"
     where = { reader = "encoder" }  # what the run's configuration must hold
+    inputs = { test = "4cb4..." }   # and its inputs, if not those of the table
     paper = "bst-bert-base-f1"      # a claim of data/paper, if there is one to stand beside it
     trained = "train-encoder-0123456789ab"  # if its inputs do not name its weights
 
@@ -50,8 +52,14 @@ def readme_table(records: Path = RECORDS) -> str:
     runs, claims = recorded_runs(records), load_claims()
     table = []
     for row in rows:
-        where = row.get("where", {})
-        chosen = [run for run in runs if run.stage == row["stage"] and _holds(run.config, where)]
+        where, inputs = row.get("where", {}), row.get("inputs", spec.get("inputs", {}))
+        chosen = [
+            run
+            for run in runs
+            if run.stage == row["stage"]
+            and _holds(run.config, where)
+            and _holds(run.inputs, inputs)
+        ]
         found = [_facts(run, runs, row.get("trained", "")) for run in chosen]
         cells = {name: _cell(found, place) for name, place in columns.items()}
         for name in [name for name, place in columns.items() if place == "paper"]:
