@@ -26,7 +26,6 @@ def run(*words):
         (("train", "decoder"), "encoder"),
         (("train", "encoder", "--profile", "huge"), "huge"),
         (("export-checkpoint", "decoder"), "reader or skimmer"),
-        (("runs", "explain", "zzzz"), "zzzz"),
         (("runs", "delete", "zzzz", "--yes"), "zzzz"),
     ],
 )
@@ -50,7 +49,7 @@ def test_main_prints_the_sentence_and_exits_2(monkeypatch, capsys):
 
 def test_a_process_prints_no_traceback():
     done = subprocess.run(
-        [sys.executable, "-m", "qalib", "runs", "explain", "zzzz"],
+        [sys.executable, "-m", "qalib", "runs", "delete", "zzzz", "--yes"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,

@@ -463,6 +463,6 @@ def test_large_pictures_are_made_smaller(tmp_path):
 def test_what_is_still_too_large_is_refused_and_named(tmp_path):
     source, executed = with_outputs(tmp_path, {"text/plain": "x" * LARGEST})
     before = source.read_text()
-    with pytest.raises(QalibError, match=r"00_big\.ipynb: .*\[show\] 20\d KB"):
+    with pytest.raises(QalibError, match=r"00_big\.ipynb: .*\[show\] 3\d\d KB"):
         copy_outputs(source, executed)
     assert source.read_text() == before
