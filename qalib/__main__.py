@@ -112,7 +112,9 @@ def _sources() -> str:
 
 @app.command("run-notebooks")
 def run_notebooks_command(
-    profile: ProfileOption = "laptop",
+    profile: Annotated[
+        str, typer.Option("--profile", "-P", help="default: laptop; with --check: study")
+    ] = "",
     only: Annotated[list[str] | None, typer.Option(help="notebook numbers, e.g. 00")] = None,
     force: Annotated[bool, typer.Option(help="compute every run again")] = False,
     check: Annotated[bool, typer.Option(help="only report what is out of date")] = False,
@@ -121,6 +123,7 @@ def run_notebooks_command(
     """Run the notebooks with papermill and regenerate their figures."""
     from qalib.study.notebooks import command
 
+    profile = profile or ("study" if check else "laptop")
     raise typer.Exit(command(profile, only, force, check, param or ()))
 
 
