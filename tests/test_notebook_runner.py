@@ -242,7 +242,7 @@ def test_unused_sections_change_nothing(kit):
 @pytest.mark.parametrize(
     ("old", "new", "profile", "reason"),
     [
-        ("\"f1\\\": 50.0", "\"f1\\\": 51.0", "", "its code cells"),
+        ('"f1\\": 50.0', '"f1\\": 51.0', "", "its code cells"),
         ("study 0 3", "study 0 4", "", "the outputs in it"),
         ("[ci.toy]\nsize = 3", "[ci.toy]\nsize = 4", "study", "the profile's section toy"),
     ],

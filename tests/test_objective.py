@@ -184,7 +184,9 @@ def test_missing_attention_of_either_side_is_refused(targets, tmp_path):
     question = output.attentions["question"]
     for wrong in (question[:, :-1], question.roll(1, dims=1).cumprod(dim=1).bool()):
         changed = output._replace(attentions={**output.attentions, "question": wrong})
-        refused("questions have other tokens", lambda changed=changed: objective.loss(changed, batch))
+        refused(
+            "questions have other tokens", lambda changed=changed: objective.loss(changed, batch)
+        )
 
 
 def test_a_question_that_the_teachers_have_not_read_is_named(tmp_path):

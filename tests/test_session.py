@@ -1,4 +1,4 @@
-"""A study: settings of a profile, data by name, runs with a resolved precision, training by name."""
+"""A study: settings, data by name, runs with a resolved precision, training by name."""
 
 import dataclasses
 

@@ -158,7 +158,11 @@ def _problems(stem: Path, expected: Mapping[str, str]) -> list[str]:
             found.append(f"{_shown(path)}: is missing")
         elif file_sha256(path) != expected.get(kind):
             found.append(f"{_shown(path)}: is not the one that the notebook saved")
-    return found if _load(_part(stem, "json")) else [*found, f"{_shown(stem)}.json: is missing or damaged"]
+    return (
+        found
+        if _load(_part(stem, "json"))
+        else [*found, f"{_shown(stem)}.json: is missing or damaged"]
+    )
 
 
 def _load(path: Path) -> dict | None:
