@@ -588,5 +588,8 @@ def test_every_input_of_a_recorded_run_is_recorded():
     keys = {run.key for run in runs}
     for run in runs:
         for name, value in run.inputs.items():
-            if name.partition(".")[0] in ("weights", "start", "teachers"):
-                assert value in keys or len(value) != 64, f"{run.short}: {name}"
+            published = (
+                name == "start" and run.config.get("start") == "shipped"
+            )  # a checkpoint's hash
+            if name.partition(".")[0] in ("weights", "start", "teachers") and not published:
+                assert value in keys, f"{run.short}: {name}"
