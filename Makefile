@@ -37,7 +37,7 @@ test: $(STAMP) ## check style, imports, unit tests, and every notebook with nbva
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(PY) -m pytest -n 2 --dist loadfile
-	$(PY) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+	QALIB_WAIT=300 $(PY) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 	    --nbval-cell-timeout=300 -p no:cacheprovider
 	$(PY) -m qalib run-notebooks --profile ci
 	$(PY) -m qalib run-notebooks --check

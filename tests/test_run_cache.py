@@ -345,6 +345,15 @@ def test_two_processes_cannot_compute_the_same_run_but_different_ones(tmp_path):
     assert call(cache, {"seed": 0}, weigh, name="walk").metrics["f1"] == 76.25
 
 
+def test_a_process_may_wait_for_a_run_that_another_one_computes(tmp_path, monkeypatch):
+    monkeypatch.setenv("QALIB_WAIT", "60")
+    process = start_walk(tmp_path, pause=0.02)
+    wait_for(process, "step 0")
+    run = call(RunCache(tmp_path, None), {"seed": 0}, never, name="walk")
+    assert process.wait(60) == 0
+    assert run.file("weights.bin").exists()
+
+
 def test_a_lock_is_for_one_at_a_time(tmp_path):
     lock = tmp_path / "deep" / "work.lock"
     with exclusive(lock, "this"):

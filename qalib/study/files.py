@@ -81,11 +81,11 @@ def sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive(lock: Path, what: str) -> Iterator[None]:
+def exclusive(lock: Path, what: str, timeout: float = 0.0) -> Iterator[None]:
     """Hold ``lock`` for the length of the block; the system lets go of it if the process dies.
 
-    Raises QalibError with the holder's process id if another one has it: ``what`` says which
-    work that is ("the run train-0123456789ab").
+    Raises QalibError with the holder's process id if another one has it and keeps it for
+    ``timeout`` seconds: ``what`` names the work ("the run train-0123456789ab").
     """
     from filelock import FileLock, Timeout
 
@@ -93,7 +93,7 @@ def exclusive(lock: Path, what: str) -> Iterator[None]:
     holder = lock.with_suffix(".pid")
     handle = FileLock(lock)
     try:
-        handle.acquire(timeout=0)
+        handle.acquire(timeout=timeout)
     except Timeout:
         pid = holder.read_text().strip() if holder.exists() else "unknown"
         raise QalibError(

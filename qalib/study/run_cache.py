@@ -224,6 +224,7 @@ class RunCache:
             if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
                 _finish(work, final)
             if run := self._known(request, force):
+                log_usage("run", name, "found")
                 return run  # another process has just finished it
             if force:
                 shutil.rmtree(work, ignore_errors=True)
@@ -379,7 +380,8 @@ class RunCache:
                 )
 
     def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return exclusive(self.root / ".locks" / f"{name}.lock", f"the run {name}")
+        wait = float(os.environ.get("QALIB_WAIT", "0"))  # seconds, for a run computed elsewhere
+        return exclusive(self.root / ".locks" / f"{name}.lock", f"the run {name}", wait)
 
 
 def _request(stage: Stage, config: object, inputs: Mapping[str, object]) -> dict:
