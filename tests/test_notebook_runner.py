@@ -17,8 +17,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from qalib.errors import QalibError
+from qalib.files import exclusive
 from qalib.paths import ROOT
-from qalib.study.files import exclusive
 from qalib.study.notebooks import (
     LARGEST,
     Result,

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.errors import QalibError
+from qalib.files import canonical, exclusive, write_atomically
 from qalib.paths import ROOT
-from qalib.study.files import canonical, exclusive, write_atomically
 from qalib.study.provenance import command_line, environment
 from qalib.study.run_cache import (
     RECORDS,

@@ -7,8 +7,8 @@ import pytest
 from pydantic import Field
 
 from qalib.errors import QalibError
+from qalib.files import canonical
 from qalib.settings import build, settings
-from qalib.study.files import canonical
 
 
 @settings

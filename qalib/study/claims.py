@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qalib.errors import QalibError
+from qalib.files import log_usage
 from qalib.paths import ROOT
-from qalib.study.files import log_usage
 
 PAPER = ROOT / "data" / "paper"
 COLUMNS = ["claim_id", "paper", "table", "page", "setting", "metric", "value"]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
+from qalib.files import log_usage, pretty, to_json_data, write_atomically
 from qalib.paths import ROOT
-from qalib.study.files import log_usage, pretty, to_json_data, write_atomically
 from qalib.study.provenance import environment
 
 FIGURES = ROOT / "figures"

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qalib.errors import QalibError
+from qalib.files import exclusive, translate_os_errors, write_atomically
 from qalib.study import readme, stamps
 from qalib.study.figures import figure_problems
-from qalib.study.files import exclusive, translate_os_errors, write_atomically
 from qalib.study.profiles import load_profile
 from qalib.study.provenance import command_line
 from qalib.study.stamps import Notebook, ProjectPaths, list_notebooks, why_stale, write_stamp

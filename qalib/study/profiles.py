@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from qalib.errors import QalibError
+from qalib.files import log_usage
 from qalib.paths import ROOT
 from qalib.settings import build, nearest
-from qalib.study.files import log_usage
 
 PROFILES = Path(__file__).with_name("profiles.toml")
 T = TypeVar("T")

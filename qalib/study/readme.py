@@ -28,9 +28,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qalib.errors import QalibError
+from qalib.files import pretty, write_atomically
 from qalib.paths import ROOT
 from qalib.study.claims import Claim, load_claims, markdown_table, mean_and_spread
-from qalib.study.files import pretty, write_atomically
 from qalib.study.run_cache import RECORDS, Run, RunCache, read_records
 
 README = ROOT / "README.md"

@@ -31,9 +31,7 @@ from typing import NamedTuple
 
 from qalib.data.schema import Dataset, file_sha256
 from qalib.errors import QalibError
-from qalib.paths import ROOT, store_dir
-from qalib.settings import build
-from qalib.study.files import (
+from qalib.files import (
     canonical,
     exclusive,
     log_usage,
@@ -44,6 +42,8 @@ from qalib.study.files import (
     translate_os_errors,
     write_atomically,
 )
+from qalib.paths import ROOT, store_dir
+from qalib.settings import build
 from qalib.study.provenance import environment, peak_memory_gb
 
 RECORDS = ROOT / "data" / "results"

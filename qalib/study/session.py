@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from qalib.data.schema import Dataset
 from qalib.errors import QalibError
+from qalib.files import log_usage
 from qalib.settings import settings
-from qalib.study.files import log_usage
 from qalib.study.profiles import Profile, load_profile
 from qalib.study.run_cache import Run, RunCache
 

@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 
 from qalib.errors import QalibError
+from qalib.files import pretty, write_atomically
 from qalib.paths import ROOT
 from qalib.study.claims import load_claims
 from qalib.study.figures import FIGURES, check_figures
-from qalib.study.files import pretty, write_atomically
 from qalib.study.profiles import PROFILES, load_profile
 from qalib.study.provenance import environment
 from qalib.study.run_cache import RECORDS, read_records

@@ -1,4 +1,4 @@
-"""Small things that the whole study layer does with files: one JSON form, whole writes, locks."""
+"""Small things that are done with files: one JSON form, whole writes, locks, a full disk."""
 
 import dataclasses
 import errno
