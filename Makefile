@@ -39,7 +39,7 @@ test: $(STAMP) ## check style, imports, unit tests, and every notebook with nbva
 	$(PY) -m pytest -n 2 --dist loadfile
 	QALIB_WAIT=300 $(PY) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 	    --nbval-cell-timeout=300 -p no:cacheprovider
-	$(PY) -m qalib run-notebooks --profile ci
+	$(PY) -m qalib run-notebooks --profile ci --only 00,05
 	$(PY) -m qalib run-notebooks --check
 
 lab: $(STAMP) ## open the notebooks in JupyterLab

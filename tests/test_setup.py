@@ -136,7 +136,7 @@ def test_check_runs_in_order(clone: Clone) -> None:
         "qalib run-notebooks",
     ]
     assert "--nbval-lax" in calls[4]
-    assert calls[5].endswith("--profile ci")
+    assert calls[5].endswith("--profile ci --only 00,05")
     assert calls[6].endswith("--check")
 
 

@@ -18,7 +18,15 @@ from qalib.data.batching import collate
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.losses import span_loss
-from qalib.training import TrainConfig, TrainingTask, choose_precision, learning_rate_at, train
+from qalib.study.run_cache import RunCache, stage
+from qalib.training import (
+    TrainConfig,
+    TrainingTask,
+    choose_precision,
+    learning_rate_at,
+    make_accelerator,
+    train,
+)
 
 CONFIG = TrainConfig(num_train_epochs=3, tokens_per_batch=256, learning_rate=3e-3)
 OFTEN = {"logging_steps": 2, "save_steps": 3, "progress": False}
@@ -147,10 +155,15 @@ def launched(command, **variables):
     return done.stdout
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
-    two = launched([*LAUNCH, __file__, str(tmp_path / "two")], QALIB_TEST_PLAIN="1")
-    one = launched([sys.executable, __file__, str(tmp_path / "one")], QALIB_TEST_PLAIN="1")
-    assert (two.count("of 2"), one.count("of 1")) == (2, 1)
+def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
+    """One training over two processes, and one stage: computed together, then found."""
+    said = launched([*LAUNCH, __file__, str(tmp_path / "two")], QALIB_TEST_PLAIN="1")
+    assert said.count("of 2") == 2
+    assert said.count("computed by 2, 1 time") == 2
+    runs = [path for path in (tmp_path / "two" / "store").iterdir() if path.is_dir()]
+    assert sorted(path.name.split("-")[0] for path in runs) == [".locks", "count"]
+    monkeypatch.setenv("QALIB_TEST_PLAIN", "1")
+    main(tmp_path / "one")
     ends = [load_weights(tmp_path / n / "end.safetensors") for n in ("two", "one")]
     start = weights_of(tiny_reader(dropout=0.0))
     for name, tensor in ends[1].items():
@@ -158,17 +171,6 @@ def test_two_processes_give_what_one_gives(tmp_path):
             continue  # a softmax does not see them: their gradient is rounding, blown up by Adam
         torch.testing.assert_close(ends[0][name], tensor, rtol=1e-3, atol=2e-4, msg=name)
     assert any(not torch.allclose(start[n], t, atol=1e-3) for n, t in ends[1].items())
-
-
-def test_two_processes_share_one_stage_of_the_store(tmp_path):
-    """The second rank neither asks the store nor writes; both see one finished run."""
-    command = [*LAUNCH, "-m", "qalib", "train", "encoder", "--profile", "ci"]
-    for _ in range(2):  # computed, then found
-        said = launched(command, QALIB_STORE=str(tmp_path))
-    runs = [path for path in tmp_path.iterdir() if path.name.startswith("train-encoder")]
-    assert len(runs) == 1
-    assert {"DONE.json", "weights.safetensors", "log.jsonl"} <= {p.name for p in runs[0].iterdir()}
-    assert said.count(runs[0].name) == 2
 
 
 def test_the_learning_rate_warms_up_and_decays_to_0():
@@ -210,6 +212,15 @@ def test_precision_comes_with_its_reason():
     assert why
 
 
+@stage("count", publish=())
+def count_processes(config, work):
+    """A stage that can be computed by all processes together only."""
+    total = make_accelerator().reduce(torch.ones(1)).item()
+    if os.environ["RANK"] == "0":
+        (work / "total.txt").write_text(f"{total:g}")
+    return {"processes": total}
+
+
 def main(folder: Path) -> None:
     """One run in a process of its own; the tests above kill it or share it out."""
     plain = "QALIB_TEST_PLAIN" in os.environ
@@ -222,9 +233,15 @@ def main(folder: Path) -> None:
     if plain:
         config = replace(CONFIG, precision="fp32", num_train_epochs=1)
     train(reader, task, config, folder, **OFTEN)
-    print(f"process {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}")
     if os.environ.get("RANK", "0") == "0":
         save_weights(weights_of(reader), folder / "end.safetensors")
+    if "RANK" in os.environ:
+        print(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}")
+        cache = RunCache(folder / "store", records=None)
+        runs = (cache.run(count_processes, {}) for _ in range(2))
+        written = {(run.folder / "DONE.json").stat().st_mtime_ns for run in runs}
+        total = cache.run(count_processes, {}).metrics["processes"]
+        print(f"computed by {total:g}, {len(written)} time")
 
 
 if __name__ == "__main__":
