@@ -89,7 +89,7 @@ def test_a_plain_model_folder_of_another_type_loads(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({"windows": {}}, "'encoder' is missing"),
+        ({"windows": {}}, "no checkpoint here"),
         ({"encoder": {"layer": 2}}, "no key 'layer'; did you mean 'layers'"),
         ({"encoder": {"layers": "two"}}, "layers"),
         ([], "not a JSON object"),

@@ -86,7 +86,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
         if config.random_start:
             encoder = AutoModelForQuestionAnswering.from_config(hf_config, **implementation)
         else:
-            with _quiet():
+            with quiet():
                 encoder = AutoModelForQuestionAnswering.from_pretrained(
                     folder, config=hf_config, use_safetensors=True, **implementation
                 )
@@ -166,8 +166,8 @@ def _resize(hf_config, config: EncoderConfig) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the report about the new span head and the progress bar while a model loads."""
+def quiet() -> Iterator[None]:
+    """Suppress reports and progress bars of transformers."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -7,6 +7,7 @@ head are stored in full; word embeddings are not trained. Plain Hugging Face mod
 """
 
 import json
+import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from qalib.models.encoder import (
     EncoderConfig,
     EncoderReader,
     build_encoder,
+    quiet,
 )
 from qalib.paths import ROOT
 from qalib.settings import build
@@ -34,6 +36,15 @@ DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
 SETTINGS, WEIGHTS = "qalib.json", "adapter_model.safetensors"
 LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense)"  # the matrices of a BERT layer
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
+CARD = """---
+library_name: transformers
+pipeline_tag: question-answering
+---
+# {name}
+
+A model for extractive question answering, trained with qalib. `qalib answer --model FOLDER` answers
+with it, and `AutoModelForQuestionAnswering.from_pretrained` of transformers loads it.
+"""
 
 T = TypeVar("T")
 
@@ -81,13 +92,38 @@ def save_reader(
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def load_reader(folder: str | Path = "") -> EncoderReader:
+def save_model(
+    folder: str | Path, reader: EncoderReader, windows: WindowConfig, card: str = ""
+) -> None:
+    """Write a model folder that transformers loads, with its windows and ``card`` (README.md).
+
+    Raises QalibError if the folder exists and is not empty. It is written under another name and
+    renamed, so it is complete or not there.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise QalibError(f"{folder}: exists already; name a new folder, or remove it first.")
+    partial = folder.with_name(folder.name + ".saving")  # .partial may hold a run's checkpoints
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with quiet():
+        reader.encoder.save_pretrained(partial)
+    reader.tokenizer.save_pretrained(partial)
+    settings = json.dumps({"windows": asdict(windows)}, indent=2)
+    (partial / SETTINGS).write_text(settings + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(card or CARD.format(name=folder.name), encoding="utf-8")
+    partial.replace(folder)
+
+
+def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader:
     """The reader in a checkpoint folder, or the default reader, with its adapter merged.
 
     Raises QalibError if the folder or its weights are missing, damaged or of another model.
     """
-    folder = Path(folder or DEFAULT_CHECKPOINT)
-    if not (folder / SETTINGS).exists():
+    folder = Path(model or DEFAULT_CHECKPOINT)
+    if model == MINILM:
+        return build_encoder(EncoderConfig(train_embeddings=True))
+    if "encoder" not in (_settings(folder) if (folder / SETTINGS).exists() else {}):
         if (folder / "config.json").exists():
             return build_encoder(EncoderConfig(name=str(folder), train_embeddings=True))
         raise QalibError(
@@ -117,9 +153,9 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
     return reader
 
 
-def windows_of(folder: str | Path = "") -> WindowConfig:
+def windows_of(model: str | Path = "") -> WindowConfig:
     """The windows that the reader of a checkpoint folder was trained on."""
-    folder = Path(folder or DEFAULT_CHECKPOINT)
+    folder = Path(model or DEFAULT_CHECKPOINT)
     if not (folder / SETTINGS).exists():
         return WindowConfig()
     return _config(WindowConfig, _settings(folder), "windows", folder)
