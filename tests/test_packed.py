@@ -103,7 +103,7 @@ PREDICTORS = (
 )
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 def test_the_kits_predictors_see_the_same(kind):
     """From entries of the map and packed states as from the whole map and padded ones."""
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
@@ -168,7 +168,7 @@ def halves(values):
     return values[: len(values) // 2], values[len(values) // 2 :]
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 @torch.inference_mode()
 def test_a_batch_is_its_members_in_any_order(kind):
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
@@ -190,7 +190,7 @@ def test_a_batch_is_its_members_in_any_order(kind):
             assert torch.equal(kept[0], together.kept[layer][row, : kept.shape[1]])
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 def test_rows_side_by_side_with_padding_are_the_same(kind, monkeypatch):
     """As it is done on a GPU: one stack of all rows, padding hidden by the mask."""
 
@@ -295,7 +295,7 @@ def dropping(model, inputs, pruned_logits: str = "mask", **changes):
 
 
 @pytest.mark.parametrize("pruned_logits", ["mask", "forward"])
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 @torch.inference_mode()
 def test_a_dropped_row_costs_and_says_nothing_more(kind, pruned_logits):
     model, inputs = tiny_encoder(kind), windows(kind)

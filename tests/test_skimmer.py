@@ -189,7 +189,7 @@ def test_skimming_is_its_literal_reference(prune_layers, pruned_logits):
 
 
 LAYER = ("BertLayer", "RobertaLayer", "AlbertLayer", "TransformerBlock", "ElectraLayer")
-LAYER += ("XLMRobertaLayer", "CamembertLayer", "MPNetLayer")
+LAYER += ("XLMRobertaLayer", "CamembertLayer", "MPNetLayer", "DebertaV2Layer")
 
 
 def own_forward_with_hidden_keys(model, inputs, hidden_after: dict[int, torch.Tensor]):
@@ -203,7 +203,8 @@ def own_forward_with_hidden_keys(model, inputs, hidden_after: dict[int, torch.Te
             return None
         hidden = hidden.bool()[:, None, None, :]
         mask = kwargs.pop("attention_mask") if "attention_mask" in kwargs else args[1]
-        mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, MIN_LOGIT)
+        added = mask.is_floating_point()
+        mask = mask.masked_fill(hidden, MIN_LOGIT) if added else mask.bool() & ~hidden
         return (args[0], mask, *args[2:]), kwargs
 
     layers = [m for m in model.modules() if type(m).__name__ in LAYER]
@@ -389,7 +390,7 @@ def test_the_answer_loss_reaches_the_encoder_when_skimming():
     assert not any(gradient_sums(skimmer).values())
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 @torch.no_grad()
 def test_bf16_autocast_is_close(kind):
     model, inputs = tiny_encoder(kind, scale=1.0), windows(kind)

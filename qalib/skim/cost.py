@@ -6,7 +6,8 @@
 
 Counted are matrix products: projections, feed-forward, the two products of attention, span head,
 and what predictors report. Embeddings are look-ups; norms, activations and the softmax are left
-out. Padding costs nothing.
+out, and so is what a batch needs once (DeBERTa's projected relative positions). Padding costs
+nothing.
 
 Notation: B batch (or any leading dimensions), N layers, D width, F width of the feed-forward part,
 n tokens of one example.
@@ -15,9 +16,9 @@ With n_0 tokens given to the model and n_l left after layer l,
 
     MACs = e n_0 + sum_l (a_l n_{l-1} + p_l n_{l-1}^2 + g_l n_l) + h n_N
 
-a: query, key and value (3 D^2 in BERT), p: scores and context (2 D), g: output projection and
-feed-forward (D^2 + 2 D F), e and h: projected embeddings and span head. What a layer prunes has
-been projected and attended to there.
+a: query, key and value (3 D^2 in BERT; DeBERTa adds scores by relative position), p: scores and
+context (2 D), g: output projection and feed-forward (D^2 + 2 D F), e and h: projected embeddings
+and span head. What a layer prunes has been projected and attended to there.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,7 +105,7 @@ class CostModel:
 def _layer_cost(model: nn.Module, layer: LayerAdapter, hidden: Tensor) -> LayerCost:
     (query, _, value), inputs = _count_macs(model, lambda: layer.qkv_proj(hidden))
     _, outputs = _count_macs(model, lambda: layer.feed_forward(value.flatten(2), hidden))
-    return LayerCost(inputs, query.numel() + value.numel(), outputs)
+    return LayerCost(inputs + layer.bias_macs, query.numel() + value.numel(), outputs)
 
 
 def _count_macs(model: nn.Module, step: Callable) -> tuple:
