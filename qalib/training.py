@@ -9,21 +9,28 @@ import atexit
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from qalib.data.batching import Batch, training_batches
+from qalib.data.batching import Batch, collate, training_batches
+from qalib.data.schema import Dataset, Example
+from qalib.data.windows import Window, WindowConfig, make_windows, training_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
+from qalib.losses import Reduction, span_loss
 from qalib.progress import progress_bar
 from qalib.settings import settings
+
+if TYPE_CHECKING:
+    from qalib.models.encoder import EncoderReader
 
 SCRATCH = "scratch"  # the folder of checkpoints, needed only until a run is finished
 
@@ -60,17 +67,19 @@ class TrainingTask:
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
-    """("bf16" or "fp32", reason): bf16 where the processor has matrix units for it."""
+    """("bf16" or "fp32", reason): bf16 where it is faster, which is not wherever it exists.
+
+    With AVX512-BF16 but no AMX a small encoder trains no faster than in fp32 and a base encoder a
+    third slower; a GPU without bf16 emulates it.
+    """
     if wanted != "auto":
         return wanted, "as configured"
-    if device == "cuda":
-        good = torch.cuda.is_bf16_supported()
-        return ("bf16", "the GPU supports it") if good else ("fp32", "the GPU has no bf16")
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "the GPU has bf16 units"
     if device == "cpu" and torch.cpu._is_amx_tile_supported():
         return "bf16", "the processor has AMX"
-    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bf16", "the processor has AVX512-BF16"
-    return "fp32", f"no bf16 units on this {device}"
+    missing = {"cuda": "the GPU has no bf16 units", "cpu": "the processor has no AMX"}
+    return "fp32", missing.get(device, f"bf16 was not tried on {device}")
 
 
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
@@ -96,16 +105,20 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     )
 
 
-def make_accelerator():
+def make_accelerator(cpu: bool = False):
     """An ``Accelerator``; of several processes, each leaves the process group before Python exits.
 
     Otherwise threads of the gloo backend may still hold tensors while the interpreter is torn
     down; freeing them needs its lock, and the process dies of SIGABRT (pytorch/pytorch#179291).
-    Autocast is left to the caller, because Accelerator's own cannot be changed later.
-    """
-    from accelerate import Accelerator
+    Autocast is left to the caller, because Accelerator's own cannot be changed later. Processes
+    wait for one another as long as scoring may take; a process that died ends the wait.
 
-    accelerator = Accelerator(mixed_precision="no")
+    ``cpu``: leave a GPU alone; has an effect in the first call of a process only.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
     if accelerator.num_processes > 1:
         atexit.unregister(_leave_process_group)  # registered once, however often this is called
         atexit.register(_leave_process_group)
@@ -165,6 +178,74 @@ def train(
     bar.close()
     accelerator.wait_for_everyone()
     return loop.summary()
+
+
+def encoder_task(
+    reader: "EncoderReader",
+    examples: Sequence[Example],
+    config: WindowConfig,
+    reduction: Reduction = "mean",
+) -> tuple[TrainingTask, list[Window]]:
+    """The span loss of an encoder on all windows that hold a gold answer, and these windows."""
+    pad = reader.tokenizer.pad_token_id or 0
+    windows = training_windows(make_windows(examples, reader.tokenizer, config))
+    task = TrainingTask(
+        lengths=[len(window) for window in windows],
+        collate=lambda rows: collate([windows[i] for i in rows], pad, config.null),
+        loss=lambda output, batch: span_loss(
+            output, batch.answer_spans, batch.answer_weights, reduction
+        ),
+    )
+    return task, windows
+
+
+def train_and_score(
+    reader: "EncoderReader",
+    task: TrainingTask,
+    config: TrainConfig,
+    folder: Path,
+    windows: WindowConfig,
+    scored: Mapping[str, Dataset | None],
+    seed: int = 0,
+    report: Callable[[dict], None] | None = None,
+    **options,
+) -> dict:
+    """:func:`train` an encoder; after every epoch score it on the data sets ``scored``.
+
+    EM and F1 are logged as "<name>_exact_match" and "<name>_f1", given to ``report`` and, those of
+    the last epoch, returned; they do not stop the training.
+    """
+
+    def after_epoch(epoch: int) -> dict:
+        scores = {
+            f"{name}_{metric}": value
+            for name, dataset in scored.items()
+            if dataset
+            for metric, value in reader_scores(reader, dataset, windows).items()
+        }
+        if report is not None:
+            report({"epoch": epoch + 1, **scores})
+        return scores
+
+    summary = train(reader, task, config, folder, seed, after_epoch=after_epoch, **options)
+    last = [line for line in read_log(folder) if "step" not in line][-1:]  # from before a kill, too
+    scores = {k: v for line in last for k, v in line.items() if k != "epoch"}
+    return {"windows": len(task.lengths), **summary, **scores}
+
+
+def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConfig) -> dict:
+    """EM and F1 of an encoder reader in memory."""
+    from qalib.inference import AnswerConfig, QuestionAnswerer
+    from qalib.metrics import score
+
+    answerer = QuestionAnswerer(reader, AnswerConfig(windows=windows))
+    return score(dataset, answerer.predictions(dataset.examples))
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The lines of a run's log.jsonl; none if there is no such file."""
+    log = folder / "log.jsonl"
+    return [json.loads(x) for x in log.read_text("utf-8").splitlines()] if log.exists() else []
 
 
 class _Loop:
@@ -294,7 +375,7 @@ class _Loop:
             log.unlink(missing_ok=True)
             return
         state = load_checkpoint(found, self.bare, self.optimizer, self.accelerator)
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and log.exists():
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
             log.write_text("".join(lines[: state["lines"]]), encoding="utf-8")
         if (state["steps"], state["seed"]) != (self.steps, self.seed):

@@ -31,7 +31,7 @@ from qalib.study.run_cache import Run, RunCache, Stage
 from qalib.study.session import Study
 from qalib.study.stages import baseline
 from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, recorded_scores
-from qalib.training import TrainConfig
+from qalib.training import TrainConfig, reader_scores
 
 TINY = EncoderTraining(
     encoder=EncoderConfig(random_start=True, layers=2, width=32, heads=4),
@@ -88,7 +88,7 @@ def test_scores_after_every_epoch_are_logged_and_the_last_ones_are_metrics(train
 def test_a_trained_reader_comes_back_with_its_weights(trained, data):
     held = hold_out(data, 0.2)[1]
     reader = baseline.load_encoder_reader(trained)
-    scores = baseline.reader_scores(reader, held, TINY.windows)
+    scores = reader_scores(reader, held, TINY.windows)
     assert scores["f1"] == pytest.approx(trained.metrics["held_out_f1"])
     saved = load_file(trained.file("weights.safetensors"))
     assert {n for n, p in reader.named_parameters() if p.requires_grad} <= set(saved)

@@ -205,11 +205,29 @@ def test_impossible_settings_are_refused(bad):
         TrainConfig(**bad)
 
 
-def test_precision_comes_with_its_reason():
-    assert choose_precision("fp32") == ("fp32", "as configured")
-    name, why = choose_precision("auto")
-    assert name in ("fp32", "bf16")
+@pytest.mark.parametrize(
+    ("device", "amx", "gpu", "chosen"),
+    [
+        ("cpu", True, False, "bf16"),
+        ("cpu", False, True, "fp32"),  # AVX512-BF16 alone is no faster
+        ("cuda", False, True, "bf16"),
+        ("cuda", True, False, "fp32"),  # emulated on older GPUs
+        ("mps", True, True, "fp32"),
+    ],
+)
+def test_bf16_is_chosen_where_it_is_faster(device, amx, gpu, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    emulated = {True: True, False: gpu}
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: emulated[including_emulation],
+    )
+    name, why = choose_precision("auto", device)
+    assert name == chosen
     assert why
+    assert choose_precision("fp32", device) == ("fp32", "as configured")
 
 
 @stage("count", publish=())

@@ -22,6 +22,7 @@ from qalib.study.claims import markdown_table
 from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
 from qalib.study.stages import baseline, block_skim
+from qalib.training import reader_scores
 
 CARDS = Path(__file__).with_name("cards")  # templates of the model cards
 
@@ -43,12 +44,12 @@ def adapter_cost(config: Adapter, work: Path, weights: Run, data: Dataset) -> di
     training = weights.settings(baseline.EncoderTraining)
     _, held = hold_out(data, training.held_out)
     reader = baseline.load_encoder_reader(weights)
-    scores = {"trained weights": baseline.reader_scores(reader, held, training.windows)}
+    scores = {"trained weights": reader_scores(reader, held, training.windows)}
     for rank in config.tried:
         with TemporaryDirectory() as folder:
             write_reader(Path(folder), weights, rank)
             size = round((Path(folder) / WEIGHTS).stat().st_size / 1e6, 2)
-            found = baseline.reader_scores(load_checkpoint(folder), held, training.windows)
+            found = reader_scores(load_checkpoint(folder), held, training.windows)
         scores[f"adapter, rank {rank}"] = {"megabytes": size, **found}
     return scores
 

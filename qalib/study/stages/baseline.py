@@ -18,7 +18,7 @@ from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
-from qalib.training import TrainConfig
+from qalib.training import TrainConfig, encoder_task, make_accelerator, train_and_score
 
 if TYPE_CHECKING:
     from qalib.inference import AnswerConfig, QuestionAnswerer
@@ -57,48 +57,23 @@ def train_encoder(
     stops the training.
     """
     from qalib.checkpoints import save_weights, trained_tensors
-    from qalib.data.batching import collate
-    from qalib.data.windows import make_windows, training_windows
-    from qalib.losses import span_loss
     from qalib.models.encoder import build_encoder
-    from qalib.training import TrainingTask, make_accelerator, train
 
     reader = build_encoder(config.encoder, config.seed)
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
-    windows = training_windows(make_windows(rest.examples, reader.tokenizer, config.windows))
-    pad = reader.tokenizer.pad_token_id or 0
-    task = TrainingTask(
-        lengths=[len(window) for window in windows],
-        collate=lambda rows: collate([windows[i] for i in rows], pad, config.windows.null),
-        loss=lambda output, batch: span_loss(
-            output, batch.answer_spans, batch.answer_weights, config.loss
-        ),
+    task, _ = encoder_task(reader, rest.examples, config.windows, config.loss)
+    summary = train_and_score(
+        reader,
+        task,
+        config.train,
+        work,
+        config.windows,
+        {"held_out": held, "watch": watch},
+        config.seed,
     )
-
-    def after_epoch(epoch: int) -> dict:
-        return {
-            f"{name}_{metric}": value
-            for name, dataset in {"held_out": held, "watch": watch}.items()
-            if dataset
-            for metric, value in reader_scores(reader, dataset, config.windows).items()
-        }
-
-    summary = train(reader, task, config.train, work, config.seed, after_epoch=after_epoch)
     if make_accelerator().is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
-    log = [json.loads(line) for line in (work / "log.jsonl").read_text("utf-8").splitlines()]
-    last = [line for line in log if "step" not in line][-1:]  # from before a kill, perhaps
-    scores = {k: v for line in last for k, v in line.items() if k != "epoch"}
-    return {"questions": len(rest), "windows": len(windows), **summary, **scores}
-
-
-def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConfig) -> dict:
-    """EM and F1 of an encoder reader in memory."""
-    from qalib.inference import AnswerConfig, QuestionAnswerer
-    from qalib.metrics import score
-
-    answerer = QuestionAnswerer(reader, AnswerConfig(windows=windows))
-    return score(dataset, answerer.predictions(dataset.examples))
+    return {"questions": len(rest), **summary}
 
 
 def profile_encoder(study: Study) -> Run:
