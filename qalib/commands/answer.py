@@ -1,0 +1,215 @@
+"""The ``answer`` command: read passages and questions, print answers or write predictions."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qalib.commands import options
+from qalib.commands.output import (
+    check_output,
+    is_main_process,
+    is_special,
+    read_text,
+    to_json,
+    write_files,
+)
+from qalib.errors import QalibError
+
+if TYPE_CHECKING:
+    from qalib.data.schema import Example
+    from qalib.inference import Prediction, QuestionAnswerer
+
+
+def answer_command(
+    question: Annotated[str, typer.Argument(help="the question, or with --output the data")] = "",
+    passage: Annotated[Path | None, typer.Option(help="text file; default: stdin")] = None,
+    questions: Annotated[Path | None, typer.Option(help="a file of questions, one a line")] = None,
+    dataset: Annotated[str, typer.Option(help="data to answer: a file or a name")] = "",
+    output: Annotated[Path | None, typer.Option(help="file for the predictions (JSON)")] = None,
+    null_odds: Annotated[
+        Path | None, typer.Option(help='file for the scores of "no answer" less the best span\'s')
+    ] = None,
+    skip_bad: options.SkipBadOption = False,
+    as_json: options.JsonOption = False,
+    model: options.ModelOption = "",
+    n_best_size: options.NBestSizeOption = 1,
+    max_seq_length: options.MaxSeqLengthOption = None,
+    doc_stride: options.DocStrideOption = None,
+    max_query_length: options.MaxQueryLengthOption = None,
+    max_answer_length: options.MaxAnswerLengthOption = 30,
+    null: options.NullOption = False,
+    null_score_diff_threshold: options.NullThresholdOption = 0.0,
+    batch_size: options.BatchSizeOption = None,
+    device: options.DeviceOption = "",
+    precision: options.PrecisionOption = "auto",
+    skim: Annotated[bool, typer.Option("--skim", help="skim with the model's skimmer")] = False,
+    skimmer: options.SkimmerOption = "",
+    min_recall: Annotated[
+        float | None, typer.Option(help="skimming: smallest share of answers kept, e.g. 0.99")
+    ] = None,
+    max_flops: Annotated[
+        float | None, typer.Option(help="skimming: largest FLOPs relative to full inference")
+    ] = None,
+    max_f1_drop: Annotated[
+        float | None, typer.Option(help="skimming: largest drop in F1 points, e.g. 0.5")
+    ] = None,
+    window_threshold: Annotated[
+        float | None,
+        typer.Option(help="skimming: stop windows whose best block scores below, e.g. 0.1"),
+    ] = None,
+) -> None:
+    """Answer a question about a passage, a list of questions, or a data set.
+
+    With `accelerate launch -m qalib answer ...`, each process answers its share of a data set.
+    """
+    if output and question and not dataset and not questions:
+        question, dataset = "", question
+    if [bool(question), bool(questions), bool(dataset)].count(True) != 1:
+        raise QalibError(
+            'give either a question, as in: qalib answer "Who ...?", or --questions, or --dataset.'
+        )
+    limits = {"min_recall": min_recall, "max_flops": max_flops, "max_f1_drop": max_f1_drop}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    skim = skim or bool(skimmer)
+    if not skim and (limits or window_threshold is not None):
+        raise QalibError("an operating point and --window-threshold need skimming; add --skim.")
+
+    def load(place: str = "") -> "QuestionAnswerer":  # takes seconds: files are checked before
+        from qalib.inference import QuestionAnswerer
+
+        config = options.answer_config(
+            model,
+            max_seq_length=max_seq_length,
+            doc_stride=doc_stride,
+            max_query_length=max_query_length,
+            null=null,
+            batch_size=batch_size,
+            n_best_size=n_best_size,
+            max_answer_length=max_answer_length,
+            null_score_diff_threshold=null_score_diff_threshold,
+            precision=precision,
+        )
+        if not skim:
+            return QuestionAnswerer.load(model, config)
+        from qalib.skim.calibration import OperatingPointTarget
+        from qalib.skim.reader import load_skim_answerer
+
+        target = OperatingPointTarget(**limits) if limits else None
+        return load_skim_answerer(model, config, skimmer, target, window_threshold)
+
+    for path in filter(None, (output, null_odds)):
+        check_output(path, (dataset, questions, passage, model))
+    if dataset:
+        _answer_dataset(load, dataset, output, null_odds, skip_bad)
+    elif is_main_process():
+        text = read_text(questions) if questions else question
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        found = _answer_questions(load, lines, passage, as_json, single=not questions)
+        write_files({output: found + "\n"}) if output else print(found)
+
+
+def _answer_questions(
+    load: Callable, lines: Sequence[str], passage: Path | None, as_json: bool, single: bool
+) -> str:
+    """The answers to questions about one passage, a file or standard input, as text or JSON."""
+    from qalib.data.schema import Example
+
+    text = read_text(passage)
+    answerer = load()
+    examples = [Example(str(n), line, text) for n, line in enumerate(lines, 1)]
+    predictions = answerer.predict(examples, progress=not single)
+    _report_skimming(answerer, predictions)
+    if as_json:
+        rows = [_json_row(answerer, p) for p in predictions]
+        if not single:
+            return to_json([{"question": q} | r for q, r in zip(lines, rows, strict=True)])
+        return to_json(rows[0] if _skims(answerer) else rows[0]["answers"])
+    printed = []
+    for line, prediction in zip(lines, predictions, strict=True):
+        printed += [] if single else [line]
+        indent = "" if single else "    "
+        printed += [f"{indent}{c.text}   ({c.probability:.0%})" for c in prediction.candidates]
+    return "\n".join(printed)
+
+
+def _answer_dataset(
+    load: Callable, dataset: str, output: Path | None, null_odds: Path | None, skip_bad: bool
+) -> None:
+    """Write the official prediction file of a data set, and the n best answers next to it."""
+    from qalib.data.formats import load_any
+
+    if output is None:
+        raise QalibError(f"{dataset}: name the file for the predictions: --output FILE.json.")
+    examples = load_any(dataset).examples
+    answerer, predictions = _predict_shared(load, examples)
+    if not is_main_process():
+        return
+    found = {e.id: p for e, p in zip(examples, predictions, strict=True)}
+    texts = {output: {i: p.candidates[0].text for i, p in found.items()}}
+    if answerer.config.n_best_size > 1 and not is_special(output):
+        ranked = {i: list(map(asdict, p.candidates)) for i, p in found.items()}
+        texts[output.with_suffix(".nbest.json")] = ranked
+    if null_odds:
+        texts[null_odds] = {i: p.null_odds for i, p in found.items()}
+    write_files({path: to_json(value, indent=None) for path, value in texts.items()})
+    print(f"{len(found)} answers written to {output}", file=sys.stderr)
+    _report_skimming(answerer, predictions)
+
+
+def _predict_shared(
+    load: Callable, examples: Sequence["Example"]
+) -> tuple["QuestionAnswerer", list["Prediction"]]:
+    """The predictions for all examples, each process answering a contiguous share.
+
+    An error in any process is raised in all of them, so that none waits for another.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        answerer = load()
+        return answerer, answerer.predict(examples, progress=True)
+    from accelerate.utils import gather_object
+
+    from qalib.training import make_accelerator
+
+    accelerator = make_accelerator()
+    answerer, found, error = None, [], None
+    try:
+        answerer = load(str(accelerator.device))
+        with accelerator.split_between_processes(list(examples)) as share:
+            found = answerer.predict(share, progress=accelerator.is_main_process) if share else []
+    except QalibError as raised:
+        error = raised
+    shares = gather_object([(found, error)])
+    if errors := [error for _, error in shares if error]:
+        raise errors[0]
+    return answerer, [prediction for found, _ in shares for prediction in found]
+
+
+def _skims(answerer: "QuestionAnswerer") -> bool:
+    return hasattr(answerer.reader, "operating_point")
+
+
+def _json_row(answerer: "QuestionAnswerer", prediction: "Prediction") -> dict:
+    """Answers, and of a skimming reader how much of the passage was processed."""
+    names = ("token_fraction", "windows", "dropped") if _skims(answerer) else ()
+    answers = {"answers": [asdict(candidate) for candidate in prediction.candidates]}
+    return answers | {name: getattr(prediction, name) for name in names}
+
+
+def _report_skimming(answerer: "QuestionAnswerer", predictions: Sequence["Prediction"]) -> None:
+    """Print the operating point and the processed fraction of a skimming reader to stderr."""
+    if not _skims(answerer) or not predictions:
+        return
+    if answerer.reader.operating_point:
+        print(answerer.reader.operating_point, file=sys.stderr)
+    line = f"processed by all layers: {mean(p.token_fraction for p in predictions):.0%} of the text"
+    windows = sum(p.windows for p in predictions)
+    if windows > len(predictions):
+        dropped = sum(p.dropped for p in predictions)
+        line += f"; {dropped:,} of {windows:,} windows dropped early"
+    print(line, file=sys.stderr)

@@ -1,0 +1,5 @@
+"""The ``distill`` command."""
+
+
+def distill_command() -> None:
+    """Not written yet."""

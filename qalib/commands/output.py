@@ -1,0 +1,101 @@
+"""Text in and out of commands: files are replaced as a whole, and nothing else is replaced."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from qalib.errors import QalibError
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes, of those that ``accelerate launch`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a device, a pipe or a link, such as /dev/stdout; never to be replaced."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
+
+
+def to_json(value: object, indent: int | None = 2) -> str:
+    """Strict JSON: without NaN or infinities, which no other language reads."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise QalibError if a file cannot be written there, or if it is one of a command's inputs.
+
+    An input that is a folder (a model) counts with the files in it.
+    """
+    if not path.parent.is_dir():
+        raise QalibError(f"{path}: its folder does not exist; create it first.")
+    if path.is_dir():
+        raise QalibError(f"{path}: is a folder; name a file in it.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise QalibError(f"{path}: cannot be written to; name a file elsewhere.")
+    for source in map(Path, filter(None, inputs)):
+        files = source.iterdir() if source.is_dir() else [source]
+        if path.is_file() and any(each.is_file() and path.samefile(each) for each in files):
+            raise QalibError(f"{path}: is an input of this command; name another file.")
+
+
+def write_files(texts: Mapping[Path, str]) -> None:
+    """Write files: regular ones atomically and together, devices, pipes and links directly.
+
+    So commands that write to the same files leave those of one of them. What is standard output is
+    printed to, as opening it again would cut off what it holds. Raises QalibError for a file that
+    cannot be written.
+    """
+    partial: dict[Path, Path] = {}
+    try:
+        for path, text in texts.items():
+            try:
+                if _is_stdout(path):
+                    print(text, end="", flush=True)
+                elif is_special(path):
+                    path.write_text(text, encoding="utf-8")
+                else:
+                    partial[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                    partial[path].write_text(text, encoding="utf-8")
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.copymode(path, partial[path])
+            except OSError as error:
+                raise _cannot_be_written(path, error) from None
+        for path, written in partial.items():
+            try:
+                written.replace(path)
+            except OSError as error:
+                raise _cannot_be_written(path, error) from None
+    finally:
+        for written in partial.values():
+            written.unlink(missing_ok=True)
+
+
+def _cannot_be_written(path: Path, error: OSError) -> QalibError:
+    return QalibError(f"{path}: cannot be written ({error.strerror or error}).")
+
+
+def _is_stdout(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    return False
+
+
+def read_text(path: Path | None) -> str:
+    """A text file, or standard input. Raises QalibError if it is empty or not UTF-8."""
+    from qalib.data.formats import read_bytes
+
+    raw = sys.stdin.buffer.read() if path is None else read_bytes(path)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QalibError(
+            f"{path or 'stdin'}: byte {error.start} is not UTF-8; save the text as UTF-8."
+        ) from None
+    if not text.strip():
+        raise QalibError(f"{path or 'stdin'}: there is no text in it.")
+    return text

@@ -1,0 +1,133 @@
+"""The commands of the study: notebooks, the runs of its profiles and its benchmarks."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from qalib.commands.options import JsonOption
+from qalib.errors import QalibError
+
+app = typer.Typer(help="The study: notebooks, runs, benchmarks.", no_args_is_help=True)
+bench = typer.Typer(help="Benchmarks: interleaved rounds, ratios in one run.", no_args_is_help=True)
+runs = typer.Typer(help="List or delete cached runs.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+app.add_typer(runs, name="runs")
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-P", help="ci, laptop, study or paper")]
+RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
+
+
+@app.command("run-notebooks")
+def run_notebooks_command(
+    profile: Annotated[
+        str, typer.Option("--profile", "-P", help="default: laptop; with --check: study")
+    ] = "",
+    only: Annotated[list[str] | None, typer.Option(help="notebook numbers, e.g. 00")] = None,
+    force: Annotated[bool, typer.Option(help="compute every run again")] = False,
+    check: Annotated[bool, typer.Option(help="only report what is out of date")] = False,
+    param: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for a notebook")] = None,
+) -> None:
+    """Run the notebooks with papermill and regenerate their figures."""
+    from qalib.study.notebooks import command
+
+    profile = profile or ("study" if check else "laptop")
+    raise typer.Exit(command(profile, only, force, check, param or ()))
+
+
+app.command("figures", help="The same as run-notebooks.")(run_notebooks_command)
+
+
+@app.command("train")
+def train_command(
+    stage: Annotated[str, typer.Argument(help="encoder, bytes, block-skim or words")],
+    profile: ProfileOption = "laptop",
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+) -> None:
+    """Train a reader with the settings of a profile, also under ``accelerate launch``.
+
+    The notebooks train all others: variants, ablations and students.
+    """
+    from qalib.study.session import train_by_name
+
+    run = train_by_name(stage, profile, seed)
+    print(f"{run.short}: {json.dumps(run.metrics)}")
+
+
+@app.command("export-checkpoint")
+def export_checkpoint(
+    what: Annotated[str, typer.Argument(help="reader or skimmer")] = "reader",
+    profile: ProfileOption = "study",
+) -> None:
+    """Write data/checkpoints from what a profile trained: adapter, scores, model card."""
+    from qalib.study.publish import export_reader, export_skimmer
+    from qalib.study.session import open_study
+
+    known = {"reader": export_reader, "skimmer": export_skimmer}
+    if what not in known:
+        raise QalibError(f"{what!r} is not shipped; choose {' or '.join(known)}.")
+    print(known[what](open_study("export-checkpoint", profile)))
+
+
+@runs.command("list")
+def runs_list(as_json: JsonOption = False) -> None:
+    """List the runs of the store and the records, the newest first."""
+    from tabulate import tabulate
+
+    from qalib.study.run_cache import RunCache
+
+    rows = RunCache().rows()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
+        row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
+    print(tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet.")
+
+
+@runs.command("delete")
+def runs_delete(
+    key: Annotated[str, typer.Argument(help="name or beginning of a key")],
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Delete a run from the store; records are never deleted."""
+    from qalib.study.run_cache import RunCache
+
+    if not yes:
+        typer.confirm(f"Delete the run {key} from the store?", abort=True)
+    for folder in RunCache().delete(key):
+        print(f"Deleted {folder}")
+
+
+DataOption = Annotated[str, typer.Option(help="almanac (embedded), a source or a file")]
+SkimmerOption = Annotated[str, typer.Option(help="folder of a trained skimmer; default: shipped")]
+SecondsOption = Annotated[float, typer.Option(help="time for the whole benchmark, about")]
+
+
+def bench_train_command(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+    """Training throughput against the defaults of transformers, on the same questions."""
+    from qalib.study import bench
+
+    print(bench.training_report(rounds=rounds, as_json=as_json))
+
+
+@bench.command("byte-models")
+def bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+    """Byte-level readers with equally many parameters: training and answering throughput."""
+    from qalib.study import bench
+
+    print(bench.byte_model_report(rounds=rounds, as_json=as_json))
+
+
+@bench.command("block-skim")
+def bench_block_skim(
+    data: DataOption = "almanac",
+    skimmer: SkimmerOption = "",
+    seconds: SecondsOption = 200.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Skimming against other ways to run the same encoder on the same batches."""
+    from qalib.study import bench
+
+    print(bench.block_skim_report(data, skimmer, seconds, as_json=as_json))

@@ -1,0 +1,5 @@
+"""The ``train`` command."""
+
+
+def train_command() -> None:
+    """Not written yet."""
