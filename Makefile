@@ -26,7 +26,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 figures: $(STAMP) ## run every notebook and draw its figures (PROFILE=ci, laptop, study, paper)
-	$(PY) -m qalib run-notebooks --profile $(PROFILE)
+	$(PY) -m qalib study run-notebooks --profile $(PROFILE)
 
 test: export HF_HUB_OFFLINE = 1
 test: export TOKENIZERS_PARALLELISM = false
@@ -39,8 +39,8 @@ test: $(STAMP) ## check style, imports, unit tests, and every notebook with nbva
 	$(PY) -m pytest -n 2 --dist loadfile
 	QALIB_WAIT=300 $(PY) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 	    --nbval-cell-timeout=300 -p no:cacheprovider
-	$(PY) -m qalib run-notebooks --profile ci --only 00,05
-	$(PY) -m qalib run-notebooks --check
+	$(PY) -m qalib study run-notebooks --profile ci --only 00,05
+	$(PY) -m qalib study run-notebooks --check
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks

@@ -6,11 +6,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from qalib.answer_command import write_output
 from tiny import TINY, examples, tiny_reader
 from typer.testing import CliRunner
 
 from qalib.__main__ import app
+from qalib.commands.output import write_output
 from qalib.data.formats import write_squad
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError

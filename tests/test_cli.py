@@ -20,13 +20,13 @@ def run(*words):
     ("words", "message"),
     [
         (("fetch", "sqaud"), "sqaud"),
-        (("run-notebooks", "--profile", "labtop"), "laptop"),
-        (("figures", "--profile", "ci", "--only", "77"), "77"),
-        (("run-notebooks", "--profile", "ci", "-p", "sead=3"), "sead"),
-        (("train", "decoder"), "encoder"),
-        (("train", "encoder", "--profile", "huge"), "huge"),
-        (("export-checkpoint", "decoder"), "reader or skimmer"),
-        (("runs", "delete", "zzzz", "--yes"), "zzzz"),
+        (("study", "run-notebooks", "--profile", "labtop"), "laptop"),
+        (("study", "figures", "--profile", "ci", "--only", "77"), "77"),
+        (("study", "run-notebooks", "--profile", "ci", "-p", "sead=3"), "sead"),
+        (("study", "train", "decoder"), "encoder"),
+        (("study", "train", "encoder", "--profile", "huge"), "huge"),
+        (("study", "export-checkpoint", "decoder"), "reader or skimmer"),
+        (("study", "runs", "delete", "zzzz", "--yes"), "zzzz"),
     ],
 )
 def test_mistakes_are_one_sentence(words, message, tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_main_prints_the_sentence_and_exits_2(monkeypatch, capsys):
 
 def test_a_process_prints_no_traceback():
     done = subprocess.run(
-        [sys.executable, "-m", "qalib", "runs", "delete", "zzzz", "--yes"],
+        [sys.executable, "-m", "qalib", "study", "runs", "delete", "zzzz", "--yes"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,

@@ -166,7 +166,7 @@ def test_a_figure_changed_by_hand_is_found(figures, kind):
     path.write_bytes(path.read_bytes() + b" ")
     [problem] = check_figures("ci", figures)
     assert f"00_loss.{kind}: is not the one that the notebook saved" in problem
-    assert "`python -m qalib run-notebooks --profile ci --only 00`" in problem
+    assert "`python -m qalib study run-notebooks --profile ci --only 00`" in problem
     path.unlink()
     [problem] = check_figures("ci", figures)
     assert f"00_loss.{kind}: is missing" in problem

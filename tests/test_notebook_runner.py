@@ -252,7 +252,7 @@ def test_a_change_is_told_with_the_command_that_mends_it(kit, old, new, profile,
     [problem] = check("study", kit)
     assert problem == (
         f"00_good: {reason} changed since it was run; "
-        "run `python -m qalib run-notebooks --profile study --only 00`."
+        "run `python -m qalib study run-notebooks --profile study --only 00`."
     )
 
 

@@ -197,7 +197,7 @@ def test_outputs_are_those_of_the_recorded_run():
     for notebook in list_notebooks():
         stamp = ProjectPaths().stamp(notebook.name, "study")
         assert stamp.exists(), (
-            f"run `python -m qalib run-notebooks --profile study` for {notebook.name}"
+            f"run `python -m qalib study run-notebooks --profile study` for {notebook.name}"
         )
         recorded = json.loads(stamp.read_text(encoding="utf-8"))["outputs"]
         assert outputs_hash(notebook) == recorded, notebook.name

@@ -193,7 +193,7 @@ def test_citation_is_of_this_version() -> None:
 def test_command_line_lists_its_commands() -> None:
     shown = python("-m", "qalib", "--help")
     assert shown.returncode == 0, shown.stderr
-    for command in ("run-notebooks", "runs", "fetch", "score", "answer"):
+    for command in ("answer", "score", "train", "distill", "skim", "bench", "fetch", "study"):
         assert command in shown.stdout
 
 

@@ -115,8 +115,10 @@ def test_old_python_is_told_what_to_do(clone: Clone) -> None:
 
 def test_profile_reaches_the_runner(clone: Clone) -> None:
     clone.make()
-    assert clone.make("figures") == ["-m qalib run-notebooks --profile laptop"]
-    assert clone.make("figures", PROFILE="study") == ["-m qalib run-notebooks --profile study"]
+    assert clone.make("figures") == ["-m qalib study run-notebooks --profile laptop"]
+    assert clone.make("figures", PROFILE="study") == [
+        "-m qalib study run-notebooks --profile study"
+    ]
 
 
 def test_check_runs_in_order(clone: Clone) -> None:
@@ -132,8 +134,8 @@ def test_check_runs_in_order(clone: Clone) -> None:
         "lint-imports",
         "pytest -n",
         "pytest notebooks",
-        "qalib run-notebooks",
-        "qalib run-notebooks",
+        "qalib study run-notebooks",
+        "qalib study run-notebooks",
     ]
     assert "--nbval-lax" in calls[4]
     assert calls[5].endswith("--profile ci --only 00,05")

@@ -17,7 +17,7 @@ from qalib.commands.output import (
     is_special,
     read_text,
     to_json,
-    write_files,
+    write_output,
 )
 from qalib.errors import QalibError
 
@@ -111,7 +111,7 @@ def answer_command(
         text = read_text(questions) if questions else question
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         found = _answer_questions(load, lines, passage, as_json, single=not questions)
-        write_files({output: found + "\n"}) if output else print(found)
+        write_output(output, found) if output else print(found)
 
 
 def _answer_questions(
@@ -157,7 +157,8 @@ def _answer_dataset(
         texts[output.with_suffix(".nbest.json")] = ranked
     if null_odds:
         texts[null_odds] = {i: p.null_odds for i, p in found.items()}
-    write_files({path: to_json(value, indent=None) for path, value in texts.items()})
+    for path, value in texts.items():
+        write_output(path, to_json(value, indent=None))
     print(f"{len(found)} answers written to {output}", file=sys.stderr)
     _report_skimming(answerer, predictions)
 

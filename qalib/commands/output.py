@@ -3,12 +3,12 @@
 import contextlib
 import json
 import os
-import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from qalib.errors import QalibError
+from qalib.files import write_atomically
 
 
 def is_main_process() -> bool:
@@ -43,40 +43,21 @@ def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
             raise QalibError(f"{path}: is an input of this command; name another file.")
 
 
-def write_files(texts: Mapping[Path, str]) -> None:
-    """Write files: regular ones atomically and together, devices, pipes and links directly.
+def write_output(path: Path, text: str) -> None:
+    """Write a file: a regular one as a whole, a device, pipe or link directly.
 
-    So commands that write to the same files leave those of one of them. What is standard output is
-    printed to, as opening it again would cut off what it holds. Raises QalibError for a file that
-    cannot be written.
+    What is standard output is printed to, as opening it again would cut off what it holds. Raises
+    QalibError if the file cannot be written.
     """
-    partial: dict[Path, Path] = {}
     try:
-        for path, text in texts.items():
-            try:
-                if _is_stdout(path):
-                    print(text, end="", flush=True)
-                elif is_special(path):
-                    path.write_text(text, encoding="utf-8")
-                else:
-                    partial[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                    partial[path].write_text(text, encoding="utf-8")
-                    with contextlib.suppress(FileNotFoundError):
-                        shutil.copymode(path, partial[path])
-            except OSError as error:
-                raise _cannot_be_written(path, error) from None
-        for path, written in partial.items():
-            try:
-                written.replace(path)
-            except OSError as error:
-                raise _cannot_be_written(path, error) from None
-    finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
-
-
-def _cannot_be_written(path: Path, error: OSError) -> QalibError:
-    return QalibError(f"{path}: cannot be written ({error.strerror or error}).")
+        if _is_stdout(path):
+            print(text, flush=True)
+        elif is_special(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(path, text)
+    except OSError as error:
+        raise QalibError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
 
 def _is_stdout(path: Path) -> bool:

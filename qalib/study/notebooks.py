@@ -120,7 +120,7 @@ def command(
     check: bool = False,
     params: Sequence[str] = (),
 ) -> int:
-    """What ``python -m qalib run-notebooks`` does; returns the exit status.
+    """What ``python -m qalib study run-notebooks`` does; returns the exit status.
 
     ``check`` runs nothing: it compares figures, notebooks and (in profile study) the README with
     what they were made from. ``params`` are texts "name=value".

@@ -101,7 +101,7 @@ def update_readme(records: Path = RECORDS, path: Path = README) -> bool:
 def check_readme(records: Path = RECORDS, path: Path = README) -> list[str]:
     """What is wrong with the README's table: an empty list if it is the one of the records."""
     old, new = _before_and_after(records, path)
-    mend = "run `python -m qalib run-notebooks --profile study`"
+    mend = "run `python -m qalib study run-notebooks --profile study`"
     return [] if old == new else [f"{path.name}: its results are not those recorded; {mend}."]
 
 

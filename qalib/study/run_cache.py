@@ -293,7 +293,7 @@ class RunCache:
             return next(iter(found.values()))
         if found:
             raise QalibError(f"{name!r} fits several runs; give more digits of the key.")
-        raise QalibError(f"no finished run is called {name!r}; `python -m qalib runs list`.")
+        raise QalibError(f"no finished run is called {name!r}; `python -m qalib study runs list`.")
 
     def _recorded(self, stage: str) -> dict[str, Run]:
         return read_records(self.records / f"{stage}.jsonl", self.root) if self.records else {}
@@ -345,7 +345,7 @@ class RunCache:
         if len(found) != 1:
             raise QalibError(
                 f"{len(found)} runs of the store {self.root} begin with {name!r}; "
-                "`python -m qalib runs list` shows them. Records are deleted with git only."
+                "`python -m qalib study runs list` shows them. Records are deleted with git only."
             )
         short, folders = next(iter(found.items()))
         with self._locked(short):
@@ -516,7 +516,7 @@ def read_json(folder: Path, name: str) -> dict:
 def _damaged(folder: Path, name: str, what: str) -> QalibError:
     return QalibError(
         f"The run {folder.name} is damaged: {folder / name} {what}; delete it with "
-        f"`python -m qalib runs delete {folder.name}`, or compute it again with --force."
+        f"`python -m qalib study runs delete {folder.name}`, or compute it again with --force."
     )
 
 

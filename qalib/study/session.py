@@ -171,7 +171,7 @@ def load_data(config: DataConfig, split: str) -> Dataset:
 
 
 def train_by_name(name: str, profile: str, seed: int = 0) -> Run:
-    """Train one reader with a profile's settings, as ``python -m qalib train`` does.
+    """Train one reader with a profile's settings, as ``python -m qalib study train`` does.
 
     name: encoder (notebook 00), bytes (the plain reader of 02), block-skim (joint training of 05)
     or words (the first single reader of 08). Raises QalibError for another.

@@ -214,7 +214,9 @@ def check(profile: str = "study", paths: ProjectPaths | None = None) -> list[str
     notebooks = list_notebooks(paths=paths)
     problems = []
     for notebook in notebooks:
-        command = f"python -m qalib run-notebooks --profile {profile} --only {notebook.name[:2]}"
+        command = (
+            f"python -m qalib study run-notebooks --profile {profile} --only {notebook.name[:2]}"
+        )
         for reason in why_stale(notebook, profile, paths=paths):
             problems.append(f"{notebook.name}: {reason}; run `{command}`.")
     names = {notebook.name for notebook in notebooks}
