@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import examples, tiny_reader
+from tiny import LAUNCH, examples, launched, tiny_reader
 
 from qalib.checkpoints import latest_checkpoint, load_weights, save_weights
 from qalib.data.batching import collate
@@ -137,22 +137,6 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
         [{**json.loads(line), "tokens_per_second": 0} for line in log.splitlines()] for log in logs
     ]
     assert without_speed[0] == without_speed[1]
-
-
-# accelerate launches several CPU processes through the launcher named for GPUs
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-LAUNCH += ["--main_process_port", "0"]  # any free one
-
-
-def launched(command, **variables):
-    """Run a command of one or two processes on the CPU; fail with its last words."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):

@@ -1,4 +1,9 @@
-"""Small models and data that tests share."""
+"""Small models and data that tests share, and the launch of two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from qalib.data.schema import Answer, Example
 from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
@@ -24,3 +29,19 @@ def examples(count: int = 24) -> list[Example]:
             answers = answers[:1]
         made.append(Example(f"q{n}", f"When was {city} founded?", context, answers))
     return made
+
+
+# accelerate launches several CPU processes through the launcher named for GPUs
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCH += ["--main_process_port", "0"]  # any free one
+
+
+def launched(command, **variables):
+    """Run a command of one or two processes on the CPU; fail with its last words."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
