@@ -33,6 +33,7 @@ from qalib.data.schema import Example, check_example
 from qalib.data.windows import LazyWindows, Window, WindowConfig
 from qalib.data.words import WordConfig, WordWindow, collate_words, word_windows
 from qalib.decoding import ReaderOutput, decode_spans
+from qalib.errors import QalibError
 from qalib.models.bf16 import to_bf16
 from qalib.models.byte_reader import ByteReader
 from qalib.models.encoder import EncoderReader
@@ -88,6 +89,7 @@ class Prediction:
     token_fraction: float  # of the passage's tokens processed by all layers; 1 without skimming
     windows: int = 1  # of the passage
     dropped: int = 0  # windows left before the last layer
+    null_odds: float | None = None  # score of "no answer" less the best span's
 
 
 class _Answering:
@@ -133,17 +135,17 @@ class QuestionAnswerer(_Answering):
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path = "", config: AnswerConfig | None = None
+        cls, checkpoint: str | Path = "", config: AnswerConfig | None = None, device: str = ""
     ) -> "QuestionAnswerer":
         """The default reader or that of a checkpoint folder. Raises QalibError if it is damaged.
 
-        Without ``config``, inputs are cut as in training. On a CPU with bf16 units the weights are
-        converted once.
+        Without ``config``, inputs are cut as in training; ``device`` as of
+        :func:`choose_device`. On a CPU with bf16 units the weights are converted once.
         """
         config = config or AnswerConfig(windows=windows_of(checkpoint))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device)
         reader = load_reader(checkpoint)
-        if device == "cpu" and choose_precision(config.precision, device)[0] == "bf16":
+        if device.type == "cpu" and choose_precision(config.precision, "cpu")[0] == "bf16":
             reader = EncoderReader(to_bf16(reader.encoder), reader.tokenizer)
         return cls(reader.to(device), config)
 
@@ -213,7 +215,10 @@ class QuestionAnswerer(_Answering):
         tokens = sum(len(window.offsets) for window, _ in parts)
         processed = sum(len(window.offsets) * scored.token_fraction for window, scored in parts)
         fraction = processed / tokens if tokens else 1.0
-        return Prediction(self._rank(example, kept), fraction, len(parts), len(parts) - len(kept))
+        counts = len(parts), len(parts) - len(kept)
+        null = min(scored.null for _, scored in kept)
+        best = max(scored.scores[0] for _, scored in kept)
+        return Prediction(self._rank(example, kept), fraction, *counts, null - best)
 
     def _rank(
         self, example: Example, parts: list[tuple[Window, "_ScoredWindow"]]
@@ -329,6 +334,20 @@ class _ScoredWindow:
     token_fraction: float
     dropped: bool
     max_block_score: float
+
+
+def choose_device(name: str = "") -> torch.device:
+    """The device of that name (cuda, cuda:1, mps, cpu); "" is cuda where there is one, else cpu.
+
+    Raises QalibError if this machine has no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise QalibError(f"device {name!r} cannot be used here ({reason}); use cpu.") from None
+    return device
 
 
 def _check(examples: Sequence[Example]) -> None:

@@ -33,7 +33,7 @@ NullThresholdOption = Annotated[
     ),
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="inputs of full length at a time")]
-DeviceOption = Annotated[str, typer.Option(help="cuda, mps or cpu; default: the fastest there is")]
+DeviceOption = Annotated[str, typer.Option(help="cuda, mps or cpu; default: cuda, or else cpu")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16")]
 
 
