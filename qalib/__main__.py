@@ -2,11 +2,13 @@
 
 import signal
 import sys
+import warnings
 
 import typer
 
 from qalib.commands import answer, bench, distill, fetch, score, skim, study, train
-from qalib.errors import QalibError
+from qalib.commands.output import is_main_process
+from qalib.errors import DataWarning, QalibError
 
 app = typer.Typer(
     help="Extractive question answering: answer, train, distill and skim.",
@@ -36,8 +38,18 @@ def _interrupt(*_) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user error is one line and exit status 2."""
+    """Run the command line; a user error is one line and exit status 2, a warning about data one."""
     signal.signal(signal.SIGINT, _interrupt)
+    show_other = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place, **options) -> None:
+        if not issubclass(category, DataWarning):
+            show_other(message, category, *place, **options)
+        elif is_main_process():
+            print(f"qalib: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", DataWarning)
     try:
         app()
     except QalibError as error:

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and the warning for what is tolerated."""
 
 
 class QalibError(Exception):
@@ -7,3 +7,7 @@ class QalibError(Exception):
     The command line prints it as a single line and exits with status 2; nothing else in the kit
     turns an exception into text.
     """
+
+
+class DataWarning(UserWarning):
+    """What was tolerated in a file: one sentence that counts it and names the first."""

@@ -217,7 +217,7 @@ class QuestionAnswerer(_Answering):
         fraction = processed / tokens if tokens else 1.0
         counts = len(parts), len(parts) - len(kept)
         null = min(scored.null for _, scored in kept)
-        best = max(scored.scores[0] for _, scored in kept)
+        best = max(torch.finfo(torch.float32).min, *(scored.scores[0] for _, scored in kept))
         return Prediction(self._rank(example, kept), fraction, *counts, null - best)
 
     def _rank(

@@ -96,7 +96,7 @@ def answer_command(
             precision=precision,
         )
         if not skim:
-            return QuestionAnswerer.load(model, config)
+            return QuestionAnswerer.load(model, config, device or place)
         from qalib.skim.calibration import OperatingPointTarget
         from qalib.skim.reader import load_skim_answerer
 
