@@ -6,13 +6,16 @@ A prediction is a text for a question id, as in the files that SQuAD's own scrip
 There are two official rules. They differ for texts without a word after normalising:
 "1.1" gives two empty texts EM 1 but F1 0, and cannot score a question without gold answers;
 "2.0" gives them EM 1 and F1 1, drops empty gold answers, and where none is left expects "".
+F1 counts words; ``characters`` makes it count characters, for scripts that write no spaces.
 
 Sources: Rajpurkar et al. 2016 (rule 1.1), 2018 (rule 2.0).
 """
 
-import logging
+import math
 import re
 import string
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +24,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from qalib.data.formats import load_squad, parse_json, read_bytes
+from qalib.data.formats import parse_json, read_bytes
 from qalib.data.schema import Dataset
-from qalib.errors import QalibError
+from qalib.data.sources import load_data
+from qalib.errors import DataWarning, QalibError
 
 Rule = Literal["1.1", "2.0"]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 def normalize_answer(text: str) -> str:
@@ -51,10 +56,20 @@ def f1(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float
 
 
 class _Words(dict[str, list[str]]):
-    """Cache of the normalised words of texts, for the duration of one call."""
+    """Cache of the normalised words of texts, for the duration of one call.
+
+    With ``characters``, punctuation of every script is dropped before, as in the scripts of
+    KorQuAD and CMRC, and F1 counts the characters of the words.
+    """
+
+    def __init__(self, characters: bool = False):
+        self.characters = characters
 
     def __missing__(self, text: str) -> list[str]:
-        words = self[text] = normalize_answer(text).split()
+        plain = text
+        if self.characters:
+            plain = "".join(c for c in text if not unicodedata.category(c).startswith("P"))
+        words = self[text] = normalize_answer(plain).split()
         return words
 
 
@@ -73,11 +88,14 @@ def _gold_words(golds: Sequence[str], rule: Rule, words: _Words) -> list[list[st
 def _score(text: str, golds: Sequence[str], rule: Rule, words: _Words) -> tuple[float, float]:
     """(EM, F1) of a predicted text, each the maximum over the gold answers."""
     said, expected = words[text], _gold_words(golds, rule, words)
-    return float(said in expected), max(_overlap(said, gold, rule) for gold in expected)
+    em = float(said in expected)
+    if words.characters:
+        said, expected = "".join(said), ["".join(gold) for gold in expected]
+    return em, max(_overlap(said, gold, rule) for gold in expected)
 
 
-def _overlap(prediction: list[str], gold: list[str], rule: Rule) -> float:
-    """F1 of two bags of words, with the arithmetic in the order of the official scripts."""
+def _overlap(prediction: Sequence[str], gold: Sequence[str], rule: Rule) -> float:
+    """F1 of two bags of words or characters, in the official scripts' order of arithmetic."""
     if not prediction or not gold:
         return float(rule == "2.0" and prediction == gold)
     common = sum((Counter(prediction) & Counter(gold)).values())
@@ -88,18 +106,21 @@ def _overlap(prediction: list[str], gold: list[str], rule: Rule) -> float:
 
 
 def question_scores(
-    dataset: Dataset, predictions: Mapping[str, str], rule: Rule | None = None
+    dataset: Dataset,
+    predictions: Mapping[str, str],
+    rule: Rule | None = None,
+    characters: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of every question: two float64 arrays (questions,), 0 to 1, in dataset order.
 
     Without a ``rule``, the dataset's version decides. A question without a prediction scores 0 in
-    both, and one warning line is logged; predictions for ids that the dataset does not have are
+    both, with one DataWarning; predictions for ids that the dataset does not have are
     ignored. Raises QalibError for an empty dataset, predictions none of which is for it, or a
     question that the rule cannot score.
     """
     rule = rule or _rule_of(dataset)
     _check_ids(dataset, predictions)
-    words = _Words()
+    words = _Words(characters)
     scores = np.zeros((2, len(dataset)))
     for i, example in enumerate(dataset):
         if example.id in predictions:
@@ -112,7 +133,7 @@ def _rule_of(dataset: Dataset) -> Rule:
 
 
 def _check_ids(dataset: Dataset, predictions: Mapping) -> None:
-    """Raise QalibError if nothing can be scored; log a warning if something cannot."""
+    """Raise QalibError if nothing can be scored; warn if something cannot."""
     place = dataset.path or dataset.name
     missing = [example.id for example in dataset if example.id not in predictions]
     if not len(dataset):
@@ -120,8 +141,8 @@ def _check_ids(dataset: Dataset, predictions: Mapping) -> None:
     if len(missing) == len(dataset):
         raise QalibError(f"the predictions belong to another dataset; none is for {place}.")
     if missing:
-        text = "%d of %d questions have no prediction, the first of them %r."
-        logging.getLogger(__name__).warning(text, len(missing), len(dataset), missing[0])
+        text = f"{len(missing)} of {len(dataset)} questions have no prediction"
+        warnings.warn(f"{text}, the first of them {missing[0]!r}.", DataWarning, stacklevel=3)
 
 
 def _percent(scores: np.ndarray) -> float:
@@ -129,37 +150,83 @@ def _percent(scores: np.ndarray) -> float:
     return 100.0 * float(np.cumsum(scores)[-1]) / len(scores)
 
 
-def score(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:
+def score(
+    dataset: Dataset, predictions: Mapping[str, str], characters: bool = False
+) -> dict[str, float]:
     """:func:`score_squad2` for a dataset of version 2.0, else :func:`score_squad1`."""
-    return (score_squad2 if _rule_of(dataset) == "2.0" else score_squad1)(dataset, predictions)
+    rule = score_squad2 if _rule_of(dataset) == "2.0" else score_squad1
+    return rule(dataset, predictions, characters=characters)
 
 
-def score_squad1(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:
+def score_squad1(
+    dataset: Dataset, predictions: Mapping[str, str], characters: bool = False
+) -> dict[str, float]:
     """``exact_match`` and ``f1`` in percent, to the last digit as the official v1.1 script.
 
     A missing prediction scores 0. Raises QalibError as :func:`question_scores` does.
     """
-    em, overlap = question_scores(dataset, predictions, "1.1")
+    em, overlap = question_scores(dataset, predictions, "1.1", characters)
     return {"exact_match": _percent(em), "f1": _percent(overlap)}
 
 
-def score_squad2(dataset: Dataset, predictions: Mapping[str, str]) -> dict[str, float]:
+def score_squad2(
+    dataset: Dataset,
+    predictions: Mapping[str, str],
+    na_probs: Mapping[str, float] | None = None,
+    na_prob_thresh: float = 1.0,
+    characters: bool = False,
+) -> dict[str, float]:
     """``exact``, ``f1``, ``total`` and their ``HasAns_`` and ``NoAns_`` parts, as the v2.0 script.
 
     Scores are in percent; a part without questions is left out. A missing prediction scores 0 and
-    counts, whether or not there is an answer (the official script stops with a KeyError). Raises
-    QalibError as :func:`question_scores`.
+    counts, whether or not there is an answer (the official script stops with a KeyError).
+    ``na_probs`` (of every question; probabilities or any score that grows with "no answer") turns
+    answers above the threshold into "", and adds ``best_exact`` and ``best_f1`` over all
+    thresholds, with ``best_exact_thresh`` and ``best_f1_thresh``. Raises QalibError as
+    :func:`question_scores`.
     """
-    em, overlap = question_scores(dataset, predictions, "2.0")
+    em, overlap = question_scores(dataset, predictions, "2.0", characters)
+    scores = {"exact": em, "f1": overlap}
     answerable = np.array([example.answerable for example in dataset])
+    best = {}
+    if na_probs is not None:
+        empty = np.array([na_probs[example.id] > na_prob_thresh for example in dataset])
+        for name, raw in scores.items():
+            best[f"best_{name}"], best[f"best_{name}_thresh"] = _best_threshold(
+                dataset, predictions, na_probs, raw
+            )
+            scores[name] = np.where(empty, ~answerable, raw)
     result = {}
     everything = np.ones_like(answerable)
     for prefix, part in (("", everything), ("HasAns_", answerable), ("NoAns_", ~answerable)):
         if part.any():
-            result[f"{prefix}exact"] = _percent(em[part])
-            result[f"{prefix}f1"] = _percent(overlap[part])
+            result |= {f"{prefix}{name}": _percent(raw[part]) for name, raw in scores.items()}
             result[f"{prefix}total"] = int(part.sum())
-    return result
+    return result | best
+
+
+def _best_threshold(
+    dataset: Dataset,
+    predictions: Mapping[str, str],
+    na_probs: Mapping[str, float],
+    scores: np.ndarray,
+) -> tuple[float, float]:
+    """(best mean score in percent, its threshold) if only answers up to it are given.
+
+    As the official script: questions are admitted by rising na_prob, equal ones in the order of
+    ``na_probs``; an answer to a question without one costs 1; the first best threshold counts.
+    """
+    row = {example.id: i for i, example in enumerate(dataset)}
+    order = sorted((key for key in na_probs if key in row), key=na_probs.__getitem__)
+    gains = [
+        scores[row[key]]
+        if dataset.examples[row[key]].answerable
+        else -float(predictions.get(key) != "")
+        for key in order
+    ]
+    total = np.cumsum([sum(not example.answerable for example in dataset), *gains])
+    best = int(total.argmax())
+    return 100.0 * float(total[best]) / len(dataset), na_probs[order[best - 1]] if best else 0.0
 
 
 def precision_at_n(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
@@ -267,26 +334,74 @@ def bootstrap_ci(
 def load_predictions(path: str | Path) -> dict[str, str]:
     """Read a predictions file: one JSON object, question id to answer text ("" for no answer).
 
-    Raises QalibError that names the file, and the question id whose value is not a text.
+    A list of {id, prediction_text} is read as well. A null counts as "", a whole number as its
+    digits; other values are left out. One DataWarning counts these. Raises QalibError for another
+    form and if no value is a text.
+    """
+    tree = parse_json(read_bytes(Path(path)), path)
+    if isinstance(tree, list) and all(isinstance(row, dict) and "id" in row for row in tree):
+        tree = {str(row["id"]): row.get("prediction_text", row) for row in tree}
+    if not isinstance(tree, dict):
+        raise QalibError(f"{path}: expected one JSON object, question id to answer text.")
+    texts = {key: text for key, text in tree.items() if isinstance(text, str)}
+    if odd := [key for key in tree if key not in texts]:
+        first = f"question {odd[0]!r}: expected an answer text, found {tree[odd[0]]!r:.40}"
+        if not texts:
+            raise QalibError(f"{path}: {first}.")
+        known = {key: tree[key] for key in odd if type(tree[key]) in (int, type(None))}
+        texts |= {key: "" if value is None else str(value) for key, value in known.items()}
+        warnings.warn(
+            f"{path}: predictions that are no texts: {len(odd)}, of which {len(odd) - len(known)} "
+            f"are left out; the first: {first}.",
+            DataWarning,
+            stacklevel=2,
+        )
+    return texts
+
+
+def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
+    """Read a file of no-answer scores: one JSON object, question id to a finite number.
+
+    Raises QalibError for another value and for a question of the dataset without one.
     """
     tree = parse_json(read_bytes(Path(path)), path)
     if not isinstance(tree, dict):
-        raise QalibError(f"{path}: expected one JSON object, question id to answer text.")
-    for key, text in tree.items():
-        if not isinstance(text, str):
-            raise QalibError(
-                f"{path}: question {key!r}: expected an answer text, found {text!r:.40}."
-            )
+        raise QalibError(f"{path}: expected one JSON object, question id to number.")
+    for key, value in tree.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise QalibError(f"{path}: question {key!r}: expected a number, found {value!r:.40}.")
+    if missing := [example.id for example in dataset if example.id not in tree]:
+        raise QalibError(
+            f"{path}: {len(missing)} of {len(dataset)} questions have no value, the first of them "
+            f"{missing[0]!r}."
+        )
     return tree
 
 
-def score_files(dataset_path: str | Path, predictions_path: str | Path) -> dict[str, float]:
-    """Score a predictions file against a SQuAD v1.1 or v2.0 file, as :func:`score` does.
+def score_files(
+    dataset: str | Path,
+    predictions: str | Path,
+    na_prob_file: str | Path | None = None,
+    characters: bool = False,
+) -> dict[str, float]:
+    """Score a predictions file against a data file or a set by name, as :func:`score` does.
 
-    Raises QalibError for a file that is missing or malformed or belongs to another dataset.
+    With ``na_prob_file``, as :func:`score_squad2` with its thresholds. Raises QalibError for a
+    file that is missing or malformed or belongs to another dataset.
     """
-    dataset, predictions = load_squad(dataset_path), load_predictions(predictions_path)
+    data, texts = load_data(dataset, "score"), load_predictions(predictions)
+    golds = [text for example in data for text in example.answer_texts]
+    if not characters and 2 * sum(bool(_CJK.search(text)) for text in golds) > len(golds):
+        warnings.warn(
+            f"{data.path}: most answers are Chinese, Japanese or Korean, and F1 counts words "
+            "between spaces; --characters (characters=True) counts characters.",
+            DataWarning,
+            stacklevel=2,
+        )
+    na_probs = load_na_probs(na_prob_file, data) if na_prob_file else None
     try:
-        return score(dataset, predictions)
+        if na_probs is None:
+            return score(data, texts, characters)
+        return score_squad2(data, texts, na_probs, characters=characters)
     except QalibError as error:
-        raise QalibError(f"{predictions_path}: {error}") from None
+        raise QalibError(f"{predictions}: {error}") from None

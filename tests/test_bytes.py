@@ -16,7 +16,7 @@ from qalib.data.bytes import (
     passage_features,
     utf8_bytes,
 )
-from qalib.data.formats import load_squad
+from qalib.data.formats import load_file
 from qalib.data.schema import Answer, Example
 from qalib.errors import QalibError
 
@@ -152,7 +152,7 @@ def test_empty_text_is_named(example, message):
 
 
 def test_real_answers_survive_both_units(real_data):
-    examples = load_squad(real_data / "squad-dev-v1.1.json").examples[:1500]
+    examples = load_file(real_data / "squad-dev-v1.1.json").examples[:1500]
     for unit in UNITS:
         for feature in passage_features(examples, ByteConfig(unit)):
             for index, spans in zip(feature.examples, feature.spans, strict=True):

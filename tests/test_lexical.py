@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.data.corpus import CorpusConfig, build_corpus
-from qalib.data.formats import load_squad
+from qalib.data.formats import load_file
 from qalib.data.schema import Example, make_dataset
 from qalib.metrics import score
 from qalib.models.lexical import lexical_answers
@@ -97,7 +97,7 @@ def test_answers_do_not_depend_on_the_process():
 
 def test_it_is_a_fair_baseline_on_real_questions(real_data):
     """About what a sliding window reached on SQuAD (Rajpurkar et al. 2016: 20 F1), and better."""
-    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    dataset = load_file(real_data / "squad-dev-v1.1.json")
     scores = score(dataset, lexical_answers(dataset))
     assert 22 < scores["exact_match"] < 35
     assert 30 < scores["f1"] < 45

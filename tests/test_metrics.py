@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qalib import metrics
-from qalib.data.formats import load_squad, write_squad
+from qalib.data.formats import load_file, write_squad
 from qalib.data.schema import Answer, Dataset, Example, make_dataset
-from qalib.errors import QalibError
+from qalib.errors import DataWarning, QalibError
 
 WORDS = ["a", "The", "an", "dog", "Dog", "dog's", "théâtre", "the-sea", "1,914", "--", "", "_a_"]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join) | st.text(max_size=12)
@@ -257,15 +257,14 @@ def test_the_2_0_rule_leaves_out_a_part_without_questions():
     assert result["total"] == result["HasAns_total"] == 3
 
 
-def test_a_missing_prediction_scores_zero_and_is_warned_of(caplog):
+def test_a_missing_prediction_scores_zero_and_is_warned_of(recwarn):
     dataset = dataset_of({"q1": ["dog"], "q2": [], "q3": ["cat"]})
-    result = metrics.score_squad2(dataset, {"q1": "dog"})
+    with pytest.warns(DataWarning, match="2 of 3 questions have no prediction, the first .* 'q2'"):
+        result = metrics.score_squad2(dataset, {"q1": "dog"})
     assert (result["exact"], result["total"]) == (pytest.approx(100 / 3), 3)
     assert (result["HasAns_exact"], result["NoAns_f1"]) == (50.0, 0.0)
-    assert caplog.messages == ["2 of 3 questions have no prediction, the first of them 'q2'."]
-    caplog.clear()
     assert metrics.score_squad1(dataset_of(ANSWERABLE), PREDICTED)["f1"] > 0
-    assert not caplog.messages
+    assert not recwarn
 
 
 def test_nothing_to_score_is_an_error():
@@ -487,10 +486,10 @@ def some_predictions(dataset: Dataset) -> dict[str, str]:
 
 
 def test_gold_answers_score_100_on_real_data(real_data):
-    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    dataset = load_file(real_data / "squad-dev-v1.1.json")
     gold = {e.id: e.answers[0].text for e in dataset}
     assert metrics.score(dataset, gold) == {"exact_match": 100.0, "f1": 100.0}
-    dataset = load_squad(real_data / "squad-dev-v2.0.json")
+    dataset = load_file(real_data / "squad-dev-v2.0.json")
     gold = {e.id: e.answers[0].text if e.answers else "" for e in dataset}
     result = metrics.score(dataset, gold)
     totals = {key: result.pop(key) for key in ("total", "HasAns_total", "NoAns_total")}
@@ -499,7 +498,7 @@ def test_gold_answers_score_100_on_real_data(real_data):
 
 
 def test_the_rules_part_on_the_gold_answers_of_real_data_that_are_a_full_stop(real_data):
-    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    dataset = load_file(real_data / "squad-dev-v1.1.json")
     odd = make_dataset("odd", [e for e in dataset if "." in e.answer_texts])
     predictions = dict.fromkeys((e.id for e in odd), ".")
     assert len(odd) == 3
@@ -508,7 +507,7 @@ def test_the_rules_part_on_the_gold_answers_of_real_data_that_are_a_full_stop(re
 
 
 def test_squad1_equals_the_reference_on_real_data(real_data):
-    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    dataset = load_file(real_data / "squad-dev-v1.1.json")
     predictions = some_predictions(dataset)
     result = metrics.score(dataset, predictions)
     assert result == plain_squad1(dataset, predictions)
@@ -520,13 +519,13 @@ def test_squad1_equals_the_reference_on_real_data(real_data):
 
 
 def test_squad2_equals_the_reference_on_real_data(real_data):
-    dataset = load_squad(real_data / "squad-dev-v2.0.json")
+    dataset = load_file(real_data / "squad-dev-v2.0.json")
     predictions = some_predictions(dataset)
     assert metrics.score(dataset, predictions) == plain_squad2(dataset, predictions)
 
 
 def test_one_annotator_against_the_others_on_real_data(real_data):
-    dataset = load_squad(real_data / "squad-dev-v1.1.json")
+    dataset = load_file(real_data / "squad-dev-v1.1.json")
     several = [e for e in dataset if len(e.answers) > 1]
     others = make_dataset(
         "others", [Example(e.id, e.question, e.context, e.answers[1:]) for e in several]
@@ -608,8 +607,6 @@ def test_answers_survive_any_script(files):
         ('{"q1": "dog",\n "q2', "line 2, column 2: not valid JSON"),
         ('["dog"]', "expected one JSON object, question id to answer text"),
         ('"dog"', "expected one JSON object, question id to answer text"),
-        ('{"q1": "dog", "q2": null}', "question 'q2': expected an answer text, found None"),
-        ('{"q1": "dog", "q2": 1914}', "question 'q2': expected an answer text, found 1914"),
         ('{"q1": [{"text": "dog"}]}', "question 'q1': expected an answer text, found [{'text'"),
         ('{"x": "dog"}', "the predictions belong to another dataset; none is for"),
         ("{}", "the predictions belong to another dataset; none is for"),
@@ -628,7 +625,7 @@ def test_a_long_wrong_value_is_cut(files):
 
 def test_files_in_the_wrong_order_are_told_apart(files):
     dataset, predictions = files([KEPT], {"q1": "dog"})
-    assert error_of(predictions, dataset).startswith(f"{predictions}: not a SQuAD file")
+    assert error_of(predictions, dataset).startswith(f"{predictions}: none of 1 rows")
 
 
 def test_a_dataset_without_questions_is_named(files):

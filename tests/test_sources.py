@@ -14,7 +14,7 @@ import pytest
 
 from qalib import paths
 from qalib.data import sources
-from qalib.data.formats import load_squad, write_squad
+from qalib.data.formats import load_file, write_squad
 from qalib.data.schema import Answer, Example, content_hash
 from qalib.data.sources import SOURCES, Source, fetch, find, load
 from qalib.errors import QalibError
@@ -201,7 +201,7 @@ def test_the_published_file_is_loaded(home, raw, register):
     register()
     path = put(home, raw)
     dataset = load("set")
-    assert dataset.examples == load_squad(path).examples
+    assert dataset.examples == load_file(path).examples
     assert dataset.name == "set"
     assert dataset.provenance()["raw_sha256"] == hashlib.sha256(raw).hexdigest()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import examples
 
 from qalib.data import windows as windows_module
-from qalib.data.formats import load_squad
+from qalib.data.formats import load_file
 from qalib.data.schema import Answer, Example
 from qalib.data.windows import LazyWindows, WindowConfig, make_windows, training_windows
 from qalib.errors import QalibError
@@ -102,7 +102,7 @@ def test_offsets_point_into_any_text(tokenizer, context, data):
 
 
 def test_real_answers_survive_tokenisation(tokenizer, real_data):
-    data = load_squad(real_data / "squad-dev-v1.1.json").examples[:400]
+    data = load_file(real_data / "squad-dev-v1.1.json").examples[:400]
     exact = total = 0
     for window in make_windows(data, tokenizer, WindowConfig()):
         golds = {(a.start, a.end) for a in data[window.example].answers}

@@ -142,11 +142,11 @@ def _answer_dataset(
     load: Callable, dataset: str, output: Path | None, null_odds: Path | None, skip_bad: bool
 ) -> None:
     """Write the official prediction file of a data set, and the n best answers next to it."""
-    from qalib.data.formats import load_any
+    from qalib.data.sources import load_data
 
     if output is None:
         raise QalibError(f"{dataset}: name the file for the predictions: --output FILE.json.")
-    examples = load_any(dataset).examples
+    examples = load_data(dataset, "answer").examples
     answerer, predictions = _predict_shared(load, examples)
     if not is_main_process():
         return

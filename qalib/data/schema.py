@@ -173,15 +173,21 @@ def check_example(example: Example, place: str) -> None:
     if not example.question.strip():
         raise QalibError(f"{place}: the question is empty; remove it or give its text.")
     for answer in example.answers:
-        if not answer.text:
-            raise QalibError(f"{place}: an answer is the empty string; remove it.")
-        found = example.context[max(0, answer.start) : max(0, answer.end)]
-        if answer.start >= 0 and found == answer.text:
-            continue
-        first = example.context.find(answer.text)
-        if first < 0:
-            raise QalibError(f"{place}: the answer {answer.text!r} does not occur in its context.")
-        raise QalibError(
-            f"{place}: answer_start {answer.start} points at {found!r}, not at the answer "
-            f"{answer.text!r}, which first occurs at {first}."
-        )
+        if reason := misplaced(answer, example.context):
+            raise QalibError(f"{place}: {reason}.")
+
+
+def misplaced(answer: Answer, context: str) -> str:
+    """Why an answer is not at its offset in the context; "" if it is there."""
+    if not answer.text:
+        return "an answer is the empty string; remove it"
+    found = context[max(0, answer.start) : max(0, answer.end)]
+    if answer.start >= 0 and found == answer.text:
+        return ""
+    first = context.find(answer.text)
+    if first < 0:
+        return f"the answer {answer.text!r} does not occur in its context"
+    return (
+        f"answer_start {answer.start} points at {found!r}, not at the answer {answer.text!r}, "
+        f"which first occurs at {first}"
+    )

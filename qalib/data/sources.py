@@ -15,7 +15,7 @@ import tomllib
 import warnings
 from pathlib import Path
 
-from qalib.data.formats import from_rows, load_any, write_squad
+from qalib.data.formats import Purpose, from_rows, load_file, write_squad
 from qalib.data.schema import Dataset, file_sha256
 from qalib.errors import QalibError
 from qalib.paths import cache_dir, data_dirs
@@ -64,6 +64,21 @@ def find(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = False) -> Dataset:
+    """A file by its path, as :func:`~qalib.data.formats.load_file`, or a source by its name.
+
+    A file that has the name of a source comes first. Raises QalibError as the two do.
+    """
+    if Path(name).exists() or len(Path(name).parts) > 1:
+        return load_file(name, purpose, skip_bad=skip_bad)
+    if str(name) in SOURCES:
+        return load(str(name))
+    raise QalibError(
+        f"{name}: no such file, and no source of that name ({nearest(name, SOURCES)}); check the "
+        "spelling, or give the path of a file."
+    )
+
+
 def load(name: str) -> Dataset:
     """The verified questions of a source.
 
@@ -76,7 +91,7 @@ def load(name: str) -> Dataset:
         raise QalibError(
             f"{_missing(source)}: run 'python -m qalib fetch {name}', or {_by_hand(source)}."
         )
-    dataset = load_any(path, name)
+    dataset = load_file(path, name=name)
     _verify(source, path, dataset)
     return dataset
 
@@ -128,7 +143,7 @@ def _verify(source: Source, path: Path, dataset: Dataset | None = None) -> None:
     raw = dataset.raw_sha256 if dataset else file_sha256(path)
     if raw in (source.sha256, _recorded(path)):
         return
-    dataset = dataset or load_any(path, source.name)
+    dataset = dataset or load_file(path, name=source.name)
     if dataset.content_sha256 in source.content_sha256:
         return
     raise QalibError(

@@ -6,7 +6,6 @@ Progress goes to the standard error output, a line every few seconds.
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset
@@ -66,12 +65,11 @@ def end_to_end_report(
 
 def bench_data(name: str) -> Dataset:
     """A data set by name or file; "almanac" is the embedded corpus with its longest passages."""
-    from qalib.data.formats import load_any
-    from qalib.data.sources import load
+    from qalib.data.sources import load_data
 
     if name == "almanac":
         return build_corpus(CorpusConfig(questions=400, length=2500))
-    return load_any(name) if Path(name).is_file() else load(name)
+    return load_data(name)
 
 
 def load_trained(folder: str = ""):
