@@ -1,13 +1,14 @@
 """qalib: models, losses and measurements for efficient extractive question answering."""
 
 __version__ = "0.1.0"
-__all__ = ["open_study"]
+__all__ = ["open_study", "pipeline"]
 
 
 def __getattr__(name: str):
-    """Import ``open_study``, with which every notebook begins, when it is first used."""
-    if name == "open_study":
-        from qalib.study.session import open_study
+    """Import ``open_study``, with which every notebook begins, or ``pipeline`` when it is used."""
+    homes = {"open_study": "qalib.study.session", "pipeline": "qalib.pipelines"}
+    if name in homes:
+        from importlib import import_module
 
-        return open_study
+        return getattr(import_module(homes[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

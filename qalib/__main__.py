@@ -38,7 +38,7 @@ def _interrupt(*_) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user error is one line and exit status 2, a warning about data one."""
+    """Run the command line; a user error is one line and exit status 2."""
     signal.signal(signal.SIGINT, _interrupt)
     show_other = warnings.showwarning
 

@@ -1,0 +1,268 @@
+"""The question-answering pipeline of transformers 4, which transformers 5 no longer has.
+
+    qa = qalib.pipeline(model="deepset/roberta-base-squad2")
+    qa(question="Who designed the bridge?", context=passage)
+    # {"score": 0.98, "start": 35, "end": 45, "answer": "Mira Kovač"}
+
+Calls, options, their defaults and results are those of its last releases (4.54 to 4.57). A window
+gives the span from token i to token j, of at most ``max_answer_len`` tokens, the score
+
+    p(i, j) = exp(s_i) / sum_t exp(s_t) * exp(e_j) / sum_t exp(e_t)
+
+for start logits s and end logits e, with t over the passage's tokens and [CLS]. Spans of the same
+text (letter case aside) are one answer with the sum of their scores in a window, and the best sum
+of all windows. "No answer" scores the least p([CLS], [CLS]) of all windows. Two things differ:
+scores are not added up over windows, where they could exceed 1, and an answer has no surrounding
+white space.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from qalib.data.batching import Batch
+from qalib.data.schema import Example
+from qalib.data.windows import Window, WindowConfig, replace_surrogates
+from qalib.decoding import decode_spans, mask_logits
+from qalib.errors import QalibError
+from qalib.inference import (
+    AnswerConfig,
+    Count,
+    QuestionAnswerer,
+    _ScoredWindow,
+    choose_device,
+)
+from qalib.models.encoder import EncoderReader
+from qalib.models.pretrained import windows_of
+from qalib.settings import settings
+
+IGNORED = {"framework", "use_fast", "padding", "batch_size", "num_workers"}  # change no answer
+
+
+@settings
+class QuestionAnsweringOptions:
+    """Options of a pipeline or of one call; lengths in word pieces."""
+
+    top_k: Count = 1
+    max_answer_len: Count = 15
+    max_seq_len: Count | None = None  # of an input; default: 384, or less where the model ends
+    doc_stride: Annotated[int, Field(ge=0)] | None = None  # default: 128, or half of max_seq_len
+    max_question_len: Count = 64
+    handle_impossible_answer: bool = False
+    align_to_words: bool = True
+
+    def windows(self, trained: WindowConfig) -> WindowConfig:
+        """How examples are cut for a model with these ``trained`` windows.
+
+        A short input takes its words from the question's share, as the pipeline did.
+        """
+        length = self.max_seq_len or min(384, trained.max_length)
+        stride = min(length // 2, 128) if self.doc_stride is None else self.doc_stride
+        question = max(1, min(self.max_question_len, length - stride - 9))
+        return WindowConfig(length, stride, question)
+
+
+def pipeline(
+    task: str = "question-answering",
+    model: Any = "",
+    tokenizer: Any = None,
+    device: Any = "",
+    precision: str = "fp32",
+    **options,
+) -> "QuestionAnsweringPipeline":
+    """A question-answering pipeline.
+
+    model      folder, Hub name, run, or a model of transformers; default: the published reader
+    tokenizer  for a model of transformers; by default a model's own
+    device     "cuda", "mps", "cpu" or a number of a GPU, -1 = cpu
+    options    :class:`QuestionAnsweringOptions`, the defaults of its calls
+
+    Raises QalibError for another task, for a model that cannot be loaded and unknown options.
+    """
+    if task != "question-answering":
+        raise QalibError(f"the task {task!r} is not one of qalib; it has 'question-answering'.")
+    device = {-1: "cpu"}.get(device, f"cuda:{device}") if type(device) is int else str(device or "")
+    named = isinstance(model, str | Path)
+    loaded = tokenizer is not None and not isinstance(tokenizer, str | Path)
+    if not loaded and not (named and str(tokenizer or model) == str(model)):
+        raise QalibError("give the tokenizer as AutoTokenizer.from_pretrained loads it.")
+    if named:
+        config = AnswerConfig(windows=windows_of(model), precision=precision)
+        answerer = QuestionAnswerer.load(model, config, device)
+    else:
+        reader = EncoderReader(model, tokenizer).to(choose_device(device))
+        answerer = QuestionAnswerer(reader, AnswerConfig(precision=precision))
+    if loaded:
+        answerer.reader.tokenizer = tokenizer
+    return QuestionAnsweringPipeline(answerer, **options)
+
+
+class QuestionAnsweringPipeline:
+    """Questions and contexts to dictionaries with score, start, end and answer."""
+
+    def __init__(self, answerer: QuestionAnswerer, **options):
+        self.answerer = answerer
+        self.options = _given(options)
+        QuestionAnsweringOptions(**self.options)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model of transformers."""
+        return self.answerer.reader.encoder
+
+    @property
+    def tokenizer(self):
+        """Its tokenizer."""
+        return self.answerer.reader.tokenizer
+
+    def __call__(self, *inputs, question=None, context=None, data=None, X=None, **options):
+        """The answer of one input: a dictionary, or a list of several; for several a list of these.
+
+        inputs   a dictionary with "question" and "context", or an object with ``question`` and
+                 ``context`` or with ``question_text`` and ``context_text``; several of them, a list
+                 or an iterator (which gives an iterator); or a question and a context as two texts
+        question, context  texts or lists; one context serves all questions
+        data, X            the same as ``inputs``
+
+        Raises QalibError for anything else, for empty text and unknown options.
+        """
+        options = QuestionAnsweringOptions(**{**self.options, **_given(options)})
+        if len(inputs) == 2 and all(isinstance(text, str) for text in inputs):
+            items: Any = [{"question": inputs[0], "context": inputs[1]}]
+        elif inputs:
+            items = inputs[0] if len(inputs) == 1 else list(inputs)
+        elif question is not None and context is not None:
+            items = [{"question": question, "context": context}]
+        else:
+            items = X if data is None else data
+        if isinstance(items, Iterator):
+            return (self._answer(list(_examples(item)), options) for item in items)
+        if isinstance(items, str | bytes) or items is None:
+            raise QalibError("give question= and context=, or dictionaries with these keys.")
+        rows = items if isinstance(items, Iterable) and not isinstance(items, Mapping) else [items]
+        return self._answer([example for row in rows for example in _examples(row)], options)
+
+    def _answer(self, examples: list[Example], options: QuestionAnsweringOptions):
+        trained = self.answerer.config.windows
+        config = replace(self.answerer.config, windows=options.windows(trained))
+        found = _SpanAnswerer(self.answerer.reader, config, options).predict(examples)
+        return found[0] if len(found) == 1 else found
+
+
+def _given(options: dict) -> dict:
+    """The options that are set and change an answer, ``topk`` as ``top_k``."""
+    options = {"top_k" if name == "topk" else name: value for name, value in options.items()}
+    return {n: value for n, value in options.items() if value is not None and n not in IGNORED}
+
+
+def _examples(item: Any) -> Iterator[Example]:
+    """The questions of one input. Raises QalibError if it is none."""
+    if isinstance(item, Mapping):
+        texts = item.get("question"), item.get("context")
+    else:
+        names = ("question", "context"), ("question_text", "context_text")
+        texts = next(
+            (tuple(getattr(item, n) for n in pair) for pair in names if hasattr(item, pair[0])),
+            (None, None),
+        )
+    questions, contexts = texts
+    questions = [questions] if isinstance(questions, str) else questions
+    if isinstance(contexts, str) and isinstance(questions, list | tuple):
+        contexts = [contexts] * len(questions)
+    if not isinstance(questions, list | tuple) or not isinstance(contexts, list | tuple):
+        raise QalibError(
+            f"an input must have a question and a context, as texts; found {str(item)[:60]!r}."
+        )
+    if len(questions) != len(contexts):
+        raise QalibError(f"{len(questions)} questions but {len(contexts)} contexts are given.")
+    for number, (question, context) in enumerate(zip(questions, contexts, strict=True), 1):
+        if not isinstance(question, str) or not isinstance(context, str):
+            raise QalibError(f"question {number}: question and context must be texts.")
+        yield Example(str(number), question, context)
+
+
+class _SpanAnswerer(QuestionAnswerer):
+    """Answers as dictionaries, with the scores of the pipeline."""
+
+    def __init__(self, reader: EncoderReader, config: AnswerConfig, options):
+        super().__init__(reader, config)
+        self.options = options
+        self.words: dict[str, tuple[list[int], list[int]]] = {}  # of each context
+
+    def _score_batch(self, batch: Batch) -> list[_ScoredWindow]:
+        """The best spans of each window; log_total: the log of the product of both sums."""
+        output, top_k = self.forward(batch), self.options.top_k
+        wanted = 2 * top_k + 10 if self.options.align_to_words else top_k
+        spans = decode_spans(*output[:3], k=wanted, max_length=self.options.max_answer_len)
+        first = batch.inputs["input_ids"] == self.reader.tokenizer.cls_token_id
+        summed = output.mask | torch.as_tensor(first, device=output.mask.device)
+        log_total, null = torch.zeros(2, len(batch), device=output.mask.device)
+        for logits in output[:2]:
+            masked = mask_logits(logits, summed)
+            log_total = log_total + masked.logsumexp(dim=1)
+            null = null + masked[:, 0]
+        columns = (*spans[:3], log_total, null)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [_ScoredWindow(*row, 1.0, False, 0.0) for row in rows]
+
+    def _merge(self, example: Example, parts: list[tuple[Window, _ScoredWindow]]) -> Any:
+        """The answers to one question, best first; a dictionary if there is one."""
+        found: dict[str, dict] = {}
+        for window, scored in parts:
+            here: dict[str, dict] = {}
+            for i, j, score in zip(scored.starts, scored.ends, scored.scores, strict=True):
+                if score == -torch.inf:
+                    break
+                start, end = self._place(example.context, *window.characters(i, j))
+                text = example.context[start:end]
+                new = {"score": 0.0, "start": start, "end": end, "answer": text}
+                answer = here.setdefault(text.lower(), new)
+                answer["score"] += _exp(score - scored.log_total)
+            for text, answer in here.items():
+                found[text] = max(found.get(text, answer), answer, key=itemgetter("score"))
+        answers = list(found.values())
+        if self.options.handle_impossible_answer or not answers:
+            null = min(_exp(scored.null - scored.log_total) for _, scored in parts)
+            answers.append({"score": null, "start": 0, "end": 0, "answer": ""})
+        answers = sorted(answers, key=itemgetter("score"), reverse=True)[: self.options.top_k]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _place(self, context: str, start: int, end: int) -> tuple[int, int]:
+        """Characters of the answer: of whole words if wanted, without surrounding space."""
+        if self.options.align_to_words:
+            if context not in self.words:
+                self.words[context] = words_of(context, self.reader.tokenizer)
+            begins, ends = self.words[context]
+            if begins:
+                end = ends[max(0, bisect_right(begins, max(start, end - 1)) - 1)]
+                start = begins[max(0, bisect_right(begins, start) - 1)]
+        text = context[start:end]
+        start += len(text) - len(text.lstrip())
+        return start, start + len(text.strip())
+
+
+def words_of(text: str, tokenizer) -> tuple[list[int], list[int]]:
+    """The first character of each word that the tokenizer cut into pieces, and its end."""
+    encoded = tokenizer(
+        replace_surrogates(text),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    begins: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    for word, (start, end) in zip(encoded.word_ids(), encoded["offset_mapping"], strict=True):
+        if word is not None:
+            begins.setdefault(word, start)
+            ends[word] = end
+    return list(begins.values()), list(ends.values())
+
+
+def _exp(x: float) -> float:
+    return float(torch.tensor(x).exp())
