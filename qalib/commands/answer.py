@@ -103,8 +103,10 @@ def answer_command(
         target = OperatingPointTarget(**limits) if limits else None
         return load_skim_answerer(model, config, skimmer, target, window_threshold)
 
-    for path in filter(None, (output, null_odds)):
-        check_output(path, (dataset, questions, passage, model))
+    n_best = output and n_best_size > 1 and dataset and _n_best_path(output)
+    outputs = [path for path in (output, null_odds, n_best) if path]
+    for number, path in enumerate(outputs):
+        check_output(path, (dataset, questions, passage, model, *outputs[:number]))
     if dataset:
         _answer_dataset(load, dataset, output, null_odds, skip_bad)
     elif is_main_process():
@@ -146,21 +148,25 @@ def _answer_dataset(
 
     if output is None:
         raise QalibError(f"{dataset}: name the file for the predictions: --output FILE.json.")
-    examples = load_data(dataset, "answer").examples
+    examples = load_data(dataset, "answer", skip_bad=skip_bad).examples
     answerer, predictions = _predict_shared(load, examples)
     if not is_main_process():
         return
     found = {e.id: p for e, p in zip(examples, predictions, strict=True)}
     texts = {output: {i: p.candidates[0].text for i, p in found.items()}}
-    if answerer.config.n_best_size > 1 and not is_special(output):
-        ranked = {i: list(map(asdict, p.candidates)) for i, p in found.items()}
-        texts[output.with_suffix(".nbest.json")] = ranked
+    if answerer.config.n_best_size > 1 and (n_best := _n_best_path(output)):
+        texts[n_best] = {i: list(map(asdict, p.candidates)) for i, p in found.items()}
     if null_odds:
         texts[null_odds] = {i: p.null_odds for i, p in found.items()}
     for path, value in texts.items():
         write_output(path, to_json(value, indent=None))
     print(f"{len(found)} answers written to {output}", file=sys.stderr)
     _report_skimming(answerer, predictions)
+
+
+def _n_best_path(output: Path) -> Path | None:
+    """The file for the n best answers, beside that of the predictions if this is a regular one."""
+    return None if is_special(output) else output.with_suffix(".nbest.json")
 
 
 def _predict_shared(

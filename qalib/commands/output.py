@@ -38,9 +38,11 @@ def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise QalibError(f"{path}: cannot be written to; name a file elsewhere.")
     for source in map(Path, filter(None, inputs)):
-        files = source.iterdir() if source.is_dir() else [source]
-        if path.is_file() and any(each.is_file() and path.samefile(each) for each in files):
-            raise QalibError(f"{path}: is an input of this command; name another file.")
+        files = [source, *source.iterdir()] if source.is_dir() else [source]
+        if path in files or (path.is_file() and any(f.is_file() and path.samefile(f) for f in files)):
+            raise QalibError(
+                f"{path}: is an input or another output of this command; name another file."
+            )
 
 
 def write_output(path: Path, text: str) -> None:
