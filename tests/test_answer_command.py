@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny import TINY, examples, tiny_reader
+from tiny import LAUNCH, TINY, examples, launched, tiny_reader
 from typer.testing import CliRunner
 
 from qalib.__main__ import app
@@ -107,15 +107,51 @@ def test_impossible_operating_points_are_one_sentence(words, message, checkpoint
 
 def test_a_data_set_is_answered_and_scored(checkpoint, tmp_path):
     write_squad(examples(6), tmp_path / "data.json")
-    output = tmp_path / "predictions.json"
+    output, odds = tmp_path / "predictions.json", tmp_path / "odds.json"
     words = ("answer", "--dataset", tmp_path / "data.json", "--output", output)
-    done = run(*words, "--n-best", 2, "--checkpoint", checkpoint)
+    done = run(*words, "--n-best", 2, "--null-odds", odds, "--model", checkpoint)
     assert done.exit_code == 0, done.output
     assert set(json.loads(output.read_text())) == {e.id for e in examples(6)}
     ranked = json.loads((tmp_path / "predictions.nbest.json").read_text())
     assert all(len(best) == 2 for best in ranked.values())
     scores = json.loads(run("score", tmp_path / "data.json", output).output)
     assert set(scores) == {"exact_match", "f1"}
+    scores = run("score", tmp_path / "data.json", output, "--na_prob_file", odds).output
+    assert "best_f1_thresh" in json.loads(scores)
+    null = (
+        "--null",
+        "--null-score-diff-threshold",
+        sorted(json.loads(odds.read_text()).values())[2],
+    )
+    assert run(*words, *null, "--model", checkpoint).exit_code == 0
+    assert list(json.loads(output.read_text()).values()).count("") == 3  # odds above the third
+
+
+def test_two_processes_share_a_data_set_and_write_what_one_writes(checkpoint, tmp_path):
+    write_squad(examples(7), tmp_path / "data.json")
+    words = ["answer", str(tmp_path / "data.json"), "--model", checkpoint, "--n-best-size", "2"]
+    assert run(*words, "--output", tmp_path / "one.json").exit_code == 0
+    launched([*LAUNCH, "-m", "qalib", *words, "--output", str(tmp_path / "two.json")])
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+    one, two = (json.loads((tmp_path / f"{n}.nbest.json").read_text()) for n in ("one", "two"))
+    assert list(one) == list(two) == [example.id for example in examples(7)]
+
+
+def test_options_of_run_qa_change_inputs_and_answers(checkpoint):
+    words = ("answer", "Where?", "--json", "--model", checkpoint)
+    text = "Ada met Bo in Oslo, and a long winter came. " * 20
+
+    def best(*options):
+        done = run(*words, *options, text=text)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.output)[0]
+
+    plain = best()
+    assert best("--batch-size", 1, "--precision", "fp32", "--device", "cpu") == plain
+    cut = best("--max_seq_length", 40, "--doc_stride", 10, "--max-query-length", 12)
+    assert cut["score"] != plain["score"]
+    assert len(best("--max-answer-length", 1)["text"].split()) == 1
+    assert best("--null", "--null_score_diff_threshold", -1000)["text"] == ""
 
 
 def test_regular_files_are_replaced_as_a_whole(tmp_path):
@@ -147,6 +183,25 @@ def test_devices_pipes_and_links_are_written_to_and_never_replaced(tmp_path):
     assert Path("/dev/null").is_char_device()
 
 
+def test_standard_output_keeps_what_it_holds(capfd):
+    os.write(1, b"before ")
+    write_output(Path("/dev/stdout"), "after")
+    assert capfd.readouterr().out == "before after\n"
+
+
+def test_inputs_and_other_outputs_are_never_written_over(checkpoint, tmp_path):
+    data, twin, link = (tmp_path / name for name in ("p.nbest.json", "twin.json", "link.json"))
+    write_squad(examples(2), data)
+    twin.hardlink_to(data)
+    link.symlink_to(data)
+    words = ("answer", data, "--model", checkpoint, "--n-best", 2, "--output")
+    new = tmp_path / "new.json"
+    for taken in (data, twin, link, tmp_path / "p.json", Path(checkpoint) / "qalib.json"):
+        assert "is an input" in str(run(*words, taken).exception), taken
+    assert "is an input" in str(run(*words, new, "--null-odds", new).exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [link.name, data.name, twin.name]
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(QalibError, match="taken: cannot be written"):
@@ -166,6 +221,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         (("answer", "Who?", "--n-best", "0", "--passage", "{text}"), "n_best_size"),
         (("answer", "Who?", "--passage", "{text}", "--checkpoint", "nowhere"), "nowhere"),
         (("answer", "Who?", "--passage", "{latin}"), "UTF-8"),
+        (("answer", "Who?", "--passage", "{text}", "--device", "gpu"), "device 'gpu'"),
+        (("answer", "Who?", "--passage", "{text}", "--precision", "fp8"), "precision"),
         (("answer", "--dataset", "{text}"), "--output"),
         (("answer", "--dataset", "{text}", "--output", "no/such/folder.json"), "folder"),
         (("score", "nowhere.json", "nowhere.json"), "nowhere.json"),

@@ -1,6 +1,5 @@
 """Text in and out of commands: files are replaced as a whole, and nothing else is replaced."""
 
-import contextlib
 import json
 import os
 import sys
@@ -39,10 +38,14 @@ def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
         raise QalibError(f"{path}: cannot be written to; name a file elsewhere.")
     for source in map(Path, filter(None, inputs)):
         files = [source, *source.iterdir()] if source.is_dir() else [source]
-        if path in files or (path.is_file() and any(f.is_file() and path.samefile(f) for f in files)):
+        if any(path == each or _same(path, each) for each in files):
             raise QalibError(
                 f"{path}: is an input or another output of this command; name another file."
             )
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.is_file() and other.is_file() and path.samefile(other)
 
 
 def write_output(path: Path, text: str) -> None:
@@ -63,9 +66,10 @@ def write_output(path: Path, text: str) -> None:
 
 
 def _is_stdout(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
-    return False
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
 
 
 def read_text(path: Path | None) -> str:
