@@ -20,7 +20,7 @@ app = typer.Typer(
 app.command("answer")(answer.answer_command)
 app.command("score")(score.score_command)
 app.command("train")(train.train_command)
-app.command("distill")(distill.distill_command)
+app.command("distill", cls=distill.SeveralTeachers)(distill.distill_command)
 app.add_typer(skim.app, name="skim")
 app.add_typer(bench.app, name="bench")
 bench.app.command("train")(study.bench_train_command)

@@ -18,10 +18,9 @@ from pydantic import Field
 from torch import nn
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
-from qalib.data.batching import collate, inference_batches
 from qalib.data.bytes import QuestionRows, passage_features
 from qalib.data.schema import Dataset, hold_out
-from qalib.data.windows import make_windows, training_windows
+from qalib.data.windows import training_windows
 from qalib.data.words import WordConfig, collate_words, word_windows
 from qalib.distill.alignment import TokenSpan, byte_spans, match_rows, token_spans
 from qalib.distill.distractors import (
@@ -30,13 +29,8 @@ from qalib.distill.distractors import (
     mining_report,
     random_distractors,
 )
-from qalib.distill.objective import Distillation
-from qalib.distill.teacher_cache import (
-    Outputs,
-    TeacherCacheConfig,
-    TeacherTargets,
-    cache_teacher_outputs,
-)
+from qalib.distill.encoders import distilled_task, keep_layers, teacher_outputs
+from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
 from qalib.inference import (
     AnswerConfig,
@@ -57,7 +51,7 @@ from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
 from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
 from qalib.study.stages.bytes import ByteTraining, byte_optimizer, byte_task
-from qalib.training import TrainConfig, TrainingTask, choose_precision, make_accelerator, train
+from qalib.training import TrainConfig, TrainingTask, encoder_task, make_accelerator, train
 
 Task = tuple[TrainingTask, list[TokenSpan]]  # and the passage tokens of its rows
 MAX_ANSWER = 20  # word pieces of an answer, in mining and decoding
@@ -186,11 +180,10 @@ def word_task(reader: nn.Module, data: Dataset, config: WordTraining) -> Task:
     return _task(training_windows(windows), data, collate_words, config.smoothing)
 
 
-def encoder_task(reader: nn.Module, data: Dataset, config: EncoderTraining) -> Task:
+def encoder_rows(reader: nn.Module, data: Dataset, config: EncoderTraining) -> Task:
     """As :func:`word_task`, for an encoder."""
-    pad = reader.tokenizer.pad_token_id or 0
-    windows = make_windows(data.examples, reader.tokenizer, config.windows)
-    return _task(training_windows(windows), data, lambda chosen: collate(chosen, pad))
+    task, windows = encoder_task(reader, data.examples, config.windows)
+    return task, token_spans(windows, data.examples)
 
 
 def _task(windows: list, data: Dataset, make_batch: Callable, smoothing: float = 0.0) -> Task:
@@ -213,18 +206,12 @@ def student_task(
 ) -> TrainingTask:
     """The joint objective of a word-level student: windows with their teachers' targets."""
     targets = teacher_targets(cache, config.teachers)
-    return _distilled(
+    return distilled_task(
         *word_task(reader, data, config.base),
         targets,
         config.loss,
         distractors=_distractors(targets, data, config, out_of_fold),
     )
-
-
-def _distilled(task: TrainingTask, spans: list, *targets_and_loss, **options) -> TrainingTask:
-    """A task with the distillation objective in place of its own loss."""
-    joint = Distillation(task.collate, spans, *targets_and_loss, **options)
-    return replace(task, collate=joint.collate, loss=joint.loss, log_metrics=joint.log_metrics)
 
 
 def _distractors(
@@ -303,30 +290,22 @@ def cache_teachers(
     """
     first = load_word_reader(teachers[0])
     if teachers[0].stage == "train-encoder":
-        task, spans = encoder_task(first, data, teachers[0].settings(EncoderTraining))
+        task, spans = encoder_rows(first, data, teachers[0].settings(EncoderTraining))
         hops = ["align 1"]  # which encoders do not have: set config.attention to false
     else:
         task, spans = word_task(first, data, word_training(teachers[0]))
         hops = [f"align {n}" for n in range(1, first.config.hops + 1)]
     hops = hops if config.attention else []
     miner, folder = DistractorMiner(data, config.mining), work / "cache"
-    functions = [lambda run=run: _outputs(run, task) for run in teachers]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    functions = [
+        lambda run=run: teacher_outputs(load_word_reader(run).to(device), task) for run in teachers
+    ]
     cache_teacher_outputs(folder, spans, functions, miner, hops)
     targets = TeacherTargets(folder, range(len(teachers)))
     allowed = _not_trained_on(spans, data, config.folds) if config.folds else None
     report = mining_report(targets.distractors(allowed), spans, miner)
     return {"windows": len(spans), "teachers": len(teachers), **report}
-
-
-def _outputs(run: Run, task: TrainingTask) -> Outputs:
-    """The outputs of a run's reader for all rows, in batches of similar length."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    reader = load_word_reader(run).to(device)
-    bf16 = choose_precision("auto", device)[0] == "bf16"
-    for rows in inference_batches(task.lengths, 8192):
-        batch = task.collate(rows).to(torch.device(device))
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            yield rows, reader(batch)
 
 
 def fold_of(context: str, folds: int) -> int:
@@ -366,20 +345,16 @@ def train_shallow(
     Encoders attend to passage and question at once, so attention is not distilled.
     """
     reader, base = _shallow_reader(config), config.base
-    task, spans = encoder_task(reader, data, base)
+    task, spans = encoder_rows(reader, data, base)
     if cache is not None:
-        task = _distilled(task, spans, teacher_targets(cache, config.teachers), config.loss)
+        task = distilled_task(task, spans, teacher_targets(cache, config.teachers), config.loss)
     return {"questions": len(data), **_train(reader, task, base.train, work, base.seed)}
 
 
 def _shallow_reader(config: ShallowTraining) -> nn.Module:
     """The pretrained encoder with some of its layers and a new span head."""
     reader = build_encoder(config.base.encoder, config.base.seed)
-    body = reader.encoder.base_model.encoder
-    if max(config.layers) > len(body.layer):
-        raise QalibError(f"there is no layer {max(config.layers)} of {len(body.layer)} to keep.")
-    body.layer = nn.ModuleList(body.layer[number - 1] for number in config.layers)
-    reader.encoder.config.num_hidden_layers = len(config.layers)
+    keep_layers(reader, config.layers)
     return reader
 
 
@@ -393,7 +368,7 @@ def train_byte_student(config: ByteStudent, work: Path, data: Dataset, cache: Ru
     reader, task = build_byte_reader(base.reader, base.seed), byte_task(data, base)
     rows = QuestionRows(passage_features(data.examples, base.text))  # those of the task
     spans, targets = byte_spans(rows, data.examples), teacher_targets(cache, config.teachers)
-    joint = _distilled(task, spans, targets, config.loss)
+    joint = distilled_task(task, spans, targets, config.loss)
     both = replace(joint, loss=lambda out, batch: task.loss(out, batch) + joint.loss(out, batch))
     optimizer = byte_optimizer(reader, base)
     summary = _train(reader, both, base.train, work, base.seed, optimizer=optimizer)
