@@ -41,10 +41,11 @@ def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
 def decode_spans(
     start_logits: Tensor, end_logits: Tensor, mask: Tensor, k: int = 1, max_length: int = 30
 ) -> SpanPredictions:
-    """The k best spans of every row, ties to the earliest.  (B, L) x 3 -> SpanPredictions
+    """The k best spans of every row.  (B, L) x 3 -> SpanPredictions
 
-    Exact without scoring all spans: a span among the k best begins at one of the k starts with
-    the best span each. ``max_length`` W counts positions, both ends included. Raises ValueError
+    Of equal scores the earlier start comes first, then the earlier end. Exact without scoring all
+    spans: a span among the k best begins at one of the k starts with the best span each.
+    ``max_length`` W counts positions, both ends included. Raises ValueError
     if ``k`` or ``max_length`` is not positive.
     """
     if k < 1 or max_length < 1:
@@ -54,14 +55,20 @@ def decode_spans(
     start = start_logits.float().masked_fill(~mask, -torch.inf)
     end = pad(end_logits.float().masked_fill(~mask, -torch.inf), (0, width - 1), value=-torch.inf)
     best = start + max_pool1d(end, width, stride=1)  # (B, L), the best span from each start
-    begins = best.topk(min(k, length), dim=1).indices.sort(dim=1).values  # (B, k)
+    begins = _best(best, k)[1].sort(dim=1).values  # (B, k)
     reach = begins[:, :, None] + torch.arange(width, device=end.device)
     ends = end.gather(1, reach.flatten(1)).view_as(reach)
     scores = (start.gather(1, begins)[:, :, None] + ends).flatten(1)  # (B, k W)
-    scores, indices = scores.topk(min(k, length * width), dim=1)
+    scores, indices = _best(scores, k)
     starts = begins.gather(1, indices.div(width, rounding_mode="floor"))
     log_total = (start + window_logsumexp(end, width)).logsumexp(dim=1)
     return SpanPredictions(starts, starts + indices % width, scores, log_total)
+
+
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and indices of the k highest of each row; ties, unlike with topk, in their order."""
+    values, indices = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], indices[:, :k]
 
 
 def window_logsumexp(x: Tensor, width: int) -> Tensor:

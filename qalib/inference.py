@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from qalib.data.batching import Batch, collate, inference_batches, padded_length
 from qalib.data.bytes import PASSAGE_MULTIPLE, ByteConfig, QuestionRows, passage_features
 from qalib.data.schema import Example, check_example
-from qalib.data.windows import LazyWindows, Window, WindowConfig
+from qalib.data.windows import LazyWindows, Window, WindowConfig, fit_windows
 from qalib.data.words import WordConfig, WordWindow, collate_words, word_windows
 from qalib.decoding import ReaderOutput, decode_spans
 from qalib.errors import QalibError
@@ -43,6 +43,8 @@ from qalib.progress import progress_bar
 from qalib.settings import settings
 from qalib.training import choose_precision
 
+# What transformers models raise on inputs or weights that do not fit.
+FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, NotImplementedError)
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -122,16 +124,43 @@ class _Answering:
 
     @torch.inference_mode()
     def forward(self, batch) -> ReaderOutput:
-        """The reader's output for a batch, in the configured precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.reader(batch.to(self.device))
+        """The reader's output for a batch, in the configured precision.
+
+        Raises QalibError if the model fails, or gives NaN or infinity.
+        """
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                output = self.reader(batch.to(self.device))
+            if output.start_logits.shape != output.mask.shape:
+                raise ValueError(f"logits of the shape {tuple(output.start_logits.shape)}")
+        except torch.OutOfMemoryError:
+            raise QalibError("the device's memory is full; lower the tokens of a batch.") from None
+        except FAILURES as error:
+            kind = type(getattr(self.reader, "encoder", self.reader)).__name__
+            raise QalibError(
+                f"{kind} fails on a batch of the shape {tuple(batch.mask.shape)}: {error}"
+            ) from error
+        for logits in output[:2]:
+            if (~(logits < torch.inf) & output.mask).any():
+                raise QalibError(
+                    f"the model gives NaN or infinity in {self.precision}; its weights are damaged "
+                    "or too large for this precision."
+                )
+        return output
 
 
 class QuestionAnswerer(_Answering):
     """Answer questions with an encoder reader."""
 
     def __init__(self, reader: EncoderReader, config: AnswerConfig | None = None):
-        super().__init__(reader, config or AnswerConfig())
+        longest = getattr(reader, "max_length", None)
+        config = config or AnswerConfig(windows=fit_windows(longest))
+        if longest is not None and config.windows.max_length > longest:
+            raise QalibError(
+                f"inputs of {config.windows.max_length} tokens are longer than the {longest} of "
+                "this model; lower max_length (--max-seq-length)."
+            )
+        super().__init__(reader, config)
 
     @classmethod
     def load(
@@ -234,9 +263,9 @@ class QuestionAnswerer(_Answering):
             for start, end, score in zip(scored.starts, scored.ends, scored.scores, strict=True):
                 if score == -torch.inf:
                     break
-                a, b = window.characters(start, end)
+                a, b = strip_span(example.context, *window.characters(start, end))
                 text = example.context[a:b]
-                if text not in found or score > found[text].score:
+                if text and (text not in found or score > found[text].score):
                     probability = _probability(score, total)
                     found[text] = AnswerCandidate(text, a, b, probability, score)
         ranked = sorted(found.values(), key=lambda c: -c.score)
@@ -365,6 +394,13 @@ def _for_each_batch(
         for rows in inference_batches(lengths, budget):
             score(rows)
             bar.update(len(rows))
+
+
+def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
+    """Characters [start, end) without white space at either end."""
+    piece = text[start:end]
+    start += len(piece) - len(piece.lstrip())
+    return start, start + len(piece.strip())
 
 
 def _probability(score: float, total: float) -> float:

@@ -61,7 +61,7 @@ def test_a_checkpoint_comes_back_and_damage_is_seen(tmp_path):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(QalibError, match="no checkpoint here"):
+    with pytest.raises(QalibError, match="no model here"):
         load_reader(tmp_path)
 
 
@@ -89,7 +89,6 @@ def test_a_plain_model_folder_of_another_type_loads(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({"windows": {}}, "no checkpoint here"),
         ({"encoder": {"layer": 2}}, "no key 'layer'; did you mean 'layers'"),
         ({"encoder": {"layers": "two"}}, "layers"),
         ([], "not a JSON object"),

@@ -57,7 +57,8 @@ def collate(windows: Sequence[Window], pad_id: int = 0, null: bool = False) -> B
         first = window.context_start
         mask[row, first : first + len(window.offsets)] = True
     mask[:, 0] |= null
-    inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": real}
+    attended = real.astype(np.int64)  # as tokenizers give it; some models subtract it from 1
+    inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": attended}
     return Batch(
         {name: torch.from_numpy(array) for name, array in inputs.items()},
         torch.from_numpy(mask),

@@ -43,6 +43,15 @@ class WindowConfig:
             )
 
 
+def fit_windows(longest: int | None) -> WindowConfig:
+    """The default windows, or smaller ones for a model of inputs of at most ``longest``."""
+    if longest is None or longest >= WindowConfig().max_length:
+        return WindowConfig()
+    question = min(64, longest // 4)
+    stride = max(0, min(128, (longest - question - 8) // 2))
+    return WindowConfig(longest, stride, question)
+
+
 @dataclass(frozen=True)
 class Window:
     """One model input of L tokens, P of which belong to the passage."""

@@ -100,7 +100,7 @@ def _linears(model: nn.Module) -> list[str]:
     lists = [name for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
     prefix = next(name for name, module in model.named_modules() if module is body)
     return [
-        f"{prefix}.{name}"
+        f"{prefix}.{name}" if prefix else name
         for name, module in body.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(tuple(f"{x}." for x in lists))
     ]

@@ -15,6 +15,7 @@ Notation: B batch, H heads, L tokens, D head width.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -24,6 +25,14 @@ from qalib.data.batching import Batch
 from qalib.data.schema import file_sha256
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
+from qalib.models.folders import (
+    check_files,
+    find_model,
+    first_line,
+    load_config,
+    load_tokenizer,
+    position_limit,
+)
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
@@ -51,14 +60,21 @@ class EncoderConfig:
 
 
 class EncoderReader(nn.Module):
-    """Any ``AutoModelForQuestionAnswering``, from Batch to ReaderOutput."""
+    """Any ``AutoModelForQuestionAnswering``, from Batch to ReaderOutput.
 
-    def __init__(self, encoder: nn.Module, tokenizer):
+    ``max_length``: the longest input, None without a limit; ``untrained``: names of the parameters
+    that were not in the files of the model.
+    """
+
+    def __init__(self, encoder: nn.Module, tokenizer, untrained: frozenset[str] = frozenset()):
         super().__init__()
-        self.encoder = encoder
-        self.tokenizer = tokenizer
-        named = getattr(encoder.config, "type_vocab_size", 0) or 0
-        self.uses_types = named > 1
+        self.encoder, self.tokenizer, self.untrained = encoder, tokenizer, untrained
+        self.max_length = position_limit(encoder.config)
+        self.uses_types = (
+            "token_type_ids" in tokenizer.model_input_names
+            and "token_type_ids" in signature(encoder.forward).parameters
+            and getattr(encoder.config, "type_vocab_size", 2) > 1
+        )
 
     def forward(self, batch: Batch) -> ReaderOutput:
         """Logits over every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)"""
@@ -70,61 +86,88 @@ class EncoderReader(nn.Module):
 
 
 def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = True) -> EncoderReader:
-    """Build the reader; new weights (of the span head at least) are initialised from ``seed``.
+    """Build the reader in float32; weights that its files lack are initialised from ``seed``.
 
-    Raises QalibError if the model is missing, damaged, or of a type without a question-answering
-    head in transformers.
+    Raises QalibError if the model or its tokenizer is missing, damaged or does not fit, or if
+    transformers has no question-answering head for its type.
     """
-    from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
-
-    folder = model_folder(config.name)
+    folder = Path(model_folder(config.name))
+    check_files(folder, weights=not config.random_start)
+    hf_config = load_config(folder)
     torch.manual_seed(seed)
     try:
-        hf_config = AutoConfig.from_pretrained(folder)
-        _resize(hf_config, config)
-        implementation = _attention(hf_config)
-        if config.random_start:
-            encoder = AutoModelForQuestionAnswering.from_config(hf_config, **implementation)
-        else:
-            with quiet():
-                encoder = AutoModelForQuestionAnswering.from_pretrained(
-                    folder, config=hf_config, use_safetensors=True, **implementation
-                )
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        with quiet():
+            _resize(hf_config, config)
+            encoder, report = _build(hf_config, None if config.random_start else folder)
+            rows = encoder.get_input_embeddings().weight.shape[0]
+    except Exception as error:  # transformers, safetensors and pydantic share no class of errors
         raise QalibError(
-            f"the encoder {config.name!r} cannot be loaded ({reason}); name a folder with a model "
-            f"in safetensors, a model on the hub, or {MINILM!r}."
+            f"the encoder {config.name!r} cannot be loaded ({first_line(error)}); name a folder "
+            f"with a model in safetensors, a model on the hub, or {MINILM!r}."
         ) from None
+    untrained = _untrained(encoder, report, config.name)
+    tokenizer = load_tokenizer(folder, rows)
     if fast_dropout:
         use_byte_dropout(encoder)
     if not config.train_embeddings:
         encoder.get_input_embeddings().weight.requires_grad_(False)
-    return EncoderReader(encoder, tokenizer)
+    return EncoderReader(encoder, tokenizer, untrained)
 
 
-def _attention(hf_config) -> dict[str, str]:
-    """Arguments that select :func:`attention`, for model types that support other attention.
+def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
+    """The model with the weights in ``folder`` or new ones, and how these fit.
 
-    Raises ValueError for a model type without a question-answering head.
+    :func:`attention` is selected for model types that support other attention. Raises ValueError
+    for a model type without a question-answering head.
     """
-    from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING
+    from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoModelForQuestionAnswering
 
     kind = MODEL_FOR_QUESTION_ANSWERING_MAPPING.get(type(hf_config), None)
     if kind is None:
         raise ValueError(f"{type(hf_config).__name__} has no question-answering head")
-    return {"attn_implementation": register_attention()} if kind._supports_attention_backend else {}
+    options = {"dtype": torch.float32, "trust_remote_code": False}
+    if kind._supports_attention_backend:
+        options["attn_implementation"] = register_attention()
+    hf_config.num_labels = 2  # start and end
+    if folder is None:
+        return AutoModelForQuestionAnswering.from_config(hf_config, **options), {}
+    return AutoModelForQuestionAnswering.from_pretrained(
+        folder,
+        config=hf_config,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # reported below, by name and sizes
+        output_loading_info=True,
+        **options,
+    )
+
+
+def _untrained(encoder: nn.Module, report: dict, name: str) -> frozenset[str]:
+    """Parameters of the head that the weights lack. Raises QalibError if they lack others."""
+    if wrong := sorted(report.get("mismatched_keys", ())):
+        key, stored, wanted = wrong[0]
+        raise QalibError(
+            f"the encoder {name!r} has weights that do not fit its config.json: {key} has the "
+            f"shape {tuple(stored)} instead of {tuple(wanted)} ({len(wrong)} such)."
+        )
+    missing = sorted(key for key in report.get("missing_keys", ()) if ".pooler." not in key)
+    body = f"{encoder.base_model_prefix}." if encoder.base_model is not encoder else ""
+    inside = [n for n in missing if (n.startswith(body) if body else "qa_outputs" not in n)]
+    if inside:
+        raise QalibError(
+            f"the encoder {name!r} has weights that do not fit its config.json: {inside[0]} is "
+            f"missing ({len(inside)} such)."
+        )
+    return frozenset(missing)
 
 
 def model_folder(name: str) -> str:
-    """The folder or hub name of a model, or the folder of the packaged MiniLM-L6.
+    """The folder of a model: that of the packaged MiniLM-L6, a folder, or one from the hub.
 
-    Raises QalibError if the package is missing or its weights are not those of the published
+    Raises QalibError if it is missing, or if the package's weights are not those of the published
     sentence-transformers/all-MiniLM-L6-v2.
     """
     if name != MINILM:
-        return name
+        return str(find_model(name))
     try:
         from importlib.resources import files
 

@@ -1,9 +1,12 @@
-"""Readers in checkpoint folders, stored as adapters of a pretrained encoder.
+"""Readers from any model folder, the Hugging Face hub, or a run; and writing them.
 
-A folder holds ``qalib.json`` (encoder, windows, SHA-256 of the weights), the adapter in the format
-of ``peft`` (adapter_config.json and adapter_model.safetensors, fp16) and a model card. The change
-of every weight matrix is stored at low rank, W + B A; biases, norms, small embeddings and the span
-head are stored in full; word embeddings are not trained. Plain Hugging Face model folders load too.
+:func:`save_model` writes a plain folder of transformers, with the windows in ``qalib.json``.
+
+The shipped reader is stored as an adapter. Its folder holds ``qalib.json`` (encoder, windows,
+SHA-256 of the weights), the adapter in the format of ``peft`` (adapter_config.json and
+adapter_model.safetensors, fp16) and a model card. The change of every weight matrix is stored at
+low rank, W + B A; biases, norms, small embeddings and the span head are stored in full; word
+embeddings are not trained.
 """
 
 import json
@@ -16,10 +19,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from qalib.checkpoints import load_weights, save_weights
+from qalib.checkpoints import load_weights, put_weights, save_weights
 from qalib.data.formats import parse_json, read_bytes
 from qalib.data.schema import file_sha256
-from qalib.data.windows import WindowConfig
+from qalib.data.windows import WindowConfig, fit_windows
 from qalib.errors import QalibError
 from qalib.models.encoder import (
     MINILM,
@@ -27,13 +30,22 @@ from qalib.models.encoder import (
     EncoderConfig,
     EncoderReader,
     build_encoder,
+    model_folder,
     quiet,
 )
-from qalib.paths import ROOT
+from qalib.models.folders import (
+    TOKENIZERS,
+    first_line,
+    load_config,
+    load_tokenizer,
+    position_limit,
+)
+from qalib.paths import ROOT, store_dir
 from qalib.settings import build
 
 DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
-SETTINGS, WEIGHTS = "qalib.json", "adapter_model.safetensors"
+SETTINGS, ADAPTER, WEIGHTS = "qalib.json", "adapter_config.json", "adapter_model.safetensors"
+RENAMED = {"max_question": "max_query_length", "stride": "doc_stride"}  # in older runs
 LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense)"  # the matrices of a BERT layer
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
 CARD = """---
@@ -116,49 +128,118 @@ def save_model(
 
 
 def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader:
-    """The reader in a checkpoint folder, or the default reader, with its adapter merged.
+    """The reader of a model, in float32, with adapters merged and every parameter trainable.
 
-    Raises QalibError if the folder or its weights are missing, damaged or of another model.
+    ``model``: "" for the shipped one, "minilm-l6", a folder of transformers, peft or :func:`save_
+    model`, a run of ``train-encoder`` (its folder, or its name in the store), or a name on the hub.
+    ``new_head``: a missing span head is initialised (``untrained`` of the reader names it).
+
+    Raises QalibError if files are missing, damaged or do not fit, or without a trained span head.
     """
-    folder = Path(model or DEFAULT_CHECKPOINT)
-    if model == MINILM:
-        return build_encoder(EncoderConfig(train_embeddings=True))
-    if "encoder" not in (_settings(folder) if (folder / SETTINGS).exists() else {}):
-        if (folder / "config.json").exists():
-            return build_encoder(EncoderConfig(name=str(folder), train_embeddings=True))
+    folder = model_path(model)
+    settings = _settings(folder)
+    if "encoder" in settings:
+        reader = _load_checkpoint(folder, settings)
+    elif (folder / ADAPTER).is_file():
+        reader = _load_adapter(folder)
+    elif run := _run_settings(folder):
+        reader = _load_run(folder, run)
+    else:
+        reader = build_encoder(EncoderConfig(name=str(folder), train_embeddings=True))
+    if reader.untrained and not new_head:
         raise QalibError(
-            f"{folder}: no checkpoint here; a folder of one holds {SETTINGS} or config.json."
+            f"{folder}: this model has no trained question-answering head ({min(reader.untrained)} "
+            f"is missing); train one first: qalib train DATA --model {model} --output FOLDER."
         )
-    reader = build_encoder(_config(EncoderConfig, _settings(folder), "encoder", folder))
+    return reader.requires_grad_()
+
+
+def model_path(model: str | Path = "") -> Path:
+    """The local folder of a model as of :func:`load_reader`."""
+    if not model:
+        return DEFAULT_CHECKPOINT
+    stored = store_dir() / model
+    return (
+        stored if stored.is_dir() and not Path(model).is_dir() else Path(model_folder(str(model)))
+    )
+
+
+def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
+    """A checkpoint as of :func:`save_reader`."""
+    reader = build_encoder(_config(EncoderConfig, settings, "encoder", folder / SETTINGS))
     weights = folder / WEIGHTS
-    load_weights(weights)  # raises a clear error if they are missing or not safetensors
-    if file_sha256(weights) != checkpoint_hash(folder):
+    if weights.is_file() and file_sha256(weights) != checkpoint_hash(folder):
         raise QalibError(
             f"{weights}: damaged (its checksum is not the one in {SETTINGS}); check it out again."
         )
     return _merge(reader, folder)
 
 
+def _load_adapter(folder: Path) -> EncoderReader:
+    """A folder of peft: its base model, and the tokenizer beside the adapter if there is one."""
+    reader = build_encoder(EncoderConfig(name=str(_base(folder)), train_embeddings=True))
+    if any(next(folder.glob(name), None) for name in TOKENIZERS):
+        rows = reader.encoder.get_input_embeddings().weight.shape[0]
+        reader = EncoderReader(reader.encoder, load_tokenizer(folder, rows), reader.untrained)
+    return _merge(reader, folder)
+
+
+def _base(folder: Path) -> Path:
+    """The folder of the base model of an adapter of peft."""
+    name = str(_read(folder / ADAPTER).get("base_model_name_or_path"))
+    try:
+        return Path(model_folder(name))
+    except QalibError as error:
+        raise QalibError(f"{folder}: the base of this adapter is missing: {error}") from None
+
+
 def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
     from peft import PeftModel
 
+    tensors = load_weights(folder / WEIGHTS)  # raises a clear error if they are missing or damaged
+    reader.untrained -= {key.removeprefix("base_model.model.") for key in tensors}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("error", "Found missing adapter keys")
             adapted = PeftModel.from_pretrained(reader.encoder, str(folder))
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise QalibError(f"{folder}: the adapter does not fit its encoder ({reason}).") from None
-    reader.encoder = adapted.merge_and_unload()
+            reader.encoder = adapted.merge_and_unload()
+    except Exception as error:  # peft raises what it meets
+        raise QalibError(
+            f"{folder}: the adapter does not fit its encoder ({first_line(error)})."
+        ) from None
+    return reader
+
+
+def _load_run(folder: Path, run: dict) -> EncoderReader:
+    """The reader of a run of the stage ``train-encoder``."""
+    if run.get("stage") != "train-encoder":
+        raise QalibError(
+            f"{folder}: a run of the stage {run.get('stage')!r}; only those of 'train-encoder' and "
+            "models of transformers can be loaded."
+        )
+    place, weights = folder / "config.json", folder / "weights.safetensors"
+    try:
+        reader = build_encoder(_config(EncoderConfig, run["config"], "encoder", place))
+    except QalibError as error:
+        raise QalibError(f"{folder}: the encoder of this run cannot be loaded: {error}") from None
+    trained = load_weights(weights)
+    put_weights(reader, trained, str(weights))
+    reader.untrained -= {key.removeprefix("encoder.") for key in trained}
     return reader
 
 
 def windows_of(model: str | Path = "") -> WindowConfig:
-    """The windows that the reader of a checkpoint folder was trained on."""
-    folder = Path(model or DEFAULT_CHECKPOINT)
-    if not (folder / SETTINGS).exists():
-        return WindowConfig()
-    return _config(WindowConfig, _settings(folder), "windows", folder)
+    """The windows that a model was trained on, else the defaults as far as its positions allow."""
+    folder = model_path(model)
+    settings = _settings(folder)
+    if "encoder" in settings or "windows" in settings:
+        return _config(WindowConfig, settings, "windows", folder / SETTINGS)
+    if (folder / ADAPTER).is_file():
+        return windows_of(_base(folder))
+    if run := _run_settings(folder):
+        return _config(WindowConfig, run["config"], "windows", folder / "config.json")
+    return fit_windows(position_limit(load_config(folder)))
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -170,13 +251,29 @@ def checkpoint_hash(folder: Path) -> str:
 
 
 def _settings(folder: Path) -> dict:
-    settings = parse_json(read_bytes(folder / SETTINGS), folder / SETTINGS)
-    if not isinstance(settings, dict):
-        raise QalibError(f"{folder / SETTINGS}: not a JSON object.")
-    return settings
+    """What ``qalib.json`` says; {} where there is none."""
+    return _read(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
 
 
-def _config(kind: type[T], stored: dict, key: str, folder: Path) -> T:
+def _run_settings(folder: Path) -> dict:
+    """What the ``config.json`` of a run says; {} for other folders."""
+    path = folder / "config.json"
+    stored = _read(path) if path.is_file() else {}
+    if not isinstance(config := stored.get("config"), dict) or "stage" not in stored:
+        return {}
+    if isinstance(windows := config.get("windows"), dict):  # of runs before a renaming
+        config["windows"] = {RENAMED.get(key, key): value for key, value in windows.items()}
+    return stored
+
+
+def _read(path: Path) -> dict:
+    stored = parse_json(read_bytes(path), path)
+    if not isinstance(stored, dict):
+        raise QalibError(f"{path}: not a JSON object.")
+    return stored
+
+
+def _config(kind: type[T], stored: dict, key: str, place: Path) -> T:
     if key not in stored:
-        raise QalibError(f"{folder / SETTINGS}: {key!r} is missing.")
-    return build(stored[key], kind, f"{folder / SETTINGS}, {key}")
+        raise QalibError(f"{place}: {key!r} is missing.")
+    return build(stored[key], kind, f"{place}, {key}")
