@@ -15,6 +15,7 @@ from qalib.data.schema import make_dataset
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
+from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.byte_reader import (
     ByteReaderConfig,
     build_byte_reader,
@@ -38,7 +39,6 @@ from qalib.study.stages.benchmarks import (
     BlockSkimBenchmark,
     ByteModelBenchmark,
     Candidate,
-    EndToEndBenchmark,
     Grid,
     TrainingBenchmark,
 )
@@ -290,15 +290,15 @@ def test_profiles_give_the_settings(name):
 
 def test_answers_are_timed_and_scored(reader):
     data = make_dataset("toy", examples(6))
-    config = EndToEndBenchmark(questions=5, rounds=2, dtypes=("fp32",))
-    rows = benchmarks.bench_end_to_end(config, data, reader, make_skimmer(reader))
-    assert [row["reader"] for row in rows] == ["full encoder", "Block-Skim", "padded to 384"]
-    full, skims, padded = rows
-    assert full["f1"] == padded["f1"]
-    assert (full["speedup"], padded["speedup_over_padded"]) == (1, 1)
-    assert (full["token_fraction"], skims["token_fraction"] <= 1) == (1, True)
-    assert all(row["questions_per_second"] > 0 for row in rows)
-    assert len(benchmarks.bench_end_to_end(config, data, reader)) == 2
+    readers = {"full": reader, "skimming": SkimReader(reader, make_skimmer(reader)).eval()}
+    answerers = {
+        name: QuestionAnswerer(r, AnswerConfig(precision="fp32")) for name, r in readers.items()
+    }
+    full, skims = benchmarks.time_answering(answerers, data, rounds=2)
+    assert (full["reader"], full["speedup"], full["token_fraction"]) == ("full", 1, 1)
+    assert (skims["reader"], skims["precision"]) == ("skimming", "fp32")
+    assert 0 < skims["token_fraction"] <= 1
+    assert all(row["questions_per_second"] > 0 and row["f1"] >= 0 for row in (full, skims))
 
 
 # --- reports -----------------------------------------------------------------------------------

@@ -1,20 +1,22 @@
-"""The commands of the study: notebooks, the runs of its profiles and its benchmarks."""
+"""The commands of the study: notebooks, the runs of its profiles; and all benchmarks."""
 
 import json
 from typing import Annotated
 
 import typer
 
-from qalib.commands.options import JsonOption
+from qalib.commands.options import JsonOption, ModelOption, SkimmerOption
 from qalib.errors import QalibError
 
 app = typer.Typer(help="The study: notebooks, runs, benchmarks.", no_args_is_help=True)
 bench = typer.Typer(help="Benchmarks: interleaved rounds, ratios in one run.", no_args_is_help=True)
+machine = typer.Typer(help="How fast this machine trains and answers.", no_args_is_help=True)
 runs = typer.Typer(help="List or delete cached runs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(runs, name="runs")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-P", help="ci, laptop, study or paper")]
+DataOption = Annotated[str, typer.Option(help="almanac (embedded), a source or a file")]
 RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
 
 
@@ -100,16 +102,27 @@ def runs_delete(
         print(f"Deleted {folder}")
 
 
-DataOption = Annotated[str, typer.Option(help="almanac (embedded), a source or a file")]
-SkimmerOption = Annotated[str, typer.Option(help="folder of a trained skimmer; default: shipped")]
-SecondsOption = Annotated[float, typer.Option(help="time for the whole benchmark, about")]
-
-
-def bench_train_command(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+@machine.command("train")
+def bench_train(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
     """Training throughput against the defaults of transformers, on the same questions."""
     from qalib.study import bench
 
     print(bench.training_report(rounds=rounds, as_json=as_json))
+
+
+@machine.command("answer")
+def bench_answer(
+    data: DataOption = "almanac",
+    model: ModelOption = "",
+    skimmer: SkimmerOption = "",
+    questions: Annotated[int, typer.Option(help="the first so many of the data")] = 200,
+    rounds: RoundsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Questions per second with tokenisation and decoding, and EM and F1."""
+    from qalib.study import bench
+
+    print(bench.answer_report(model, skimmer, data, questions, rounds, as_json=as_json))
 
 
 @bench.command("byte-models")
@@ -124,7 +137,7 @@ def bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> 
 def bench_block_skim(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
-    seconds: SecondsOption = 200.0,
+    seconds: Annotated[float, typer.Option(help="time for the whole benchmark, about")] = 200.0,
     as_json: JsonOption = False,
 ) -> None:
     """Skimming against other ways to run the same encoder on the same batches."""

@@ -6,6 +6,7 @@ Progress goes to the standard error output, a line every few seconds.
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset
@@ -48,28 +49,45 @@ def block_skim_report(
     return report(found["rows"], as_json)
 
 
-def end_to_end_report(
-    data: str = "almanac",
+def answer_report(
+    model: str = "",
     skimmer: str = "",
+    data: str = "almanac",
     questions: int = 200,
     rounds: int = 3,
     as_json: bool = False,
 ) -> str:
-    """Whole questions per second, with EM and F1."""
-    from qalib.models.pretrained import load_reader, windows_of
+    """Whole questions per second, with EM and F1: padded as run_qa.py does, without, and skimming.
 
-    config = benchmarks.EndToEndBenchmark(questions, rounds, windows=windows_of())
-    inputs = bench_data(data), load_reader(), load_trained(skimmer)
-    return report(benchmarks.bench_end_to_end(config, *inputs, print_progress), as_json)
+    The published reader has a published skimmer; another model skims if ``skimmer`` is given.
+    """
+    from qalib.inference import AnswerConfig, QuestionAnswerer
+    from qalib.models.pretrained import windows_of
+    from qalib.skim.baselines import PaddedReader
+    from qalib.skim.reader import load_skim_answerer
+
+    test = bench_data(data, "answer")
+    test = replace(test, examples=test.examples[:questions])
+    windows = windows_of(model)
+    fp32 = AnswerConfig(windows=windows, precision="fp32")
+    full = QuestionAnswerer.load(model, fp32)
+    padded = PaddedReader(full.reader, windows.max_length).eval()
+    answerers = {f"padded to {windows.max_length}": QuestionAnswerer(padded, fp32), "full": full}
+    auto = AnswerConfig(windows=windows)
+    if benchmarks.best_precision() == "bf16":
+        answerers["full, bf16"] = QuestionAnswerer.load(model, auto)
+    if skimmer or not model:
+        answerers["skimming"] = load_skim_answerer(model, auto, skimmer)
+    return report(benchmarks.time_answering(answerers, test, rounds, print_progress), as_json)
 
 
-def bench_data(name: str) -> Dataset:
+def bench_data(name: str, purpose: str = "train") -> Dataset:
     """A data set by name or file; "almanac" is the embedded corpus with its longest passages."""
     from qalib.data.sources import load_data
 
     if name == "almanac":
         return build_corpus(CorpusConfig(questions=400, length=2500))
-    return load_data(name)
+    return load_data(name, purpose)
 
 
 def load_trained(folder: str = ""):

@@ -1,7 +1,7 @@
 """Benchmarks of training, byte-level readers, Block-Skim and answering, on this machine's CPU.
 
 All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
-``python -m qalib bench`` runs them; notebooks 03, 06 and 08 record some.
+``python -m qalib bench`` and ``study bench`` run them; notebooks 03, 06 and 08 record some.
 
 dtypes are "fp32"; "bf16", autocast that rounds the weights in every pass; "bf16 weights", rounded
 and laid out once; "int8", dynamically quantised linear layers. The *full encoder* is the same model
@@ -13,7 +13,7 @@ Notation: B batch, K blocks, N layers.
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -23,7 +23,7 @@ from pydantic import Field
 
 from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.corpus import CorpusConfig, build_corpus
-from qalib.data.schema import Dataset, make_dataset
+from qalib.data.schema import Dataset
 from qalib.data.windows import Window, WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.models.byte_reader import ByteReaderConfig
@@ -37,6 +37,7 @@ from qalib.training import TrainConfig, choose_precision
 if TYPE_CHECKING:
     from torch import nn
 
+    from qalib.inference import QuestionAnswerer
     from qalib.models.encoder import EncoderReader
     from qalib.skim.skimmer import Skimmer
 
@@ -559,63 +560,34 @@ def time_candidates(
 # --- answering ------------------------------------------------------------------------------------
 
 
-@settings
-class EndToEndBenchmark:
-    """Answering whole questions: tokenisation, encoder, decoding."""
-
-    questions: Count = 200  # the first ones of the data
-    rounds: Count = 3
-    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = DTYPES
-    windows: WindowConfig = field(default_factory=WindowConfig)
-
-
-def bench_end_to_end(
-    config: EndToEndBenchmark,
+def time_answering(
+    answerers: Mapping[str, "QuestionAnswerer"],
     data: Dataset,
-    reader: "EncoderReader",
-    skimmer: "Skimmer | None" = None,
+    rounds: int = 3,
     progress: Progress | None = None,
 ) -> list[dict]:
-    """Questions per second with EM and F1, of the full encoder, padded, and with ``skimmer``.
+    """Answering whole questions: tokenisation, encoder, decoding. A row for each answerer:
 
-    columns reader, dtype, questions_per_second, speedup (over the full encoder in the same dtype),
-    speedup_over_padded (over fp32 padded to 384), exact_match, f1, token_fraction
+    reader, precision, questions_per_second, speedup (over the first answerer), exact_match, f1,
+    token_fraction
     """
-    from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.metrics import score
-    from qalib.skim.baselines import PaddedReader
-    from qalib.skim.reader import SkimReader
 
-    test = make_dataset(data.name, data.examples[: config.questions], data.path, data.raw_sha256)
-    readers: dict[tuple[str, str], nn.Module] = {}
-    for dtype, converted in in_dtypes(reader, config.dtypes).items():
-        readers[FULL, dtype] = converted
-        if skimmer is not None:
-            readers["Block-Skim", dtype] = SkimReader(converted, skimmer).eval()
-    padded = f"padded to {PADDED}", "fp32"
-    readers[padded] = PaddedReader(reader, PADDED)
-    candidates = {}
-    for key, model in readers.items():
-        precision = "bf16" if key[1].startswith("bf16") else "fp32"
-        answer = AnswerConfig(windows=config.windows, precision=precision)
-        candidates[key] = QuestionAnswerer(model, answer).predict
     predictions: dict = {}
     timings = interleave(
-        candidates,
-        [test.examples],
-        config.rounds,
-        observe=lambda number, key, item, found: predictions.update({key: found}),
+        {name: answerer.predict for name, answerer in answerers.items()},
+        [data.examples],
+        rounds,
+        observe=lambda number, name, item, found: predictions.update({name: found}),
         progress=progress,
     )
-    rows = []
-    for key, found in predictions.items():
-        texts = {e.id: p.candidates[0].text for e, p in zip(test, found, strict=True)}
-        scores, base = score(test, texts), (FULL, key[1])
-        row = {"reader": key[0], "dtype": key[1]}
-        rates = timings.rates(key, [len(test)] * timings.rounds)
-        row |= columns("questions_per_second", rates)
-        row |= columns("speedup", timings.speedups(key, base if base in readers else padded))
-        row |= columns("speedup_over_padded", timings.speedups(key, padded))
+    first, rows = next(iter(answerers)), []
+    for name, found in predictions.items():
+        texts = {e.id: p.candidates[0].text for e, p in zip(data, found, strict=True)}
+        scores = score(data, texts)
+        row = {"reader": name, "precision": answerers[name].precision}
+        row |= columns("questions_per_second", timings.rates(name, [len(data)] * timings.rounds))
+        row |= columns("speedup", timings.speedups(name, first))
         row |= {"exact_match": scores["exact_match"], "f1": scores["f1"]}
         rows.append(row | {"token_fraction": float(np.mean([p.token_fraction for p in found]))})
     return rows
