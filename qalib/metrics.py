@@ -81,7 +81,7 @@ def _gold_words(golds: Sequence[str], rule: Rule, words: _Words) -> list[list[st
     if rule == "2.0":
         return [gold for gold in found if gold] or [[]]
     if not found:
-        raise QalibError("A question without gold answers needs the 2.0 rule: use score_squad2.")
+        raise QalibError("A question without gold answers needs the rule '2.0'.")
     return found
 
 
@@ -151,80 +151,59 @@ def _percent(scores: np.ndarray) -> float:
 
 
 def score(
-    dataset: Dataset, predictions: Mapping[str, str], characters: bool = False
-) -> dict[str, float]:
-    """:func:`score_squad2` for a dataset of version 2.0, else :func:`score_squad1`."""
-    rule = score_squad2 if _rule_of(dataset) == "2.0" else score_squad1
-    return rule(dataset, predictions, characters=characters)
-
-
-def score_squad1(
-    dataset: Dataset, predictions: Mapping[str, str], characters: bool = False
-) -> dict[str, float]:
-    """``exact_match`` and ``f1`` in percent, to the last digit as the official v1.1 script.
-
-    A missing prediction scores 0. Raises QalibError as :func:`question_scores` does.
-    """
-    em, overlap = question_scores(dataset, predictions, "1.1", characters)
-    return {"exact_match": _percent(em), "f1": _percent(overlap)}
-
-
-def score_squad2(
     dataset: Dataset,
     predictions: Mapping[str, str],
     na_probs: Mapping[str, float] | None = None,
-    na_prob_thresh: float = 1.0,
     characters: bool = False,
+    rule: Rule | None = None,
 ) -> dict[str, float]:
-    """``exact``, ``f1``, ``total`` and their ``HasAns_`` and ``NoAns_`` parts, as the v2.0 script.
+    """Scores in percent, to the last digit as the official script of the rule.
 
-    Scores are in percent; a part without questions is left out. A missing prediction scores 0 and
-    counts, whether or not there is an answer (the official script stops with a KeyError).
-    ``na_probs`` (of every question; probabilities or any score that grows with "no answer") turns
-    answers above the threshold into "", and adds ``best_exact`` and ``best_f1`` over all
-    thresholds, with ``best_exact_thresh`` and ``best_f1_thresh``. Raises QalibError as
-    :func:`question_scores`.
+    1.1: ``exact_match`` and ``f1``. 2.0: ``exact``, ``f1``, ``total`` and their ``HasAns_`` and
+    ``NoAns_`` parts, where a part without questions is left out. A missing prediction scores 0 and
+    counts (the official 2.0 script stops with a KeyError). Without a ``rule``, the dataset's
+    version decides.
+
+    ``na_probs``, a number for every question, calls for rule 2.0: a question above 1.0 counts as
+    answered "", and ``best_exact``, ``best_f1`` and their ``_thresh`` are the best over all
+    thresholds. Raises QalibError as :func:`question_scores`.
     """
-    em, overlap = question_scores(dataset, predictions, "2.0", characters)
-    scores = {"exact": em, "f1": overlap}
+    rule = rule or ("2.0" if na_probs is not None else _rule_of(dataset))
+    em, overlap = question_scores(dataset, predictions, rule, characters)
+    if rule == "1.1":
+        return {"exact_match": _percent(em), "f1": _percent(overlap)}
+    scores, best = {"exact": em, "f1": overlap}, {}
     answerable = np.array([example.answerable for example in dataset])
-    best = {}
     if na_probs is not None:
-        empty = np.array([na_probs[example.id] > na_prob_thresh for example in dataset])
+        empty = np.array([na_probs[example.id] > 1.0 for example in dataset])
         for name, raw in scores.items():
-            best[f"best_{name}"], best[f"best_{name}_thresh"] = _best_threshold(
-                dataset, predictions, na_probs, raw
-            )
+            found = _best_threshold(dataset, predictions, na_probs, raw)
+            best[f"best_{name}"], best[f"best_{name}_thresh"] = found
             scores[name] = np.where(empty, ~answerable, raw)
     result = {}
     everything = np.ones_like(answerable)
     for prefix, part in (("", everything), ("HasAns_", answerable), ("NoAns_", ~answerable)):
         if part.any():
-            result |= {f"{prefix}{name}": _percent(raw[part]) for name, raw in scores.items()}
+            result |= {prefix + name: _percent(values[part]) for name, values in scores.items()}
             result[f"{prefix}total"] = int(part.sum())
     return result | best
 
 
 def _best_threshold(
-    dataset: Dataset,
-    predictions: Mapping[str, str],
-    na_probs: Mapping[str, float],
-    scores: np.ndarray,
+    dataset: Dataset, predictions: Mapping, na_probs: Mapping[str, float], scores: np.ndarray
 ) -> tuple[float, float]:
-    """(best mean score in percent, its threshold) if only answers up to it are given.
+    """(best mean score in percent, its threshold), where only answers up to it are given.
 
-    As the official script: questions are admitted by rising na_prob, equal ones in the order of
+    As the official script: questions are admitted by rising value, equal ones in the order of
     ``na_probs``; an answer to a question without one costs 1; the first best threshold counts.
     """
-    row = {example.id: i for i, example in enumerate(dataset)}
-    order = sorted((key for key in na_probs if key in row), key=na_probs.__getitem__)
-    gains = [
-        scores[row[key]]
-        if dataset.examples[row[key]].answerable
-        else -float(predictions.get(key) != "")
-        for key in order
-    ]
-    total = np.cumsum([sum(not example.answerable for example in dataset), *gains])
+    gains = {
+        e.id: score if e.answerable else -float(predictions.get(e.id) != "")
+        for e, score in zip(dataset, scores, strict=True)
+    }
+    order = sorted((key for key in na_probs if key in gains), key=na_probs.__getitem__)
+    unanswerable = sum(not e.answerable for e in dataset)
+    total = np.cumsum([unanswerable, *(gains[key] for key in order)])
     best = int(total.argmax())
     return 100.0 * float(total[best]) / len(dataset), na_probs[order[best - 1]] if best else 0.0
 
@@ -335,8 +314,8 @@ def load_predictions(path: str | Path) -> dict[str, str]:
     """Read a predictions file: one JSON object, question id to answer text ("" for no answer).
 
     A list of {id, prediction_text} is read as well. A null counts as "", a whole number as its
-    digits; other values are left out. One DataWarning counts these. Raises QalibError for another
-    form and if no value is a text.
+    digits; other values are left out; one DataWarning counts all three. Raises QalibError for
+    another form and if no value is a text.
     """
     tree = parse_json(read_bytes(Path(path)), path)
     if isinstance(tree, list) and all(isinstance(row, dict) and "id" in row for row in tree):
@@ -344,18 +323,19 @@ def load_predictions(path: str | Path) -> dict[str, str]:
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to answer text.")
     texts = {key: text for key, text in tree.items() if isinstance(text, str)}
-    if odd := [key for key in tree if key not in texts]:
-        first = f"question {odd[0]!r}: expected an answer text, found {tree[odd[0]]!r:.40}"
+    if odd := {key: value for key, value in tree.items() if key not in texts}:
+        key, value = next(iter(odd.items()))
+        first = f"question {key!r}: expected an answer text, found {value!r:.40}"
         if not texts:
             raise QalibError(f"{path}: {first}.")
-        known = {key: tree[key] for key in odd if type(tree[key]) in (int, type(None))}
-        texts |= {key: "" if value is None else str(value) for key, value in known.items()}
-        warnings.warn(
-            f"{path}: predictions that are no texts: {len(odd)}, of which {len(odd) - len(known)} "
-            f"are left out; the first: {first}.",
-            DataWarning,
-            stacklevel=2,
+        for key, value in odd.items():
+            if value is None or type(value) is int:
+                texts[key] = "" if value is None else str(value)
+        lost = len(tree) - len(texts)
+        text = (
+            f"{path}: values that are no texts: {len(odd)}, left out: {lost}; the first: {first}."
         )
+        warnings.warn(text, DataWarning, stacklevel=3)
     return texts
 
 
@@ -367,14 +347,10 @@ def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
     tree = parse_json(read_bytes(Path(path)), path)
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to number.")
-    for key, value in tree.items():
+    for key in (*tree, *(example.id for example in dataset)):
+        value = tree.get(key)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise QalibError(f"{path}: question {key!r}: expected a number, found {value!r:.40}.")
-    if missing := [example.id for example in dataset if example.id not in tree]:
-        raise QalibError(
-            f"{path}: {len(missing)} of {len(dataset)} questions have no value, the first of them "
-            f"{missing[0]!r}."
-        )
     return tree
 
 
@@ -384,10 +360,9 @@ def score_files(
     na_prob_file: str | Path | None = None,
     characters: bool = False,
 ) -> dict[str, float]:
-    """Score a predictions file against a data file or a set by name, as :func:`score` does.
+    """Score a predictions file against a data file or a source by name, as :func:`score` does.
 
-    With ``na_prob_file``, as :func:`score_squad2` with its thresholds. Raises QalibError for a
-    file that is missing or malformed or belongs to another dataset.
+    Raises QalibError for a file that is missing or malformed or belongs to another dataset.
     """
     data, texts = load_data(dataset, "score"), load_predictions(predictions)
     golds = [text for example in data for text in example.answer_texts]
@@ -400,8 +375,6 @@ def score_files(
         )
     na_probs = load_na_probs(na_prob_file, data) if na_prob_file else None
     try:
-        if na_probs is None:
-            return score(data, texts, characters)
-        return score_squad2(data, texts, na_probs, characters=characters)
+        return score(data, texts, na_probs, characters)
     except QalibError as error:
         raise QalibError(f"{predictions}: {error}") from None

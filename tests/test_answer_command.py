@@ -6,12 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from squad_files import write_squad
 from tiny import LAUNCH, TINY, examples, launched, tiny_reader
 from typer.testing import CliRunner
 
 from qalib.__main__ import app
 from qalib.commands.output import write_output
-from qalib.data.formats import write_squad
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.models.pretrained import checkpoint_hash, load_reader, save_reader

@@ -1,5 +1,6 @@
 """Metrics against slow literal references, torchmetrics, enumerated resamples and real data."""
 
+import gzip
 import itertools
 import json
 import math
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from squad_files import write_squad
 
 from qalib import metrics
-from qalib.data.formats import load_file, write_squad
+from qalib.data.formats import load_file
 from qalib.data.schema import Answer, Dataset, Example, make_dataset
 from qalib.errors import DataWarning, QalibError
 
@@ -205,12 +207,12 @@ def tasks(draw, min_golds: int):
 
 @given(tasks(min_golds=1))
 def test_squad1_equals_the_reference(task):
-    assert metrics.score_squad1(*task) == plain_squad1(*task)
+    assert metrics.score(*task, rule="1.1") == plain_squad1(*task)
 
 
 @given(tasks(min_golds=0))
 def test_squad2_equals_the_reference(task):
-    result = metrics.score_squad2(*task)
+    result = metrics.score(*task, rule="2.0")
     assert list(result.items()) == list(plain_squad2(*task).items())
     assert all(0 <= value <= 100 for key, value in result.items() if not key.endswith("total"))
 
@@ -252,7 +254,7 @@ def test_score_picks_the_rule_by_the_questions():
 
 
 def test_the_2_0_rule_leaves_out_a_part_without_questions():
-    result = metrics.score_squad2(dataset_of(ANSWERABLE), PREDICTED)
+    result = metrics.score(dataset_of(ANSWERABLE), PREDICTED, rule="2.0")
     assert list(result) == ["exact", "f1", "total", "HasAns_exact", "HasAns_f1", "HasAns_total"]
     assert result["total"] == result["HasAns_total"] == 3
 
@@ -260,10 +262,10 @@ def test_the_2_0_rule_leaves_out_a_part_without_questions():
 def test_a_missing_prediction_scores_zero_and_is_warned_of(recwarn):
     dataset = dataset_of({"q1": ["dog"], "q2": [], "q3": ["cat"]})
     with pytest.warns(DataWarning, match="2 of 3 questions have no prediction, the first .* 'q2'"):
-        result = metrics.score_squad2(dataset, {"q1": "dog"})
+        result = metrics.score(dataset, {"q1": "dog"}, rule="2.0")
     assert (result["exact"], result["total"]) == (pytest.approx(100 / 3), 3)
     assert (result["HasAns_exact"], result["NoAns_f1"]) == (50.0, 0.0)
-    assert metrics.score_squad1(dataset_of(ANSWERABLE), PREDICTED)["f1"] > 0
+    assert metrics.score(dataset_of(ANSWERABLE), PREDICTED, rule="1.1")["f1"] > 0
     assert not recwarn
 
 
@@ -274,8 +276,8 @@ def test_nothing_to_score_is_an_error():
             metrics.score(dataset, predictions)
     with pytest.raises(QalibError, match="no question"):
         metrics.score(make_dataset("tiny", []), {"q1": "dog"})
-    with pytest.raises(QalibError, match="score_squad2"):
-        metrics.score_squad1(dataset_of({"q1": []}), {"q1": ""})
+    with pytest.raises(QalibError, match=r"rule '2\.0'"):
+        metrics.score(dataset_of({"q1": []}), {"q1": ""}, rule="1.1")
 
 
 def test_no_text_is_normalised_twice(monkeypatch):
@@ -285,6 +287,86 @@ def test_no_text_is_normalised_twice(monkeypatch):
     golds = {f"q{i}": ["dog", "red dog", "dog"] for i in range(50)}
     metrics.score(dataset_of(golds), dict.fromkeys(golds, "dog"))
     assert sorted(seen) == ["dog", "red dog"]
+
+
+# --- No-answer probabilities and characters.
+
+
+def plain_thresholds(dataset, predictions, na_probs) -> dict:
+    """The official 2.0 script's way: question by question, from a dictionary of scores."""
+    raw = dict(zip((e.id for e in dataset), plain_scores(dataset, predictions, "2.0"), strict=True))
+    result = {}
+    for k, name in enumerate(("exact", "f1")):
+        current = best = sum(not e.answers for e in dataset)
+        threshold = 0.0
+        golds = {e.id: e.answers for e in dataset}
+        for key in sorted(na_probs, key=lambda key: na_probs[key]):
+            if key not in raw:
+                continue
+            current += raw[key][k] if golds[key] else -1 if predictions[key] else 0
+            if current > best:
+                best, threshold = current, na_probs[key]
+        kept = [float(not e.answers) if na_probs[e.id] > 1.0 else raw[e.id][k] for e in dataset]
+        result[name] = plain_percent(kept)
+        result |= {f"best_{name}": 100.0 * best / len(raw), f"best_{name}_thresh": threshold}
+    return result
+
+
+@given(tasks(min_golds=0), st.data())
+def test_thresholds_equal_the_official_ones(task, data):
+    dataset, predictions = task
+    predictions |= {e.id: predictions.get(e.id, "") for e in dataset}
+    numbers = st.sampled_from([-3.5, 0, 0.5, 1.0, 1.5, 7])
+    na_probs = {e.id: data.draw(numbers) for e in dataset} | {"elsewhere": -9}
+    result = metrics.score(dataset, predictions, na_probs)
+    expected = plain_thresholds(dataset, predictions, na_probs)
+    assert {key: result[key] for key in expected} == expected
+    assert list(result)[-4:] == ["best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"]
+
+
+def test_a_threshold_finds_the_questions_without_an_answer():
+    dataset = dataset_of({"q1": ["Lena Okafor"], "q2": []})
+    result = metrics.score(dataset, {"q1": "Lena Okafor", "q2": "1978"}, {"q1": -3.2, "q2": 0.9})
+    assert (result["exact"], result["NoAns_exact"]) == (50.0, 0.0)  # 0.9 is not above 1
+    assert (result["best_exact"], result["best_exact_thresh"]) == (100.0, -3.2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "one JSON object, question id to number"),
+        ('{"q1": 0.5}', "question 'q2': expected a number, found None"),
+        ('{"q1": 0.5, "q2": "high"}', "question 'q2': expected a number, found 'high'"),
+        ('{"q1": 0.5, "q2": true}', "found True"),
+        ('{"q1": NaN, "q2": 1}', "question 'q1': expected a number, found nan"),
+        ('{"q1": 0, "q2": Infinity}', "found inf"),
+    ],
+)
+def test_bad_no_answer_scores_are_named(files, tmp_path, content, message):
+    paths = files([KEPT, PLACE], {"q1": "dog", "q2": "Ely"})
+    (tmp_path / "odds.json").write_text(content)
+    with pytest.raises(QalibError, match=f"odds.json: .*{message}"):
+        metrics.score_files(*paths, tmp_path / "odds.json")
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "words", "characters"),
+    [
+        ("1954년 2월 15일", "1954년 2월 15일에", 200 / 3, 2000 / 21),  # KorQuAD counts 10 of 11
+        ("王小明", "王小明。", 0, 100),
+        ("東京タワー", "タワー", 0, 75),
+    ],
+)
+def test_f1_of_characters_for_scripts_without_spaces(tmp_path, gold, predicted, words, characters):
+    (tmp_path / "d.json").write_text(json.dumps([{"id": "k", "answers": [{"text": gold}]}]))
+    (tmp_path / "p.json").write_text(json.dumps({"k": predicted}))
+    paths = tmp_path / "d.json", tmp_path / "p.json"
+    with pytest.warns(DataWarning, match="most answers are Chinese, Japanese or Korean"):
+        assert metrics.score_files(*paths)["f1"] == pytest.approx(words)
+    with pytest.warns(DataWarning) as caught:  # of the missing offset alone
+        scores = metrics.score_files(*paths, characters=True)
+    assert scores["f1"] == pytest.approx(characters)
+    assert len(caught) == 1
 
 
 # --- Ranked answers.
@@ -502,8 +584,8 @@ def test_the_rules_part_on_the_gold_answers_of_real_data_that_are_a_full_stop(re
     odd = make_dataset("odd", [e for e in dataset if "." in e.answer_texts])
     predictions = dict.fromkeys((e.id for e in odd), ".")
     assert len(odd) == 3
-    assert metrics.score_squad1(odd, predictions) == {"exact_match": 100.0, "f1": 0.0}
-    assert metrics.score_squad2(odd, predictions)["exact"] == 0.0
+    assert metrics.score(odd, predictions, rule="1.1") == {"exact_match": 100.0, "f1": 0.0}
+    assert metrics.score(odd, predictions, rule="2.0")["exact"] == 0.0
 
 
 def test_squad1_equals_the_reference_on_real_data(real_data):
@@ -598,6 +680,25 @@ def test_paths_may_be_text_and_files_may_have_a_byte_order_mark(files, tmp_path)
 def test_answers_survive_any_script(files):
     predictions = {"q1": "ред 犬 🐕 e\u0301", "q2": "Ely"}
     assert metrics.score_files(*files([KEPT, PLACE], predictions))["exact_match"] == 50.0
+
+
+def test_predictions_that_are_no_texts_are_counted_and_never_lost_in_silence(files):
+    predictions = {"q1": "dog", "q2": 1914, "q3": None, "q4": ["dog"], "q5": 1.5, "q6": True}
+    path = files([KEPT], predictions)[1]
+    with pytest.warns(
+        DataWarning, match=r"no texts: 5, left out: 3; .* 'q2': .* found 1914\."
+    ) as w:
+        assert metrics.load_predictions(path) == {"q1": "dog", "q2": "1914", "q3": ""}
+    assert len(w) == 1
+
+
+def test_predictions_may_be_a_list_and_compressed(files):
+    dataset, predictions = files([KEPT, PLACE], "")
+    rows = [{"id": 1, "prediction_text": "x"}, {"id": "q2", "prediction_text": "Ely"}]
+    predictions.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    assert metrics.load_predictions(predictions) == {"1": "x", "q2": "Ely"}
+    with pytest.warns(DataWarning, match="1 of 2 questions have no prediction"):
+        assert metrics.score_files(dataset, predictions)["f1"] == 50.0
 
 
 @pytest.mark.parametrize(

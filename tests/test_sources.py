@@ -11,10 +11,11 @@ import threading
 import time
 
 import pytest
+from squad_files import write_squad
 
 from qalib import paths
 from qalib.data import sources
-from qalib.data.formats import load_file, write_squad
+from qalib.data.formats import load_file
 from qalib.data.schema import Answer, Example, content_hash
 from qalib.data.sources import SOURCES, Source, fetch, find, load
 from qalib.errors import QalibError

@@ -9,19 +9,20 @@ The content decides, never the file's name; each form may be gzip-compressed:
   list, a list under "data", or JSON lines;
 * lists of {context, qas}, in the same three ways.
 
-Answers are a list of {text, answer_start} or a dictionary of two lists. All forms are flattened to
-rows, and :class:`_Reader` makes an example of each, with the text as written.
+Answers are a list of {text, answer_start} or a dictionary of two lists. Texts stay as written.
 """
 
 import gzip
 import hashlib
 import json
 import re
+import reprlib
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,6 @@ from qalib.data.schema import (
 from qalib.errors import DataWarning, QalibError
 
 Purpose = Literal["train", "answer", "score"]
-Rows = Iterator[tuple[str, dict | QalibError]]  # the place of each, and the row or what is wrong
 
 FORMS = (
     "the forms that are read are SQuAD 1.1 and 2.0, MRQA, rows with id, question, context and "
@@ -67,24 +67,13 @@ def load_file(
     version, entries = _entries(_decode(raw, path), path)
     reader = _Reader(purpose)
     for place, entry in entries:
-        for where, row in _flatten(entry, place):
-            reader.add(row, where)
+        reader.add(entry, place)
     reader.report(path, skip_bad)
-    stem = re.sub(r"(\.jsonl?)?(\.gz)?$", "", path.name)
-    sha256 = hashlib.sha256(raw).hexdigest()
-    return make_dataset(name or stem, reader.examples.values(), str(path), sha256, version)
-
-
-def from_rows(rows: Iterable[Mapping], name: str) -> Dataset:
-    """Examples for training from the rows of a ``datasets`` table with SQuAD's columns.
-
-    Raises QalibError as :func:`load_file` does.
-    """
-    reader = _Reader("train")
-    for r, row in enumerate(rows):
-        reader.add(dict(row), f"row {r}")
-    reader.report(name)
-    return make_dataset(name, reader.examples.values())
+    examples, sha256 = reader.examples.values(), hashlib.sha256(raw).hexdigest()
+    if purpose == "answer" and not any(example.answerable for example in examples):
+        version = version or "1.1"  # a file without answers says nothing of the rule
+    name = name or re.sub(r"(\.jsonl?)?(\.gz)?$", "", path.name)
+    return make_dataset(name, examples, str(path), sha256, version)
 
 
 # ------------------------------------------------------------------------------ bytes and JSON
@@ -142,55 +131,48 @@ def _is_cut(error: json.JSONDecodeError) -> bool:
     return opened and early and error.msg != "Extra data"
 
 
-# ---------------------------------------------------------------------------- from forms to rows
+# -------------------------------------------------------------------------- from forms to entries
 
 
 def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
-    """(version of the dataset if the file states 2.0, place and value of each top-level entry)."""
+    """("2.0" if the file states that version, place and value of each top-level entry).
+
+    The value of a damaged line is a QalibError.
+    """
     if not text.lstrip().startswith(("{", "[")):
         kind = "not JSON" if text.strip() else "the file is empty"
-        if text.startswith("version https://git-lfs"):
-            kind = "a Git LFS pointer, not the file itself (run 'git lfs pull')"
         raise QalibError(f"{path}: {kind}; {FORMS}.")
-    if lines := _json_lines(text):
-        return "", _read_lines(lines, path)
-    tree = _parse(text, f"{path}: ")
+    try:
+        tree = _parse(text, f"{path}: ")
+    except QalibError:
+        # In JSON lines the first line is an object of its own, or the second if that is damaged.
+        if text.lstrip()[0] == "[" or not any(
+            isinstance(value, dict) for _, value in islice(_lines(text), 2)
+        ):
+            raise
+        *entries, (place, last) = _lines(text)
+        if isinstance(last, QalibError) and "cut short" in str(last):
+            raise QalibError(f"{path}: {last}") from None
+        return "", (*entries, (place, last))
     version = ""
     if isinstance(tree, dict) and isinstance(tree.get("data"), list):
         version = "2.0" if _is_version_2(tree.get("version")) else ""
         tree = tree["data"]
     values = tree if isinstance(tree, list) else [tree]
-    return version, ((f"{_unit(value)} {i}", value) for i, value in enumerate(values))
+    unit = "article" if any(isinstance(v, dict) and "paragraphs" in v for v in values) else "row"
+    return version, ((f"{unit} {i}", value) for i, value in enumerate(values))
 
 
-def _json_lines(text: str) -> list[tuple[int, str]]:
-    """(number, text) of each line that is not blank, or nothing if the file is one JSON value.
-
-    In JSON lines the first line is an object of its own, or the second if the first is damaged.
-    """
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    several = len(lines) > 1 and text.lstrip().startswith("{")
-    return lines if several and any(_is_object(line) for _, line in lines[:2]) else []
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _read_lines(lines: Sequence[tuple[int, str]], path: Path) -> Iterator[tuple[str, object]]:
-    """Place and value of each line; a QalibError for a damaged one, raised if the file is cut."""
-    for number, line in lines:
-        try:
-            value = _parse(line, "", number)
-        except QalibError as error:
-            if (number, line) == lines[-1] and "cut short" in str(error):
-                raise QalibError(f"{path}: {error}") from None
-            value = error
-        if not (isinstance(value, dict) and "header" in value and "qas" not in value):
-            yield f"line {number}", value
+def _lines(text: str) -> Iterator[tuple[str, object]]:
+    """Place and value of each line that is neither blank nor MRQA's header."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                value = _parse(line, "", number)
+            except QalibError as error:
+                value = error
+            if not (isinstance(value, dict) and "header" in value and "qas" not in value):
+                yield f"line {number}", value
 
 
 def _is_version_2(version: object) -> bool:
@@ -199,93 +181,70 @@ def _is_version_2(version: object) -> bool:
     return re.match(pattern, str(version), re.IGNORECASE) is not None
 
 
-_LEVELS = (("paragraphs", "paragraph"), ("qas", "question"))
-
-
-def _flatten(entry: object, place: str, levels: Sequence[tuple[str, str]] = _LEVELS) -> Rows:
-    """The questions of an article or a passage, with its title and context, or the row itself."""
-    if isinstance(entry, QalibError):
-        yield place, entry
-        return
-    if not isinstance(entry, dict):
-        found = type(entry).__name__
-        yield place, QalibError(f"{place}: expected a JSON object, found {found}.")
-        return
-    for depth, (key, unit) in enumerate(levels, 1):
-        if key not in entry:
-            continue
-        if title := " ".join(str(entry.get("title") or "").split())[:60]:
-            place += f" ({title})" if key == "paragraphs" else ""
-        if not isinstance(entry[key], list):
-            found = type(entry[key]).__name__
-            yield place, QalibError(f"{place}: {key!r} must be of type list, found {found}.")
-            return
-        inherited = {key: entry[key] for key in ("title", "context") if key in entry}
-        for i, part in enumerate(entry[key]):
-            whole = inherited | part if isinstance(part, dict) else part
-            yield from _flatten(whole, f"{place}, {unit} {i}", levels[depth:])
-        return
-    if levels and "question" not in entry and not {"id", "answers"} <= entry.keys():
-        missing = "'question', 'qas' or 'paragraphs'" if levels is _LEVELS else "'qas'"
-        yield place, QalibError(f"{place}: the key {missing} is missing.")
-        return
-    yield place, entry
-
-
-def _unit(entry: object) -> str:
-    keys = entry if isinstance(entry, dict) else ()
-    return "article" if "paragraphs" in keys else "passage" if "qas" in keys else "row"
-
-
-# ------------------------------------------------------------------------- from rows to examples
+# ----------------------------------------------------------------------- from entries to examples
 
 
 class _Reader:
     """The examples of one file, its bad rows, and what was tolerated in the others."""
 
     def __init__(self, purpose: Purpose):
-        if purpose not in ("train", "answer", "score"):
-            raise QalibError(f"{purpose!r}: the purposes are 'train', 'answer' and 'score'.")
         self.purpose = purpose
         self.examples: dict[str, Example] = {}
-        self.rows = 0
         self.bad: list[str] = []
         self.tolerated: Counter[str] = Counter()
         self.first = ""  # of what was tolerated
         self.place = ""  # of the row that is read
 
-    def add(self, row: dict | QalibError, place: str) -> None:
-        """Read a row, or count it as a bad one."""
-        self.rows += 1
+    def add(
+        self, entry: object, place: str, levels: tuple[str, ...] = ("paragraphs", "qas")
+    ) -> None:
+        """Read an article, a passage or a row; what cannot be read counts as a bad row."""
         self.place = place
         try:
-            if isinstance(row, QalibError):
-                raise row
-            example = self._read(row)
+            if isinstance(entry, QalibError):
+                raise entry
+            if not isinstance(entry, dict):
+                raise self._error(f"expected a JSON object, found {type(entry).__name__}")
+            for depth, level in enumerate(levels, 1):
+                if level in entry or levels == ("qas",):  # a paragraph must have questions
+                    parts = self._field(entry, level, list)
+                    if level == "paragraphs" and entry.get("title"):
+                        place += f" ({reprlib.repr(entry['title'])})"
+                    given = {key: entry[key] for key in ("title", "context") if key in entry}
+                    unit = "question" if level == "qas" else "paragraph"
+                    for i, part in enumerate(parts):
+                        whole = given | part if isinstance(part, dict) else part
+                        self.add(whole, f"{place}, {unit} {i}", levels[depth:])
+                    return
+            example = self._read(entry)
             self.examples[example.id] = example
         except QalibError as error:
             self.bad.append(str(error).removesuffix("."))
 
-    def report(self, source: Path | str, skip_bad: bool = False) -> None:
+    def report(self, source: Path, skip_bad: bool) -> None:
         """Warn of what was tolerated and left out. Raises QalibError as :func:`load_file` says."""
-        if not self.rows:
-            raise QalibError(f"{source}: there is no question in it; {FORMS}.")
         bad, few = len(self.bad), "; ".join(self.bad[:3])
+        rows = bad + len(self.examples)
+        if not rows:
+            raise QalibError(f"{source}: there is no question in it; {FORMS}.")
         if not self.examples:
             raise QalibError(
-                f"{source}: none of {self.rows} rows can be used to {self.purpose}; the first: "
+                f"{source}: none of {rows} rows can be used to {self.purpose}; the first: "
                 f"{self.bad[0]}; {FORMS}."
             )
         if bad and self.purpose == "train" and not skip_bad:
             raise QalibError(
-                f"{source}: bad rows: {bad} of {self.rows}; the first: {few}; mend them, or leave "
-                "them out with --skip-bad."
+                f"{source}: bad rows: {bad} of {rows}; the first: {few}; mend them, or leave them "
+                "out with --skip-bad."
             )
         found = [f"{what}: {count}" for what, count in self.tolerated.items()]
-        found += [f"rows left out: {bad} of {self.rows}"] if bad else []
+        found += [f"rows left out: {bad} of {rows}"] if bad else []
         if found:
             text = f"{source}: {', '.join(found)}; the first: {few or self.first}."
             warnings.warn(text, DataWarning, stacklevel=3)
+
+    def _error(self, reason: str) -> QalibError:
+        return QalibError(f"{self.place}: {reason}.")
 
     def _note(self, what: str, reason: str) -> None:
         self.first = self.first or f"{self.place}: {reason}"
@@ -294,8 +253,17 @@ class _Reader:
     def _tolerate(self, what: str, reason: str) -> None:
         """Note a fault; for training, raise it."""
         if self.purpose == "train":
-            raise QalibError(f"{self.place}: {reason}.")
+            raise self._error(reason)
         self._note(what, reason)
+
+    def _field(self, entry: object, key: str, kind: type):
+        """``entry[key]`` of a type. Raises QalibError if it is not that."""
+        if not isinstance(entry, dict) or key not in entry:
+            raise self._error(f"the key {key!r} (of type {kind.__name__}) is missing")
+        if not isinstance(entry[key], kind):
+            found = type(entry[key]).__name__
+            raise self._error(f"{key!r} must be of type {kind.__name__}, found {found}")
+        return entry[key]
 
     def _read(self, row: dict) -> Example:
         """The example of a row. Raises QalibError, naming the place, for a bad row."""
@@ -304,13 +272,13 @@ class _Reader:
             self._note("ids that are numbers", f"the id is the number {identity}")
             identity = str(identity)
         if not identity or not isinstance(identity, str):
-            raise QalibError(f"{self.place}: the id must be a text, found {identity!r:.40}.")
+            raise self._error(f"the id must be a text, found {reprlib.repr(identity)}")
         self.place += f" (id {identity!r})"
         if identity in self.examples:
-            raise QalibError(f"{self.place}: the id appears twice; ids must be unique.")
+            raise self._error("the id appears twice; ids must be unique")
         needed = () if self.purpose == "score" else ("question", "context")
         question, context, title = (
-            self._text(row, key) if key in needed or isinstance(row.get(key), str) else ""
+            self._field(row, key, str) if key in needed or isinstance(row.get(key), str) else ""
             for key in ("question", "context", "title")
         )
         example = Example(identity, question, context, (), title)
@@ -328,39 +296,28 @@ class _Reader:
             return replace(example, answers=answers)
         return FreeAnswerExample(identity, question, context, answers, title, texts)
 
-    def _text(self, entry: object, key: str, kind: type = str):
-        """``entry[key]`` of a type. Raises QalibError if it is not that."""
-        if not isinstance(entry, dict) or key not in entry:
-            raise QalibError(f"{self.place}: the key {key!r} (of type {kind.__name__}) is missing.")
-        if not isinstance(entry[key], kind):
-            found = type(entry[key]).__name__
-            raise QalibError(
-                f"{self.place}: {key!r} must be of type {kind.__name__}, found {found}."
-            )
-        return entry[key]
-
     def _answers(self, row: dict, context: str) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
         """(answers whose place is known, texts that a prediction is scored against)."""
-        flag, table = row.get("is_impossible"), isinstance(row.get("answers"), dict)
-        mrqa = "detected_answers" in row
+        flag, mrqa = row.get("is_impossible"), "detected_answers" in row
         pairs = self._spans(row, context) if mrqa else self._pairs(row)
-        if flag is True and not any(text for text, _ in pairs):
-            for _ in pairs:
-                self._note("empty answers of impossible questions", "an answer is the empty string")
+        if flag is True and pairs and not any(text for text, _ in pairs):
+            self._note("empty answers of impossible questions", "an answer is the empty string")
             pairs = []
         answers = [self._answer(text, start, context) for text, start in pairs]
         texts = [text for text, _ in pairs if text]
         if mrqa and row.get("answers"):
-            texts = self._text(row, "answers", list)
+            texts = self._field(row, "answers", list)
             if not all(isinstance(text, str) for text in texts):
-                raise QalibError(f"{self.place}: 'answers' must be a list of texts.")
+                raise self._error("'answers' must be a list of texts")
+        if flag is None and not texts and isinstance(row.get("answers"), dict):
+            flag = True  # tables have no such column
         if (flag and texts) or not isinstance(flag, bool | None):
             self._tolerate(
                 "is_impossible that contradicts the answers",
-                f"is_impossible is {flag!r:.40} and {len(texts)} answers are given; it must be "
-                "true without answers or false with some",
+                f"is_impossible is {reprlib.repr(flag)} and {len(texts)} answers are given; it "
+                "must be true without answers or false with some",
             )
-        elif not texts and not flag and not (table and flag is None) and self.purpose != "answer":
+        elif not texts and not flag and self.purpose != "answer":
             self._tolerate(
                 "questions without answers that is_impossible does not mark",
                 'no answer is given; add one, or set "is_impossible": true (SQuAD 2.0)',
@@ -372,9 +329,9 @@ class _Reader:
         if not text:
             return self._tolerate("empty answers", "an answer is the empty string; remove it")
         if type(start) is not int:
-            number = re.fullmatch(r"\s*(-?\d{1,15})(\.0*)?\s*", str(start))
+            number = re.fullmatch(r"\s*(-?\d{1,15})(\.0*)?\s*", str(start), re.ASCII)
             if not number:
-                reason = f"answer_start is {start!r:.40}, not a whole number"
+                reason = f"answer_start is {reprlib.repr(start)}, not a whole number"
                 return self._tolerate("missing offsets", reason)
             self._note("offsets that are not whole numbers", f"answer_start is {start!r}")
             start = int(number[1])
@@ -389,54 +346,31 @@ class _Reader:
         if answers is None and row.get("is_impossible") is True:
             return []
         if isinstance(answers, dict):
-            texts, starts = self._text(answers, "text", list), answers.get("answer_start")
+            texts, starts = self._field(answers, "text", list), answers.get("answer_start")
             if not isinstance(starts, list) or len(starts) != len(texts):
                 reason = f"{len(texts)} answer texts but not as many under 'answer_start'"
                 self._tolerate("missing offsets", reason)
                 starts = [None] * len(texts)
             answers = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
-        pairs = []
-        for answer in self._text(row | {"answers": answers}, "answers", list):
-            entry = {"text": answer} if isinstance(answer, str) else answer
-            pairs.append((self._text(entry, "text"), entry.get("answer_start")))
-        return pairs
+        elif not isinstance(answers, list):
+            raise self._error("'answers' is missing, or neither a list nor a dictionary of lists")
+        entries = [{"text": answer} if isinstance(answer, str) else answer for answer in answers]
+        return [(self._field(each, "text", str), each.get("answer_start")) for each in entries]
 
     def _spans(self, row: dict, context: str) -> list[tuple[str, int]]:
         """(text, offset) of MRQA's spans, each once; both ends of a span are inside."""
         found: dict[tuple[str, int], None] = {}
-        for detected in self._text(row, "detected_answers", list):
-            for span in self._text(detected, "char_spans", list):
-                match span:
-                    case [int(first), int(last)] if 0 <= first <= last < len(context):
-                        found[context[first : last + 1], first] = None
-                    case _:
-                        self._tolerate(
-                            "answers that are not at their offset",
-                            f"the span {span!r:.40} must be two whole numbers inside its context "
-                            f"of {len(context)} characters (both ends count as inside)",
-                        )
+        for detected in self._field(row, "detected_answers", list):
+            for span in self._field(detected, "char_spans", list):
+                whole = isinstance(span, list) and [type(end) for end in span] == [int, int]
+                if whole and 0 <= span[0] <= span[1] < len(context):
+                    found[context[span[0] : span[1] + 1], span[0]] = None
+                    continue
+                self._tolerate(
+                    "answers that are not at their offset",
+                    f"the span {reprlib.repr(span)} must be two whole numbers inside its context "
+                    f"of {len(context)} characters (both ends count as inside)",
+                )
         if not found:
             self._tolerate("missing offsets", "no answer span is given; MRQA questions have one")
         return list(found)
-
-
-# ------------------------------------------------------------------------------------- writing
-
-
-def write_squad(examples: Sequence[Example], path: str | Path, version: str = "1.1") -> None:
-    """Write examples as SQuAD JSON: an article for each title, a paragraph for each passage."""
-    articles: dict[str, dict[str, list]] = {}
-    for e in examples:
-        entry = {
-            "id": e.id,
-            "question": e.question,
-            "answers": [{"text": a.text, "answer_start": a.start} for a in e.answers],
-        }
-        if version != "1.1" or not e.answerable:
-            entry["is_impossible"] = not e.answerable
-        articles.setdefault(e.title, {}).setdefault(e.context, []).append(entry)
-    data = [
-        {"title": title, "paragraphs": [{"context": c, "qas": q} for c, q in passages.items()]}
-        for title, passages in articles.items()
-    ]
-    Path(path).write_text(json.dumps({"version": version, "data": data}), encoding="utf-8")

@@ -15,7 +15,7 @@ import tomllib
 import warnings
 from pathlib import Path
 
-from qalib.data.formats import Purpose, from_rows, load_file, write_squad
+from qalib.data.formats import Purpose, load_file
 from qalib.data.schema import Dataset, file_sha256
 from qalib.errors import QalibError
 from qalib.paths import cache_dir, data_dirs
@@ -73,10 +73,8 @@ def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = Fal
         return load_file(name, purpose, skip_bad=skip_bad)
     if str(name) in SOURCES:
         return load(str(name))
-    raise QalibError(
-        f"{name}: no such file, and no source of that name ({nearest(name, SOURCES)}); check the "
-        "spelling, or give the path of a file."
-    )
+    hint = nearest(name, SOURCES)
+    raise QalibError(f"{name}: no such file, and no source has that name; {hint}.")
 
 
 def load(name: str) -> Dataset:
@@ -181,7 +179,7 @@ def _download(source: Source) -> None:
 
 
 def _from_hub(source: Source, target: Path, reason: Exception) -> None:
-    """Write the source's rows from the Hub's Parquet tables as SQuAD JSON and record its hash.
+    """Write the source's rows from the Hub's Parquet tables as JSON lines and record its hash.
 
     Raises QalibError for ``reason`` if the Hub cannot be reached either, and if its file is not
     complete or differs from the one recorded before.
@@ -197,14 +195,13 @@ def _from_hub(source: Source, target: Path, reason: Exception) -> None:
             )
         except Exception:  # any of the libraries below may raise its own
             raise _unreachable(source, reason) from None
-        examples = from_rows(rows, address).examples
-        if len(examples) != source.questions:
+        draft = Path(folder) / target.name
+        rows.to_json(draft)
+        if len(load_file(draft)) != source.questions:
             raise QalibError(
-                f"{source.name}: {address} holds {len(examples)} questions, expected "
+                f"{source.name}: {address} holds {len(rows)} questions, expected "
                 f"{source.questions}; {_by_hand(source)}."
             )
-        draft = Path(folder) / target.name
-        write_squad(examples, draft)
         raw, recorded = file_sha256(draft), _recorded(target)
         if recorded not in (None, raw):
             raise QalibError(
