@@ -28,7 +28,7 @@ from pydantic import Field
 
 from qalib.data.batching import Batch
 from qalib.data.schema import Example
-from qalib.data.windows import Window, WindowConfig, replace_surrogates
+from qalib.data.windows import Window, WindowConfig, fit_windows, replace_surrogates
 from qalib.decoding import decode_spans, mask_logits
 from qalib.errors import QalibError
 from qalib.inference import (
@@ -37,6 +37,7 @@ from qalib.inference import (
     QuestionAnswerer,
     _ScoredWindow,
     choose_device,
+    strip_span,
 )
 from qalib.models.encoder import EncoderReader
 from qalib.models.pretrained import windows_of
@@ -97,7 +98,8 @@ def pipeline(
         answerer = QuestionAnswerer.load(model, config, device)
     else:
         reader = EncoderReader(model, tokenizer).to(choose_device(device))
-        answerer = QuestionAnswerer(reader, AnswerConfig(precision=precision))
+        windows = fit_windows(reader.max_length)
+        answerer = QuestionAnswerer(reader, AnswerConfig(windows=windows, precision=precision))
     if loaded:
         answerer.reader.tokenizer = tokenizer
     return QuestionAnsweringPipeline(answerer, **options)
@@ -220,7 +222,8 @@ class _SpanAnswerer(QuestionAnswerer):
                 if score == -torch.inf:
                     break
                 start, end = self._place(example.context, *window.characters(i, j))
-                text = example.context[start:end]
+                if not (text := example.context[start:end]):
+                    continue  # nothing but white space
                 new = {"score": 0.0, "start": start, "end": end, "answer": text}
                 answer = here.setdefault(text.lower(), new)
                 answer["score"] += _exp(score - scored.log_total)
@@ -242,9 +245,7 @@ class _SpanAnswerer(QuestionAnswerer):
             if begins:
                 end = ends[max(0, bisect_right(begins, max(start, end - 1)) - 1)]
                 start = begins[max(0, bisect_right(begins, start) - 1)]
-        text = context[start:end]
-        start += len(text) - len(text.lstrip())
-        return start, start + len(text.strip())
+        return strip_span(context, start, end)
 
 
 def words_of(text: str, tokenizer) -> tuple[list[int], list[int]]:
