@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,8 +22,12 @@ def is_special(path: Path) -> bool:
 
 
 def to_json(value: object, indent: int | None = 2) -> str:
-    """Strict JSON: without NaN or infinities, which no other language reads."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    """Strict JSON: without NaN or infinities, which no other language reads.
+
+    Lone surrogates, which JSON may hold and UTF-8 may not, are escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    return re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", text)
 
 
 def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
