@@ -29,6 +29,7 @@ from qalib.commands.train import (
     check_new_folder,
     choose_device,
     load_training_data,
+    model_name,
     publish_model,
     report_epoch,
     say,
@@ -118,6 +119,7 @@ def distill_command(
     lengths |= {"max_query_length": max_query_length, "null": False}
     read = training_windows(teachers[0], **lengths)  # by the teachers
     reader = load_student(student, teachers[0])
+    reader.encoder.get_input_embeddings().weight.requires_grad_(False)  # as `train` does
     shallow = student.startswith("layers:")
     windows = read if shallow else training_windows(student, **lengths)
     config = train_config(
@@ -156,9 +158,10 @@ def distill_command(
             save_steps=save_steps,
             logging_steps=logging_steps,
         )
-        base = teachers[0] if shallow else student
-        facts = {"base model": base, "teachers": ", ".join(teachers), "student": student}
-        facts |= {"data": dataset.name, "questions": len(examples), **summary, "seed": seed}
+        facts = {"base model": model_name(teachers[0] if shallow else student)}
+        facts |= {"teachers": ", ".join(map(model_name, teachers)), "data": dataset.name}
+        facts |= {"student": student} if shallow else {}
+        facts |= {"questions": len(examples), **summary, "seed": seed}
         publish_model(work, output, reader, windows, facts)
 
 
@@ -216,6 +219,7 @@ def cache_teachers(
                 f"the teachers {teachers[0]} and {teachers[number]} have different tokenizers; "
                 "choose teachers with the same one (the student may have another)."
             )
+        say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")
         reader = (AlignmentReader(reader) if attention else reader).to(device).eval()
         return teacher_outputs(reader, task, f"teacher {number + 1}", progress=True)
 

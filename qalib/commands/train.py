@@ -137,7 +137,12 @@ def train_command(
             save_steps=save_steps,
             logging_steps=logging_steps,
         )
-        facts = {"base model": model, "data": dataset.name, "questions": len(dataset), **summary}
+        facts = {
+            "base model": model_name(model),
+            "data": dataset.name,
+            "questions": len(dataset),
+            **summary,
+        }
         publish_model(work, output, reader, windows, facts | {"seed": seed})
 
 
@@ -247,25 +252,29 @@ def publish_model(
     windows: "WindowConfig",
     facts: Mapping[str, object],
 ) -> None:
-    """Turn a finished working folder into the model folder ``output``; prints ``facts`` as JSON."""
+    """Save a trained reader as the model folder ``output``, and print ``facts`` as JSON."""
     from qalib.models.pretrained import save_model
 
     if not is_main_process():
         return
-    model = work / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    save_model(model, reader, windows, model_card(output.name, facts))
-    shutil.copy(work / "log.jsonl", model)
-    os.replace(model, output)
-    shutil.rmtree(work)
-    say(f"{output}: written; to use it: qalib answer --model {output} ...")
+    shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
+    save_model(work / "model", reader, windows, model_card(output.name, facts))
+    shutil.copy(work / "log.jsonl", work / "model")
+    publish_folder(work, output)
     print(to_json(dict(facts)))
+
+
+def publish_folder(work: Path, output: Path) -> None:
+    """Make the finished folder ``work``/model the folder ``output``, and remove ``work``."""
+    os.replace(work / "model", output)
+    shutil.rmtree(work)
+    say(f"{output}: written")
 
 
 def model_card(name: str, facts: Mapping[str, object]) -> str:
     """README.md of a trained model: what it was made from, and the scores."""
     base = str(facts["base model"])
-    known = [f"base_model: {base}"] if base.count("/") == 1 and not Path(base).exists() else []
+    known = [f"base_model: {base}"] if "/" in base else []  # a name on the Hub
     head = ["---", "library_name: transformers", "pipeline_tag: question-answering", *known, "---"]
     rows = [f"| {k.replace('_', ' ')} | {v:.6g} |" for k, v in facts.items() if _is_number(v)]
     rows = [f"| {k} | {v} |" for k, v in facts.items() if isinstance(v, str)] + rows
@@ -281,6 +290,11 @@ def model_card(name: str, facts: Mapping[str, object]) -> str:
         *rows,
     ]
     return "\n".join([*head, *text]) + "\n"
+
+
+def model_name(model: str) -> str:
+    """The name of a model's folder, which says nothing of this machine, or its name on the Hub."""
+    return Path(model).resolve().name if Path(model).exists() else model
 
 
 def _is_number(value: object) -> bool:

@@ -1,0 +1,232 @@
+"""The commands train and distill: model folders, killed and resumed, in two processes."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import LAUNCH, examples, launched, tiny_reader
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertTokenizerFast
+from typer.testing import CliRunner
+
+from qalib.__main__ import app
+from qalib.commands import distill, train
+from qalib.data.windows import WindowConfig
+from qalib.distill import encoders
+from qalib.errors import QalibError
+from qalib.files import exclusive
+from qalib.models.encoder import EncoderReader
+from qalib.models.pretrained import load_reader, save_model, windows_of
+
+WINDOWS = WindowConfig(max_length=96, doc_stride=16, max_query_length=16)
+FAST = ["--tokens-per-batch", "256", "--learning-rate", "3e-3", "--save-steps", "1"]
+FAST += ["--logging-steps", "1", "--precision", "fp32", "--device", "cpu"]
+
+
+def squad(count=12, impossible=()):
+    """Questions as a SQuAD file has them."""
+    paragraphs = []
+    for e in examples(count):
+        answers = [{"text": a.text, "answer_start": a.start} for a in e.answers]
+        qa = {"id": e.id, "question": e.question, "answers": answers}
+        if e.id in impossible:
+            qa |= {"answers": [], "is_impossible": True}
+        paragraphs.append({"context": e.context, "qas": [qa]})
+    version = "v2.0" if impossible else "1.1"
+    return {"version": version, "data": [{"title": "T", "paragraphs": paragraphs}]}
+
+
+def letters(folder):
+    """A tokenizer of single letters."""
+    signs = [chr(c) for c in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *signs, *(f"##{c}" for c in signs)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    return BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+class Killed(BaseException):
+    """What no command catches."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data and models: two of one tokenizer and one of another."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "data.json").write_text(json.dumps(squad()))
+    (folder / "v2.json").write_text(json.dumps(squad(8, impossible=("q3", "q4"))))
+    for seed in (0, 1):
+        save_model(folder / f"model-{seed}", tiny_reader(seed, layers=4), WINDOWS)
+    spelling = EncoderReader(tiny_reader(layers=1).encoder, letters(folder))
+    save_model(folder / "spelling", spelling, WindowConfig(128, 32, 64))
+    return folder
+
+
+@pytest.fixture
+def run(place, monkeypatch):
+    """A command in that folder; the error of one that fails is raised."""
+    monkeypatch.chdir(place)
+
+    def call(*words):
+        command = [words[0], *FAST, *words[1:]]  # of two values the later one counts
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    return call
+
+
+def weights(folder):
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+# A model on one's own file
+
+
+def test_a_model_trained_on_a_file_is_a_plain_folder_with_a_card(run, tmp_path):
+    found = run("train", "data.json", "--model", "model-0", "--output", "out", "--dev", "data.json")
+    assert found["questions"] == found["windows"] == 12
+    names = {"model.safetensors", "config.json", "tokenizer.json", "README.md", "log.jsonl"}
+    assert names <= set(os.listdir("out"))
+    assert not Path("out.partial").exists()
+    card = Path("out/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert f"| dev f1 | {found['dev_f1']:.6g} |" in card
+    assert "| base model | model-0 |" in card
+    lines = [json.loads(line) for line in Path("out/log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "dev_f1" in line] == [1, 2]
+    plain = AutoModelForQuestionAnswering.from_pretrained("out").eval()
+    inputs = AutoTokenizer.from_pretrained("out")("When?", "In 1954.", return_tensors="pt")
+    ours, before = load_reader("out").encoder.eval(), load_reader("model-0").encoder.eval()
+    with torch.no_grad():
+        logits = [model(**inputs).start_logits for model in (plain, ours, before)]
+    torch.testing.assert_close(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+    words = [m.get_input_embeddings().weight for m in (ours, before)]
+    assert torch.equal(*words)  # they are not trained
+    assert windows_of("out") == WINDOWS
+
+
+def test_no_answer_is_learnt_where_questions_have_none(run):
+    run("train", "v2.json", "--model", "model-0", "--output", "v2", "--max-steps", "1")
+    assert windows_of("v2").null
+    options = ["--no-null", "--max-seq-length", "80", "--train_embeddings", "--max-steps", "1"]
+    found = run("train", "v2.json", "--model", "model-0", "--output", "v1", *options)
+    assert found["windows"] == 6
+    assert (windows_of("v1").null, windows_of("v1").max_length) == (False, 80)
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_a_killed_command_given_again_ends_in_the_same_bits(command, run, monkeypatch):
+    words = ["train", "data.json", "--model", "model-0", "--dev", "data.json"]
+    if command == "distill":
+        words = ["distill", "data.json", "--teachers", "model-0", "model-1", "--student"]
+        words += ["layers:2", "--attention-weight", "0.1", "--dev", "data.json"]
+    run(*words, "--output", f"whole-{command}")
+    killed, module = f"killed-{command}", train if command == "train" else distill
+
+    def kill(*_, **__):
+        raise Killed
+
+    outputs = encoders.teacher_outputs
+    second = iter([outputs, kill])  # of the teachers
+    stops = [(module, "report_epoch", kill), (train, "publish_folder", kill)]
+    if command == "distill":
+        stops.insert(0, (encoders, "teacher_outputs", lambda *args, **k: next(second)(*args, **k)))
+    for owner, name, stop in stops:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            with pytest.raises(Killed):
+                run(*words, "--output", killed)
+        assert not Path(killed).exists()
+    with pytest.raises(QalibError, match="other settings or data"):
+        run(*words, "--output", killed, "--seed", "7")
+    with (
+        exclusive(Path(f"{killed}.partial/lock"), "it"),
+        pytest.raises(QalibError, match=f"Process {os.getpid()} is working on {killed}"),
+    ):
+        run(*words, "--output", killed)
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders, "teacher_outputs", kill)  # they have answered before
+        run(*words, "--output", killed)
+    assert weights(killed) == weights(f"whole-{command}")
+    assert not Path(f"{killed}.partial").exists()
+
+
+def test_two_processes_train_and_distill_together(place, tmp_path):
+    """One launch for both commands, which together write one folder each."""
+    said = launched([*LAUNCH, __file__, str(place), str(tmp_path)])
+    assert said.count('"steps": 2') == 2  # one of two processes prints
+    for name, layers in (("trained", 4), ("student", 2)):
+        assert load_reader(tmp_path / name).encoder.config.num_hidden_layers == layers
+    assert sorted(os.listdir(tmp_path)) == ["student", "trained"]
+
+
+# Teachers and students
+
+
+def test_a_student_has_layers_of_its_teacher_and_learns_from_all(run):
+    words = ["distill", "data.json", "--student", "layers:2", "--max-steps", "1"]
+    one = run(*words, "--teachers", "model-0", "--output", "from-one")
+    assert one["student"] == "layers:2"
+    student, teacher = (load_reader(name).encoder.bert.encoder for name in ("from-one", "model-0"))
+    assert len(student.layer) == 2
+    for ours, theirs in zip(student.layer, (teacher.layer[1], teacher.layer[3]), strict=True):
+        change = ours.attention.self.value.weight - theirs.attention.self.value.weight
+        assert 0 < change.abs().max() < 0.05  # one step away
+    run(*words, "--teachers", "model-0", "model-1", "--output", "from-two")
+    run(*words, "--teachers", "model-0", "--teachers", "model-1", "--output", "from-two-again")
+    assert weights("from-two") == weights("from-two-again") != weights("from-one")
+
+
+def test_a_student_may_have_another_tokenizer_and_teachers_may_not(run):
+    words = ["distill", "data.json", "--max-steps", "1"]
+    found = run(*words, "--teachers", "model-0", "--student", "spelling", "--output", "spelt")
+    assert found["windows"] >= 12
+    other = [*words, "--teachers", "model-0", "spelling", "--student", "layers:2"]
+    with pytest.raises(QalibError, match="model-0 and spelling have different tokenizers"):
+        run(*other, "--output", "mixed")
+    attentive = [*words, "--teachers", "model-0", "--student", "spelling"]
+    with pytest.raises(QalibError, match="use the teachers' tokenizer"):
+        run(*attentive, "--attention-weight", "0.1", "--output", "attentive")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train missing.json", "missing.json"),
+        ("train encoder", "qalib study train encoder"),
+        ("train data.json --output model-0", "exists already"),
+        ("train data.json --model model-0 --batch-size 2", "give one of them"),
+        ("train data.json --model model-0 --precision fp8", "precision"),
+        ("train data.json --model model-0 --device cuda", "--device cuda: not available"),
+        ("train data.json --model model-0 --max-seq-length 20", "raise max_length"),
+        ("distill data.json --teachers model-0 --student layers:5 --output x", "no layer 5 of 4"),
+        ("distill data.json --teachers model-0 --student layers:two --output x", "layers:3 or"),
+        ("distill data.json --teachers model-0 --student layers:2 --kd-weight -1 --output x", "kd"),
+    ],
+)
+def test_impossible_requests_are_one_sentence(words, said, run):
+    with pytest.raises(QalibError, match=said) as caught:
+        run(*words.split())
+    assert "\n" not in str(caught.value)
+
+
+def main(place: Path, output: Path) -> None:
+    """Both commands, in each of the processes that a test launches."""
+    os.chdir(place)
+    shared = ["data.json", *FAST, "--max-steps", "2"]
+    teachers = ["--teachers", "model-0", "model-1", "--student", "layers:2"]
+    for words in (
+        ["train", *shared, "--model", "model-0", "--output", str(output / "trained")],
+        ["distill", *shared, *teachers, "--output", str(output / "student")],
+    ):
+        app(words, standalone_mode=False)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
