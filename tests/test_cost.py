@@ -161,6 +161,19 @@ def test_rows_are_counted_one_by_one(tokens, other):
         assert cost.encoder_macs(tokens) <= cost.encoder_macs([tokens[0]] * 4)
 
 
+@pytest.mark.parametrize("kind", ["cnn", "question", "handcrafted", "tokens", "combined"])
+@torch.no_grad()
+def test_predictors_cost_what_the_packed_pass_computes_for_them(kind):
+    """With the attention entries that are computed again, as the fused kernel keeps no map."""
+    model = tiny_encoder(max_position_embeddings=300)
+    config = SkimConfig(PredictorConfig(kind, block_size=16), (2,), (2,), (0.0,))
+    skimmer = Skimmer.from_encoder(model, config).eval()
+    inputs, cost = windows(rows=((16, 224),)), CostModel.of(model, skimmer)
+    tokens = skimmer.run(model, **inputs).tokens[0].numpy()
+    expected = counted_macs(lambda: skimmer.run(model, **inputs)) - cost.encoder_macs(tokens)
+    assert cost.predictor_macs(2, 224, 16) == pytest.approx(expected, rel=0.1)
+
+
 @pytest.mark.parametrize("answer_head", [False, True])
 def test_predictors_and_early_logits_are_counted(answer_head):
     model, logits = tiny_encoder(), {"pruned_logits": "forward", "answer_head": answer_head}
@@ -168,5 +181,6 @@ def test_predictors_and_early_logits_are_counted(answer_head):
     skimmer = Skimmer.from_encoder(model, config)
     cost = CostModel.of(model, skimmer)
     assert cost.early_logits == 2 * 16
-    expected = [skimmer.predictors["3"].macs(21, 3), 0.0]
+    predictor = skimmer.predictors["3"]
+    expected = [predictor.macs(21, 3) + predictor.attention_macs(21, 3), 0.0]
     assert cost.predictor_macs(3, [21, 0], 3).tolist() == expected

@@ -5,9 +5,9 @@
     skimmed = cost.encoder_macs(token_counts(384, {4: 120}, 12))    # layer 4 keeps 120 tokens
 
 Counted are matrix products: projections, feed-forward, the two products of attention, span head,
-and what predictors report. Embeddings are look-ups; norms, activations and the softmax are left
-out, and so is what a batch needs once (DeBERTa's projected relative positions). Padding costs
-nothing.
+and what predictors report: their own, and the attention entries that the packed pass recomputes
+for them. Embeddings are look-ups; norms, activations and the softmax are left out, and so is what a
+batch needs once (DeBERTa's projected relative positions). Padding costs nothing.
 
 Notation: B batch (or any leading dimensions), N layers, D width, F width of the feed-forward part,
 n tokens of one example.
@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from qalib.skim.adapters import LayerAdapter, adapt_encoder
+from qalib.skim.predictors import BlockPredictor
 from qalib.skim.skimmer import Skimmer
 
 PredictorCost = Callable[[int, int], float]  # passage tokens, question tokens -> multiply-adds
@@ -68,8 +69,7 @@ class CostModel:
         _, head = _count_macs(model, lambda: encoder.head(hidden))
         if skimmer is None:
             return cls(tuple(layers), head, embedding)
-        # a calibration set queries the same few lengths again and again
-        predictors = {int(n): cache(p.macs) for n, p in skimmer.predictors.items()}
+        predictors = {int(n): _predictor_cost(p) for n, p in skimmer.predictors.items()}
         early = head if skimmer.config.pruned_logits == "forward" else 0
         early = 2 * encoder.width if skimmer.config.answer_head else early
         return cls(tuple(layers), head, embedding, predictors, early)
@@ -100,6 +100,14 @@ class CostModel:
         pairs = zip(passage.ravel().astype(int), question.ravel().astype(int), strict=True)
         found = [cost(int(n), int(q)) if n else 0.0 for n, q in pairs]
         return np.array(found, dtype=float).reshape(passage.shape)
+
+
+def _predictor_cost(predictor: BlockPredictor) -> PredictorCost:
+    @cache  # a calibration set queries the same few lengths again and again
+    def cost(length: int, question: int) -> float:
+        return predictor.macs(length, question) + predictor.attention_macs(length, question)
+
+    return cost
 
 
 def _layer_cost(model: nn.Module, layer: LayerAdapter, hidden: Tensor) -> LayerCost:

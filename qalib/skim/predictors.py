@@ -96,8 +96,12 @@ class BlockPredictor(nn.Module):
     def macs(self, length: int, question: int) -> float:
         """Multiply-adds for a passage of ``length`` and a question of ``question`` tokens.
 
-        Attention probabilities are not counted: the layer computes them anyway.
+        Attention probabilities are taken as given; see ``attention_macs``.
         """
+        return 0.0
+
+    def attention_macs(self, length: int, question: int) -> float:
+        """Multiply-adds of the attention entries that the packed pass recomputes for it."""
         return 0.0
 
 
@@ -195,9 +199,11 @@ class BlockSkimCNN(BlockPredictor):
     without saying where. Sources: Block-Skim (AAAI 2022), Eq. 3, and facts about its code.
     """
 
-    def __init__(self, heads: int, size: int, layer: int, equation_3: bool = False):
+    def __init__(self, shape: ModelShape, size: int, layer: int, equation_3: bool = False):
         super().__init__((layer,))
-        self.heads, self.size, self.equation_3 = heads, size, equation_3
+        heads = shape.heads
+        self.heads, self.width, self.size = heads, shape.width, size
+        self.equation_3 = equation_3
         half = max(1, size // 2)
         quarter = max(1, half // 2)
         self.sides = (half, quarter) if equation_3 else (size, half)  # of the maps convolved
@@ -226,6 +232,10 @@ class BlockSkimCNN(BlockPredictor):
         each = sum(9 * self.heads**2 * side**2 for side in self.sides) + self.last.in_features
         each += self.heads * self.last.in_features if self.equation_3 else 0
         return _block_count(length, self.size) * each
+
+    def attention_macs(self, length: int, question: int) -> float:
+        """Those of the diagonal blocks."""
+        return _block_count(length, self.size) * self.size**2 * self.width
 
 
 # --- predictors on features ---
@@ -290,8 +300,9 @@ class FeaturePredictor(BlockPredictor):
 
     def macs(self, length: int, question: int) -> float:
         total = 0.0
-        if "paper" in self.parts:  # both directions of question, [CLS] and [SEP], then pooling
-            total += self.heads * length * (2 * question + 2 * 1 + 2 * 2 + 6)
+        if "paper" in self.parts:  # sums over three sets, from and to, then pooling
+            members = question + 3  # with [CLS] and two [SEP]
+            total += self.heads * 6 * (members * (length + members) + length)
         if "question" in self.parts:  # sums over the question, over the block, and pooling
             total += self.heads * length * (2 * question + self.size + 10)
         if "late_interaction" in self.parts:  # norms and cosines
@@ -299,6 +310,16 @@ class FeaturePredictor(BlockPredictor):
         total += length * question * ("lexical" in self.parts)
         total += length * self.clues.macs() if self.clues is not None else 0
         return total + self.scorer.macs(_block_count(length, self.size))
+
+    def attention_macs(self, length: int, question: int) -> float:
+        """Rows and columns of question, [CLS] and, in the paper's features, two [SEP]."""
+        tokens, total = length + question + 3, 0.0
+        if "paper" in self.parts:
+            total += 2 * (question + 3) * tokens * self.width
+        if "question" in self.parts:
+            diagonal = _block_count(length, self.size) * self.size**2
+            total += (2 * (question + 1) * tokens + diagonal) * self.width
+        return total
 
 
 class TokenScorer(nn.Module):
@@ -403,7 +424,7 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
         )
     match config.kind:
         case "cnn" | "cnn-eq3" as kind:
-            return BlockSkimCNN(shape.heads, config.block_size, layer, kind == "cnn-eq3")
+            return BlockSkimCNN(shape, config.block_size, layer, kind == "cnn-eq3")
         case "handcrafted":
             return FeaturePredictor(config, shape, layer, ("paper",))
         case "question" | "tokens" | "late_interaction" as part:
@@ -418,7 +439,7 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
 def predictor_macs(
     config: PredictorConfig, shape: ModelShape, length: int, question: int = 16
 ) -> float:
-    """Multiply-adds of a predictor at the last layer; see ``BlockPredictor.macs``."""
+    """Multiply-adds of a predictor at the last layer, given the layer's attention probabilities."""
     return build_predictor(config, shape, shape.layers).macs(length, question)
 
 
