@@ -12,6 +12,7 @@ embeddings are not trained.
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -105,12 +106,17 @@ def save_reader(
 
 
 def save_model(
-    folder: str | Path, reader: EncoderReader, windows: WindowConfig, card: str = ""
+    folder: str | Path,
+    reader: EncoderReader,
+    windows: WindowConfig,
+    card: str = "",
+    passages: Sequence[str] = (),
 ) -> None:
     """Write a model folder that transformers loads, with its windows and ``card`` (README.md).
 
-    Raises QalibError if the folder exists and is not empty. It is written under another name and
-    renamed, so it is complete or not there.
+    ``passages``: digests of some that it was trained on (``data.schema.passage_digests``). Raises
+    QalibError if the folder exists and is not empty. It is written under another name and renamed,
+    so it is complete or not there.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -121,7 +127,7 @@ def save_model(
     with quiet():
         reader.encoder.save_pretrained(partial)
     reader.tokenizer.save_pretrained(partial)
-    settings = json.dumps({"windows": asdict(windows)}, indent=2)
+    settings = json.dumps({"windows": asdict(windows), "passages": list(passages)}, indent=2)
     (partial / SETTINGS).write_text(settings + "\n", encoding="utf-8")
     (partial / "README.md").write_text(card or CARD.format(name=folder.name), encoding="utf-8")
     partial.replace(folder)
@@ -240,6 +246,12 @@ def windows_of(model: str | Path = "") -> WindowConfig:
     if run := _run_settings(folder):
         return _config(WindowConfig, run["config"], "windows", folder / "config.json")
     return fit_windows(position_limit(load_config(folder)))
+
+
+def passages_of(model: str | Path = "") -> list[str]:
+    """Digests of passages that a model was trained on, as far as its folder tells."""
+    found = _settings(model_path(model)).get("passages")
+    return found if isinstance(found, list) else []
 
 
 def checkpoint_hash(folder: Path) -> str:
