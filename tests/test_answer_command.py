@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from qalib.__main__ import app
 from qalib.commands.output import write_output
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.models.pretrained import checkpoint_hash, load_reader, save_reader
-from qalib.skim.calibration import Calibration, OperatingPoint, save_calibration
+from qalib.models.pretrained import load_reader, save_reader
+from qalib.skim.calibration import Calibration, Measurement
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.skim.storage import save_skimmer
@@ -25,15 +26,15 @@ PASSAGE = "Ada met Bo in Oslo."
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder with a reader, its skimmer and two operating points."""
+    """A folder with a reader and its calibrated skimmer."""
     folder = tmp_path_factory.mktemp("reader")
     trained = {name: p for name, p in tiny_reader().named_parameters() if p.requires_grad}
     save_reader(folder, TINY, WindowConfig(), trained, rank=4)
     config = SkimConfig(PredictorConfig("question", block_size=8), (1,), (1,), (0.4,))
-    skimmer = Skimmer.from_encoder(load_reader(folder).encoder, config)
-    save_skimmer(folder, skimmer, checkpoint_hash(folder))
-    points = (OperatingPoint(1, 0.2, 0.99, 0.8, 0.1), OperatingPoint(1, 0.6, 0.9, 0.4, 2.0))
-    save_calibration(folder, Calibration(points, 100, "made up"))
+    encoder = load_reader(folder).encoder
+    measured = (Measurement("made up", 100, 98, 0.4),)
+    calibration = asdict(Calibration(1, 0.4, 0.95, None, measured))
+    save_skimmer(folder, Skimmer.from_encoder(encoder, config), encoder, calibration)
     return str(folder)
 
 
@@ -73,12 +74,12 @@ def test_many_questions_about_one_passage(checkpoint, tmp_path):
 def test_skimming_reports_its_operating_point_and_the_processed_fraction(checkpoint):
     text = "Ada met Bo in Oslo, and a long winter came. " * 80
     words = ("answer", "Where?", "--checkpoint", checkpoint, "--skim")
-    report = run(*words, "--min-recall", 0.95, "--window-threshold", 0.2, text=text).stderr
-    assert "scored below 0.2000 at layer 1" in report
-    assert "the 100 it was calibrated on" in report
+    report = run(*words, "--window-threshold", 0.4, text=text).stderr
+    assert "scored below 0.4000 at layer 1" in report
+    assert "98 of 100 answers kept whole" in report
+    assert "may differ" in report
     assert "processed by all layers: " in report
     assert "of 4 windows dropped early" in report
-    assert "no pruning" in run(*words, "--max-f1-drop", 0, text=text).stderr
     row = json.loads(run(*words, "--json", text=text).stdout)
     assert (row["windows"], row["dropped"]) == (4, 0)
     assert 0 < row["token_fraction"] <= 1
@@ -88,17 +89,12 @@ def test_skimming_reports_its_operating_point_and_the_processed_fraction(checkpo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--min-recall", 0.9), "add --skim"),
         (("--window-threshold", 0.1), "add --skim"),
-        (("--skim", "--min-recall", 0.9, "--max-flops", 0.5), "min_recall and max_flops"),
-        (("--skim", "--min-recall", 99.5), "min_recall"),
-        (("--skim", "--max-f1-drop", -1), "max_f1_drop"),
-        (("--skim", "--max-flops", 0.1), "cannot be met"),
-        (("--skim", "--min-recall", 0.95, "--window-threshold", 0.5), "choose at most that"),
-        (("--skim", "--window-threshold", 2), "window_threshold"),
+        (("--skim", "--window-threshold", 0.5), "choose at most that"),
+        (("--skim", "--window-threshold", -1), "window_threshold"),
     ],
 )
-def test_impossible_operating_points_are_one_sentence(words, message, checkpoint):
+def test_impossible_thresholds_are_one_sentence(words, message, checkpoint):
     done = run("answer", "Where?", "--checkpoint", checkpoint, *words, text=PASSAGE)
     assert isinstance(done.exception, QalibError), done.exception
     assert message in str(done.exception)

@@ -21,6 +21,7 @@ from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 from qalib.skim.blocks import sentence_blocks
 from qalib.skim.calibration import block_scores, recall_curve
 from qalib.skim.predictors import PredictorConfig
+from qalib.skim.training import skim_optimizer
 from qalib.study.run_cache import Run, RunCache
 from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, train_encoder
 from qalib.study.stages.block_skim import (
@@ -39,7 +40,6 @@ from qalib.study.stages.block_skim import (
     predict_blocks,
     read_blocks,
     skim_answerer,
-    skim_optimizer,
     skim_task,
     summarize_blocks,
     train_skim,
@@ -152,10 +152,10 @@ def test_a_trained_reader_is_loaded_and_trained_further(cache, data, joint):
 def test_the_teacher_is_the_reader_at_the_start(data, joint):
     config = replace(JOINT, start="run", teacher_weight=2.0)
     model = build_skim_reader(config, joint).eval()
-    task = skim_task(model, data, config, joint)
+    task = skim_task(model, data, config, load_skim_reader(joint).reader)
     batch = task.collate([0, 1])
     same = model(batch)
-    alone = skim_task(model, data, replace(config, teacher_weight=0.0), joint)
+    alone = skim_task(model, data, replace(config, teacher_weight=0.0))
     torch.testing.assert_close(task.loss(same, batch), alone.loss(same, batch))
     moved = same._replace(start_logits=same.start_logits.flip(1).masked_fill(~same.mask, 0.0))
     assert (task.loss(moved, batch) > alone.loss(moved, batch)).all()

@@ -1,8 +1,9 @@
 """Recall curves and conformal thresholds counted one by one; the simulator against the skimmer."""
 
-import json
 import math
+from dataclasses import asdict
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,30 +12,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import tiny_encoder
 
+from qalib.data.schema import Dataset, Example, make_dataset
+from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
+from qalib.skim import calibration
 from qalib.skim.calibration import (
-    CALIBRATION,
-    NO_PRUNING,
     Calibration,
-    OperatingPoint,
-    OperatingPointTarget,
+    Measurement,
     PruningSimulator,
     block_scores,
     budget_at_recall,
+    calibrate,
     calibrate_threshold,
     conformal_rank,
     conformity_scores,
-    highest_thresholds,
     load_calibration,
-    operating_points,
     recall_at_budget,
     recall_curve,
-    save_calibration,
 )
 from qalib.skim.cost import CostModel
-from qalib.skim.predictors import PredictorConfig
+from qalib.skim.predictors import ModelShape, PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer, select_blocks
-from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
+from qalib.skim.storage import save_skimmer
+from qalib.skim.training import BlockPredictions
 
 COST = CostModel.bert(6, 384)
 LEVELS = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]  # exact in float32 or far apart: no rounding
@@ -234,130 +234,123 @@ def test_how_many_questions_a_recall_takes(recall, confidence, needed):
         conformal_rank(needed - 1, recall, confidence)
 
 
-# --- operating points ---
-
-POINTS = (
-    OperatingPoint(2, 0.1, 0.999, 0.9, 0.1),
-    OperatingPoint(2, 0.2, 0.99, 0.6),
-    OperatingPoint(2, 0.4, 0.9, 0.4, 2.0),
-    OperatingPoint(4, 0.1, 0.995, 0.8, 0.3),
-    OperatingPoint(4, 0.3, 0.99, 0.65, 0.5),
-)
-SMALL = Calibration(POINTS, 1000, "some passages")
+# --- what is measured and stored ---
 
 
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        ({"min_recall": 0.995}, POINTS[3]),  # the cheaper one of two layers
-        ({"min_recall": 0.99}, POINTS[1]),
-        ({"min_recall": 0.9999}, NO_PRUNING),
-        ({"max_flops": 0.5}, POINTS[2]),
-        ({"max_flops": 0.8}, POINTS[3]),  # the highest recall of those that are cheap enough
-        ({"max_f1_drop": 0.5}, POINTS[4]),  # POINTS[1] is cheaper, but was not measured
-        ({"max_f1_drop": 0.0}, NO_PRUNING),
-    ],
-)
-def test_the_cheapest_point_that_meets_a_target(target, expected):
-    assert SMALL.select(OperatingPointTarget(**target)) == expected
+def predictions_of(simulator: PruningSimulator) -> BlockPredictions:
+    return BlockPredictions(
+        simulator.question, simulator.sizes, simulator.answers, simulator.scores
+    )
 
 
-def test_a_description_names_the_calibration_data():
-    text = SMALL.describe(POINTS[4])
-    for words in ("layer 4", "0.9900", "65%", "0.50 points of F1"):
-        assert words in text
-    assert "held-out questions like the 1,000 it was calibrated on (some passages)" in text
-    assert "F1" not in SMALL.describe(POINTS[1])
-    assert "no pruning" in SMALL.describe(NO_PRUNING)
-
-
-def test_points_are_counted_one_by_one():
-    simulator = made(60)
-    n = int(simulator.answered.sum())
-    for point in operating_points(simulator, COST):
-        scores = simulator.scores[point.layer]
-        reached = conformity_scores(scores, simulator.answers, simulator.question)
-        missed = sum(r < point.threshold for r in reached[simulator.answered])
-        assert point.recall == pytest.approx((n - missed) / (n + 1))
-        assert point.relative_flops == simulator.relative_flops(point.layer, point.threshold, COST)
-        assert point.f1_drop is None
-
-
-def test_f1_is_measured_at_the_highest_threshold_for_each_recall():
-    assert highest_thresholds(POINTS, (0.99, 0.999)) == [POINTS[0], POINTS[1], POINTS[4]]
-    assert highest_thresholds(POINTS, (1.0,)) == []
-
-
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        ({}, "not none"),
-        ({"min_recall": 0.9, "max_flops": 0.5}, "min_recall and max_flops"),
-        ({"min_recall": 1.0}, "min_recall is 1.0"),
-        ({"min_recall": 99.5}, "min_recall is 99.5"),
-        ({"max_flops": 0.0}, "max_flops is 0.0"),
-        ({"max_flops": float("nan")}, "max_flops is nan"),
-        ({"max_f1_drop": -0.1}, "max_f1_drop is -0.1"),
-        ({"max_f1_drop": 101.0}, "max_f1_drop is 101"),
-    ],
-)
-def test_impossible_targets_are_refused(target, words):
-    with pytest.raises(QalibError, match=words):
-        OperatingPointTarget(**target)
-
-
-def test_impossible_calibrations_are_refused():
-    row = np.array([0, 0, 1])
-    silent = PruningSimulator(row, row + 1, row[:, None] > 5, {1: np.full(3, 0.5)})
-    for call, words in (
-        (lambda: SMALL.select(OperatingPointTarget(max_flops=0.1)), r"at least 0\.40 of the FLOPs"),
-        (lambda: calibrate_threshold(made(20), 2, 0.995), "18 questions.*at least 199"),
-        (lambda: operating_points(silent, COST), "at least one question"),
-    ):
-        with pytest.raises(QalibError, match=words):
-            call()
-
-
-# --- calibration files ---
+def data_of(simulator: PruningSimulator, passages: int, name: str = "mine") -> Dataset:
+    """Questions in the order of the simulator's, about so many passages."""
+    count = int(simulator.question.max()) + 1
+    texts = [f"passage {n * passages // count}" for n in range(count)]
+    return make_dataset(name, [Example(str(n), "?", text) for n, text in enumerate(texts)])
 
 
 @pytest.fixture
-def folder(tmp_path):
-    config = SkimConfig(PredictorConfig("question", block_size=8), layers=(1, 2))
-    save_skimmer(tmp_path, Skimmer.from_encoder(tiny_encoder(), config))
-    return tmp_path
+def calibrated(monkeypatch):
+    """``calibrate`` on the blocks of a simulator instead of a model's."""
+
+    def call(simulator, recall, passages=30, further=(), **options):
+        data = data_of(simulator, passages)
+        found = {"mine": simulator} | {f"other {n}": x for n, x in enumerate(further)}
+        others = {name: data_of(x, 5, name) for name, x in found.items() if name != "mine"}
+        monkeypatch.setattr(
+            calibration, "block_predictions", lambda m, d, *_, **__: predictions_of(found[d.name])
+        )
+        monkeypatch.setattr(calibration.CostModel, "of", lambda *_: COST)
+        config = SkimConfig(PredictorConfig("question", block_size=8), (2, 4))
+        skimmer = Skimmer(config, ModelShape(6, 12, 384), "bert")
+        model = SimpleNamespace(skimmer=skimmer, reader=SimpleNamespace(encoder=None))
+        return calibrate(model, data, WindowConfig(), recall, further=others, **options)
+
+    return call
 
 
-def test_a_calibration_comes_back(folder):
-    save_calibration(folder, SMALL)
-    assert load_calibration(folder) == SMALL
-    real = Calibration(operating_points(made(2000), COST), 1800, "made up")
-    save_calibration(folder, real)
-    assert load_calibration(folder) == real
-    assert (folder / CALIBRATION).stat().st_size < 40_000
+def test_the_layer_with_the_fewest_multiply_adds_and_its_conformal_threshold(calibrated):
+    simulator = made(400)
+    found = calibrated(simulator, 0.9)
+    costs = {}
+    for layer in (2, 4):
+        threshold = calibrate_threshold(simulator, layer, 0.9)
+        costs[layer, threshold] = simulator.relative_flops(layer, threshold, COST)
+    assert (found.layer, found.threshold) == min(costs, key=costs.get)
+    assert found.options == {"prune_layers": (found.layer,), "thresholds": (found.threshold,)}
+    sure = calibrated(simulator, 0.9, confidence=0.95)
+    assert sure.threshold < calibrate_threshold(simulator, sure.layer, 0.9)
 
 
-def test_the_published_calibration_has_points_for_every_target():
-    calibration = load_calibration(DEFAULT_SKIMMER)
-    assert calibration.questions > 2000
-    for target in ({"min_recall": 0.995}, {"max_flops": 0.75}, {"max_f1_drop": 0.5}):
-        assert calibration.select(OperatingPointTarget(**target)).layer > 0
+@pytest.mark.parametrize("passages", [7, 40])
+def test_cross_validation_tests_passages_that_the_threshold_was_not_chosen_on(calibrated, passages):
+    simulator = made(200)
+    data, rank = data_of(simulator, passages), conformal_rank(180, 0.8)
+    kept = tokens = 0
+    names = list(dict.fromkeys(e.context for e in data))
+    folds = min(10, passages)
+    for fold in range(folds):
+        mine = {c for n, c in enumerate(names) if n * folds // passages == fold}
+        held = np.array([e.context in mine for e in data])[simulator.question]
+        tested, rest = simulator.subset(held), simulator.subset(~held)
+        choices = {}
+        for layer in (2, 4):
+            reached = np.sort(rest.conformity_scores(layer))
+            threshold = min(1.0, reached[rank * len(reached) // 180 - 1])
+            choices[layer, threshold] = rest.relative_flops(layer, threshold, COST)
+        at = min(choices, key=choices.get)
+        kept += int((tested.conformity_scores(at[0]) >= at[1]).sum())
+        tokens += tested.sizes[tested.kept(*at)].sum()
+    measured = calibrated(simulator, 0.8, passages).measured[0]
+    assert (measured.data, measured.questions, measured.kept) == ("mine", 180, kept)
+    assert measured.token_fraction == pytest.approx(tokens / simulator.sizes.sum())
+
+
+def test_other_text_is_measured_at_the_same_threshold(calibrated):
+    other = made(100, seed=1)
+    found = calibrated(made(400), 0.9, further=[other])
+    measured = found.measured[1]
+    reached = other.conformity_scores(found.layer)
+    assert (measured.data, measured.questions) == ("other 0", len(reached))
+    assert measured.kept == (reached >= found.threshold).sum()
+    assert f"{measured.kept} of 90 answers kept whole" in found.describe()
+    assert "other text the recall may differ" in found.describe()
+
+
+def test_the_interval_is_the_exact_one():
+    text = str(Measurement("mine", 1000, 990, 0.41))
+    assert text == (
+        "mine: 990 of 1,000 answers kept whole, 99.0 % (95 % interval 98.2 to 99.5), in 41 % of "
+        "the text"
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("questions", "options", "words"),
     [
-        ({"format": 1}, "format 1, .* reads 2"),
-        ({"skimmer": "0"}, "another skimmer"),
-        ({"points": [[1]]}, "cannot be read"),
-        ({"questions": None}, "cannot be read"),
+        (20, {"recall": 0.995}, "18 questions.*at least 199"),
+        (20, {"recall": 1.0}, "recall is 1.*between 0 and 1"),
+        (20, {"recall": 0.5, "confidence": 95.0}, "confidence is 95"),
+        (20, {"recall": 0.5, "passages": 1}, "several passages"),
     ],
 )
-def test_damage_is_named(changes, words, folder):
-    with pytest.raises(QalibError, match=r"no calibration\.json here"):
-        load_calibration(folder)
-    save_calibration(folder, SMALL)
-    content = json.loads((folder / CALIBRATION).read_text())
-    (folder / CALIBRATION).write_text(json.dumps(content | changes))
+def test_impossible_calibrations_are_refused(questions, options, words, calibrated):
     with pytest.raises(QalibError, match=words):
-        load_calibration(folder)
+        calibrated(made(questions), **options)
+
+
+def test_a_calibration_comes_back_and_damage_is_named(tmp_path):
+    config = SkimConfig(PredictorConfig("question", block_size=8), layers=(1, 2))
+    skimmer = Skimmer.from_encoder(tiny_encoder(), config)
+    measured = (Measurement("mine", 200, 199, 0.4), Measurement("other", 10, 9, 0.5))
+    found = Calibration(2, 0.3, 0.99, 0.9, measured)
+    save_skimmer(tmp_path, skimmer, calibration=asdict(found))
+    assert load_calibration(tmp_path) == found
+    save_skimmer(tmp_path, skimmer)
+    with pytest.raises(QalibError, match="no threshold yet"):
+        load_calibration(tmp_path)
+    for damaged in ({}, {"measured": [{"data": 1}]}, [1], asdict(found) | {"speed": 1}):
+        save_skimmer(tmp_path, skimmer, calibration=damaged)
+        with pytest.raises(QalibError, match="calibration cannot be read"):
+            load_calibration(tmp_path)

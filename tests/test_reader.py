@@ -1,6 +1,6 @@
 """The skimming reader: typed output, training modes, answering, and operating points."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,12 +11,18 @@ from qalib.data.schema import Example
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
+from qalib.models.pretrained import save_model
 from qalib.skim.blocks import batch_block_ids, sentence_blocks
-from qalib.skim.calibration import OperatingPointTarget, load_calibration
+from qalib.skim.calibration import Calibration, Measurement
 from qalib.skim.predictors import PredictorConfig
-from qalib.skim.reader import BF16_MIN_TOKENS, SkimReader, load_skim_answerer
+from qalib.skim.reader import (
+    BF16_MIN_TOKENS,
+    SkimReader,
+    extract_sentences,
+    load_skim_answerer,
+)
 from qalib.skim.skimmer import SkimConfig, Skimmer, SkimOutput
-from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer, save_skimmer
+from qalib.skim.storage import save_skimmer
 
 WINDOWS = WindowConfig(max_length=40, doc_stride=10, max_query_length=16)
 CONFIG = AnswerConfig(windows=WINDOWS, precision="fp32", n_best_size=3, tokens_per_batch=400)
@@ -124,48 +130,61 @@ def test_dropping_does_not_depend_on_the_batch(reader, window_threshold):
         assert [x.text for x in a.candidates] == [x.text for x in b.candidates]
 
 
-# --- the published skimmer ---
+# --- skimmers in folders ---
 
 
-@pytest.fixture(scope="module")
-def calibration():
-    return load_calibration(DEFAULT_SKIMMER)
+@pytest.fixture
+def folder(reader, tmp_path):
+    """A model folder with its skimmer and a calibration."""
+    reader.skimmer.set_options(thresholds=(0.4,), min_tokens=10)
+    save_model(tmp_path / "model", reader.reader, WINDOWS)
+    measured = (Measurement("mine", 200, 198, 0.4),)
+    calibration = asdict(Calibration(1, 0.4, 0.98, None, measured))
+    save_skimmer(tmp_path / "model", reader.skimmer, reader.reader.encoder, calibration)
+    return tmp_path / "model"
 
 
-@pytest.mark.parametrize(
-    ("precision", "recall", "min_tokens"),
-    [("fp32", None, 96), ("bf16", None, BF16_MIN_TOKENS), ("bf16", 0.95, 96)],
-)
-def test_short_inputs_are_not_pruned_in_bf16_unless_a_target_is_set(precision, recall, min_tokens):
-    if torch.cuda.is_available():
-        pytest.skip("this is about processors")
-    target = None if recall is None else OperatingPointTarget(min_recall=recall)
-    answerer = load_skim_answerer(config=AnswerConfig(precision=precision), target=target)
-    assert answerer.reader.skimmer.config.min_tokens == min_tokens
+@pytest.mark.parametrize(("precision", "min_tokens"), [("fp32", 10), ("bf16", BF16_MIN_TOKENS)])
+def test_a_folder_is_model_and_skimmer(folder, precision, min_tokens):
+    """Short inputs are not pruned in bf16 on a CPU."""
+    config = AnswerConfig(windows=WINDOWS, precision=precision)
+    for names in ((folder,), ("", folder), (folder, folder)):
+        answerer = load_skim_answerer(*names, config=config, device="cpu", window_threshold=0.2)
+        options = answerer.reader.skimmer.config
+        assert (options.prune_layers, options.thresholds) == ((1,), (0.4,))
+        assert (options.min_tokens, options.window_threshold) == (min_tokens, 0.2)
+        assert "198 of 200 answers kept whole, 99.0 %" in answerer.reader.operating_point
+        assert "may differ" in answerer.reader.operating_point
 
 
-def test_a_target_selects_an_operating_point(calibration):
-    target = OperatingPointTarget(min_recall=0.97)
-    point = calibration.select(target)
-    answerer = load_skim_answerer(target=target, window_threshold=point.threshold / 2)
-    config = answerer.reader.skimmer.config
-    assert (config.prune_layers, config.thresholds) == ((point.layer,), (point.threshold,))
-    assert config.window_threshold == point.threshold / 2
-    assert answerer.reader.operating_point == calibration.describe(point)
-    question = Example("1", "Who built the bridge?", "Anna Smith built the bridge in 1901. " * 9)
-    assert answerer.predict([question])[0].candidates[0].text == "Anna Smith"
-
-
-def test_a_window_threshold_must_not_exceed_that_of_the_operating_point(calibration):
-    target = OperatingPointTarget(min_recall=0.99)
-    above = calibration.select(target).threshold + 0.01
-    with pytest.raises(QalibError, match=r"window threshold of .* would drop more"):
-        load_skim_answerer(target=target, window_threshold=above)
-
-
-def test_a_skimmer_of_another_reader_is_refused(tmp_path):
-    save_skimmer(tmp_path, load_skimmer(DEFAULT_SKIMMER), reader_hash="another")
-    with pytest.raises(QalibError, match="trained with another reader"):
-        load_skim_answerer(skimmer=tmp_path)
+def test_skimmers_that_cannot_be_used_are_named(folder, reader, tmp_path):
+    with pytest.raises(QalibError, match=r"threshold of 0\.5 would drop more.* 0\.4000"):
+        load_skim_answerer(folder, window_threshold=0.5)
+    save_skimmer(tmp_path / "new", reader.skimmer)
+    with pytest.raises(QalibError, match=r"no threshold yet.*skim calibrate"):
+        load_skim_answerer(folder, tmp_path / "new")
     with pytest.raises(QalibError, match="no skimmer here"):
         load_skim_answerer(skimmer=tmp_path / "none")
+
+
+# --- sentences to read ---
+
+
+def test_sentences_are_those_that_blocks_of_the_threshold_touch(reader):
+    answerer = QuestionAnswerer(reader, CONFIG)
+    question, passage = QUESTIONS[0].question, LONG
+    everything, share = extract_sentences(answerer, question, passage)  # the threshold is 0
+    assert [s.text for s in everything] == [f"{s}." for s in passage.rstrip(".").split(". ")]
+    assert all(passage[s.start : s.end] == s.text for s in everything)
+    assert share == 1.0
+    scores = sorted(sentence.probability for sentence in everything)
+    reader.skimmer.set_options(thresholds=(scores[-4],))
+    best, share = extract_sentences(answerer, question, passage)
+    assert best == [s for s in everything if s.probability >= scores[-4]]
+    assert share == pytest.approx(sum(len(s.text) for s in best) / (len(passage) - 19))
+    reader.skimmer.set_options(thresholds=(1.0,))
+    assert {s.probability for s in extract_sentences(answerer, question, passage)[0]} == {
+        scores[-1]
+    }
+    with pytest.raises(QalibError, match="context is empty"):
+        extract_sentences(answerer, question, " ")

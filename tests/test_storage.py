@@ -9,7 +9,8 @@ from tiny_encoders import tiny_encoder, windows
 
 from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
-from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+from qalib.models.bf16 import to_bf16
+from qalib.models.pretrained import load_reader
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.skim.storage import (
@@ -141,15 +142,19 @@ def test_weights_that_do_not_fit_their_settings_are_named(tmp_path):
 
 
 def test_another_reader_is_refused(tmp_path):
-    save_skimmer(tmp_path, trained_skimmer(tiny_encoder()), reader_hash="1234")
+    """A reader is known by its span head, also with its layers in bf16."""
+    model = tiny_encoder()
+    save_skimmer(tmp_path, trained_skimmer(model), model)
     assert skimmer_hash(tmp_path) == file_sha256(tmp_path / WEIGHTS)
-    load_skimmer(tmp_path, reader_hash="1234")
-    load_skimmer(tmp_path)
+    load_skimmer(tmp_path, to_bf16(model))
+    with torch.no_grad():
+        model.qa_outputs.weight[0, 0] += 0.01
     with pytest.raises(QalibError, match="trained with another reader"):
-        load_skimmer(tmp_path, reader_hash="99")
+        load_skimmer(tmp_path, model)
 
 
 def test_the_published_skimmer_belongs_to_the_published_reader():
-    skimmer = load_skimmer(DEFAULT_SKIMMER, reader_hash=checkpoint_hash(DEFAULT_CHECKPOINT))
-    assert (skimmer.shape.layers, skimmer.shape.width) == (6, 384)
+    skimmer = load_skimmer(DEFAULT_SKIMMER, load_reader().encoder)
     assert skimmer.config.predictor.kind == "combined"
+    assert skimmer.config.prune_layers
+    assert sum(path.stat().st_size for path in DEFAULT_SKIMMER.iterdir()) < 2e6

@@ -50,15 +50,6 @@ def answer_command(
     precision: options.PrecisionOption = "auto",
     skim: Annotated[bool, typer.Option("--skim", help="skim with the model's skimmer")] = False,
     skimmer: options.SkimmerOption = "",
-    min_recall: Annotated[
-        float | None, typer.Option(help="skimming: smallest share of answers kept, e.g. 0.99")
-    ] = None,
-    max_flops: Annotated[
-        float | None, typer.Option(help="skimming: largest FLOPs relative to full inference")
-    ] = None,
-    max_f1_drop: Annotated[
-        float | None, typer.Option(help="skimming: largest drop in F1 points, e.g. 0.5")
-    ] = None,
     window_threshold: Annotated[
         float | None,
         typer.Option(help="skimming: stop windows whose best block scores below, e.g. 0.1"),
@@ -74,17 +65,17 @@ def answer_command(
         raise QalibError(
             'give either a question, as in: qalib answer "Who ...?", or --questions, or --dataset.'
         )
-    limits = {"min_recall": min_recall, "max_flops": max_flops, "max_f1_drop": max_f1_drop}
-    limits = {name: value for name, value in limits.items() if value is not None}
     skim = skim or bool(skimmer)
-    if not skim and (limits or window_threshold is not None):
-        raise QalibError("an operating point and --window-threshold need skimming; add --skim.")
+    if not skim and window_threshold is not None:
+        raise QalibError("--window-threshold needs skimming; add --skim.")
 
     def load(place: str = "") -> "QuestionAnswerer":  # takes seconds: files are checked before
         from qalib.inference import QuestionAnswerer
 
+        if skim:
+            from qalib.skim.reader import load_skim_answerer, skimmer_folders
         config = options.answer_config(
-            model,
+            skimmer_folders(model, skimmer)[0] if skim else model,
             max_seq_length=max_seq_length,
             doc_stride=doc_stride,
             max_query_length=max_query_length,
@@ -97,11 +88,9 @@ def answer_command(
         )
         if not skim:
             return QuestionAnswerer.load(model, config, device or place)
-        from qalib.skim.calibration import OperatingPointTarget
-        from qalib.skim.reader import load_skim_answerer
-
-        target = OperatingPointTarget(**limits) if limits else None
-        return load_skim_answerer(model, config, skimmer, target, window_threshold)
+        return load_skim_answerer(
+            model, skimmer, config, device=device or place, window_threshold=window_threshold
+        )
 
     n_best = output and n_best_size > 1 and dataset and _n_best_path(output)
     outputs = [path for path in (output, null_odds, n_best) if path]

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qalib.inference import AnswerConfig
 
 MODEL_HELP = "folder, Hub name or run; default: the published reader"
@@ -38,7 +40,7 @@ PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16")]
 
 
 def answer_config(
-    model: str = "",
+    model: "str | Path" = "",
     *,
     max_seq_length: int | None = None,
     doc_stride: int | None = None,

@@ -1,10 +1,208 @@
-"""The commands ``skim train``, ``skim calibrate`` and ``skim extract``."""
+"""The ``skim`` commands: train predictors, choose their threshold, extract sentences."""
+
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Skimming: read only what may hold the answer.", no_args_is_help=True)
+from qalib.commands import options, train
+from qalib.commands.output import is_main_process, read_text, to_json
+from qalib.errors import QalibError
+
+if TYPE_CHECKING:
+    from qalib.data.schema import Dataset
+    from qalib.skim.reader import SkimReader
+    from qalib.skim.training import PredictorTraining
+
+app = typer.Typer(
+    help="Leave out passage blocks that are unlikely to hold the answer.", no_args_is_help=True
+)
+CARD = """
+The folder also holds a skimmer, predictors of the passage blocks without the answer: `qalib answer
+--skim --model FOLDER` skims with it once `qalib skim calibrate` has chosen its threshold, and
+`qalib skim extract` prints the sentences to read.
+"""
 
 
-@app.callback()
-def _group() -> None:
-    pass
+@app.command("train")
+def train_command(
+    data: train.DataArgument,
+    output: Annotated[Path, typer.Option(help="new folder of the model with its skimmer")],
+    model: options.ModelOption = "",
+    dev: train.DevOption = "",
+    skip_bad: options.SkipBadOption = False,
+    layers: Annotated[str, typer.Option(help="with a predictor, as in 4,6,8")] = "",
+    block_size: Annotated[int, typer.Option(help="tokens of a block")] = 32,
+    num_train_epochs: train.EpochsOption = None,
+    max_steps: train.MaxStepsOption = None,
+    learning_rate: Annotated[float, typer.Option(help="of the predictors")] = 1.5e-3,
+    batch_size: options.BatchSizeOption = None,
+    tokens_per_batch: train.BudgetOption = None,
+    max_seq_length: options.MaxSeqLengthOption = None,
+    doc_stride: options.DocStrideOption = None,
+    precision: options.PrecisionOption = "auto",
+    device: options.DeviceOption = "",
+    seed: train.SeedOption = 0,
+    save_steps: train.SaveStepsOption = 200,
+) -> None:
+    """Train block predictors for a model, which stays as it is; `skim calibrate` comes next.
+
+    Give the command again to resume after a kill. Works under `accelerate launch -m qalib`.
+    """
+    train.check_new_folder(output)
+    dataset, scored = train.load_training_data(data, dev, skip_bad)
+    from qalib.data.schema import SAMPLE, passage_digests
+    from qalib.models.pretrained import load_reader, passages_of, save_model
+    from qalib.skim.predictors import PredictorConfig
+    from qalib.skim.storage import save_skimmer
+    from qalib.skim.training import PredictorTraining, add_predictors, fit, middle_layers
+
+    device = train.choose_device(device)
+    reader = load_reader(model)
+    windows = train.training_windows(model, max_length=max_seq_length, doc_stride=doc_stride)
+    schedule = train.train_config(
+        reader,
+        windows,
+        device,
+        precision,
+        batch_size,
+        num_train_epochs=num_train_epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        tokens_per_batch=tokens_per_batch,
+    )
+    config = PredictorTraining(
+        windows=windows,
+        train=schedule,
+        seed=seed,
+        predictor=PredictorConfig("combined", block_size=block_size),
+        layers=_numbers(layers) or middle_layers(reader.encoder.config.num_hidden_layers),
+        frozen=True,
+    )
+    skims = add_predictors(reader, config)
+    skims.skimmer.set_options(min_pruned_fraction=0.1, min_tokens=96)
+    settings = {"model": model, "skim": config, "data": dataset.content_sha256}
+    with train.working_folder(output, settings) as work:
+        watch = {"after_epoch": lambda epoch: _share_kept(skims, scored["dev"], config)}
+        summary = fit(skims, dataset, config, work, **(watch if dev else {}), save_steps=save_steps)
+        facts = {"base model": model or "the published reader", "data": dataset.name}
+        facts |= {"questions": len(dataset), **summary, "seed": seed}
+        if is_main_process():
+            folder = work / "model"
+            shutil.rmtree(folder, ignore_errors=True)
+            card = train.model_card(output.name, facts) + CARD
+            save_model(folder, reader, windows, card, passages_of(model))
+            sample = passage_digests(dataset, SAMPLE)
+            save_skimmer(folder, skims.skimmer, reader.encoder, passages=sample)
+            train.publish_folder(work, output)
+    train.say(f"next, its threshold: qalib skim calibrate DATA --skimmer {output} --recall 0.99")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    data: train.DataArgument,
+    skimmer: Annotated[Path, typer.Option(help="its folder; the threshold is stored there")],
+    model: options.ModelOption = "",
+    recall: Annotated[float, typer.Option(help="share of the answers to be kept whole")] = 0.99,
+    confidence: Annotated[
+        float | None, typer.Option(help="probability of that recall; default: on average")
+    ] = None,
+    test: Annotated[list[str] | None, typer.Option(help="further data to measure on")] = None,
+    skip_bad: options.SkipBadOption = False,
+    max_seq_length: options.MaxSeqLengthOption = None,
+    doc_stride: options.DocStrideOption = None,
+    precision: options.PrecisionOption = "auto",
+    device: options.DeviceOption = "",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Choose a skimmer's threshold on questions that neither model nor skimmer was trained on.
+
+    Prints what was measured: the recall by cross-validation over passages, with its interval, and
+    that on other data (--test). On other text it may differ.
+    """
+    if not is_main_process():
+        return
+    from qalib.data.schema import passage_digests
+    from qalib.data.sources import load_data
+    from qalib.inference import choose_device
+    from qalib.models.pretrained import load_reader, passages_of
+    from qalib.skim.calibration import calibrate
+    from qalib.skim.reader import SkimReader, skimmer_folders
+    from qalib.skim.storage import load_skimmer, read_settings, save_skimmer
+
+    model, folder = skimmer_folders(model, skimmer)
+    names = [data, *(test or ())]
+    dataset, *others = (load_data(name, "train", skip_bad=skip_bad) for name in names)
+    reader = load_reader(model)
+    loaded = load_skimmer(folder, reader.encoder)
+    seen = {*passages_of(model), *(read_settings(folder).get("passages") or ())}
+    if known := seen.intersection(passage_digests(dataset)):
+        raise QalibError(
+            f"{data}: has passages that the model or its skimmer was trained on, {len(known)} of a "
+            f"sample of {len(seen)}; their recall would be too high, so calibrate on others."
+        )
+    windows = train.training_windows(model, max_length=max_seq_length, doc_stride=doc_stride)
+    found = calibrate(
+        SkimReader(reader, loaded).to(choose_device(device)),
+        dataset,
+        windows,
+        recall,
+        confidence,
+        dict(zip(names[1:], others, strict=True)),
+        precision,
+        progress=True,
+    )
+    loaded.set_options(**found.options)
+    save_skimmer(folder, loaded, reader.encoder, asdict(found), sorted(seen))
+    print(to_json(asdict(found)) if as_json else found.describe())
+
+
+@app.command("extract")
+def extract_command(
+    question: Annotated[str, typer.Argument(help="the question")],
+    passage: Annotated[Path | None, typer.Option(help="text file; default: stdin")] = None,
+    model: options.ModelOption = "",
+    skimmer: options.SkimmerOption = "",
+    device: options.DeviceOption = "",
+    precision: options.PrecisionOption = "auto",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Print the sentences of a passage that are likely to hold the answer, and no others."""
+    text = read_text(passage)
+    from qalib.skim.reader import extract_sentences, load_skim_answerer, skimmer_folders
+
+    config = options.answer_config(skimmer_folders(model, skimmer)[0], precision=precision)
+    answerer = load_skim_answerer(model, skimmer, config, device=device)
+    sentences, share = extract_sentences(answerer, question, text)
+    if as_json:
+        rows = [asdict(sentence) for sentence in sentences]
+        print(to_json({"question": question, "share": share, "sentences": rows}))
+        return
+    print("\n".join(sentence.text for sentence in sentences))
+    print(f"{len(sentences)} sentences, {share:.0%} of the text", file=sys.stderr)
+
+
+def _share_kept(skims: "SkimReader", dataset: "Dataset", config: "PredictorTraining") -> dict:
+    """Share of the text that holds 99 % of the answers, by layer, for the log and in a line."""
+    from qalib.skim.calibration import budget_at_recall, recall_curve
+    from qalib.skim.training import block_predictions
+
+    found = block_predictions(skims, dataset, config, config.train.precision)
+    shares = {}
+    for layer, scores in found.scores.items():
+        curve = recall_curve(scores, found.answers, found.sizes, found.row)
+        shares[layer] = budget_at_recall(curve, 0.99)[0]
+    text = ", ".join(f"{share:.0%} at layer {n}" for n, share in shares.items())
+    train.say(f"99 % of the answers of {dataset.name} are in this share of the text: {text}")
+    return {f"dev_share_layer_{n}": share for n, share in shares.items()}
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Layer numbers from "4,6,8"; () of an empty text."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise QalibError(f"--layers {text}: give numbers with commas, as in 4,6,8.") from None

@@ -1,8 +1,8 @@
-"""Thresholds by what they mean: recall curves, operating points, and a recall on held-out data.
+"""Thresholds by what they mean: recall curves, and a recall on held-out questions.
 
-    calibration = load_calibration(folder)                   # stored with a skimmer
-    point = calibration.select(OperatingPointTarget(min_recall=0.995))
-    skimmer.set_options(**point.options)
+    calibration = calibrate(model, data, windows, recall=0.99)
+    model.skimmer.set_options(**calibration.options)
+    print(calibration.describe())
 
 A question's *conformity score* is the highest threshold at which the skimmer still keeps a whole
 gold answer of it: the maximum over its answers of the minimum over the answer's blocks. Questions
@@ -17,7 +17,8 @@ largest r that the recall allows is taken, so that P lies in [recall, recall + 1
 That is an average over calibration sets. For one given set the probability of losing an answer
 is distributed as Beta(r, n + 1 - r) or below, so that a ``confidence`` can be required, too:
 P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability; notebook 06
-shows what is left of them for other passages and other kinds of text.
+shows what is left of them for other passages and other kinds of text. Therefore :func:`calibrate`
+also measures: by cross-validation over passages, and on further data.
 
 Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); given the calibration
 set, tolerance limits (Wilks 1941), whose use here is Vovk's (2012).
@@ -26,24 +27,24 @@ Notation: N blocks of a data set in any order, Q questions, A gold answers of a 
 T thresholds.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
 
+from qalib.data.schema import Dataset
+from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.settings import settings
 from qalib.skim.cost import CostModel, token_counts
-from qalib.skim.storage import FORMAT, read_format, skimmer_hash
+from qalib.skim.reader import SkimReader
+from qalib.skim.storage import SETTINGS, read_settings
+from qalib.skim.training import BlockPredictions, PredictorTraining, block_predictions
 
-CALIBRATION = "calibration.json"
-POINTS = 100  # of each layer, at most
+FOLDS = 10  # of the cross-validation
 QUESTION, SPECIAL = 16, 3  # tokens beside a passage: of a question; [CLS] and two [SEP]
 
 
@@ -178,6 +179,13 @@ class PruningSimulator:
         scores = np.where(self.kept(layer, np.inf), np.inf, self.scores[layer])
         return conformity_scores(scores, self.answers, self.question)[self.answered]
 
+    def subset(self, chosen: np.ndarray) -> "PruningSimulator":
+        """Some blocks only.  (N,) bool"""
+        scores = {n: x[chosen] for n, x in self.scores.items()}
+        return PruningSimulator(
+            self.question[chosen], self.sizes[chosen], self.answers[chosen], scores
+        )
+
     def token_fraction(self, layer: int, threshold: float) -> float:
         """Share of all passage tokens that all layers process."""
         return float(self.sizes[self.kept(layer, threshold)].sum() / self.sizes.sum())
@@ -237,157 +245,147 @@ def conformal_rank(questions: int, recall: float, confidence: float | None = Non
     return rank
 
 
-# --- operating points that are stored with a skimmer ---
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-@settings
-class OperatingPointTarget:
-    """One of three: a recall, or a limit of FLOPs or of the loss in F1."""
-
-    min_recall: Share | None = None  # probability of keeping a whole answer
-    max_flops: Share | None = None  # multiply-adds relative to full inference
-    max_f1_drop: Annotated[float, Field(ge=0, le=100)] | None = None  # points of F1
-
-    def __post_init__(self):
-        given = [name for name, value in asdict(self).items() if value is not None]
-        if len(given) != 1:
-            raise QalibError(
-                "set one of min_recall (e.g. 0.995), max_flops (e.g. 0.5) and max_f1_drop "
-                f"(e.g. 0.5), not {' and '.join(given) or 'none'}."
-            )
+# --- what is measured and stored with a skimmer ---
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
-    """What pruning at a layer with a threshold did to held-out questions; layer 0: no pruning.
+class Measurement:
+    """Answers that a threshold keeps whole, of questions that it was not chosen on."""
 
-    Where m of n questions have no answer whose blocks all reach the threshold, a new question keeps
-    a whole answer with P >= 1 - (m + 1) / (n + 1) = (n - m) / (n + 1). That the best block of a
-    window is always kept is not relied on, so this holds where windows are dropped, too.
-    """
+    data: str
+    questions: int  # with an answer in a block
+    kept: int
+    token_fraction: float  # of the passages, left for the last layer
 
-    layer: int
-    threshold: float
-    recall: float  # P above
-    relative_flops: float  # predictors included
-    f1_drop: float | None = None  # points of F1; None: not measured
+    def __str__(self) -> str:
+        from scipy.stats import binomtest
 
-    @property
-    def options(self) -> dict[str, tuple]:
-        """For ``Skimmer.set_options``."""
-        at = (self.layer,) if self.layer else ()
-        return {"prune_layers": at, "thresholds": (self.threshold,) if at else ()}
-
-    def meets(self, target: OperatingPointTarget) -> bool:
-        """Whether it meets a target."""
-        if target.min_recall is not None:
-            return self.recall >= target.min_recall
-        if target.max_flops is not None:
-            return self.relative_flops <= target.max_flops
-        return self.f1_drop is not None and self.f1_drop <= target.max_f1_drop
-
-
-NO_PRUNING = OperatingPoint(0, 0.0, recall=1.0, relative_flops=1.0, f1_drop=0.0)
+        test = binomtest(self.kept, self.questions)
+        shares = (test.statistic, *test.proportion_ci(0.95, method="exact"))
+        found, low, high = (f"{100 * share:.1f}" for share in shares)
+        return (
+            f"{self.data}: {self.kept:,} of {self.questions:,} answers kept whole, {found} % "
+            f"(95 % interval {low} to {high}), in {100 * self.token_fraction:.0f} % of the text"
+        )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Operating points of a skimmer, measured on held-out questions."""
+    """Where a skimmer prunes, what was required, and what was measured.
 
-    points: tuple[OperatingPoint, ...]
-    questions: int  # with an answer
-    data: str  # description of the questions
+    ``measured``: first by cross-validation on the questions that the threshold was chosen on, then
+    on further data. Measured is the threshold; a skimmer that leaves short inputs whole keeps more.
+    """
 
-    def select(self, target: OperatingPointTarget) -> OperatingPoint:
-        """The cheapest point that meets a target; for ``max_flops``, that with the highest recall.
+    layer: int
+    threshold: float
+    recall: float
+    confidence: float | None
+    measured: tuple[Measurement, ...]
 
-        ``NO_PRUNING`` if nothing cheaper has the recall or F1. Raises QalibError if no point has
-        so few FLOPs.
-        """
-        able = [point for point in (*self.points, NO_PRUNING) if point.meets(target)]
-        if not able:
-            least = min(point.relative_flops for point in self.points)
-            raise QalibError(
-                f"this skimmer needs at least {least:.2f} of the FLOPs of full inference; "
-                f"max_flops {target.max_flops:g} cannot be met."
-            )
-        if target.max_flops is not None:
-            return max(able, key=lambda point: (point.recall, -point.relative_flops))
-        return min(able, key=lambda point: point.relative_flops)
+    @property
+    def options(self) -> dict[str, tuple]:
+        """For ``Skimmer.set_options``."""
+        return {"prune_layers": (self.layer,), "thresholds": (self.threshold,)}
 
-    def describe(self, point: OperatingPoint) -> str:
-        """An operating point in a sentence."""
-        if not point.layer:
-            return "no pruning: no cheaper operating point meets the target"
-        drop = "" if point.f1_drop is None else f", {point.f1_drop:.2f} points of F1 lost"
-        return (
-            f"prunes blocks scored below {point.threshold:.4f} at layer {point.layer}: on "
-            f"held-out questions like the {self.questions:,} it was calibrated on ({self.data}), "
-            f"a whole answer is kept with probability {point.recall:.4f}, with "
-            f"{point.relative_flops:.0%} of the FLOPs{drop}"
+    def describe(self) -> str:
+        """What was required, what was measured, and what was not, a line each."""
+        sure = "" if self.confidence is None else f" with confidence {self.confidence:g}"
+        return "\n".join(
+            [
+                f"blocks scored below {self.threshold:.4f} at layer {self.layer} are pruned, "
+                f"chosen for a recall of {self.recall:g}{sure}",
+                f"cross-validated on {self.measured[0]}",
+                *(f"measured on {other}" for other in self.measured[1:]),
+                "on other text the recall may differ; calibrate on questions like your own",
+            ]
         )
 
 
-def operating_points(simulator: PruningSimulator, cost: CostModel) -> tuple[OperatingPoint, ...]:
-    """Points of all layers with scores, at thresholds that lose more and more answers.
+def calibrate(
+    model: SkimReader,
+    data: Dataset,
+    windows: WindowConfig,
+    recall: float,
+    confidence: float | None = None,
+    further: Mapping[str, Dataset] | None = None,
+    precision: str = "auto",
+    progress: bool = False,
+) -> Calibration:
+    """Choose layer and threshold on ``data``; measure them there and on the data sets ``further``.
 
-    The thresholds are conformity scores: each of the lowest, then fewer and fewer. Raises
-    QalibError if no question has an answer.
+    Of the layers with a predictor that reach the recall the one with the fewest multiply-adds is
+    chosen. For the cross-validation, layer and threshold are chosen on nine tenths of the passages
+    and tested on the questions about the others. Raises QalibError if there are too few questions
+    or passages.
     """
-    if not simulator.answered.any():
-        raise QalibError("a calibration needs at least one question with an answer in a block.")
-    points = []
-    for layer, scores in simulator.scores.items():
-        reached = conformity_scores(scores, simulator.answers, simulator.question)
-        ordered = np.sort(reached[simulator.answered])
-        n = len(ordered)
-        ranks = np.unique(np.geomspace(1, n, POINTS).astype(int))
-        for threshold in np.unique(ordered[ranks - 1]):
-            missed = int(np.searchsorted(ordered, threshold, side="left"))
-            flops = simulator.relative_flops(layer, threshold, cost)
-            points.append(OperatingPoint(layer, float(threshold), (n - missed) / (n + 1), flops))
-    return tuple(points)
+    config = PredictorTraining(windows=windows, predictor=model.skimmer.config.predictor)
+    for name, value in {"recall": recall, "confidence": confidence}.items():
+        if value is not None and not 0 < value < 1:
+            raise QalibError(f"{name} is {value:g}, but must lie between 0 and 1, as in 0.99.")
+
+    def predictions(dataset: Dataset) -> BlockPredictions:
+        return block_predictions(model, dataset, config, precision, progress=progress)
+
+    blocks = predictions(data)
+    simulator = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
+    cost = CostModel.of(model.reader.encoder, model.skimmer)
+    questions = int(simulator.answered.sum())
+    share = Fraction(conformal_rank(questions, recall, confidence), max(1, questions))
+    layer, threshold = _cheapest(simulator, cost, share)
+    fold_of, kept, left = _folds(data)[blocks.row], 0, 0.0
+    for fold in np.unique(fold_of):
+        tested = simulator.subset(fold_of == fold)
+        at = _cheapest(simulator.subset(fold_of != fold), cost, share)
+        kept += int((tested.conformity_scores(at[0]) >= at[1]).sum())
+        left += tested.token_fraction(*at) * tested.sizes.sum()
+    measured = [Measurement(data.name, questions, kept, float(left / simulator.sizes.sum()))]
+    for name, dataset in (further or {}).items():
+        blocks = predictions(dataset)
+        other = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
+        reached = other.conformity_scores(layer) >= threshold
+        fraction = other.token_fraction(layer, threshold)
+        measured.append(Measurement(name, len(reached), int(reached.sum()), fraction))
+    return Calibration(layer, threshold, recall, confidence, tuple(measured))
 
 
-def highest_thresholds(
-    points: Sequence[OperatingPoint], recalls: Sequence[float]
-) -> list[OperatingPoint]:
-    """Of every layer the point with the highest threshold for each recall, to measure F1 at."""
-    chosen = set()
-    for layer in {point.layer for point in points}:
-        for recall in recalls:
-            able = [p for p in points if p.layer == layer and p.recall >= recall]
-            chosen |= {max(able, key=lambda p: p.threshold)} if able else set()
-    return sorted(chosen, key=lambda point: (point.layer, point.threshold))
+def _folds(data: Dataset) -> np.ndarray:
+    """Fold of every question; questions about one passage share it, neighbouring ones mostly.
+
+    Raises QalibError if there is only one passage.
+    """
+    number = {context: n for n, context in enumerate(dict.fromkeys(e.context for e in data))}
+    folds = min(FOLDS, len(number))
+    if folds < 2:
+        raise QalibError(f"{data.name}: calibrate on questions about several passages, not one.")
+    return np.array([number[e.context] * folds // len(number) for e in data])
 
 
-def save_calibration(folder: str | Path, calibration: Calibration) -> None:
-    """Write a calibration into the folder of its skimmer."""
-    content = {"format": FORMAT, "skimmer": skimmer_hash(folder)} | asdict(calibration)
-    content["points"] = [list(asdict(point).values()) for point in calibration.points]
-    lines = json.dumps(content).replace("[[", "[\n[").replace("], [", "],\n[")  # a line for a point
-    (Path(folder) / CALIBRATION).write_text(lines + "\n", encoding="utf-8")
+def _cheapest(simulator: PruningSimulator, cost: CostModel, share: Fraction) -> tuple[int, float]:
+    """Layer and threshold that lose ``share`` of the answers with the fewest multiply-adds."""
+    found = {}
+    for layer in simulator.scores:
+        reached = np.sort(simulator.conformity_scores(layer))
+        rank = max(1, int(share * len(reached)))
+        threshold = min(1.0, float(reached[rank - 1])) if len(reached) else 0.0
+        found[layer, threshold] = simulator.relative_flops(layer, threshold, cost)
+    return min(found, key=found.get)
 
 
 def load_calibration(folder: str | Path) -> Calibration:
     """The calibration in the folder of a skimmer.
 
-    Raises QalibError if there is none, or if it is damaged, of another format or of another
-    skimmer.
+    Raises QalibError if it was not calibrated, or if what is stored cannot be read.
     """
-    path = Path(folder) / CALIBRATION
-    if not path.is_file():
+    content = read_settings(folder).get("calibration")
+    if content is None:
         raise QalibError(
-            f"{folder}: no {CALIBRATION} here, so there are no operating points to select from; "
-            "skim with the skimmer's own settings, or use a skimmer that has been calibrated."
+            f"{folder}: this skimmer has no threshold yet; choose one with `qalib skim calibrate`."
         )
-    content = read_format(path)
-    if content.get("skimmer") != skimmer_hash(folder):
-        raise QalibError(f"{path}: belongs to another skimmer than the one beside it.")
     try:
-        points = tuple(OperatingPoint(*values) for values in content["points"])
-        return Calibration(points, int(content["questions"]), str(content["data"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise QalibError(f"{path}: cannot be read ({error}).") from None
+        measured = tuple(Measurement(**each) for each in content["measured"])
+        return Calibration(**{**content, "measured": measured})
+    except (KeyError, TypeError) as error:
+        raise QalibError(
+            f"{Path(folder) / SETTINGS}: calibration cannot be read ({error})."
+        ) from None

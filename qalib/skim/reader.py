@@ -1,22 +1,24 @@
 """A reader that skims: an encoder with a span head, and a skimmer.
 
-answerer = load_skim_answerer(target=OperatingPointTarget(min_recall=0.995))
+answerer = load_skim_answerer()
 answerer.answer("Who built the bridge?", passage)[0].text
 print(answerer.reader.operating_point)
+sentences, share = extract_sentences(answerer, "Who built the bridge?", passage)
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
-from qalib.data.batching import Batch
+from qalib.data.augment import sentence_starts
+from qalib.data.batching import Batch, inference_batches
+from qalib.data.schema import Example, check_example
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.encoder import EncoderReader
-from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-from qalib.models.pretrained import SETTINGS as READER_SETTINGS
-from qalib.skim.calibration import OperatingPointTarget, load_calibration
 from qalib.skim.skimmer import Skimmer, SkimOutput
 from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
 
@@ -35,7 +37,7 @@ class SkimReader(nn.Module):
         super().__init__()
         self.reader, self.skimmer = reader, skimmer
         self.skims_in_training = skims_in_training
-        self.operating_point = ""  # description of the calibrated one, where one was selected
+        self.operating_point = ""  # description of the calibrated one, where there is one
 
     @property
     def tokenizer(self):
@@ -58,7 +60,7 @@ class SkimReader(nn.Module):
         """The skimmer's output for a batch; ``skim`` as of ``Skimmer.run``."""
         inputs = dict(batch.inputs)
         if not self.reader.uses_types:
-            inputs.pop("token_type_ids")
+            inputs.pop("token_type_ids", None)
         passage = batch.mask.clone()
         passage[:, 0] = False  # [CLS] may be "no answer"; it is no part of the passage
         if skim is None:
@@ -72,50 +74,90 @@ class SkimReader(nn.Module):
 
 
 def load_skim_answerer(
-    checkpoint: str | Path = "",
-    config: AnswerConfig | None = None,
+    model: str | Path = "",
     skimmer: str | Path = "",
-    target: OperatingPointTarget | None = None,
+    config: AnswerConfig | None = None,
+    *,
+    device: str = "",
     window_threshold: float | None = None,
 ) -> QuestionAnswerer:
     """A question answerer that skims, with a reader as ``QuestionAnswerer.load`` makes it.
 
-    ``skimmer``: folder of the skimmer, by default that of ``checkpoint``, or the published one of
-    the published reader. ``target`` selects a calibrated operating point and ``window_threshold``
-    drops windows of long passages (see ``SkimConfig``); otherwise the skimmer's own settings apply.
-    Raises QalibError if there is no skimmer, if it was trained with another reader, if no operating
-    point meets the target, and for a window threshold above that of the operating point.
+    ``skimmer``: its folder, by default that of ``model``, or the published one of the published
+    reader; without ``model`` the folder of the skimmer is looked in. ``window_threshold`` drops
+    windows of long passages (see ``SkimConfig``). Raises QalibError if there is no skimmer, if it
+    was trained with another reader, if it has no threshold yet, and for a window threshold above
+    its own.
     """
-    answerer = QuestionAnswerer.load(checkpoint, config)
-    home = Path(checkpoint or DEFAULT_CHECKPOINT)
-    folder = Path(skimmer or checkpoint or DEFAULT_SKIMMER)
-    trained_with = checkpoint_hash(home) if (home / READER_SETTINGS).is_file() else ""
-    loaded = load_skimmer(folder, answerer.reader.encoder, reader_hash=trained_with)
-    reader = SkimReader(answerer.reader, loaded.to(answerer.device))
-    _set_operating_point(reader, folder, target, window_threshold)
+    from qalib.skim.calibration import load_calibration
+
+    model, folder = skimmer_folders(model, skimmer)
+    answerer = QuestionAnswerer.load(model, config, device)
+    loaded = load_skimmer(folder, answerer.reader.encoder).to(answerer.device)
+    reader = SkimReader(answerer.reader, loaded)
+    lines = load_calibration(folder).describe().splitlines()
+    reader.operating_point = "; ".join([*lines[:2], lines[-1]])
+    if window_threshold is not None:
+        if window_threshold > max(loaded.config.thresholds):
+            raise QalibError(
+                f"a window threshold of {window_threshold:g} would drop more than the skimmer "
+                f"prunes, whose threshold is {max(loaded.config.thresholds):.4f}; choose at most "
+                "that."
+            )
+        loaded.set_options(window_threshold=float(window_threshold))
     on_cpu = answerer.device.type == "cpu"
-    if on_cpu and answerer.precision == "bf16" and target is None and loaded.config.min_tokens:
+    if on_cpu and answerer.precision == "bf16" and loaded.config.min_tokens:
         loaded.set_options(min_tokens=max(BF16_MIN_TOKENS, loaded.config.min_tokens))
     return QuestionAnswerer(reader, answerer.config)
 
 
-def _set_operating_point(
-    reader: SkimReader,
-    folder: Path,
-    target: OperatingPointTarget | None,
-    window_threshold: float | None,
-) -> None:
-    skimmer = reader.skimmer
-    if target is not None:
-        calibration = load_calibration(folder)
-        point = calibration.select(target)
-        reader.operating_point = calibration.describe(point)
-        if window_threshold is not None and window_threshold > point.threshold:
-            raise QalibError(
-                f"a window threshold of {window_threshold:g} would drop more than the operating "
-                f"point allows, whose threshold is {point.threshold:.4f}; choose at most that."
-            )
-        window = min(skimmer.config.window_threshold, point.threshold)
-        skimmer.set_options(**point.options, window_threshold=window)
-    if window_threshold is not None:
-        skimmer.set_options(window_threshold=float(window_threshold))
+def skimmer_folders(model: str | Path, skimmer: str | Path) -> tuple[str | Path, Path]:
+    """Model and folder of the skimmer, where one of them, or both, may be left out."""
+    if skimmer and not model and (Path(skimmer) / "config.json").is_file():
+        model = skimmer
+    return model, Path(skimmer or model or DEFAULT_SKIMMER)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Characters [start, end) of a passage, and the best score of its blocks."""
+
+    text: str
+    start: int
+    end: int
+    probability: float
+
+
+def extract_sentences(
+    answerer: QuestionAnswerer, question: str, passage: str
+) -> tuple[list[Sentence], float]:
+    """The sentences to read for a question, and their share of the passage's characters.
+
+    A sentence is kept if a block that it touches reaches the skimmer's threshold or has the highest
+    score of all, so that the recall of the threshold is that of the sentences, too; short passages
+    are no exception. Raises QalibError on empty text.
+    """
+    example = Example("question", question, passage)
+    check_example(example, "passage and question")
+    skimmer = answerer.reader.skimmer
+    skimmer.set_options(min_tokens=0, min_pruned_fraction=0.0)
+    layer, threshold = skimmer.config.prune_layers[-1], skimmer.config.thresholds[-1]
+    windows = answerer.make_windows([example])
+    starts = sentence_starts(passage)
+    best = np.zeros(len(starts))
+    for rows in inference_batches(list(map(len, windows)), answerer.config.tokens_per_batch):
+        chosen = [windows[row] for row in rows]
+        output = answerer.forward(answerer.collate(chosen, [example])).aux
+        scores = output.blocks.to_positions(output.scores[layer].sigmoid(), 0.0).cpu().numpy()
+        for window, of_token in zip(chosen, scores, strict=True):
+            number = np.searchsorted(starts, window.offsets[:, 1] - 1, side="right") - 1
+            np.maximum.at(best, number, of_token[window.context_start :][: len(number)])
+    sentences = []
+    for start, end, score in zip(starts, [*starts[1:], len(passage)], best.tolist(), strict=True):
+        text = passage[start:end].strip()
+        start = passage.find(text, start)
+        sentences.append(Sentence(text, start, start + len(text), score))
+    limit = min(threshold, max(best))
+    kept = [sentence for sentence in sentences if sentence.text and sentence.probability >= limit]
+    total = sum(len(sentence.text) for sentence in sentences)
+    return kept, sum(len(sentence.text) for sentence in kept) / total

@@ -1,10 +1,13 @@
 """Trained skimmers on disk: ``skim.json`` and ``skim.safetensors``.
 
-``skim.json`` holds the settings, the shape of the model and the SHA-256 of ``skim.safetensors``.
-The two files may be in a folder of their own, or beside the checkpoint of the model.
+``skim.json`` holds the settings, the shape of the model, the SHA-256 of the span head of the reader
+that the skimmer belongs to and of ``skim.safetensors``, and what was measured when its threshold
+was chosen. The two files may be in a folder of their own, or beside the model.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from qalib.checkpoints import load_weights, put_weights, save_weights
 from qalib.data.formats import parse_json, read_bytes
 from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
+from qalib.files import write_atomically
 from qalib.paths import ROOT
 from qalib.settings import build as build_settings
 from qalib.skim.predictors import ModelShape
@@ -21,13 +25,20 @@ from qalib.skim.skimmer import SkimConfig, Skimmer
 
 DEFAULT_SKIMMER = ROOT / "data" / "checkpoints" / "skim-minilm-l6-squadshifts"
 SETTINGS, WEIGHTS = "skim.json", "skim.safetensors"
-FORMAT = 2  # of skim.json and calibration.json
+FORMAT = 2  # of skim.json
 
 
-def save_skimmer(folder: str | Path, skimmer: Skimmer, reader_hash: str = "") -> None:
+def save_skimmer(
+    folder: str | Path,
+    skimmer: Skimmer,
+    model: nn.Module | None = None,
+    calibration: dict | None = None,
+    passages: Sequence[str] = (),
+) -> None:
     """Write a skimmer into a folder, which is created if necessary.
 
-    ``reader_hash``: checksum of the weights of the reader that its predictors were trained with.
+    model: the reader's encoder, to recognise it by; calibration: what was measured
+    (``qalib.skim.calibration``); passages: the sketch of those that the predictors were trained on.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,22 +47,22 @@ def save_skimmer(folder: str | Path, skimmer: Skimmer, reader_hash: str = "") ->
         "format": FORMAT,
         "model": {"model_type": skimmer.model_type, **asdict(skimmer.shape)},
         "config": asdict(skimmer.config),
-        "reader": reader_hash,
+        "reader": "" if model is None else head_hash(model),
         "sha256": file_sha256(folder / WEIGHTS),
+        "calibration": calibration,
+        "passages": list(passages),
     }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
-def load_skimmer(
-    folder: str | Path, model: nn.Module | None = None, reader_hash: str = ""
-) -> Skimmer:
+def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
     """Read a skimmer, in evaluation mode.
 
     Raises QalibError if a file is missing, damaged or of another format, or if the skimmer was
-    made for another kind or shape than that of ``model``, or for another reader, where given.
+    trained with another reader than that of ``model``.
     """
     folder = Path(folder)
-    settings = _settings(folder)
+    settings = read_settings(folder)
     place = str(folder / SETTINGS)
     try:
         model_type = settings["model"].pop("model_type")
@@ -71,12 +82,20 @@ def load_skimmer(
     put_weights(skimmer, tensors, str(folder / WEIGHTS))
     if model is not None:
         skimmer.check_compatible(model)
-    if reader_hash and settings.get("reader") not in ("", reader_hash):
-        raise QalibError(
-            f"{folder}: this skimmer was trained with another reader than the given one; use the "
-            "reader that belongs to it."
-        )
+        if settings.get("reader") not in ("", head_hash(model)):
+            raise QalibError(
+                f"{folder}: this skimmer was trained with another reader than the given one; use "
+                "the reader that belongs to it."
+            )
     return skimmer.eval()
+
+
+def head_hash(model: nn.Module) -> str:
+    """SHA-256 of a model's span head, which every fine-tuning changes."""
+    digest = hashlib.sha256()
+    for tensor in model.qa_outputs.state_dict().values():
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def skimmer_hash(folder: str | Path) -> str:
@@ -84,18 +103,17 @@ def skimmer_hash(folder: str | Path) -> str:
 
     Raises QalibError if there is no skimmer.
     """
-    return str(_settings(Path(folder)).get("sha256"))
+    return str(read_settings(folder).get("sha256"))
 
 
-def _settings(folder: Path) -> dict:
+def read_settings(folder: str | Path) -> dict:
     """Content of ``skim.json``. Raises QalibError if it is missing or of another format."""
-    if not (folder / SETTINGS).is_file():
-        raise QalibError(f"{folder}: no skimmer here; its folder must contain {SETTINGS}.")
-    return read_format(folder / SETTINGS)
-
-
-def read_format(path: Path) -> dict:
-    """Content of a JSON file of this format. Raises QalibError for another format."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise QalibError(
+            f"{folder}: no skimmer here; a folder of one holds {SETTINGS}, and `qalib skim train` "
+            "writes it."
+        )
     content = parse_json(read_bytes(path), path)
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:

@@ -91,15 +91,10 @@ def bench_data(name: str, purpose: str = "train") -> Dataset:
 
 
 def load_trained(folder: str = ""):
-    """The skimmer in a folder, or the published one.
-
-    Raises QalibError if there is none, or if it was trained with another reader.
-    """
-    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+    """The skimmer in a folder, or the published one. Raises QalibError if there is none."""
     from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
 
-    reader = checkpoint_hash(DEFAULT_CHECKPOINT)
-    return load_skimmer(folder or DEFAULT_SKIMMER, reader_hash=reader)
+    return load_skimmer(folder or DEFAULT_SKIMMER)
 
 
 def report(rows: Sequence[dict], as_json: bool = False) -> str:

@@ -2,8 +2,8 @@
 
 Of the reader, what training changed is kept as a low-rank adapter, whose rank is chosen on training
 passages that were held out (stage ``adapter-cost``). The skimmer's predictors are trained with the
-published reader, which stays as it is, on all training passages but some; on these its threshold is
-chosen and its operating points are measured.
+published reader, which stays as it is; its threshold is chosen on passages of the test data, which
+neither was trained on, and measured on the others and on text of other kinds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from qalib.data.schema import Dataset, hold_out
 from qalib.settings import settings
-from qalib.skim import calibration
+from qalib.skim.calibration import Calibration, calibrate
 from qalib.skim.predictors import PredictorConfig
 from qalib.study.claims import markdown_table
 from qalib.study.run_cache import Run, stage
@@ -128,18 +128,20 @@ def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -
 class PublishedSkimmer:
     """Which predictors are published, and how their threshold is chosen.
 
-    ``recall``: fraction of the held-out questions that keep their answer; ``min_pruned_fraction``
-    and ``min_tokens`` as of ``SkimConfig``; ``measured``: recalls at which F1 is measured
+    ``held_out``: passages left out of the training; ``calibration``: passages of the test data that
+    the threshold is chosen on; ``elsewhere``: sources that it is measured on, beside the other test
+    passages; ``min_pruned_fraction`` and ``min_tokens`` as of ``SkimConfig``
     """
 
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
     layers: tuple[int, ...] = (2, 3, 4)
     epochs: Annotated[int, Field(ge=1)] = 1
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the passages
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     recall: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    calibration: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    elsewhere: tuple[str, ...] = ()
     min_pruned_fraction: float = 0.1
     min_tokens: int = 96
-    measured: tuple[float, ...] = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9)
 
 
 def skimmer_training(study: Study) -> block_skim.SkimTraining:
@@ -168,79 +170,29 @@ def held_out_questions(study: Study) -> Dataset:
     return hold_out(study.data("train"), share)[1]
 
 
-def choose_pruning(
-    blocks: block_skim.BlockPredictions, plan: PublishedSkimmer, depth: int
-) -> block_skim.Pruning:
-    """The layer at which ``plan.recall`` leaves the fewest tokens in all layers, by Eq. 6.
-
-    tokens = l + (N - l) k,   k the fraction that layer l of ``depth`` N keeps
-    """
-    tokens, thresholds = {}, {}
-    for layer, scores in blocks.scores.items():
-        curve = calibration.recall_curve(scores, blocks.answers, blocks.sizes, blocks.row)
-        kept, thresholds[layer] = calibration.budget_at_recall(curve, plan.recall)
-        tokens[layer] = layer + (depth - layer) * kept
-    best = min(tokens, key=tokens.get)
-    return block_skim.Pruning(
-        (best,),
-        (thresholds[best],),
-        min_pruned_fraction=plan.min_pruned_fraction,
-        min_tokens=plan.min_tokens,
-    )
-
-
-def calibrate_skimmer(
-    model, blocks: block_skim.BlockPredictions, held: Dataset, plan: PublishedSkimmer, windows
-) -> calibration.Calibration:
-    """Operating points on held-out questions; at some of them F1 is measured by answering."""
-    from qalib.inference import AnswerConfig, QuestionAnswerer
-    from qalib.metrics import score
-    from qalib.skim.cost import CostModel
-
-    simulator = calibration.PruningSimulator(
-        blocks.row, blocks.sizes, blocks.answers, blocks.scores
-    )
-    cost = CostModel.of(model.reader.encoder, model.skimmer)
-    points = calibration.operating_points(simulator, cost)
-    answerer = QuestionAnswerer(model, AnswerConfig(windows=windows))
-
-    def f1(point: calibration.OperatingPoint) -> float:
-        model.skimmer.set_options(**point.options)
-        return score(held, answerer.predictions(held.examples))["f1"]
-
-    full = f1(calibration.NO_PRUNING)
-    chosen = calibration.highest_thresholds(points, plan.measured)
-    drops = {point: full - f1(point) for point in chosen}
-    points = tuple(replace(point, f1_drop=drops.get(point)) for point in points)
-    about = f"{held.name}, passages that the reader was trained on"
-    return calibration.Calibration(points, int(simulator.answered.sum()), about)
-
-
 def export_skimmer(study: Study) -> Path:
-    """Write the published skimmer with its threshold, its calibration and its card."""
+    """Write the published skimmer with its threshold, what was measured, and its card."""
+    from qalib.data.sources import load
     from qalib.inference import AnswerConfig
-    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
     from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 
     plan, run = study.config("published_skimmer", PublishedSkimmer), train_skimmer(study)
-    held, model = held_out_questions(study), block_skim.load_skim_reader(run)
-    predicted = study.run(
-        block_skim.predict_blocks, block_skim.BlockPrediction(), weights=run, data=held
-    )
-    blocks = block_skim.read_blocks(predicted)
-    pruning = choose_pruning(blocks, plan, model.skimmer.shape.layers)
+    model = block_skim.load_skim_reader(run)
     windows = run.settings(block_skim.SkimTraining).windows
-    points = calibrate_skimmer(model, blocks, held, plan, windows)
+    rest, held = hold_out(study.data("test"), plan.calibration)
+    further = {rest.name: rest} | {name: load(name) for name in plan.elsewhere}
+    found = calibrate(model, held, windows, plan.recall, further=further)
+    pruning = block_skim.Pruning(
+        **found.options, min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
+    )
     model.skimmer.set_options(**asdict(pruning))
-    save_skimmer(DEFAULT_SKIMMER, model.skimmer, checkpoint_hash(DEFAULT_CHECKPOINT))
-    calibration.save_calibration(DEFAULT_SKIMMER, points)
+    save_skimmer(DEFAULT_SKIMMER, model.skimmer, model.reader.encoder, asdict(found))
     scored = {}
     for name, options in {"full": block_skim.Pruning(), "pruned": pruning}.items():
         settings = block_skim.SkimAnswerConfig(AnswerConfig(windows=windows), options)
-        evaluation = baseline.Evaluation(f"skimmer: short, {name}", settings)
-        test = study.data("test")
-        scored[name] = study.run(baseline.evaluate, evaluation, weights=run, test=test)
-    card = skimmer_card(run, study.data("train"), plan, pruning, scored)
+        evaluation = baseline.Evaluation(f"skimmer: {name}", settings)
+        scored[name] = study.run(baseline.evaluate, evaluation, weights=run, test=rest)
+    card = skimmer_card(run, study.data("train"), plan, found, scored)
     (DEFAULT_SKIMMER / "README.md").write_text(card, encoding="utf-8")
     return DEFAULT_SKIMMER
 
@@ -249,20 +201,20 @@ def skimmer_card(
     run: Run,
     data: Dataset,
     plan: PublishedSkimmer,
-    pruning: block_skim.Pruning,
+    found: Calibration,
     scored: Mapping[str, Run],
 ) -> str:
     """The model card of the published skimmer, from its recorded runs."""
     rows = [
         {
             "reader": name,
-            "test questions": found.metrics["questions"],
-            "EM": f"{found.metrics['exact_match']:.1f}",
-            "F1": f"{found.metrics['f1']:.1f}",
-            "passage tokens": f"{found.metrics['token_fraction']:.0%}",
-            "run": found.short,
+            "test questions": each.metrics["questions"],
+            "EM": f"{each.metrics['exact_match']:.1f}",
+            "F1": f"{each.metrics['f1']:.1f}",
+            "passage tokens": f"{each.metrics['token_fraction']:.0%}",
+            "run": each.short,
         }
-        for name, found in scored.items()
+        for name, each in scored.items()
     ]
     return (
         (CARDS / "skimmer.md")
@@ -271,9 +223,7 @@ def skimmer_card(
             layers=", ".join(map(str, plan.layers)),
             size=plan.predictor.block_size,
             parameters=run.metrics["skim_parameters"],
-            at=pruning.prune_layers[0],
-            threshold=pruning.thresholds[0],
-            recall=100 * plan.recall,
+            calibration="\n".join(f"  - {line}" for line in found.describe().splitlines()),
             min_tokens=plan.min_tokens,
             least=100 * plan.min_pruned_fraction,
             questions=run.metrics["questions"],

@@ -7,8 +7,7 @@ Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a dat
 answers.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,24 +15,30 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from qalib.data.batching import Batch, collate, inference_batches
 from qalib.data.schema import Dataset, hold_out
-from qalib.data.windows import Window, WindowConfig, make_windows, training_windows
+from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.losses import SkimLossConfig
+from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.skim.calibration import block_scores, budget_at_recall, recall_at_budget, recall_curve
 from qalib.skim.predictors import PredictorConfig
+from qalib.skim.training import (
+    BlockPredictions,
+    PredictorTraining,
+    add_predictors,
+    block_predictions,
+    fit,
+    skim_batch,
+    skim_task,  # noqa: F401, for notebook 05
+)
 from qalib.study.run_cache import Run, RunCache, stage
 from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
 
 if TYPE_CHECKING:
-    import torch
-
     from qalib.models.encoder import EncoderReader
     from qalib.skim.reader import SkimReader
-    from qalib.training import TrainingTask
 
 RECALLS = (0.99, 0.98, 0.95)  # share of the questions whose answer is kept
 BUDGETS = (0.6, 0.4)  # share of the passage tokens that is kept
@@ -45,25 +50,16 @@ ORACLE = 0  # the "layer" of the curve of a predictor that knows the answers
 
 
 @settings
-class SkimTraining(EncoderTraining):
+class SkimTraining(PredictorTraining):
     """Everything that a reader with block predictors depends on, besides the data and ``start``.
 
     start: "pretrained", the encoder of the settings with a new span head; "shipped", the published
     reader; or "run", the reader of another run
     """
 
-    predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    skim_loss: SkimLossConfig = field(default_factory=SkimLossConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the passages
     start: Literal["pretrained", "shipped", "run"] = "pretrained"
-    predictor_rate: Annotated[float, Field(gt=0)] = 1.0  # times the encoder's learning rate
-    layers: tuple[int, ...] = ()  # with a predictor; () = all
-    frozen: bool = False  # train the predictors only
-    detached: bool = False  # no gradient of the block loss reaches the encoder
-    sentences: bool = False  # blocks end where sentences end
-    answer_head: bool = False  # a linear span head at every predictor scores pruned blocks
-    prune_layers: tuple[int, ...] = ()  # prune during training, at these layers
-    thresholds: tuple[float, ...] = ()  # of ``prune_layers``
-    teacher_weight: Annotated[float, Field(ge=0)] = 0.0  # of KL(reader at the start || reader)
 
     def __post_init__(self):
         if self.teacher_weight and self.start == "pretrained":
@@ -106,14 +102,12 @@ def train_skim(
     trained tensors). Raises QalibError if ``start`` and ``config.start`` do not fit.
     """
     from qalib.checkpoints import save_weights, trained_tensors
-    from qalib.training import make_accelerator, train
+    from qalib.training import make_accelerator
 
     model = build_skim_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
-    task, summary = skim_task(model, rest, config, start), {}
-    if any(p.requires_grad for p in model.parameters()):  # kind "random" has no parameters
-        optimizer = skim_optimizer(model, config)
-        summary = train(model, task, config.train, work, config.seed, optimizer=optimizer)
+    teacher = _starting_reader(config, start) if config.teacher_weight else None
+    summary = fit(model, rest, config, work, teacher)
     if make_accelerator().is_main_process:
         save_weights(trained_tensors(model), work / "weights.safetensors")
     parameters = sum(p.numel() for p in model.skimmer.parameters())
@@ -122,27 +116,7 @@ def train_skim(
 
 def build_skim_reader(config: SkimTraining, start: Run | str | None = None) -> "SkimReader":
     """The reader at the start of training: the encoder of ``config.start`` and new predictors."""
-    import torch
-
-    from qalib.skim.reader import SkimReader
-    from qalib.skim.skimmer import SkimConfig, Skimmer
-
-    reader = _starting_reader(config, start)
-    depth = reader.encoder.config.num_hidden_layers
-    skim_config = SkimConfig(
-        predictor=config.predictor,
-        layers=config.layers or tuple(range(1, depth + 1)),
-        prune_layers=config.prune_layers,
-        thresholds=config.thresholds,
-        pruned_logits="forward" if config.prune_layers else "mask",  # the loss must stay finite
-        answer_head=config.answer_head,
-        detach_views=config.frozen or config.detached,
-    )
-    torch.manual_seed(config.seed)
-    skimmer = Skimmer.from_encoder(reader.encoder, skim_config)
-    if config.frozen:
-        reader.requires_grad_(False)
-    return SkimReader(reader, skimmer, skims_in_training=bool(config.prune_layers))
+    return add_predictors(_starting_reader(config, start), config)
 
 
 def _starting_reader(config: SkimTraining, start: Run | str | None) -> "EncoderReader":
@@ -164,71 +138,6 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> "EncoderR
         return build_encoder(config.encoder, config.seed)
     plain = start.stage == "train-encoder"
     return load_encoder_reader(start) if plain else load_skim_reader(start).reader
-
-
-def skim_task(
-    model: "SkimReader", data: Dataset, config: SkimTraining, start: Run | str | None = None
-) -> "TrainingTask":
-    """The task of joint training: answer loss plus block loss (Block-Skim, Eq. 5).
-
-    With a frozen encoder only the block loss; an answer head adds a span loss, a teacher its KL
-    divergence.
-    """
-    from qalib.losses import block_labels, kl_divergence, skim_loss, span_loss
-    from qalib.training import TrainingTask
-
-    tokenizer = model.tokenizer
-    windows = training_windows(make_windows(data.examples, tokenizer, config.windows))
-    teacher = None
-    if config.teacher_weight:
-        teacher = _starting_reader(config, start).eval().requires_grad_(False)
-
-    def loss(output, batch: Batch) -> "torch.Tensor":
-        spans, weights, aux = batch.answer_spans, batch.answer_weights, output.aux
-        labels = block_labels(aux.blocks.membership(), spans, weights, config.skim_loss.two_tokens)
-        total = sum(
-            skim_loss([logits], labels, aux.scored[layer], config.skim_loss)
-            for layer, logits in aux.scores.items()
-        )
-        outputs = [] if config.frozen else [output]
-        outputs += [output._replace(start_logits=s, end_logits=e) for s, e in aux.early.values()]
-        total = total + sum(span_loss(one, spans, weights, config.loss) for one in outputs)
-        if teacher is not None:
-            total = total + config.teacher_weight * kl_divergence(output, teacher(batch))
-        return total
-
-    def collate_rows(rows: Sequence[int]) -> Batch:
-        return skim_batch([windows[i] for i in rows], data.examples, config, tokenizer)
-
-    return TrainingTask([len(window) for window in windows], collate_rows, loss)
-
-
-def skim_batch(windows: list[Window], examples: Sequence, config: SkimTraining, tokenizer) -> Batch:
-    """A batch of windows; with ``config.sentences`` its inputs hold the blocks."""
-    from qalib.skim.blocks import batch_block_ids, sentence_blocks
-
-    batch = collate(windows, tokenizer.pad_token_id or 0, config.windows.null)
-    if config.sentences:
-        size = config.predictor.block_size
-        blocks = [sentence_blocks(w, examples[w.example].context, size) for w in windows]
-        batch.inputs["block_ids"] = batch_block_ids(blocks, windows, batch.mask.shape[1])
-    return batch
-
-
-def skim_optimizer(model: "SkimReader", config: SkimTraining) -> "torch.optim.Optimizer":
-    """AdamW, with ``predictor_rate`` times the learning rate for predictors and answer heads."""
-    from qalib.training import make_optimizer
-
-    optimizer = make_optimizer(model, config.train)
-    encoder = {id(p) for p in model.reader.parameters()}
-    for group in list(optimizer.param_groups):
-        added = [p for p in group["params"] if id(p) not in encoder]
-        group["params"] = [p for p in group["params"] if id(p) in encoder]
-        if added:
-            scale = config.predictor_rate
-            optimizer.add_param_group({**group, "params": added, "scale": scale})
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    return optimizer
 
 
 # --- trained readers ------------------------------------------------------------------------------
@@ -293,23 +202,6 @@ class BlockPrediction:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
-@dataclass(frozen=True)
-class BlockPredictions:
-    """Every passage block of a data set."""
-
-    row: np.ndarray  # (N,) int32, the question
-    sizes: np.ndarray  # (N,) int32, tokens
-    answers: np.ndarray  # (N, A) bool, which gold answers have a token in the block
-    scores: dict[int, np.ndarray]  # (N,) float32 probabilities, by layer
-    two_tokens: np.ndarray | None = None  # (N,) bool, the released code's labels: two tokens of
-    # the first gold answer; some records do not have them
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The paper's labels: a token of any gold answer.  (N,) bool"""
-        return self.answers.any(axis=1)
-
-
 @stage("predict-blocks", publish=("curves.csv",))
 def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Dataset) -> dict:
     """Predict the probability of every block of ``data`` with a ``train-skim`` run, pruning none.
@@ -336,69 +228,6 @@ def read_blocks(run: Run) -> BlockPredictions:
     arrays = load_file(run.file("blocks.safetensors"))
     scores = {int(n.split()[1]): arrays.pop(n) for n in sorted(arrays) if n.startswith("layer ")}
     return BlockPredictions(scores=scores, **arrays)
-
-
-def block_predictions(
-    model: "SkimReader",
-    data: Dataset,
-    config: SkimTraining,
-    precision: str = "auto",
-    tokens_per_batch: int = 8192,
-) -> BlockPredictions:
-    """The probability of every block of ``data`` at every layer with a predictor.
-
-    ``config`` gives windows and blocks. A block's probability does not depend on the batch.
-    """
-    import torch
-
-    from qalib.training import choose_precision
-
-    windows = make_windows(data.examples, model.tokenizer, config.windows)
-    device = next(model.eval().parameters()).device.type
-    bf16 = choose_precision(precision, device)[0] == "bf16"
-    parts: list[dict] = [{}] * len(windows)
-    for rows in inference_batches([len(window) for window in windows], tokens_per_batch):
-        batch = skim_batch([windows[i] for i in rows], data.examples, config, model.tokenizer)
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            output = model.run(batch.to(torch.device(device)), skim=False)
-        for place, number in enumerate(rows):
-            parts[number] = _window_blocks(output, place, windows[number])
-    widest = max(part["answers"].shape[1] for part in parts)
-    answers, earlier = [], {}  # each window of a question has columns of its own
-    for part, window in zip(parts, windows, strict=True):
-        rank = earlier[window.example] = earlier.get(window.example, -1) + 1
-        left, held = rank * widest, part["answers"]
-        answers.append(np.pad(held, [(0, 0), (left, widest - held.shape[1])]))
-    width = max(x.shape[1] for x in answers)
-    answers = [np.pad(x, [(0, 0), (0, width - x.shape[1])]) for x in answers]
-    counts = [len(part["sizes"]) for part in parts]
-    layers = {n: np.concatenate([p["scores"][n] for p in parts]) for n in parts[0]["scores"]}
-    return BlockPredictions(
-        row=np.repeat([window.example for window in windows], counts).astype(np.int32),
-        sizes=np.concatenate([part["sizes"] for part in parts]).astype(np.int32),
-        answers=np.concatenate(answers),
-        scores=layers,
-        two_tokens=np.concatenate([part["two_tokens"] for part in parts]),
-    )
-
-
-def _window_blocks(output, place: int, window: Window) -> dict:
-    """Sizes, answers, labels and probabilities of the K blocks of one window of a batch."""
-    block_ids = output.blocks.block_ids[place].cpu().numpy()
-    count = int(output.blocks.real[place].sum())
-    tokens = [
-        np.bincount(block_ids[first : last + 1], minlength=count)
-        for first, last in window.spans
-        if first >= window.context_start  # not the null answer
-    ]
-    tokens = np.array(tokens or [np.zeros(count, int)])  # (A, K)
-    logits = {n: x[place, :count].float() for n, x in output.scores.items()}
-    return {
-        "sizes": np.bincount(block_ids[block_ids >= 0], minlength=count),
-        "answers": tokens.T > 0,
-        "two_tokens": tokens[0] > 1,
-        "scores": {n: x.sigmoid().cpu().numpy() for n, x in logits.items()},
-    }
 
 
 def summarize_blocks(found: BlockPredictions) -> dict:
