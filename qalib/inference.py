@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from qalib.data.batching import Batch, collate, inference_batches, padded_length
 from qalib.data.bytes import PASSAGE_MULTIPLE, ByteConfig, QuestionRows, passage_features
 from qalib.data.schema import Example, check_example
-from qalib.data.windows import LazyWindows, Window, WindowConfig, fit_windows
+from qalib.data.windows import LazyWindows, Window, WindowConfig, check_windows, fit_windows
 from qalib.data.words import WordConfig, WordWindow, collate_words, word_windows
 from qalib.decoding import ReaderOutput, decode_spans
 from qalib.errors import QalibError
@@ -155,11 +155,7 @@ class QuestionAnswerer(_Answering):
     def __init__(self, reader: EncoderReader, config: AnswerConfig | None = None):
         longest = getattr(reader, "max_length", None)
         config = config or AnswerConfig(windows=fit_windows(longest))
-        if longest is not None and config.windows.max_length > longest:
-            raise QalibError(
-                f"inputs of {config.windows.max_length} tokens are longer than the {longest} of "
-                "this model; lower max_length (--max-seq-length)."
-            )
+        check_windows(config.windows, longest)
         super().__init__(reader, config)
 
     @classmethod

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.schema import Dataset, Example
-from qalib.data.windows import Window, WindowConfig, make_windows, training_windows
+from qalib.data.windows import (
+    Window,
+    WindowConfig,
+    check_windows,
+    make_windows,
+    training_windows,
+)
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.losses import Reduction, span_loss
@@ -186,7 +192,11 @@ def encoder_task(
     config: WindowConfig,
     reduction: Reduction = "mean",
 ) -> tuple[TrainingTask, list[Window]]:
-    """The span loss of an encoder on all windows that hold a gold answer, and these windows."""
+    """The span loss of an encoder on all windows that hold a gold answer, and these windows.
+
+    Raises QalibError for windows longer than the encoder's inputs may be.
+    """
+    check_windows(config, reader.max_length)
     pad = reader.tokenizer.pad_token_id or 0
     windows = training_windows(make_windows(examples, reader.tokenizer, config))
     task = TrainingTask(

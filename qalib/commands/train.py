@@ -196,6 +196,8 @@ def train_config(
     """
     from qalib.training import TrainConfig, choose_precision
 
+    if reader.untrained:
+        say("this model has no trained question-answering head; a new one is trained")
     settings = {name: value for name, value in settings.items() if value is not None}
     if batch_size and "tokens_per_batch" in settings:
         raise QalibError("--batch-size and --tokens-per-batch limit the same; give one of them.")

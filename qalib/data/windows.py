@@ -52,6 +52,15 @@ def fit_windows(longest: int | None) -> WindowConfig:
     return WindowConfig(longest, stride, question)
 
 
+def check_windows(config: WindowConfig, longest: int | None) -> None:
+    """Raise QalibError for inputs longer than the ``longest`` that a model takes."""
+    if longest is not None and config.max_length > longest:
+        raise QalibError(
+            f"inputs of {config.max_length} tokens are longer than the {longest} of this model; "
+            "lower max_length (--max-seq-length)."
+        )
+
+
 @dataclass(frozen=True)
 class Window:
     """One model input of L tokens, P of which belong to the passage."""

@@ -22,7 +22,9 @@ def print_progress(line: str) -> None:
 def training_report(rounds: int = 5, as_json: bool = False) -> str:
     """Training throughput, from the defaults of transformers to qalib."""
     from qalib.models.encoder import EncoderConfig, build_encoder
+    from qalib.training import choose_precision
 
+    print_progress("this processor trains in {} ({})".format(*choose_precision()))
     data = build_corpus(CorpusConfig(questions=2000))
     tokenizer = build_encoder(EncoderConfig()).tokenizer
     windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
