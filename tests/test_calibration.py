@@ -257,7 +257,7 @@ def calibrated(monkeypatch):
     def call(simulator, recall, passages=30, further=(), **options):
         data = data_of(simulator, passages)
         found = {"mine": simulator} | {f"other {n}": x for n, x in enumerate(further)}
-        others = {name: data_of(x, 5, name) for name, x in found.items() if name != "mine"}
+        others = [data_of(x, 5, name) for name, x in found.items() if name != "mine"]
         monkeypatch.setattr(
             calibration, "block_predictions", lambda m, d, *_, **__: predictions_of(found[d.name])
         )

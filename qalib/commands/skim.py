@@ -151,7 +151,7 @@ def calibrate_command(
         windows,
         recall,
         confidence,
-        dict(zip(names[1:], others, strict=True)),
+        others,
         precision,
         progress=True,
     )

@@ -28,7 +28,7 @@ T thresholds.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -308,7 +308,7 @@ def calibrate(
     windows: WindowConfig,
     recall: float,
     confidence: float | None = None,
-    further: Mapping[str, Dataset] | None = None,
+    further: Sequence[Dataset] = (),
     precision: str = "auto",
     progress: bool = False,
 ) -> Calibration:
@@ -340,12 +340,12 @@ def calibrate(
         kept += int((tested.conformity_scores(at[0]) >= at[1]).sum())
         left += tested.token_fraction(*at) * tested.sizes.sum()
     measured = [Measurement(data.name, questions, kept, float(left / simulator.sizes.sum()))]
-    for name, dataset in (further or {}).items():
+    for dataset in further:
         blocks = predictions(dataset)
         other = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
         reached = other.conformity_scores(layer) >= threshold
         fraction = other.token_fraction(layer, threshold)
-        measured.append(Measurement(name, len(reached), int(reached.sum()), fraction))
+        measured.append(Measurement(dataset.name, len(reached), int(reached.sum()), fraction))
     return Calibration(layer, threshold, recall, confidence, tuple(measured))
 
 

@@ -2,8 +2,8 @@
 
 Of the reader, what training changed is kept as a low-rank adapter, whose rank is chosen on training
 passages that were held out (stage ``adapter-cost``). The skimmer's predictors are trained with the
-published reader, which stays as it is; its threshold is chosen on passages of the test data, which
-neither was trained on, and measured on the others and on text of other kinds.
+published reader, which stays as it is; its threshold is chosen on text that neither was trained on,
+and measured on the test data and on text of other kinds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -128,9 +128,9 @@ def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -
 class PublishedSkimmer:
     """Which predictors are published, and how their threshold is chosen.
 
-    ``held_out``: passages left out of the training; ``calibration``: passages of the test data that
-    the threshold is chosen on; ``elsewhere``: sources that it is measured on, beside the other test
-    passages; ``min_pruned_fraction`` and ``min_tokens`` as of ``SkimConfig``
+    ``held_out``: passages left out of the training; ``calibration``: data that neither reader nor
+    predictors were trained on, for the threshold; ``elsewhere``: what it is measured on beside the
+    test data; ``min_pruned_fraction`` and ``min_tokens`` as of ``SkimConfig``
     """
 
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
@@ -138,7 +138,7 @@ class PublishedSkimmer:
     epochs: Annotated[int, Field(ge=1)] = 1
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     recall: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    calibration: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    calibration: str = "squad-train-v1.1"
     elsewhere: tuple[str, ...] = ()
     min_pruned_fraction: float = 0.1
     min_tokens: int = 96
@@ -172,16 +172,16 @@ def held_out_questions(study: Study) -> Dataset:
 
 def export_skimmer(study: Study) -> Path:
     """Write the published skimmer with its threshold, what was measured, and its card."""
-    from qalib.data.sources import load
+    from qalib.data.sources import load_data
     from qalib.inference import AnswerConfig
     from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 
     plan, run = study.config("published_skimmer", PublishedSkimmer), train_skimmer(study)
     model = block_skim.load_skim_reader(run)
     windows = run.settings(block_skim.SkimTraining).windows
-    rest, held = hold_out(study.data("test"), plan.calibration)
-    further = {rest.name: rest} | {name: load(name) for name in plan.elsewhere}
-    found = calibrate(model, held, windows, plan.recall, further=further)
+    test = study.data("test")
+    further = [test, *map(load_data, plan.elsewhere)]
+    found = calibrate(model, load_data(plan.calibration), windows, plan.recall, further=further)
     pruning = block_skim.Pruning(
         **found.options, min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
     )
@@ -190,8 +190,8 @@ def export_skimmer(study: Study) -> Path:
     scored = {}
     for name, options in {"full": block_skim.Pruning(), "pruned": pruning}.items():
         settings = block_skim.SkimAnswerConfig(AnswerConfig(windows=windows), options)
-        evaluation = baseline.Evaluation(f"skimmer: {name}", settings)
-        scored[name] = study.run(baseline.evaluate, evaluation, weights=run, test=rest)
+        evaluation = baseline.Evaluation(f"skimmer: short, {name}", settings)
+        scored[name] = study.run(baseline.evaluate, evaluation, weights=run, test=test)
     card = skimmer_card(run, study.data("train"), plan, found, scored)
     (DEFAULT_SKIMMER / "README.md").write_text(card, encoding="utf-8")
     return DEFAULT_SKIMMER
