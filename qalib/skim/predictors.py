@@ -437,10 +437,19 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
 
 
 def predictor_macs(
-    config: PredictorConfig, shape: ModelShape, length: int, question: int = 16
+    config: PredictorConfig,
+    shape: ModelShape,
+    length: int,
+    question: int = 16,
+    packed: bool = False,
 ) -> float:
-    """Multiply-adds of a predictor at the last layer, given the layer's attention probabilities."""
-    return build_predictor(config, shape, shape.layers).macs(length, question)
+    """Multiply-adds of a predictor at the last layer; see ``BlockPredictor.macs``.
+
+    ``packed``: with the attention entries that the packed pass recomputes for it.
+    """
+    predictor = build_predictor(config, shape, shape.layers)
+    again = predictor.attention_macs(length, question) if packed else 0.0
+    return predictor.macs(length, question) + again
 
 
 def layer_macs(shape: ModelShape, length: int) -> float:
