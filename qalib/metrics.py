@@ -208,16 +208,6 @@ def _best_threshold(
     return 100.0 * float(total[best]) / len(dataset), na_probs[order[best - 1]] if best else 0.0
 
 
-def precision_at_n(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
-    """Share of questions whose first correct (EM 1) answer stands exactly at rank 1, 2, ... n.
-
-    Returns a float64 array (n,). The shares are not cumulative: their sum is the share answered
-    within n. Raises as :func:`question_scores`.
-    """
-    ranks = correct_ranks(dataset, ranked, n)
-    return np.bincount(ranks, minlength=n + 1)[1:] / len(dataset)
-
-
 def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
     """The rank of every question's first correct (EM 1) answer, 1 to n; 0 where none of n is.
 

@@ -91,7 +91,7 @@ def mutated(tree: object, lines: bool, rng: random.Random) -> bytes:
 
 
 def values_of(raw: bytes) -> list:
-    """The JSON values of a file, or of its lines."""
+    """The top-level entries of a file, or the values of its lines."""
     text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     found = []
     for piece in [text, *text.split("\n")]:
@@ -100,37 +100,35 @@ def values_of(raw: bytes) -> list:
         except ValueError:
             continue
         if piece is text:
-            break
+            inside = found[0].get("data") if isinstance(found[0], dict) else found[0]
+            return inside if isinstance(inside, list) else found
     return found
+
+
+def parts(value: object, key: str) -> list[dict]:
+    """The dictionaries under a key, with the context around them, or the value itself."""
+    inside = value.get(key, [value]) if isinstance(value, dict) else []
+    inherited = {"context": value["context"]} if inside and "context" in value else {}
+    rows = inside if isinstance(inside, list) else []
+    return [inherited | row for row in rows if isinstance(row, dict)]
 
 
 def read_plainly(raw: bytes) -> dict[str, list[tuple]]:
     """(question, context, texts) of each row of an id, as a short script would read them."""
-
-    def parts(value: object, key: str) -> list[dict]:
-        inside = value.get(key, [value]) if isinstance(value, dict) else []
-        inherited = {"context": value["context"]} if inside and "context" in value else {}
-        rows = inside if isinstance(inside, list) else []
-        return [inherited | row for row in rows if isinstance(row, dict)]
-
-    values = values_of(raw)
-    if len(values) == 1 and isinstance(values[0], dict) and isinstance(values[0].get("data"), list):
-        values = values[0]["data"]
-    elif len(values) == 1 and isinstance(values[0], list):
-        values = values[0]
     found: dict[str, list[tuple]] = {}
-    for row in (q for v in values for p in parts(v, "paragraphs") for q in parts(p, "qas")):
-        answers = row.get("answers") or []
-        texts = answers.get("text") if isinstance(answers, dict) else answers
+    passages = (passage for value in values_of(raw) for passage in parts(value, "paragraphs"))
+    for row in (row for passage in passages for row in parts(passage, "qas")):
+        texts = row.get("answers") or []
+        texts = texts.get("text") if isinstance(texts, dict) else texts
         if isinstance(texts, list):
             texts = [text.get("text") if isinstance(text, dict) else text for text in texts]
-            if "detected_answers" in row:
-                texts = texts or None  # the spans are the texts
-            else:
-                texts = list(filter(None, texts))
+            # Without references, the spans of MRQA are the texts: those are not compared.
+            mrqa = "detected_answers" in row
+            texts = (texts or None) if mrqa else [text for text in texts if text]
         if "id" in row or "qid" in row:
-            key = str(row.get("id", row.get("qid")))
-            found.setdefault(key, []).append((row.get("question"), row.get("context"), texts))
+            found.setdefault(str(row.get("id", row.get("qid"))), []).append(
+                (row.get("question"), row.get("context"), texts)
+            )
     return found
 
 

@@ -64,7 +64,7 @@ def load_file(
     """
     path = Path(path)
     raw = read_bytes(path)
-    version, entries = _entries(_decode(raw, path), path)
+    version, entries = _entries(_decode(raw, path, FORMS), path)
     reader = _Reader(purpose)
     for place, entry in entries:
         reader.add(entry, place)
@@ -95,18 +95,15 @@ def parse_json(raw: bytes, path: Path | str) -> object:
     return _parse(_decode(raw, path), f"{path}: ")
 
 
-def _decode(raw: bytes, path: Path | str) -> str:
+def _decode(raw: bytes, path: Path | str, hint: str = "save the file as UTF-8 JSON") -> str:
     """The text of a file, plain or gzip-compressed, without a byte order mark."""
     try:
         return (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode("utf-8-sig")
-    except EOFError:
-        raise QalibError(f"{path}: the gzip data is cut short; fetch the file again.") from None
-    except (gzip.BadGzipFile, zlib.error):
-        raise QalibError(f"{path}: the gzip data is damaged; fetch the file again.") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        how = "cut short" if isinstance(error, EOFError) else "damaged"
+        raise QalibError(f"{path}: the gzip data is {how}; fetch the file again.") from None
     except UnicodeDecodeError as error:
-        raise QalibError(
-            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 JSON."
-        ) from None
+        raise QalibError(f"{path}: byte {error.start} is not UTF-8; {hint}.") from None
 
 
 def _parse(text: str, prefix: str, line: int = 1) -> object:
@@ -114,21 +111,16 @@ def _parse(text: str, prefix: str, line: int = 1) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"{prefix}line {error.lineno + line - 1}, column {error.colno}"
-        end = "; the file is cut short: fetch or export it again" if _is_cut(error) else ""
+        place, text = f"{prefix}line {error.lineno + line - 1}, column {error.colno}", text.strip()
+        # Cut short: the error is at the end, or no bracket closes the one that begins the text.
+        cut = error.pos >= len(error.doc.rstrip()) or not text.endswith(("}", "]"))
+        cut = cut and text.startswith(("{", "[")) and error.msg != "Extra data"
+        end = "; the file is cut short: fetch or export it again" if cut else ""
         raise QalibError(f"{place}: not valid JSON ({error.msg}){end}.") from None
     except ValueError as error:  # a number with thousands of digits
         raise QalibError(f"{prefix}line {line}: not a dataset ({error}).") from None
     except RecursionError:
         raise QalibError(f"{prefix}line {line}: JSON nested too deeply to be a dataset.") from None
-
-
-def _is_cut(error: json.JSONDecodeError) -> bool:
-    """Whether the JSON ends too early: the error is at its end, or no bracket closes it."""
-    text = error.doc.rstrip()
-    opened = text.lstrip().startswith(("{", "["))
-    early = error.pos >= len(text) or not text.endswith(("}", "]"))
-    return opened and early and error.msg != "Extra data"
 
 
 # -------------------------------------------------------------------------- from forms to entries
@@ -146,9 +138,8 @@ def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
         tree = _parse(text, f"{path}: ")
     except QalibError:
         # In JSON lines the first line is an object of its own, or the second if that is damaged.
-        if text.lstrip()[0] == "[" or not any(
-            isinstance(value, dict) for _, value in islice(_lines(text), 2)
-        ):
+        objects = [value for _, value in islice(_lines(text), 2) if isinstance(value, dict)]
+        if text.lstrip().startswith("[") or not objects:
             raise
         *entries, (place, last) = _lines(text)
         if isinstance(last, QalibError) and "cut short" in str(last):

@@ -128,7 +128,7 @@ def evaluate(
     """
     from safetensors.numpy import save_file
 
-    from qalib.metrics import correct_ranks, precision_at_n, question_scores, score
+    from qalib.metrics import correct_ranks, question_scores, score
 
     if isinstance(test, str):
         raise QalibError(
@@ -144,9 +144,9 @@ def evaluate(
     save_file(scores, work / "scores.safetensors")
     metrics = {**score(test, predictions), "token_fraction": fraction, "questions": len(test)}
     if getattr(config.settings, "n_best_size", 1) > 1:
-        for n, share in enumerate(precision_at_n(test, ranked), start=1):
-            metrics[f"p@{n}"] = 100 * share
-        (work / "ranks.json").write_text(json.dumps(correct_ranks(test, ranked).tolist()))
+        ranks = correct_ranks(test, ranked)
+        metrics |= {f"p@{n}": 100 * (ranks == n).mean() for n in range(1, 6)}
+        (work / "ranks.json").write_text(json.dumps(ranks.tolist()))
     rate = len(test) / seconds
     return {**metrics, "seconds": round(seconds, 2), "questions_per_second": rate}
 
