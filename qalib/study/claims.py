@@ -1,70 +1,72 @@
-"""What the papers say beside what came out here, with a verdict that a rule gives.
+"""What the papers claim beside what was measured here, with intervals and verdicts.
 
 ``data/paper/*.csv`` holds one claim a line:
 
     claim_id  unique name, used in notebooks and figures
     paper, table, page, url   where it stands
     setting, metric           what was measured on what
-    value     a number (``80.4``), or a bound on a measured quantity, such as a difference
-              between two readers (``> 0``): how a paper's "A is better than B" is written down
-    band      how far from a number still counts as the same (in the metric's unit)
-    against   the claim_id of a number that this one was compared with in the paper, if any
+    value     a number (``80.4``), or a bound on a measured quantity, such as a difference between
+              two readers (``> 0``): how a paper's "A is better than B" is written down
 
-The verdicts:
+Intervals carry the variance over questions and over seeds (see :func:`interval`). The verdicts:
 
-    number  *matches* within the band; outside of it *same direction* if it lies on the same side
-            of ``against`` as in the paper; otherwise *differs*
-    bound   *matches* if the whole paired interval, or every one of two or more seeds, keeps it;
-            *same direction* if only the mean does; otherwise *differs*
+    bound   *supported* if the whole interval lies on the claimed side, *contradicted* if it lies
+            on the other side, otherwise *open*; *open* too if the variance over seeds is unknown
+    number  *matched* if the interval holds the paper's value (within the rounding of its print),
+            otherwise *above* or *below*; *open* without an interval
     either  *not run at this profile* without a measurement, and always in profile ci
+
+Notation: S seeds, Q questions.
 """
 
 import csv
 import difflib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from pydantic import Field
 
 from qalib.errors import QalibError
 from qalib.files import log_usage
 from qalib.paths import ROOT
+from qalib.settings import build, settings
 
 PAPER = ROOT / "data" / "paper"
-COLUMNS = ["claim_id", "paper", "table", "page", "setting", "metric", "value"]
-COLUMNS += ["band", "against", "url"]
-MATCHES, SAME_DIRECTION, DIFFERS = "matches", "same direction", "differs"
 NOT_RUN = "not run at this profile"
+Text = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+@settings
 class Claim:
-    """One line of a paper's table. ``bound`` is "", or ">" or "<" if ``value`` is a bound."""
+    """One line of a paper's table."""
 
-    claim_id: str
-    paper: str
-    place: str
-    setting: str
-    metric: str
-    value: float
-    bound: str
-    digits: int  # decimal places the paper prints
-    band: float
-    against: str
-    url: str
+    claim_id: Text
+    paper: Text
+    table: Text
+    page: Text
+    setting: Text
+    metric: Text
+    value: Annotated[str, Field(pattern=r"^([<>] ?)?-?\d+(\.\d+)?$")]
+    url: Text
 
+    @property
+    def bound(self) -> str:
+        """Either ">" or "<" if the value is a bound, "" if it is a number."""
+        return self.value[0] if self.value[0] in "<>" else ""
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the ends of its confidence interval, as a paired bootstrap gives them."""
+    @property
+    def number(self) -> float:
+        return float(self.value.lstrip("<> "))
 
-    mean: float
-    low: float
-    high: float
-
-
-Measured = Sequence[float] | Interval | None  # one number a seed, or an interval, or nothing
+    @property
+    def digits(self) -> int:
+        """Decimal places that the paper prints."""
+        return len(self.value.partition(".")[2])
 
 
 def load_claims(folder: Path = PAPER) -> dict[str, Claim]:
@@ -72,93 +74,124 @@ def load_claims(folder: Path = PAPER) -> dict[str, Claim]:
     claims: dict[str, Claim] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.DictReader(file)
-            if lines.fieldnames != COLUMNS:
-                raise QalibError(f"{path}: the first line must be {','.join(COLUMNS)}.")
+            lines = csv.DictReader(file, restkey="more", restval=None)
             for line in lines:
-                claim = _claim(line, f"{path}, line {lines.line_num}")
+                place = f"{path}, line {lines.line_num}"
+                claim = build({k: v for k, v in line.items() if v is not None}, Claim, place)
                 if claim.claim_id in claims:
                     raise QalibError(
-                        f"{path}, line {lines.line_num}: the claim_id {claim.claim_id!r} "
-                        "is there already; ids are unique over all files."
+                        f"{place}: the claim_id {claim.claim_id!r} is there already; ids are "
+                        "unique over all files."
                     )
                 claims[claim.claim_id] = claim
-    for claim in claims.values():
-        if claim.against and (claim.against not in claims or claims[claim.against].bound):
-            raise QalibError(f"{folder}: {claim.claim_id} is against {claim.against!r}, no number.")
     return claims
 
 
-def _claim(line: Mapping[str, str], place: str) -> Claim:
-    if None in line or None in line.values():
-        raise QalibError(f"{place}: needs {len(COLUMNS)} fields; put quotes around commas.")
-    row = {key: value.strip() for key, value in line.items()}
-    for key in set(COLUMNS) - {"band", "against"}:
-        if not row[key]:
-            raise QalibError(f"{place}: {key} is empty.")
-    bound = row["value"][0] if row["value"][0] in "<>" else ""
-    number = row["value"].removeprefix(bound).strip()
-    if bool(bound) == bool(row["band"]):
-        raise QalibError(f"{place}: a number needs a band, and a bound ({bound or '>'}) has none.")
-    try:
-        value, band = float(number), float(row["band"] or 0)
-    except ValueError:
-        raise QalibError(f"{place}: value and band must be numbers (or value '> 0').") from None
-    if not (math.isfinite(value) and math.isfinite(band) and band >= 0):
-        raise QalibError(f"{place}: value and band must be finite, and band not below 0.")
-    named = {
-        name: row[name] for name in ("claim_id", "paper", "setting", "metric", "against", "url")
-    }
-    digits = len(number.partition(".")[2])
-    place = f"{row['table']}, p. {row['page']}"
-    return Claim(**named, place=place, value=value, bound=bound, digits=digits, band=band)
+# --- intervals ------------------------------------------------------------------------------------
 
 
-def verdict(
-    claim: Claim, here: Measured, other: Claim | None = None, other_here: Measured = None
-) -> str:
-    """The verdict on one claim; ``other`` is the claim it is ``against``, as found here."""
-    if here is None:
-        return NOT_RUN
-    mean = _mean(here)
-    if claim.bound:
-        sign = 1 if claim.bound == ">" else -1
-        values = [here.low, here.high] if isinstance(here, Interval) else list(here)
-        if len(values) > 1 and all(sign * (value - claim.value) > 0 for value in values):
-            return MATCHES
-        return SAME_DIRECTION if sign * (mean - claim.value) > 0 else DIFFERS
-    if abs(mean - claim.value) <= claim.band + 1e-9:  # 0.1 + 0.2 is 0.3
-        return MATCHES
-    if other is not None and other_here is not None:
-        there, ours = claim.value - other.value, mean - _mean(other_here)
-        if there * ours > 0:
-            return SAME_DIRECTION
-    return DIFFERS
+class SeedVariance(NamedTuple):
+    """Variance of a score over seeds, with its degrees of freedom (0: unknown)."""
+
+    variance: float
+    df: int
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Paper and here: shows itself as a table in a notebook, and is one in ``markdown()``."""
+class Interval:
+    """A mean with its 95 % confidence interval.
 
-    rows: tuple[dict[str, str], ...]
-    profile: str
+    ``seeds``: how many trainings the mean is over; None if another seed could not change it.
+    ``complete``: whether the variance over seeds is part of the interval.
+    """
 
-    def frame(self):
-        """The rows as a pandas DataFrame."""
-        import pandas as pd
+    mean: float
+    low: float
+    high: float
+    seeds: int | None = None
+    complete: bool = True
 
-        return pd.DataFrame(self.rows)
 
-    def markdown(self) -> str:
-        """The rows as a markdown table, with a warning above it in profile ci."""
-        warning = "Profile ci: toy sizes, the numbers are not meaningful.\n\n"
-        return (warning if self.profile == "ci" else "") + markdown_table(self.rows)
+def seed_variance(rows: Iterable[np.ndarray]) -> SeedVariance:
+    """Pooled over rows: the variance of a row's scores over its seeds.  rows of (S, Q) or (S,)
 
-    def __str__(self) -> str:
-        return self.markdown()
+        s^2 = sum_rows sum_seeds (x - mean of the row)^2 / sum_rows (S - 1)
 
-    __repr__ = __str__
-    _repr_markdown_ = markdown
+    A table has few seeds a row and many rows; pooling assumes that all rows vary alike.
+    """
+    means = [np.reshape(row, (len(row), -1)).mean(axis=1) for row in rows]
+    df = sum(len(mean) - 1 for mean in means)
+    squares = sum(float(((mean - mean.mean()) ** 2).sum()) for mean in means)
+    return SeedVariance(squares / df if df else 0.0, df)
+
+
+def interval(
+    ours: np.ndarray, theirs: np.ndarray | None = None, pool: SeedVariance | None = None
+) -> Interval:
+    """The mean of ``ours``, or of ours minus ``theirs``, over seeds and questions.
+
+        v = var_Q(d) / Q + s^2 (1 / S + 1 / S'),   mean +- t(df) sqrt(v)
+
+    ours, theirs (S, Q), (Q,) for one seed, or (S, 1) for a score without questions; d (Q,) the
+    paired difference of the means over seeds; s^2 from ``pool``, by default of these two alone.
+    df is Satterthwaite's for the sum of the two variances.
+    """
+    ours = np.atleast_2d(np.asarray(ours, dtype=float))
+    several = [ours] if theirs is None else [ours, np.atleast_2d(np.asarray(theirs, dtype=float))]
+    pool = pool or seed_variance(several)
+    difference = ours.mean(axis=0) - (several[1].mean(axis=0) if theirs is not None else 0.0)
+    mean, count = float(difference.mean()), len(difference)
+    questions = float(difference.var(ddof=1)) / count if count > 1 else 0.0
+    seeds = pool.variance * sum(1 / len(scores) for scores in several)
+    if count == 1 and not pool.df:
+        return Interval(mean, -math.inf, math.inf, len(ours), complete=False)
+    half = _half_width((questions, count - 1), (seeds, pool.df))
+    return Interval(mean, mean - half, mean + half, min(map(len, several)), pool.df > 0)
+
+
+def with_seeds(found: Interval, pool: SeedVariance, runs: int = 2) -> Interval:
+    """A 95 % interval over questions (from a bootstrap) with the variance over seeds added.
+
+    ``runs``: how many single trainings the quantity is made of, two for a difference.
+    """
+    questions = ((found.high - found.low) / 2 / 1.96) ** 2
+    half = _half_width((questions, math.inf), (runs * pool.variance, pool.df))
+    return Interval(found.mean, found.mean - half, found.mean + half, 1, pool.df > 0)
+
+
+def _half_width(*parts: tuple[float, float]) -> float:
+    """Half a 95 % interval from the variances of independent parts and their degrees of freedom."""
+    from scipy.stats import t
+
+    total = sum(variance for variance, _ in parts)
+    inverse = sum(variance**2 / df for variance, df in parts if variance) / total**2 if total else 0
+    return float(t.ppf(0.975, 1 / inverse if inverse else math.inf)) * math.sqrt(total)
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def verdict(claim: Claim, here: Interval | None) -> str:
+    """The verdict on one claim, see the top of this file."""
+    if here is None:
+        return NOT_RUN
+    if claim.bound:
+        sign = 1 if claim.bound == ">" else -1
+        low, high = sorted(sign * (end - claim.number) for end in (here.low, here.high))
+        if low <= 0 <= high or not here.complete:
+            return "open"
+        return "supported" if low > 0 else "contradicted"
+    if math.isinf(here.high):
+        return "open"
+    rounding = 0.5 * 10**-claim.digits + 1e-9
+    if here.low - rounding <= claim.number <= here.high + rounding:
+        return "matched"
+    return "above" if here.mean > claim.number else "below"
+
+
+# A number that no seed changes; an interval; scores by seed (S,), or by seed and question (S, Q);
+# a pair of these, of which the difference counts; or nothing.
+Measured = float | Interval | Sequence | tuple | None
 
 
 def compare(
@@ -166,61 +199,78 @@ def compare(
     profile: str,
     scale: str | Mapping[str, str] = "",
     claims: Mapping[str, Claim] | None = None,
-) -> Comparison:
-    """Set what was measured beside what the papers claim.
+) -> list[dict[str, str]]:
+    """The papers' claims beside what was measured, a row each.
 
-    ``measured``  by claim_id, in the order of the rows: one value a seed, an ``Interval``, or
-                  None for what this profile does not run
+    ``measured``  by claim_id, in the order of the rows. The variance over seeds is pooled over all
+                  rows of one metric and one set of questions
     ``scale``     in what this run differs from the paper's (model, data, steps), for all rows or
                   by claim_id
 
     Raises QalibError for an unknown claim_id and for values that are not finite.
     """
     claims = load_claims() if claims is None else claims
-    rows = []
-    for claim_id, here in measured.items():
+    for claim_id in measured:
         if claim_id not in claims:
             near = difflib.get_close_matches(claim_id, claims, n=1)
             hint = f"did you mean {near[0]!r}" if near else "add it to data/paper"
             raise QalibError(f"No paper's claim is called {claim_id!r}; {hint}.")
         log_usage("claim", claim_id)
-        claim, here = claims[claim_id], _checked(claim_id, here)
-        other = claims.get(claim.against)
-        judged = verdict(claim, here, other, _checked(claim_id, measured.get(claim.against)))
+    scores = {name: _scores(name, value) for name, value in measured.items()}
+    rows = []
+    for claim_id, value in measured.items():
+        claim, here = claims[claim_id], value
+        if scores[claim_id]:
+            alike = {  # each row once, however many claims it stands in
+                array.tobytes(): array
+                for name, arrays in scores.items()
+                for array in arrays
+                if claims[name].metric == claim.metric
+                and array.shape[1] == scores[claim_id][0].shape[1]
+            }
+            here = interval(*scores[claim_id][:2], pool=seed_variance(alike.values()))
+        elif isinstance(value, int | float):
+            here = Interval(float(value), float(value), float(value))
+        elif not isinstance(value, Interval):
+            here = None
         note = scale if isinstance(scale, str) else scale.get(claim_id, "")
-        source = f"[{claim.paper}, {claim.place}]({claim.url})"
+        source = f"[{claim.paper}, {claim.table}, p. {claim.page}]({claim.url})"
         rows.append(
             {
                 "row": f"{claim.setting}, {claim.metric} ({source})",
-                "paper": f"{claim.bound} {claim.value:.{claim.digits}f}".strip(),
+                "paper": claim.value,
                 "here": "-" if here is None else _shown(here, max(1, claim.digits)),
-                "difference": "-" if here is None else f"{_mean(here) - claim.value:+.1f}",
-                "verdict": NOT_RUN if profile == "ci" else judged,
+                "difference": "-" if here is None else f"{here.mean - claim.number:+.1f}",
+                "verdict": NOT_RUN if profile == "ci" else verdict(claim, here),
                 "scale": note or "as in the paper",
             }
         )
-    return Comparison(tuple(rows), profile)
+    return rows
 
 
-def _checked(claim_id: str, here: Measured) -> Measured:
-    """The same; an empty list is nothing. Raises QalibError for what is not a finite number."""
-    if here is None or isinstance(here, Interval):
-        values = [] if here is None else [here.mean, here.low, here.high]
+def _scores(claim_id: str, value: Measured) -> list[np.ndarray]:
+    """What was measured as arrays (S, Q): one, or two of a pair; none for other values.
+
+    Raises QalibError for what is not a finite number.
+    """
+    if value is None or isinstance(value, int | float | Interval):
+        ends = [value.mean] if isinstance(value, Interval) else [value or 0.0]
+        arrays, numbers = [], np.array(ends, dtype=float)
     else:
-        values = here = [float(value) for value in here]
-    if not all(math.isfinite(value) for value in values):
-        raise QalibError(f"{claim_id}: {values} has a value that is not finite.")
-    return here if values else None
+        several = value if isinstance(value, tuple) else (value,)
+        arrays = [np.asarray(scores, dtype=float) for scores in several if len(scores)]
+        arrays = [array[:, None] if array.ndim == 1 else array for array in arrays]
+        numbers = np.concatenate([array.ravel() for array in arrays] or [np.zeros(0)])
+    if not np.isfinite(numbers).all():
+        raise QalibError(f"{claim_id}: has a value that is not finite.")
+    return arrays
 
 
-def _mean(here: Sequence[float] | Interval) -> float:
-    return here.mean if isinstance(here, Interval) else statistics.fmean(here)
-
-
-def _shown(here: Sequence[float] | Interval, digits: int) -> str:
-    if isinstance(here, Interval):
-        return f"{here.mean:.{digits}f} [{here.low:.{digits}f}, {here.high:.{digits}f}]"
-    return f"{mean_and_spread(here, digits)} (n={len(here)})"
+def _shown(here: Interval, digits: int) -> str:
+    seeds = {None: "", 1: " (1 seed)"}.get(here.seeds, f" ({here.seeds} seeds)")
+    if here.low == here.high or math.isinf(here.high):
+        return f"{here.mean:.{digits}f}{seeds}"
+    return f"{here.mean:.{digits}f} [{here.low:.{digits}f}, {here.high:.{digits}f}]{seeds}"
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:

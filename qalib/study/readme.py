@@ -36,6 +36,7 @@ from qalib.study.run_cache import RECORDS, Run, RunCache, read_records
 README = ROOT / "README.md"
 NOTEBOOKS, FIGURES = ROOT / "notebooks", ROOT / "figures"
 PROFILES = ("laptop", "study")  # the ones whose minutes the index gives
+SEEDS = {0: "-", 1: "1 (single)"}
 MARKS = "<!-- {}:begin -->", "<!-- {}:end -->"
 
 
@@ -64,7 +65,7 @@ def readme_table(records: Path = RECORDS) -> str:
         cells = {name: _cell(found, place) for name, place in columns.items()}
         for name in [name for name, place in columns.items() if place == "paper"]:
             cells[name] = _claimed(row.get("paper", ""), claims, path)
-        table.append({"": row["label"], **cells, "runs": str(len(chosen))})
+        table.append({"": row["label"], **cells, "seeds": SEEDS.get(len(chosen), str(len(chosen)))})
     return markdown_table(table)
 
 
@@ -79,7 +80,7 @@ def _facts(run: Run, runs: list[Run], trained: str) -> dict:
 def _claimed(name: str, claims: Mapping[str, Claim], path: Path) -> str:
     if name and name not in claims:
         raise QalibError(f"{path}: no paper claims {name!r}; the claims stand in data/paper.")
-    return f"{claims[name].value:.{claims[name].digits}f}" if name else "-"
+    return claims[name].value if name else "-"
 
 
 def recorded_runs(records: Path = RECORDS) -> list[Run]:

@@ -94,10 +94,14 @@ class Study:
         plt.close(fig)
 
     def compare(self, measured, scale=""):
-        """A table of the papers' claims beside what was measured here, with verdicts."""
-        from qalib.study.claims import compare
+        """Show the papers' claims beside what was measured; arguments of ``claims.compare``."""
+        from IPython.display import Markdown
 
-        return compare(measured, self.profile.name, scale)
+        from qalib.study.claims import compare, markdown_table
+
+        warning = "Profile ci: toy sizes, the numbers are not meaningful.\n\n"
+        table = markdown_table(compare(measured, self.profile.name, scale))
+        return Markdown((warning if self.profile.name == "ci" else "") + table)
 
 
 def open_study(name: str, profile: str, seed: int = 0) -> Study:
