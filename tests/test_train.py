@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from qalib.__main__ import app
 from qalib.commands import distill, train
+from qalib.data.schema import passage_digests
 from qalib.data.windows import WindowConfig
 from qalib.distill import encoders
 from qalib.errors import QalibError
 from qalib.files import exclusive
 from qalib.models.encoder import EncoderReader
-from qalib.models.pretrained import load_reader, save_model, windows_of
+from qalib.models.pretrained import load_reader, passages_of, save_model, windows_of
 
 WINDOWS = WindowConfig(max_length=96, doc_stride=16, max_query_length=16)
 FAST = ["--tokens-per-batch", "256", "--learning-rate", "3e-3", "--save-steps", "1"]
@@ -58,8 +59,9 @@ def place(tmp_path_factory):
     (folder / "v2.json").write_text(json.dumps(squad(8, impossible=("q3", "q4"))))
     for seed in (0, 1):
         save_model(folder / f"model-{seed}", tiny_reader(seed, layers=4), WINDOWS)
-    spelling = EncoderReader(tiny_reader(layers=1).encoder, letters(folder))
-    save_model(folder / "spelling", spelling, WindowConfig(128, 32, 64))
+    speller = tiny_reader(layers=1).encoder
+    speller.resize_token_embeddings(len(letters(folder)))
+    save_model(folder / "spelling", EncoderReader(speller, letters(folder)), WindowConfig(128, 32))
     return folder
 
 
@@ -106,6 +108,7 @@ def test_a_model_trained_on_a_file_is_a_plain_folder_with_a_card(run, tmp_path):
     words = [m.get_input_embeddings().weight for m in (ours, before)]
     assert torch.equal(*words)  # they are not trained
     assert windows_of("out") == WINDOWS
+    assert passages_of("out") == passage_digests(examples(12))
 
 
 def test_no_answer_is_learnt_where_questions_have_none(run):

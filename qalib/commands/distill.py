@@ -33,6 +33,7 @@ from qalib.commands.train import (
     publish_model,
     report_epoch,
     say,
+    seen_passages,
     train_config,
     training_windows,
     working_folder,
@@ -162,7 +163,8 @@ def distill_command(
         facts |= {"teachers": ", ".join(map(model_name, teachers)), "data": dataset.name}
         facts |= {"student": student} if shallow else {}
         facts |= {"questions": len(examples), **summary, "seed": seed}
-        publish_model(work, output, reader, windows, facts)
+        passages = seen_passages(dataset, teachers if shallow else [*teachers, student])
+        publish_model(work, output, reader, windows, facts, passages)
 
 
 def load_student(student: str, teacher: str) -> "EncoderReader":

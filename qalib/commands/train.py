@@ -7,7 +7,7 @@ again, it goes on there; finished, it becomes the model folder ``OUTPUT``.
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -253,6 +253,7 @@ def publish_model(
     reader: "EncoderReader",
     windows: "WindowConfig",
     facts: Mapping[str, object],
+    passages: Sequence[str] = (),
 ) -> None:
     """Save a trained reader as the model folder ``output``, and print ``facts`` as JSON."""
     from qalib.models.pretrained import save_model
@@ -260,10 +261,19 @@ def publish_model(
     if not is_main_process():
         return
     shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
-    save_model(work / "model", reader, windows, model_card(output.name, facts))
+    save_model(work / "model", reader, windows, model_card(output.name, facts), passages)
     shutil.copy(work / "log.jsonl", work / "model")
     publish_folder(work, output)
     print(to_json(dict(facts)))
+
+
+def seen_passages(dataset: "Dataset", models: Iterable[str]) -> list[str]:
+    """Digests of passages that a model has been trained on, some of its own and of its origins."""
+    from qalib.data.schema import SAMPLE, passage_digests
+    from qalib.models.pretrained import passages_of
+
+    own = passage_digests(dataset, SAMPLE)
+    return sorted({*own, *(digest for model in models for digest in passages_of(model))})
 
 
 def publish_folder(work: Path, output: Path) -> None:

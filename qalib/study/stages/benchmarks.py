@@ -162,9 +162,9 @@ TRAINING_SETUPS = {  # each with one change to the one before
 def time_training(
     windows: Sequence[Window], config: TrainingBenchmark, progress: Progress | None = None
 ) -> list[dict]:
-    """A row per set-up: setup, precision, tokens_per_second (not of padding), speedup over the first.
+    """A row per set-up: setup, precision, tokens_per_second (without padding), and speedup.
 
-    Where fp32 is faster the bf16 set-ups run in fp32, as training does.
+    The speedup is over the first set-up. Where fp32 is faster the bf16 set-ups run in fp32, as training does.
     """
     tokens: dict[str, list[int]] = {name: [] for name in TRAINING_SETUPS}
 
