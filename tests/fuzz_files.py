@@ -120,6 +120,7 @@ def read_plainly(raw: bytes) -> dict[str, list[tuple]]:
     for row in (row for passage in passages for row in parts(passage, "qas")):
         texts = row.get("answers") or []
         texts = texts.get("text") if isinstance(texts, dict) else texts
+        texts = [texts] if isinstance(texts, str) else texts
         if isinstance(texts, list):
             texts = [text.get("text") if isinstance(text, dict) else text for text in texts]
             # Without references, the spans of MRQA are the texts: those are not compared.

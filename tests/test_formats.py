@@ -335,6 +335,7 @@ def test_faults_stop_training_and_only_the_needed_ones_lose_a_row(save, edit, pa
         ({"answers": [ADA | {"answer_start": "28"}]}, "offsets that are not whole numbers: 2"),
         ({"answers": [ADA | {"answer_start": 28.0}]}, "offsets that are not whole numbers: 2"),
         ({"answers": {"text": ["Ada Quill"], "answer_start": ["28"]}}, "whole numbers: 2"),
+        ({"answers": {"text": "Ada Quill", "answer_start": "28"}}, "whole numbers: 2"),
     ],
 )
 def test_another_notation_is_understood_for_every_purpose(save, changes, kind):

@@ -338,6 +338,8 @@ class _Reader:
         answers = row.get("answers")
         if answers is None and row.get("is_impossible") is True:
             return []
+        if isinstance(answers, dict) and isinstance(answers.get("text"), str):
+            answers = [answers]
         if isinstance(answers, dict):
             texts, starts = self._field(answers, "text", list), answers.get("answer_start")
             if not isinstance(starts, list) or len(starts) != len(texts):
