@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from qalib.data.batching import Batch, collate, inference_batches, padded_length
+from qalib.data.batching import MULTIPLE, Batch, collate, inference_batches, padded_length
 from qalib.data.bytes import PASSAGE_MULTIPLE, ByteConfig, QuestionRows, passage_features
 from qalib.data.schema import Example, check_example
 from qalib.data.windows import LazyWindows, Window, WindowConfig, check_windows, fit_windows
@@ -157,6 +157,7 @@ class QuestionAnswerer(_Answering):
         config = config or AnswerConfig(windows=fit_windows(longest))
         check_windows(config.windows, longest)
         super().__init__(reader, config)
+        self.multiple = getattr(reader, "multiple", MULTIPLE)
 
     @classmethod
     def load(
@@ -197,7 +198,8 @@ class QuestionAnswerer(_Answering):
 
     def collate(self, windows: list[Window], examples: Sequence[Example]) -> Batch:
         """A batch of some windows of ``examples``."""
-        return collate(windows, self.reader.tokenizer.pad_token_id or 0)
+        pad_id = self.reader.tokenizer.pad_token_id or 0
+        return collate(windows, pad_id, multiple=self.multiple)
 
     def _score(
         self,
@@ -219,7 +221,8 @@ class QuestionAnswerer(_Answering):
             scored.update(zip(indices, self._score_batch(batch), strict=True))
 
         lengths = [len(windows[i]) for i in chosen]
-        _for_each_batch(lengths, self.config.tokens_per_batch, score, progress and "window")
+        budget, unit = self.config.tokens_per_batch, progress and "window"
+        _for_each_batch(lengths, budget, score, unit, self.multiple)
         return scored
 
     def _score_batch(self, batch: Batch) -> list["_ScoredWindow"]:
@@ -381,13 +384,17 @@ def _check(examples: Sequence[Example]) -> None:
 
 
 def _for_each_batch(
-    lengths: Sequence[int], budget: int, score: Callable[[list[int]], None], unit: str | bool
+    lengths: Sequence[int],
+    budget: int,
+    score: Callable[[list[int]], None],
+    unit: str | bool,
+    multiple: int = MULTIPLE,
 ) -> None:
     """Call ``score`` on batches of rows of like length, with a progress bar in a terminal."""
     if not lengths:
         return
     with progress_bar(len(lengths), "answer", unit or "input", show=bool(unit)) as bar:
-        for rows in inference_batches(lengths, budget):
+        for rows in inference_batches(lengths, budget, multiple):
             score(rows)
             bar.update(len(rows))
 

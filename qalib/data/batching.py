@@ -46,12 +46,14 @@ class Batch:
         )
 
 
-def collate(windows: Sequence[Window], pad_id: int = 0, null: bool = False) -> Batch:
+def collate(
+    windows: Sequence[Window], pad_id: int = 0, null: bool = False, multiple: int = MULTIPLE
+) -> Batch:
     """Pad windows to the longest (rounded up). ``null`` allows position 0, for "no answer"."""
     import torch
 
-    ids, real = stack_padded([window.input_ids for window in windows], fill=pad_id)
-    types, _ = stack_padded([window.token_type_ids for window in windows])
+    ids, real = stack_padded([window.input_ids for window in windows], multiple, pad_id)
+    types, _ = stack_padded([window.token_type_ids for window in windows], multiple)
     mask = np.zeros_like(real)
     for row, window in enumerate(windows):
         first = window.context_start
@@ -122,20 +124,28 @@ def training_batches(
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def inference_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """All indices in batches of similar length, longest first, each within a token budget."""
+def inference_batches(
+    lengths: Sequence[int], budget: int, multiple: int = MULTIPLE
+) -> list[list[int]]:
+    """All indices in batches of similar length, longest first, each within a token budget.
+
+    With a ``multiple`` of 1 the lengths of a batch are equal, so that nothing is padded.
+    """
     _check_budget(budget)
     lengths = np.asarray(lengths, dtype=np.int64)
-    return _cut(np.argsort(-lengths, kind="stable"), lengths, budget)
+    return _cut(np.argsort(-lengths, kind="stable"), lengths, budget, multiple)
 
 
-def _cut(order: np.ndarray, lengths: np.ndarray, budget: int) -> list[list[int]]:
+def _cut(
+    order: np.ndarray, lengths: np.ndarray, budget: int, multiple: int = MULTIPLE
+) -> list[list[int]]:
     batches: list[list[int]] = []
     longest = 0
     for index in order.tolist():
-        length = padded_length(int(lengths[index]))
+        length = padded_length(int(lengths[index]), multiple)
+        unequal = multiple == 1 and length != longest
         longest = max(longest, length)
-        if not batches or longest * (len(batches[-1]) + 1) > budget:
+        if not batches or unequal or longest * (len(batches[-1]) + 1) > budget:
             batches.append([])
             longest = length
         batches[-1].append(index)

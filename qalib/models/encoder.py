@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qalib.data.batching import Batch
+from qalib.data.batching import MULTIPLE, Batch
 from qalib.data.schema import file_sha256
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
@@ -63,13 +63,15 @@ class EncoderReader(nn.Module):
     """Any ``AutoModelForQuestionAnswering``, from Batch to ReaderOutput.
 
     ``max_length``: the longest input, None without a limit; ``untrained``: names of the parameters
-    that were not in the files of the model.
+    that were not in the files of the model; ``multiple``: to what the lengths of inputs are
+    rounded up, 1 if the logits of these types depend on padding.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer, untrained: frozenset[str] = frozenset()):
         super().__init__()
         self.encoder, self.tokenizer, self.untrained = encoder, tokenizer, untrained
         self.max_length = position_limit(encoder.config)
+        self.multiple = 1 if encoder.config.model_type in ("convbert", "fnet") else MULTIPLE
         self.uses_types = (
             "token_type_ids" in tokenizer.model_input_names
             and "token_type_ids" in signature(encoder.forward).parameters
