@@ -14,17 +14,16 @@ from transformers import (
 )
 
 from qalib.data.schema import Example
-from qalib.data.windows import WindowConfig
 from qalib.inference import AnswerConfig, QuestionAnswerer
+from qalib.models.pretrained import windows_of
 
 PASSAGES = [
     "  The Apollo program, led by NASA, landed twelve people on the Moon (1969 to 1972).",
-    "Zoë Müller-Lang met Bo in Town7.\n\nShe left; he stayed for 31 years — and died in 1984.",
+    "Zoë Müller-Lang met Bo in Town7.\n\nShe left; he stayed for 31 years — and died there. " * 2,
 ]
-QUESTIONS = ["Who landed on the Moon?", "Where did Zoë meet Bo?", "When?"]
+QUESTIONS = ["Who met Bo?", "Where?"]
 EXAMPLES = [Example(f"{q}{p}", q, p) for p in PASSAGES for q in QUESTIONS]
-WINDOWS = WindowConfig(max_length=32, doc_stride=6, max_query_length=10)
-CONFIG = AnswerConfig(windows=WINDOWS, precision="fp32", max_answer_length=12, n_best_size=3)
+CONFIG = AnswerConfig(precision="fp32", max_answer_length=12, n_best_size=3)
 ROWS = 120  # of word embeddings
 
 SIZE = {
@@ -39,10 +38,10 @@ SIZE = {
     **dict.fromkeys(["intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "d_inner"], 24),
     **dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim"], 24),
     **dict.fromkeys(["d_kv", "d_head", "head_dim", "attention_window"], 8),
-    **dict.fromkeys(["max_position_embeddings", "n_positions"], 66),
-    **dict.fromkeys(["max_encoder_position_embeddings", "max_decoder_position_embeddings"], 66),
+    **dict.fromkeys(["max_position_embeddings", "n_positions"], 64),
+    **dict.fromkeys(["max_encoder_position_embeddings", "max_decoder_position_embeddings"], 64),
     **{"vocab_size": ROWS, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
-    **{"sep_token_id": 3, "cls_token_id": 2, "block_size": 4},
+    **{"sep_token_id": 3, "cls_token_id": 2, "block_size": 16},
     **{"conv_kernel_size": 3, "block_sizes": [1, 1], "languages": ["en"], "initializer_range": 0.5},
     **{"default_language": "en", "entity_vocab_size": 4, "entity_emb_size": 4},
 }
@@ -107,14 +106,14 @@ def reference(folder, examples):
     """Best span of each, by transformers alone: one window at a time, all spans in two loops."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype=torch.float32).eval()
-    best = []
+    windows, best = windows_of(folder), []
     for example in examples:
         encoded = tokenizer(
             example.question,
             example.context,
             truncation="only_second",
-            max_length=WINDOWS.max_length,
-            stride=WINDOWS.doc_stride,
+            max_length=windows.max_length,
+            stride=windows.doc_stride,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
@@ -134,7 +133,8 @@ def reference(folder, examples):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_plain_transformers(family, tmp_path):
     save_family(family, tmp_path)
-    answers = QuestionAnswerer.load(tmp_path, CONFIG).answer_many(EXAMPLES)
+    config = replace(CONFIG, windows=windows_of(tmp_path))  # as long as the positions allow
+    answers = QuestionAnswerer.load(tmp_path, config).answer_many(EXAMPLES)
     expected = reference(tmp_path, EXAMPLES)
     for example, found, (score, text) in zip(EXAMPLES, answers, expected, strict=True):
         assert (found[0].text, found[0].score) == (text, pytest.approx(score, abs=2e-3, rel=1e-4))
@@ -145,10 +145,11 @@ def test_answers_are_those_of_plain_transformers(family, tmp_path):
 @pytest.mark.parametrize("family", ["deberta-v2", "t5", "xlnet"])
 def test_weights_of_sixteen_bits_are_read_as_32(family, tmp_path):
     save_family(family, tmp_path, torch.float16)
-    answerer = QuestionAnswerer.load(tmp_path, CONFIG)
+    config = replace(CONFIG, windows=windows_of(tmp_path))
+    answerer = QuestionAnswerer.load(tmp_path, config)
     assert {p.dtype for p in answerer.reader.parameters()} == {torch.float32}
     found = answerer.answer_many(EXAMPLES[:1])[0][0]
     ((score, text),) = reference(tmp_path, EXAMPLES[:1])
     assert (found.text, found.score) == (text, pytest.approx(score, abs=2e-3, rel=1e-4))
-    rounded = QuestionAnswerer.load(tmp_path, replace(CONFIG, precision="bf16"))
+    rounded = QuestionAnswerer.load(tmp_path, replace(config, precision="bf16"))
     assert rounded.answer_many(EXAMPLES[:1])[0][0].text

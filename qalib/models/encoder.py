@@ -36,6 +36,7 @@ from qalib.models.folders import (
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
+SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # despite attention masks
 MINILM = "minilm-l6"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # the same weights on the hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -64,14 +65,14 @@ class EncoderReader(nn.Module):
 
     ``max_length``: the longest input, None without a limit; ``untrained``: names of the parameters
     that were not in the files of the model; ``multiple``: to what the lengths of inputs are
-    rounded up, 1 if the logits of these types depend on padding.
+    rounded up, 1 for types whose logits depend on padding.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer, untrained: frozenset[str] = frozenset()):
         super().__init__()
         self.encoder, self.tokenizer, self.untrained = encoder, tokenizer, untrained
         self.max_length = position_limit(encoder.config)
-        self.multiple = 1 if encoder.config.model_type in ("convbert", "fnet") else MULTIPLE
+        self.multiple = 1 if encoder.config.model_type in SEE_PADDING else MULTIPLE
         self.uses_types = (
             "token_type_ids" in tokenizer.model_input_names
             and "token_type_ids" in signature(encoder.forward).parameters
