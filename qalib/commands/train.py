@@ -137,13 +137,9 @@ def train_command(
             save_steps=save_steps,
             logging_steps=logging_steps,
         )
-        facts = {
-            "base model": model_name(model),
-            "data": dataset.name,
-            "questions": len(dataset),
-            **summary,
-        }
-        publish_model(work, output, reader, windows, facts | {"seed": seed})
+        facts = {"base model": model_name(model), "data": dataset.name, "questions": len(dataset)}
+        facts |= {**summary, "seed": seed}
+        publish_model(work, output, reader, windows, facts, seen_passages(dataset, [model]))
 
 
 # --- shared with other commands that train --------------------------------------------------------

@@ -164,7 +164,8 @@ def time_training(
 ) -> list[dict]:
     """A row per set-up: setup, precision, tokens_per_second (without padding), and speedup.
 
-    The speedup is over the first set-up. Where fp32 is faster the bf16 set-ups run in fp32, as training does.
+    The speedup is over the first set-up. Where fp32 is faster the bf16 set-ups run in fp32, as
+    training does.
     """
     tokens: dict[str, list[int]] = {name: [] for name in TRAINING_SETUPS}
 
