@@ -69,6 +69,8 @@ def test_a_threshold_is_chosen_measured_stored_and_used(place, tmp_path):
     assert " of 12 answers kept whole" in lines[1]
     assert "measured on" in lines[2]
     assert "may differ" in lines[3]
+    card = (folder / "README.md").read_text()
+    assert card.endswith("".join(f"- {line}\n" for line in lines))
     stored = read_settings(folder)
     assert stored["config"]["thresholds"] == [stored["calibration"]["threshold"]]
     text = examples(24)[4].context

@@ -11,6 +11,7 @@ import typer
 from qalib.commands import options, train
 from qalib.commands.output import is_main_process, read_text, to_json
 from qalib.errors import QalibError
+from qalib.files import write_atomically
 
 if TYPE_CHECKING:
     from qalib.data.schema import Dataset
@@ -21,6 +22,8 @@ app = typer.Typer(
     help="Leave out passage blocks that are unlikely to hold the answer.", no_args_is_help=True
 )
 CARD = """
+## Skimmer
+
 The folder also holds a skimmer, predictors of the passage blocks without the answer: `qalib answer
 --skim --model FOLDER` skims with it once `qalib skim calibrate` has chosen its threshold, and
 `qalib skim extract` prints the sentences to read.
@@ -157,6 +160,10 @@ def calibrate_command(
     )
     loaded.set_options(**found.options)
     save_skimmer(folder, loaded, reader.encoder, asdict(found), sorted(seen))
+    card = folder / "README.md"
+    if card.is_file() and CARD in (text := card.read_text(encoding="utf-8")):
+        lines = "".join(f"- {line}\n" for line in found.describe().splitlines())
+        write_atomically(card, text.split(CARD)[0] + CARD + "\n" + lines)
     print(to_json(asdict(found)) if as_json else found.describe())
 
 
