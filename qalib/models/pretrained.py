@@ -75,8 +75,12 @@ def save_reader(
     windows: WindowConfig,
     trained: dict[str, Tensor],
     rank: int,
+    passages: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint folder from the trained tensors, by parameter name."""
+    """Write a checkpoint folder from the trained tensors, by parameter name.
+
+    ``passages`` as of :func:`save_model`.
+    """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     reader = build_encoder(encoder)
@@ -102,6 +106,7 @@ def save_reader(
     save_weights({n: t.to(torch.float16) for n, t in tensors.items()}, folder / WEIGHTS)
     sha256 = file_sha256(folder / WEIGHTS)
     settings = {"encoder": asdict(encoder), "windows": asdict(windows), "sha256": sha256}
+    settings["passages"] = list(passages)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

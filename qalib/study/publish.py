@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qalib.data.schema import Dataset, hold_out
+from qalib.data.schema import SAMPLE, Dataset, hold_out, passage_digests
 from qalib.settings import settings
 from qalib.skim.calibration import Calibration, calibrate
 from qalib.skim.predictors import PredictorConfig
@@ -54,14 +54,17 @@ def adapter_cost(config: Adapter, work: Path, weights: Run, data: Dataset) -> di
     return scores
 
 
-def write_reader(folder: Path, trained: Run, rank: int) -> None:
-    """Write the reader of a ``train-encoder`` run as a checkpoint folder."""
+def write_reader(folder: Path, trained: Run, rank: int, passages: Sequence[str] = ()) -> None:
+    """Write the reader of a ``train-encoder`` run as a checkpoint folder.
+
+    ``passages``: digests of those that it was trained on.
+    """
     from qalib.checkpoints import load_weights
     from qalib.models.pretrained import save_reader
 
     config = trained.settings(baseline.EncoderTraining)
     changed = load_weights(trained.file("weights.safetensors"))
-    save_reader(folder, config.encoder, config.windows, changed, rank)
+    save_reader(folder, config.encoder, config.windows, changed, rank, passages)
 
 
 def export_reader(study: Study) -> Path:
@@ -71,7 +74,8 @@ def export_reader(study: Study) -> Path:
 
     trained = baseline.profile_encoder(study)
     rank = study.config("adapter", Adapter).rank
-    write_reader(DEFAULT_CHECKPOINT, trained, rank)
+    passages = passage_digests(study.data("train"), SAMPLE)
+    write_reader(DEFAULT_CHECKPOINT, trained, rank, passages)
     settings = AnswerConfig(windows=trained.settings(baseline.EncoderTraining).windows)
     rows = {
         "encoder": {"weights": trained},
