@@ -56,7 +56,7 @@ def row_of(batch, row: int):
 
 @torch.no_grad()
 def test_readers_that_drop_nothing_process_everything(reader, batch):
-    full, real = reader(batch), batch.inputs["attention_mask"]
+    full, real = reader(batch), batch.inputs["attention_mask"].bool()
     tokens = real.sum(dim=1)[:, None].expand(-1, 3)
     lexical = LexicalReader(reader, 1.0, 8)
     for baseline in (PaddedReader(reader, 96), PaddedReader(reader, 8), lexical):
@@ -130,7 +130,7 @@ def test_onnx_gives_the_same_logits(reader, batch, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     exported = [OnnxReader(reader, tmp_path / "graph", int8) for int8 in (False, True)]
-    full, real = logits(reader(batch)), batch.inputs["attention_mask"]
+    full, real = logits(reader(batch)), batch.inputs["attention_mask"].bool()
     for onnx, tolerance in zip(exported, (1e-3, 0.5), strict=True):
         output = logits(onnx(batch))
         assert output.shape == full.shape

@@ -142,7 +142,7 @@ class OnnxReader(nn.Module):
 
     def _export(self, reader: EncoderReader, path: Path) -> None:
         row = torch.zeros(3, 23, dtype=torch.int64)
-        inputs = (row, torch.ones_like(row, dtype=torch.bool), row.clone())
+        inputs = (row, torch.ones_like(row), row.clone())
         auto = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about operators that the exporter replaces

@@ -118,7 +118,7 @@ def _batch_features(reader: "EncoderReader", batch, size: int) -> list[tuple[np.
     from qalib.skim.features import block_position, paper_features, relative, word_overlap
 
     batch = batch.to(next(reader.parameters()).device)
-    ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
     inputs = {k: v for k, v in batch.inputs.items() if k != "token_type_ids" or reader.uses_types}
     with torch.inference_mode():
         output = reader.encoder(**inputs, output_attentions=True, output_hidden_states=True)
