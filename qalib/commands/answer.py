@@ -95,7 +95,7 @@ def answer_command(
     n_best = output and n_best_size > 1 and dataset and _n_best_path(output)
     outputs = [path for path in (output, null_odds, n_best) if path]
     for number, path in enumerate(outputs):
-        check_output(path, (dataset, questions, passage, model, *outputs[:number]))
+        check_output(path, (dataset, questions, passage, model, skimmer, *outputs[:number]))
     if dataset:
         _answer_dataset(load, dataset, output, null_odds, skip_bad)
     elif is_main_process():
