@@ -16,12 +16,6 @@ from qalib.data.windows import WindowConfig, make_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
-from qalib.models.byte_reader import (
-    ByteReaderConfig,
-    build_byte_reader,
-    count_parameters,
-    multiply_adds,
-)
 from qalib.skim.baselines import TokenCounts, passage_blocks
 from qalib.skim.blocks import answer_blocks
 from qalib.skim.cost import ideal_speedup
@@ -35,16 +29,11 @@ from qalib.study.stages.benchmarks import (
     DTYPES,
     FULL,
     TRAINING_SETUPS,
-    VARIANTS,
     BlockSkimBenchmark,
-    ByteModelBenchmark,
     Candidate,
     Grid,
     TrainingBenchmark,
 )
-
-TINY = ByteReaderConfig(width=6, layers=2, kernel=5, head_width=4, embedding=5, dropout=0.0)
-BYTES = ByteModelBenchmark(rounds=2, questions=8, length=300, batch_size=4, reader=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -93,28 +82,6 @@ def test_a_training_step_returns_the_loss_before_it_and_learns(reader):
     batch = collate(windows)
     losses = [step(batch) for _ in range(3)]
     assert losses[-1] < losses[0]
-
-
-# --- byte-level readers ------------------------------------------------------------------------
-
-
-def test_every_variant_is_measured(monkeypatch):
-    variants = {"plain": TINY, "recurrent": replace(TINY, encoder="lstm", mixer="lstm")}
-    monkeypatch.setattr(benchmarks, "byte_variants", lambda base: variants)
-    found = benchmarks.bench_byte_models(BYTES)
-    for row, (name, config) in zip(found["variants"], variants.items(), strict=True):
-        parameters = count_parameters(build_byte_reader(config))
-        assert (row["variant"], row["parameters"]) == (name, parameters)
-        assert row["macs"] == multiply_adds(config, found["passage"], found["question"])
-        assert min(row["train_questions_per_second"], row["answer_questions_per_second"]) > 0
-
-
-def test_variants_have_equally_many_parameters():
-    base = ByteReaderConfig(width=16, head_width=16, embedding=16)
-    found = benchmarks.byte_variants(base)
-    assert (list(found), found["plain"]) == (list(VARIANTS), base)
-    for config in found.values():
-        assert count_parameters(config) == pytest.approx(count_parameters(base), rel=0.01)
 
 
 # --- Block-Skim --------------------------------------------------------------------------------
@@ -282,7 +249,6 @@ def test_mistakes_are_named():
 def test_profiles_give_the_settings(name):
     profile = load_profile(name)
     profile.section("block_skim_benchmark", BlockSkimBenchmark)
-    profile.section("byte_bench", ByteModelBenchmark)
 
 
 # --- answering ---------------------------------------------------------------------------------

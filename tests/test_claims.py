@@ -244,7 +244,7 @@ def test_the_results_table_comes_from_the_records(records):
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     assert cells[0] == ["", "EM", "F1", "questions", "seeds"]
     assert cells[2] == ["Encoder", "61.0 ± 1.0", "77.0 ± 1.0", "100", "3"]
-    assert cells[3] == [r"Bytes \| words", "-", "-", "-", "0"]
+    assert cells[3] == [r"Bytes \| words", "-", "-", "-", "-"]
 
 
 def test_a_row_shows_what_its_reader_was_trained_on_and_what_a_paper_says(records):

@@ -1,13 +1,8 @@
-"""Probes of attention: features against literal sums, scores against scikit-learn, the stages."""
-
-from dataclasses import replace
+"""Features for probes of attention, against literal sums."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from sklearn import metrics
-from sklearn.dummy import DummyClassifier
 from tiny import examples, tiny_reader
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
@@ -139,83 +134,6 @@ def test_questions_without_an_answer_cannot_be_probed(reader, asked):
         block_features(reader, asked, WINDOWS, SIZE)
 
 
-# --- scores ------------------------------------------------------------------------------------
-
-
-def toy(seed: int, rows: int = 400) -> BlockFeatures:
-    """Features of very different scales, labels that follow two of them, passages of four rows."""
-    random = np.random.default_rng(seed)
-    inputs = random.normal(size=(rows, 5)) * [1, 100, 1e-4, 1, 1] + [0, 5, 1, 0, 0]
-    inputs[:, 4] = 7  # constant
-    logits = inputs[:, 0] - (inputs[:, 1] - 5) / 100 - 1
-    labels = random.random(rows) < 1 / (1 + np.exp(-3 * logits))
-    index = np.arange(rows)
-    return BlockFeatures(inputs, inputs.astype(np.float32), labels, index // 4, index, inputs)
-
-
-def test_scores_of_a_split_are_those_of_scikit_learn():
-    data = toy(0)
-    fit, score = np.arange(300), np.arange(300, 400)
-    row = probes.probe_scores(probes.probe(), data.lexical, data.labels, [(fit, score)]).iloc[0]
-    model = probes.probe().fit(data.lexical[fit].astype(np.float64), data.labels[fit])
-    labels, chances = data.labels[score], model.predict_proba(data.lexical[score])[:, 1]
-    found = chances >= 0.5
-    expected = metrics.precision_recall_fscore_support(labels, found, average="binary")[:3]
-    np.testing.assert_allclose(row[["precision", "recall", "f1"]], np.multiply(100, expected))
-    assert row["accuracy"] == pytest.approx(100 * (labels == found).mean())
-    pairs = [(p > q) + (p == q) / 2 for p in chances[labels] for q in chances[~labels]]
-    assert row["auc"] == pytest.approx(np.mean(pairs))
-
-
-def test_no_passage_is_fitted_and_scored_in_one_fold():
-    data = toy(1)
-    splits = probes.passage_folds(data, 4)
-    for rest, held in splits:
-        assert not set(data.passages[rest]) & set(data.passages[held])
-        assert sorted([*rest, *held]) == list(range(400))
-    assert sorted(np.concatenate([held for _, held in splits])) == list(range(400))
-
-
-def test_a_probe_cannot_memorise_passages():
-    """Every passage has a feature of its own, which gives its label: useless on other passages."""
-    random = np.random.default_rng(0)
-    passages = np.arange(300) // 5
-    labels = (random.random(60) < 0.5)[passages]
-    inputs = np.eye(60, dtype=np.float32)[passages]
-    data = toy(0, 300)._replace(labels=labels, passages=passages)
-    across = probes.probe_scores(probes.probe(), inputs, labels, probes.passage_folds(data, 5))
-    assert across["accuracy"].mean() < 62
-    everything = [(np.arange(300), np.arange(300))]
-    assert probes.probe_scores(probes.probe(), inputs, labels, everything)["accuracy"].item() == 100
-
-
-def test_probes_find_what_is_there_and_nothing_else():
-    data = toy(2)
-    splits = probes.passage_folds(data, 5)
-    found = probes.probe_scores(probes.probe(), data.lexical, data.labels, splits)
-    assert found["fold"].tolist() == [0, 1, 2, 3, 4]
-    assert found["auc"].mean() > 0.85
-    unrelated = probes.probe_scores(probes.probe(), data.lexical[::-1], data.labels, splits)
-    assert unrelated["auc"].mean() == pytest.approx(0.5, abs=0.1)
-
-
-def test_baselines_need_no_features():
-    data = toy(3)
-    share, splits = data.labels.mean(), probes.passage_folds(data, 5)
-    assert share < 0.5
-    never, always = (
-        probes.probe_scores(model, data.lexical, data.labels, splits).mean()
-        for model in (
-            DummyClassifier(strategy="most_frequent"),
-            DummyClassifier(strategy="constant", constant=True),
-        )
-    )
-    assert never["accuracy"] == pytest.approx(100 * (1 - share))
-    assert (never["f1"], never["precision"], never["auc"]) == (0, 0, 0.5)
-    assert always["recall"] == 100
-    assert always["f1"] == pytest.approx(200 * share / (1 + share), abs=1)
-
-
 # --- stages ------------------------------------------------------------------------------------
 
 SECTIONS = {
@@ -239,12 +157,6 @@ def weights(study) -> Run:
     return baseline.profile_encoder(study)
 
 
-@pytest.fixture(scope="module")
-def layers(study, weights) -> Run:
-    inputs = {split: study.data(split) for split in ("train", "test")}
-    return study.run(probes.probe_attention, CONFIG, weights=weights, **inputs)
-
-
 def features(study: Study, weights: Run, tuned: bool, split: str) -> BlockFeatures:
     count = CONFIG.train_questions if split == "train" else CONFIG.test_questions
     chosen = probes.evenly(study.data(split), count)
@@ -263,68 +175,6 @@ def test_before_and_after_are_one_encoder_that_was_trained(weights):
     assert any("attention" in name for name in changed)
     again = probes.probed_reader(weights, False).state_dict()
     assert all(torch.equal(before[name], again[name]) for name in before)
-
-
-def test_layer_scores_are_those_of_the_probes(study, weights, layers):
-    table = pd.read_csv(layers.file("scores.csv"))
-    before = features(study, weights, False, "train")
-    splits = probes.passage_folds(before, 3)
-    expected = probes.probe_scores(probes.probe(), before.attention[:, 1], before.labels, splits)
-    rows = table.set_index(["encoder", "on", "reads", "layer"]).sort_index()
-    found = rows.loc[("before", "folds", "attention", 2)]
-    assert found["fold"].tolist() == [0, 1, 2]
-    np.testing.assert_allclose(found["f1"], expected["f1"], atol=1e-6)
-    np.testing.assert_allclose(found["auc"], expected["auc"], atol=1e-6)
-    names = {"attention", "words and place", "majority", "every block"}
-    for encoder, on in (("after", "folds"), ("before", "folds"), ("after", "test")):
-        assert set(rows.loc[(encoder, on)].index.get_level_values("reads")) == names
-
-
-def test_blocks_have_the_probabilities_of_probes_fitted_on_training_passages(
-    study, weights, layers
-):
-    train, test = (features(study, weights, True, split) for split in ("train", "test"))
-    blocks = pd.read_csv(layers.file("blocks.csv"))
-    model = probes.probe().fit(train.lexical.astype(np.float64), train.labels)
-    chances = model.predict_proba(test.lexical.astype(np.float64))[:, 1]
-    np.testing.assert_allclose(blocks["words"], chances, atol=1e-4)
-    np.testing.assert_array_equal(blocks["answer"], test.labels)
-    asked = probes.evenly(study.data("test"), 10)
-    assert blocks["id"].unique().tolist() == [e.id for e in asked]
-    assert {"start", "end", "layer 1", "layer 2"} < set(blocks)
-    table = pd.read_csv(layers.file("scores.csv")).query("on == 'test'")
-    recall = table.query("reads == 'words and place'")["recall"].item()
-    assert recall == pytest.approx(100 * (chances >= 0.5)[test.labels].mean())
-    assert layers.metrics["blocks"] == len(train.labels)
-    assert layers.metrics["answers"] == pytest.approx(train.labels.mean())
-
-
-def test_heads_and_features_are_probed_one_by_one(study, weights, layers):
-    heads, numbers = (pd.read_csv(layers.file(f"{name}.csv")) for name in ("heads", "numbers"))
-    assert len(heads) == 2 * 4
-    data = features(study, weights, True, "train")
-    splits = probes.passage_folds(data, 3)
-
-    def auc(part: np.ndarray) -> float:
-        return probes.probe_scores(probes.probe(), part, data.labels, splits)["auc"].mean()
-
-    head = heads.query("layer == 1 and head == 3")["auc"].item()
-    assert head == pytest.approx(auc(data.attention[:, 0, 2]), abs=1e-6)
-    assert numbers["number"].tolist() == [*PAPER_FEATURES, *PAPER_FEATURES]
-    row = numbers[(numbers["layer"] == 2) & (numbers["number"] == PAPER_FEATURES[3])].iloc[0]
-    others = data.attention[:, 1][..., [0, 1, 2, 4, 5]]
-    assert row["without"] == pytest.approx(auc(others), abs=1e-6)
-    assert row["alone"] == pytest.approx(auc(data.attention[:, 1, :, 3]), abs=1e-6)
-    assert row["all"] == pytest.approx(auc(data.attention[:, 1]), abs=1e-6)
-
-
-def test_runs_depend_on_the_reader_and_the_settings(study, weights, layers):
-    inputs = {split: study.data(split) for split in ("train", "test")}
-    again = study.run(probes.probe_attention, CONFIG, weights=weights, **inputs)
-    assert again.key == layers.key
-    assert set(again.inputs) == {"train", "test", "weights"}
-    other = replace(CONFIG, block_size=8)
-    assert study.run(probes.probe_attention, other, weights=weights, **inputs).key != layers.key
 
 
 def test_the_published_reader_is_probed_by_default():

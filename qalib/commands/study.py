@@ -125,14 +125,6 @@ def bench_answer(
     print(bench.answer_report(model, skimmer, data, questions, rounds, as_json=as_json))
 
 
-@bench.command("byte-models")
-def bench_byte_models(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
-    """Byte-level readers with equally many parameters: training and answering throughput."""
-    from qalib.study import bench
-
-    print(bench.byte_model_report(rounds=rounds, as_json=as_json))
-
-
 @bench.command("block-skim")
 def bench_block_skim(
     data: DataOption = "almanac",

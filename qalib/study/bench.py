@@ -32,13 +32,6 @@ def training_report(rounds: int = 5, as_json: bool = False) -> str:
     return report(benchmarks.time_training(windows, config, print_progress), as_json)
 
 
-def byte_model_report(rounds: int = 5, as_json: bool = False) -> str:
-    """The cost of byte-level readers with equally many parameters."""
-    config = benchmarks.ByteModelBenchmark(rounds=rounds)
-    found = benchmarks.bench_byte_models(config, progress=print_progress)
-    return report(found["variants"], as_json)
-
-
 def block_skim_report(
     data: str = "almanac", skimmer: str = "", seconds: float = 200.0, as_json: bool = False
 ) -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks of training, byte-level readers, Block-Skim and answering, on this machine's CPU.
+"""Benchmarks of training, Block-Skim and answering, on this machine's CPU.
 
 All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
 ``python -m qalib bench`` and ``study bench`` run them; notebooks 03, 06 and 08 record some.
@@ -22,11 +22,9 @@ import numpy as np
 from pydantic import Field
 
 from qalib.data.batching import Batch, collate, training_batches
-from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset
 from qalib.data.windows import Window, WindowConfig, make_windows
 from qalib.errors import QalibError
-from qalib.models.byte_reader import ByteReaderConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.skim.predictors import PredictorConfig
@@ -198,95 +196,6 @@ def time_training(
         row = {"setup": name, "precision": precision, **columns("tokens_per_second", values)}
         rows.append(row | {"speedup": quartiles(ratios).median})
     return rows
-
-
-# --- byte-level readers ---------------------------------------------------------------------------
-
-
-@settings
-class ByteModelBenchmark:
-    """The cost of readers with equally many parameters, on questions of the embedded corpus."""
-
-    rounds: Count = 5
-    questions: Count = 1024
-    length: Count = 800  # characters of a passage, about
-    batch_size: Count = 64  # questions of a step
-    reader: ByteReaderConfig = field(default_factory=ByteReaderConfig)
-    seed: int = 0
-
-
-VARIANTS = {  # encoder and mixer of the readers of notebooks 02 and 03
-    "plain": ("conv", "conv"),
-    "dense": ("dense", "dense"),
-    "dilated": ("dilated", "dilated"),
-    "recurrent": ("lstm", "lstm"),
-    "plain, recurrent": ("conv", "lstm"),
-    "dense, recurrent": ("dense", "lstm"),
-}
-
-
-def byte_variants(base: ByteReaderConfig) -> dict[str, ByteReaderConfig]:
-    """Readers with as many parameters as ``base``, within 1 %, by name."""
-    from qalib.models.byte_reader import count_parameters, match_width
-
-    target, found = count_parameters(base), {}
-    for name, (encoder, mixer) in VARIANTS.items():
-        reader = replace(base, encoder=encoder, mixer=mixer)
-        found[name] = base if reader == base else match_width(reader, target)
-    return found
-
-
-@stage("bench-byte-models")
-def bench_byte_models(
-    config: ByteModelBenchmark, work: Path | None = None, progress: Progress | None = None
-) -> dict:
-    """The cost of every variant, on the same batches of questions.
-
-    ``variants``: parameters, multiply-adds (macs) of a question at the mean lengths ``passage`` and
-    ``question``, and questions per second in training and in answering.
-    """
-    from qalib.data.bytes import QuestionRows, passage_features
-    from qalib.inference import ByteQuestionAnswerer
-    from qalib.losses import gaussian_span_loss
-    from qalib.models.byte_reader import build_byte_reader, count_parameters, multiply_adds
-
-    corpus = CorpusConfig(questions=config.questions, length=config.length, seed=config.seed)
-    examples = list(build_corpus(corpus).examples)
-    rows = QuestionRows(passage_features(examples))
-    plan = rows.batches(config.batch_size, config.seed, 0)
-
-    def loss(output: Any, batch: Any) -> Any:
-        return gaussian_span_loss(output, batch.answer_spans, batch.answer_weights, sigma=2.0)
-
-    def trainer(reader: "nn.Module") -> Callable[[Sequence[int]], object]:
-        step = training_step(reader, loss, best_precision(), TrainConfig(learning_rate=1e-3))
-        return lambda chosen: step(rows.collate(chosen))
-
-    def answerer(reader: "nn.Module") -> Callable[[Sequence[int]], object]:
-        answer = ByteQuestionAnswerer(reader).answer_many
-        return lambda chosen: answer([examples[rows.example(r)] for r in chosen])
-
-    readers = byte_variants(config.reader)
-    readers = {name: build_byte_reader(reader, config.seed) for name, reader in readers.items()}
-    rates: dict[str, dict[str, float]] = {}
-    for kind, process in {"train": trainer, "answer": answerer}.items():
-        candidates = {name: process(reader) for name, reader in readers.items()}
-        timings = interleave(candidates, plan, config.rounds, items_per_round=1, progress=progress)
-        sizes = [len(plan[(1 + n) % len(plan)]) for n in range(timings.rounds)]
-        rates[kind] = {n: quartiles(timings.rates(n, sizes)).median for n in candidates}
-    passage = round(np.mean([len(example.context) for example in examples]))
-    question = round(np.mean([len(example.question) for example in examples]))
-    variants = [
-        {
-            "variant": name,
-            "parameters": count_parameters(reader),
-            "macs": multiply_adds(reader.config, passage, question),
-            "train_questions_per_second": rates["train"][name],
-            "answer_questions_per_second": rates["answer"][name],
-        }
-        for name, reader in readers.items()
-    ]
-    return {"variants": variants, "passage": passage, "question": question}
 
 
 # --- Block-Skim -----------------------------------------------------------------------------------

@@ -1,21 +1,13 @@
-"""Stages of notebooks 01 to 03: train a byte-level reader and analyse it.
+"""The stage of notebooks 01 to 03: train a byte-level reader, from random weights or a run's."""
 
-``train_bytes`` trains from random weights or from those of a run; ``gradients`` and ``landscape``
-measure the loss of a trained reader.
-"""
-
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.bytes import ByteBatch, ByteConfig, QuestionRows, passage_features
@@ -104,37 +96,6 @@ class ByteFinal:
 
 
 @settings
-class Gradients:
-    """On how many training batches gradients are measured; ``seed`` draws them."""
-
-    batches: Count = 4
-    seed: int = 0
-
-
-@settings
-class Landscape:
-    """Where around trained weights the loss is measured, and on how many training questions."""
-
-    kind: Literal["lines", "plane"] = "lines"
-    points: Annotated[int, Field(ge=3)] = 13  # along a direction, from -1 to 1
-    directions: Count = 3  # a plane has two
-    questions: Count = 64
-    seed: int = 0  # of the directions, and of the questions
-
-    def __post_init__(self):
-        if self.points % 2 == 0:
-            raise QalibError(f"points must be odd, to include the solution, not {self.points}.")
-        if self.kind == "plane" and self.directions != 2:
-            raise QalibError(f"a plane has 2 directions, not {self.directions}.")
-
-    @property
-    def steps(self) -> np.ndarray:
-        """The places along a direction, 0 in the middle.  (points,)"""
-        half = self.points // 2
-        return np.arange(-half, half + 1) * (1.0 / half)
-
-
-@settings
 class Robustness:
     """How notebook 01 perturbs a sample of the test questions."""
 
@@ -213,117 +174,3 @@ def byte_answerer(run: Run, config: ByteAnswerConfig) -> ByteQuestionAnswerer:
 def _put_weights(reader: nn.Module, run: Run) -> None:
     path = run.file("weights.safetensors")
     put_weights(reader, load_weights(path), str(path))
-
-
-# --- gradients and the loss around the weights ----------------------------------------------------
-
-
-@stage("gradients")
-def gradients(config: Gradients, work: Path, weights: Run, train: Dataset) -> dict:
-    """Gradient norms by layer of a reader: ``start``, before its training, and ``trained``."""
-    training = weights.settings(ByteTraining)
-    task = byte_task(train, training)
-    batches = [task.collate(rows) for rows in task.batches(config.seed, 0)[: config.batches]]
-    before = build_byte_reader(training.reader, training.seed)
-    return {
-        "start": gradient_norms(before, batches, task.loss),
-        "trained": gradient_norms(load_byte_reader(weights), batches, task.loss),
-    }
-
-
-def gradient_norms(model: nn.Module, batches: Sequence[ByteBatch], loss: Loss) -> dict[str, float]:
-    """Norm of the gradient of a batch's mean loss by layer, averaged over the batches.
-
-    Over all parameters of a layer together, without dropout.
-    """
-    model.eval()
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    norms = dict.fromkeys(map(layer_of, names), 0.0)
-    for batch in batches:
-        squares = dict.fromkeys(norms, 0.0)
-        found = torch.autograd.grad(loss(model(batch), batch).mean(), parameters)
-        for name, gradient in zip(names, found, strict=True):
-            squares[layer_of(name)] += gradient.square().sum().item()
-        for layer, square in squares.items():
-            norms[layer] += square**0.5 / len(batches)
-    return norms
-
-
-def layer_of(name: str) -> str:
-    """The layer of a reader's parameter: "encoder 1", "mixer 5", "attention", "span", "embed"."""
-    if match := re.match(r"(encoder|mixer)\.layers\.(\d+)\.", name):
-        return f"{match[1]} {int(match[2]) + 1}"
-    first = name.partition(".")[0]
-    return "attention" if first in ("query", "key") else first
-
-
-@stage("landscape")
-def landscape(config: Landscape, work: Path, weights: Run, train: Dataset) -> dict:
-    """The loss around the weights of a trained reader, along filter-normalised directions.
-
-    ``losses`` of kind lines: (directions, points); of a plane: (points, points), a row per place
-    along the second direction. Readers of the same training data see the same questions.
-    """
-    training = replace(weights.settings(ByteTraining), batch_size=LANDSCAPE_BATCH, answers="min")
-    task, reader = byte_task(train, training), load_byte_reader(weights)
-    plan = task.batches(config.seed, 0)[: -(-config.questions // LANDSCAPE_BATCH)]
-    batches, steps = [task.collate(rows) for rows in plan], config.steps
-    directions = [filter_direction(reader, config.seed + i) for i in range(config.directions)]
-    if config.kind == "plane":
-        places = [(a, b) for b in steps for a in steps]
-        losses = losses_around(reader, directions, places, batches, task.loss)
-        return {"losses": losses.reshape(len(steps), -1).tolist()}
-    places = [(a,) for a in steps]
-    lines = [losses_around(reader, [d], places, batches, task.loss) for d in directions]
-    return {"losses": np.stack(lines).tolist()}
-
-
-def filter_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """A random direction whose filters have the norms of the model's filters, by parameter.
-
-        d_f = |w_f| g_f / |g_f|,  g_f ~ N(0, 1)
-
-    In front of a norm the scale of a filter has no effect, so a step of some length changes small
-    weights much and large ones little; at w + d weights and noise are equally large in every reader
-    (Li et al. 2018, https://arxiv.org/abs/1712.09913). A filter leads to one output: a channel of a
-    convolution, a row of a matrix. In a convolution of one-hot text every symbol has a filter for
-    each channel, as most symbols never occur and would take most of a common norm. Vectors (biases,
-    scale and shift of norms) do not move.
-    """
-    draws = torch.Generator().manual_seed(seed)
-    direction = {}
-    for name, parameter in model.named_parameters():
-        weights = parameter.detach()
-        noise = torch.randn(weights.shape, generator=draws).to(weights)
-        if weights.ndim == 1:
-            direction[name] = torch.zeros_like(weights)
-            continue
-        one_hot = name.endswith(".table")  # (K, symbols, width)
-        axes = (0,) if one_hot else tuple(range(1, weights.ndim))
-        norms = [torch.linalg.vector_norm(w, dim=axes, keepdim=True) for w in (weights, noise)]
-        direction[name] = noise * (norms[0] / norms[1])
-    return direction
-
-
-@torch.no_grad()
-def losses_around(
-    model: nn.Module,
-    directions: Sequence[Mapping[str, Tensor]],
-    places: Sequence[Sequence[float]],
-    batches: Sequence[ByteBatch],
-    loss: Loss,
-) -> np.ndarray:
-    """The mean loss of all questions at w + sum_i place_i direction_i, without dropout.
-
-    places (n, directions) -> (n,) float64. The model keeps its weights.
-    """
-    model.eval()
-    questions, means = sum(map(len, batches)), []
-    for place in places:
-        moved = {name: weights.detach().clone() for name, weights in model.named_parameters()}
-        for amount, direction in zip(place, directions, strict=True):
-            for name, weights in moved.items():
-                weights.add_(direction[name], alpha=amount)
-        read = partial(functional_call, model, moved)
-        means.append(sum(loss(read(batch), batch).sum() for batch in batches).item() / questions)
-    return np.array(means)

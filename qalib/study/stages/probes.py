@@ -1,24 +1,21 @@
-"""Stages of notebook 04: logistic regression probes of the attention of an encoder.
+"""What the probes of notebook 04 read: features and labels of passage blocks.
 
 A probe of a layer reads six features per head of a passage block (Eq. 2 of the Block-Skim paper)
-and predicts whether the block contains an answer token. It is fitted on some passages and scored
-on others; the encoder is never changed. Source: Block-Skim, section 3 and Fig. 1.
+and predicts whether the block contains an answer token. Source: Block-Skim, section 3 and Fig. 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from qalib.data.schema import Dataset, Example
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.settings import settings
-from qalib.study.run_cache import Run, stage
+from qalib.study.run_cache import Run
 from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
 
 if TYPE_CHECKING:
@@ -136,116 +133,3 @@ def _batch_features(reader: "EncoderReader", batch, size: int) -> list[tuple[np.
     arrays = [tensor.cpu().numpy() for tensor in tensors]
     counts = blocks.real.sum(dim=1).tolist()
     return [tuple(array[row, :count] for array in arrays) for row, count in enumerate(counts)]
-
-
-def probe():
-    """Logistic regression on standardised features, not yet fitted."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-
-
-def passage_folds(data: BlockFeatures, folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Splits for cross-validation that keep all blocks of a passage together."""
-    from sklearn.model_selection import GroupKFold
-
-    return list(GroupKFold(folds).split(data.labels, groups=data.passages))
-
-
-def probe_scores(model, inputs: np.ndarray, labels: np.ndarray, splits: Sequence) -> pd.DataFrame:
-    """A classifier fitted and scored on every split (rows to fit on, rows to score).
-
-    inputs (N, ...) -> a row a split: fold, accuracy, precision, recall, f1 (percent), auc (0 to 1)
-    """
-    from sklearn.metrics import make_scorer, precision_score
-    from sklearn.model_selection import cross_validate
-
-    scoring = {name: name for name in ("accuracy", "precision", "recall", "f1")}
-    scoring |= {"precision": make_scorer(precision_score, zero_division=0), "auc": "roc_auc"}
-    inputs = inputs.reshape(len(inputs), -1).astype(np.float64)
-    found = cross_validate(model, inputs, labels, cv=splits, scoring=scoring, error_score="raise")
-    table = pd.DataFrame({name: 100 * found[f"test_{name}"] for name in scoring})
-    return table.assign(fold=range(len(table)), auc=found["test_auc"])
-
-
-def _classifiers(data: BlockFeatures) -> Iterator[tuple[str, int, Any, np.ndarray]]:
-    """All classifiers of ``probe_layers``: name, layer or 0, model, inputs."""
-    from sklearn.dummy import DummyClassifier
-
-    yield "majority", 0, DummyClassifier(strategy="most_frequent"), data.lexical
-    yield "every block", 0, DummyClassifier(strategy="constant", constant=True), data.lexical
-    yield "words and place", 0, probe(), data.lexical
-    for layer in range(data.attention.shape[1]):
-        yield "attention", layer + 1, probe(), data.attention[:, layer]
-
-
-@stage("probe-attention", publish=("*.csv",))
-def probe_attention(
-    config: ProbeConfig,
-    work: Path,
-    train: Dataset,
-    test: Dataset,
-    checkpoint: str | None = None,
-    weights: Run | None = None,
-) -> dict:
-    """Probe the attention of the published reader (``checkpoint``: its hash) or of ``weights``.
-
-    scores.csv: encoder ("after" or "before" fine-tuning), on ("folds" of the training passages, or
-    "test": fitted on all of them), reads, layer and the columns of ``probe_scores``; blocks.csv:
-    all blocks of the test questions with their probabilities; heads.csv and numbers.csv: see
-    :func:`probe_parts`.
-    """
-    questions, few = evenly(test, config.test_questions), evenly(train, config.train_questions)
-    settings = config.windows, config.block_size
-    tuned = probed_reader(weights, True)
-    after, held = (block_features(tuned, some, *settings) for some in (few, questions))
-    before = block_features(probed_reader(weights, False), few, *settings)
-    rows = []
-    for encoder, data in {"after": after, "before": before}.items():
-        splits = passage_folds(data, config.folds)
-        for reads, layer, model, inputs in _classifiers(data):
-            scores = probe_scores(model, inputs, data.labels, splits)
-            rows.append(scores.assign(encoder=encoder, on="folds", reads=reads, layer=layer))
-    blocks = pd.DataFrame(held.characters, columns=["start", "end"]).assign(answer=held.labels)
-    blocks.insert(0, "id", [questions[i].id for i in held.examples])
-    labels = np.concatenate([after.labels, held.labels])
-    fit, score = np.split(np.arange(len(labels)), [len(after.labels)])
-    tests = (inputs for *_, inputs in _classifiers(held))
-    for (reads, layer, model, inputs), others in zip(_classifiers(after), tests, strict=True):
-        inputs = np.concatenate([inputs, others]).reshape(len(labels), -1).astype(np.float64)
-        scores = probe_scores(model, inputs, labels, [(fit, score)])
-        rows.append(scores.assign(encoder="after", on="test", reads=reads, layer=layer))
-        if reads in ("words and place", "attention"):
-            chances = model.fit(inputs[fit], after.labels).predict_proba(inputs[score])[:, 1]
-            blocks[f"layer {layer}" if layer else "words"] = chances.round(4)
-    tables = {"scores": pd.concat(rows), "blocks": blocks, **probe_parts(after, config.folds)}
-    for name, table in tables.items():
-        table.to_csv(work / f"{name}.csv", index=False, lineterminator="\n")
-    counts = {"blocks": len(after.labels), "passages": len(np.unique(after.passages))}
-    return {**counts, "answers": float(after.labels.mean()), "test_blocks": len(held.labels)}
-
-
-def probe_parts(data: BlockFeatures, folds: int) -> dict[str, pd.DataFrame]:
-    """Mean AUC over the folds of probes that read a part of the attention of a layer.
-
-    -> "heads": layer, head, auc; "numbers": layer, number (name of one of the six features),
-    alone, without (the other five), all
-    """
-    from qalib.skim.features import PAPER_FEATURES
-
-    def auc(part: np.ndarray) -> float:
-        return probe_scores(probe(), part, data.labels, splits)["auc"].mean()
-
-    heads, numbers, splits = [], [], passage_folds(data, folds)
-    for layer in range(1, data.attention.shape[1] + 1):
-        attention = data.attention[:, layer - 1]  # (N, H, 6)
-        for head in range(attention.shape[1]):
-            heads.append({"layer": layer, "head": head + 1, "auc": auc(attention[:, head])})
-        everything = auc(attention)
-        for index, name in enumerate(PAPER_FEATURES):
-            alone, others = attention[..., index], np.delete(attention, index, axis=-1)
-            row = {"layer": layer, "number": name, "alone": auc(alone), "without": auc(others)}
-            numbers.append({**row, "all": everything})
-    return {"heads": pd.DataFrame(heads), "numbers": pd.DataFrame(numbers)}
