@@ -13,6 +13,7 @@ Sources: Rajpurkar et al. 2016 (rule 1.1), 2018 (rule 2.0).
 
 import math
 import re
+import reprlib
 import string
 import unicodedata
 import warnings
@@ -315,12 +316,11 @@ def load_predictions(path: str | Path) -> dict[str, str]:
     texts = {key: text for key, text in tree.items() if isinstance(text, str)}
     if odd := {key: value for key, value in tree.items() if key not in texts}:
         key, value = next(iter(odd.items()))
-        first = f"question {key!r}: expected an answer text, found {value!r:.40}"
+        first = f"question {key!r}: expected an answer text, found {reprlib.repr(value)}"
         if not texts:
             raise QalibError(f"{path}: {first}.")
-        for key, value in odd.items():
-            if value is None or type(value) is int:
-                texts[key] = "" if value is None else str(value)
+        texts |= {key: str(value) for key, value in odd.items() if type(value) is int}
+        texts |= {key: "" for key, value in odd.items() if value is None}
         lost = len(tree) - len(texts)
         text = (
             f"{path}: values that are no texts: {len(odd)}, left out: {lost}; the first: {first}."
@@ -330,7 +330,7 @@ def load_predictions(path: str | Path) -> dict[str, str]:
 
 
 def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
-    """Read a file of no-answer scores: one JSON object, question id to a finite number.
+    """Read a file of no-answer scores: one JSON object, a finite number for every question.
 
     Raises QalibError for another value and for a question of the dataset without one.
     """
@@ -340,7 +340,8 @@ def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
     for key in (*tree, *(example.id for example in dataset)):
         value = tree.get(key)
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise QalibError(f"{path}: question {key!r}: expected a number, found {value!r:.40}.")
+            found = reprlib.repr(value)
+            raise QalibError(f"{path}: question {key!r}: expected a number, found {found}.")
     return tree
 
 
@@ -355,15 +356,14 @@ def score_files(
     Raises QalibError for a file that is missing or malformed or belongs to another dataset.
     """
     data, texts = load_data(dataset, "score"), load_predictions(predictions)
+    na_probs = load_na_probs(na_prob_file, data) if na_prob_file else None
     golds = [text for example in data for text in example.answer_texts]
     if not characters and 2 * sum(bool(_CJK.search(text)) for text in golds) > len(golds):
-        warnings.warn(
+        text = (
             f"{data.path}: most answers are Chinese, Japanese or Korean, and F1 counts words "
-            "between spaces; --characters (characters=True) counts characters.",
-            DataWarning,
-            stacklevel=2,
+            "between spaces; --characters (characters=True) counts characters."
         )
-    na_probs = load_na_probs(na_prob_file, data) if na_prob_file else None
+        warnings.warn(text, DataWarning, stacklevel=2)
     try:
         return score(data, texts, na_probs, characters)
     except QalibError as error:

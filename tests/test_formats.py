@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from squad_files import write_squad
 
 from qalib.data.formats import load_file
-from qalib.data.schema import Answer, Example, FreeAnswerExample, content_hash
+from qalib.data.schema import Answer, Example, content_hash
 from qalib.errors import DataWarning, QalibError
 
 CONTEXT = "The old bridge was built by Ada Quill in 1871."
@@ -133,7 +133,7 @@ def test_unanswerable_questions(save, answers):
     path = save({"data": [{"paragraphs": [PARAGRAPH | {"qas": [QAS[0], QAS[1] | impossible]}]}]})
     if answers == [{"text": ""}]:
         dataset, message = tolerated(path, "train")
-        assert "empty answers of impossible questions: 1" in message
+        assert "faults tolerated: 1, rows left out: 0 of 2; the first: " in message
     else:
         dataset = load_file(path)
     assert [example.answerable for example in dataset] == [True, False]
@@ -206,7 +206,7 @@ def test_files_that_cannot_be_read(tmp_path, save):
     assert "no such file" in error_of(tmp_path / "absent.json")
     assert "cannot be read" in error_of(tmp_path)
     assert "byte 10 is not UTF-8" in error_of(save(b'{"data": "\xff"}'))
-    assert "nested" in error_of(save(b"[" * 200_000))
+    assert "recursion" in error_of(save(b"[" * 200_000))
     assert "line 1" in error_of(save(b'{"data": ' + b"9" * 5000 + b"}"))
 
 
@@ -301,7 +301,7 @@ def answer(**changes):
         (answer(answer_start=27), ["start 27", "' Ada Quil'", "occurs at 28"], TOLERANT),
         (answer(text="1871", answer_start=-5), ["start -5", "occurs at 41"], TOLERANT),
         (answer(answer_start=10**9), ["1000000000", "''"], TOLERANT),
-        (answer(answer_start=None), ["answer_start is None, not a whole number"], TOLERANT),
+        (answer(answer_start=None), ["answer_start is None, no whole number"], TOLERANT),
         (answer(answer_start=True), ["answer_start is True"], TOLERANT),
         (answer(answer_start=28.5), ["answer_start is 28.5"], TOLERANT),
         (question(answers=["Ada Quill"]), ["answer_start is None"], TOLERANT),
@@ -329,34 +329,31 @@ def test_faults_stop_training_and_only_the_needed_ones_lose_a_row(save, edit, pa
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind"),
+    "changes",
     [
-        ({"id": 262}, "ids that are numbers: 2"),
-        ({"answers": [ADA | {"answer_start": "28"}]}, "offsets that are not whole numbers: 2"),
-        ({"answers": [ADA | {"answer_start": 28.0}]}, "offsets that are not whole numbers: 2"),
-        ({"answers": {"text": ["Ada Quill"], "answer_start": ["28"]}}, "whole numbers: 2"),
-        ({"answers": {"text": "Ada Quill", "answer_start": "28"}}, "whole numbers: 2"),
+        {"id": 262},
+        {"answers": [ADA | {"answer_start": "28"}]},
+        {"answers": [ADA | {"answer_start": 28.0}]},
+        {"answers": {"text": ["Ada Quill"], "answer_start": [" 28"]}},
+        {"answers": {"text": "Ada Quill", "answer_start": "28"}},
     ],
 )
-def test_another_notation_is_understood_for_every_purpose(save, changes, kind):
-    rows = [QAS[0] | changes, QAS[0] | changes | ({"id": 263} if "id" in changes else {"id": "x"})]
-    path = save([{"context": CONTEXT, "qas": rows}])
+def test_another_notation_is_understood_for_every_purpose(save, changes):
+    path = save([{"context": CONTEXT, "qas": [QAS[0] | changes, QAS[1]]}])
     for purpose in ANYWHERE:
         dataset, message = tolerated(path, purpose)
-        assert f"{kind}; the first: row 0, question 0" in message
-        assert [e.answers for e in dataset] == [(Answer("Ada Quill", 28),)] * 2
-        assert dataset.examples[0].id == str(rows[0]["id"])
+        assert "faults tolerated: 1, rows left out: 0 of 2; the first: row 0, quest" in message
+        assert dataset.examples[0].answers == (Answer("Ada Quill", 28),)
+        assert dataset.examples[0].id == str(changes.get("id", "q1"))
 
 
-def test_what_is_tolerated_is_counted_by_kind_with_the_first_place(save):
+def test_what_is_tolerated_is_counted_and_the_first_named(save):
     rows = [*copy.deepcopy(TABLE), TABLE[0] | {"id": 3, "answers": ["Quill", "Lady Ada"]}]
     rows[0]["answers"]["answer_start"] = [27]
     path = save(lines(*rows))
     dataset, message = tolerated(path, "score")
-    assert "at their offset: 1, ids that are numbers: 1, missing offsets: 2; the first: " in message
-    assert "line 1 (id 'q1'): answer_start 27 points at" in message
+    assert "faults tolerated: 4, rows left out: 0 of 3; the first: line 1 (id 'q1'): " in message
     assert [e.answer_texts for e in dataset] == [["Ada Quill"], ["1871"], ["Quill", "Lady Ada"]]
-    assert isinstance(dataset.examples[2], FreeAnswerExample)
     message = error_of(path)
     assert "bad rows: 2 of 3; the first: line 1 (id 'q1'): answer_start 27" in message
     assert "line 3 (id '3'): answer_start is None" in message
@@ -490,4 +487,4 @@ def test_bad_mrqa_lines_are_named(save, line, parts):
 def test_scoring_mrqa_needs_no_spans(save):
     dataset, message = tolerated(save(lines(spans([5, 4], answers=["Ada", "Eve"]))), "score")
     assert dataset.examples[0].answer_texts == ["Ada", "Eve"]
-    assert "missing offsets: 1" in message
+    assert "faults tolerated: 2" in message

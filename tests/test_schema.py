@@ -9,7 +9,6 @@ import pytest
 from qalib.data.schema import (
     Answer,
     Example,
-    FreeAnswerExample,
     content_hash,
     hold_out,
     make_dataset,
@@ -48,7 +47,7 @@ def test_content_hash_depends_on_content_alone():
 
 
 def test_references_are_part_of_the_content():
-    with_reference = FreeAnswerExample("a", "?", "c", (), "", ("x",))
+    with_reference = Example("a", "?", "c", references=("x",))
     assert with_reference.answerable
     assert content_hash([with_reference]) != content_hash([Example("a", "?", "c")])
 

@@ -19,7 +19,6 @@ import re
 import reprlib
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -30,7 +29,6 @@ from qalib.data.schema import (
     Answer,
     Dataset,
     Example,
-    FreeAnswerExample,
     check_example,
     make_dataset,
     misplaced,
@@ -117,10 +115,8 @@ def _parse(text: str, prefix: str, line: int = 1) -> object:
         cut = cut and text.startswith(("{", "[")) and error.msg != "Extra data"
         end = "; the file is cut short: fetch or export it again" if cut else ""
         raise QalibError(f"{place}: not valid JSON ({error.msg}){end}.") from None
-    except ValueError as error:  # a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all reason
         raise QalibError(f"{prefix}line {line}: not a dataset ({error}).") from None
-    except RecursionError:
-        raise QalibError(f"{prefix}line {line}: JSON nested too deeply to be a dataset.") from None
 
 
 # -------------------------------------------------------------------------- from forms to entries
@@ -182,8 +178,7 @@ class _Reader:
         self.purpose = purpose
         self.examples: dict[str, Example] = {}
         self.bad: list[str] = []
-        self.tolerated: Counter[str] = Counter()
-        self.first = ""  # of what was tolerated
+        self.tolerated: list[str] = []
         self.place = ""  # of the row that is read
 
     def add(
@@ -216,36 +211,30 @@ class _Reader:
         """Warn of what was tolerated and left out. Raises QalibError as :func:`load_file` says."""
         bad, few = len(self.bad), "; ".join(self.bad[:3])
         rows = bad + len(self.examples)
-        if not rows:
-            raise QalibError(f"{source}: there is no question in it; {FORMS}.")
         if not self.examples:
-            raise QalibError(
-                f"{source}: none of {rows} rows can be used to {self.purpose}; the first: "
-                f"{self.bad[0]}; {FORMS}."
-            )
+            why = f"none of {rows} rows can be used to {self.purpose}; the first: {few}"
+            raise QalibError(f"{source}: {why if rows else 'there is no question in it'}; {FORMS}.")
         if bad and self.purpose == "train" and not skip_bad:
             raise QalibError(
                 f"{source}: bad rows: {bad} of {rows}; the first: {few}; mend them, or leave them "
                 "out with --skip-bad."
             )
-        found = [f"{what}: {count}" for what, count in self.tolerated.items()]
-        found += [f"rows left out: {bad} of {rows}"] if bad else []
-        if found:
-            text = f"{source}: {', '.join(found)}; the first: {few or self.first}."
-            warnings.warn(text, DataWarning, stacklevel=3)
+        if bad or self.tolerated:
+            text = f"faults tolerated: {len(self.tolerated)}, rows left out: {bad} of {rows}"
+            first = few or self.tolerated[0]
+            warnings.warn(f"{source}: {text}; the first: {first}.", DataWarning, stacklevel=3)
 
     def _error(self, reason: str) -> QalibError:
         return QalibError(f"{self.place}: {reason}.")
 
-    def _note(self, what: str, reason: str) -> None:
-        self.first = self.first or f"{self.place}: {reason}"
-        self.tolerated[what] += 1
+    def _note(self, fault: str) -> None:
+        self.tolerated.append(f"{self.place}: {fault}")
 
-    def _tolerate(self, what: str, reason: str) -> None:
+    def _tolerate(self, fault: str) -> None:
         """Note a fault; for training, raise it."""
         if self.purpose == "train":
-            raise self._error(reason)
-        self._note(what, reason)
+            raise self._error(fault)
+        self._note(fault)
 
     def _field(self, entry: object, key: str, kind: type):
         """``entry[key]`` of a type. Raises QalibError if it is not that."""
@@ -260,7 +249,7 @@ class _Reader:
         """The example of a row. Raises QalibError, naming the place, for a bad row."""
         identity = row.get("id", row.get("qid"))
         if type(identity) is int:
-            self._note("ids that are numbers", f"the id is the number {identity}")
+            self._note(f"the id is the number {identity}")
             identity = str(identity)
         if not identity or not isinstance(identity, str):
             raise self._error(f"the id must be a text, found {reprlib.repr(identity)}")
@@ -281,18 +270,17 @@ class _Reader:
             if self.purpose != "answer":
                 raise
             if row.get("answers") is not None:
-                self._note("answers that are not understood", str(error).removesuffix("."))
+                self.tolerated.append(str(error).removesuffix("."))
             return example
-        if len(answers) == len(texts) and "detected_answers" not in row:
-            return replace(example, answers=answers)
-        return FreeAnswerExample(identity, question, context, answers, title, texts)
+        spans = tuple(answer.text for answer in answers)
+        return replace(example, answers=answers, references=texts if texts != spans else ())
 
     def _answers(self, row: dict, context: str) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
         """(answers whose place is known, texts that a prediction is scored against)."""
         flag, mrqa = row.get("is_impossible"), "detected_answers" in row
         pairs = self._spans(row, context) if mrqa else self._pairs(row)
         if flag is True and pairs and not any(text for text, _ in pairs):
-            self._note("empty answers of impossible questions", "an answer is the empty string")
+            self._note("an impossible question has an empty answer")
             pairs = []
         answers = [self._answer(text, start, context) for text, start in pairs]
         texts = [text for text, _ in pairs if text]
@@ -304,34 +292,28 @@ class _Reader:
             flag = True  # tables have no such column
         if (flag and texts) or not isinstance(flag, bool | None):
             self._tolerate(
-                "is_impossible that contradicts the answers",
                 f"is_impossible is {reprlib.repr(flag)} and {len(texts)} answers are given; it "
-                "must be true without answers or false with some",
+                "must be true without answers or false with some"
             )
         elif not texts and not flag and self.purpose != "answer":
-            self._tolerate(
-                "questions without answers that is_impossible does not mark",
-                'no answer is given; add one, or set "is_impossible": true (SQuAD 2.0)',
-            )
+            self._tolerate('no answer is given; add one, or set "is_impossible": true (SQuAD 2.0)')
         return tuple(answer for answer in answers if answer), tuple(texts)
 
     def _answer(self, text: str, start: object, context: str) -> Answer | None:
         """The answer at its offset; None if it is empty or not there, which training refuses."""
         if not text:
-            return self._tolerate("empty answers", "an answer is the empty string; remove it")
+            return self._tolerate("an answer is the empty string; remove it")
         if type(start) is not int:
             number = re.fullmatch(r"\s*(-?\d{1,15})(\.0*)?\s*", str(start), re.ASCII)
             if not number:
-                reason = f"answer_start is {reprlib.repr(start)}, not a whole number"
-                return self._tolerate("missing offsets", reason)
-            self._note("offsets that are not whole numbers", f"answer_start is {start!r}")
+                return self._tolerate(f"answer_start is {reprlib.repr(start)}, no whole number")
+            self._note(f"answer_start is {start!r}")
             start = int(number[1])
         answer = Answer(text, start)
         if not context:
             return None  # a file to score without its passages
-        if reason := misplaced(answer, context):
-            return self._tolerate("answers that are not at their offset", reason)
-        return answer
+        fault = misplaced(answer, context)
+        return self._tolerate(fault) if fault else answer
 
     def _pairs(self, row: dict) -> list[tuple[str, object]]:
         """(text, offset as written) of SQuAD's answers, from a list or a dictionary of lists."""
@@ -343,8 +325,7 @@ class _Reader:
         if isinstance(answers, dict):
             texts, starts = self._field(answers, "text", list), answers.get("answer_start")
             if not isinstance(starts, list) or len(starts) != len(texts):
-                reason = f"{len(texts)} answer texts but not as many under 'answer_start'"
-                self._tolerate("missing offsets", reason)
+                self._tolerate(f"{len(texts)} answer texts but not as many under 'answer_start'")
                 starts = [None] * len(texts)
             answers = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
         elif not isinstance(answers, list):
@@ -362,10 +343,9 @@ class _Reader:
                     found[context[span[0] : span[1] + 1], span[0]] = None
                     continue
                 self._tolerate(
-                    "answers that are not at their offset",
                     f"the span {reprlib.repr(span)} must be two whole numbers inside its context "
-                    f"of {len(context)} characters (both ends count as inside)",
+                    f"of {len(context)} characters (both ends count as inside)"
                 )
         if not found:
-            self._tolerate("missing offsets", "no answer span is given; MRQA questions have one")
+            self._tolerate("no answer span is given; MRQA questions have one")
         return list(found)

@@ -30,41 +30,27 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one passage. Without answers, the passage does not answer it."""
+    """One question about one passage. Without answers, the passage does not answer it.
+
+    Where the reference answers need not be spans of the passage, a prediction is scored against
+    ``references``, and ``answers`` holds the equivalent spans, for training, if there are any.
+    """
 
     id: str
     question: str
     context: str
     answers: tuple[Answer, ...] = ()
     title: str = ""
-
-    @property
-    def answerable(self) -> bool:
-        return bool(self.answers)
-
-    @property
-    def answer_texts(self) -> list[str]:
-        """The texts that a prediction is scored against."""
-        return [answer.text for answer in self.answers]
-
-
-@dataclass(frozen=True, slots=True)
-class FreeAnswerExample(Example):
-    """A question whose reference answers need not be spans of the passage.
-
-    A prediction is scored against ``references``. ``answers`` holds the equivalent spans, for
-    training; it may be empty although the question has an answer.
-    """
-
     references: tuple[str, ...] = ()
 
     @property
     def answerable(self) -> bool:
-        return bool(self.references)
+        return bool(self.answers or self.references)
 
     @property
     def answer_texts(self) -> list[str]:
-        return list(self.references)
+        """The texts that a prediction is scored against."""
+        return list(self.references) or [answer.text for answer in self.answers]
 
 
 @dataclass(frozen=True)
