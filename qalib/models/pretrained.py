@@ -93,7 +93,7 @@ def save_reader(
         adapter = get_peft_model(reader.encoder, lora)
     tensors = {}
     for key in get_peft_model_state_dict(adapter):
-        name = key.replace("base_model.model.", "encoder.", 1).replace(".base_layer.", ".")
+        name = _parameter(key)
         if name.endswith(".lora_A.weight"):
             weight = name.replace(".lora_A.weight", ".weight")
             left, right = low_rank(trained[weight] - base[weight], rank)
@@ -108,6 +108,11 @@ def save_reader(
     settings = {"encoder": asdict(encoder), "windows": asdict(windows), "sha256": sha256}
     settings["passages"] = list(passages)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _parameter(key: str) -> str:
+    """The name in an EncoderReader of a tensor in a file of peft."""
+    return key.replace("base_model.model.", "encoder.", 1).replace(".base_layer.", ".")
 
 
 def save_model(
@@ -176,14 +181,22 @@ def model_path(model: str | Path = "") -> Path:
 
 
 def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
-    """A checkpoint as of :func:`save_reader`."""
+    """A checkpoint as of :func:`save_reader`: W + B A, other tensors as they are stored."""
     reader = build_encoder(_config(EncoderConfig, settings, "encoder", folder / SETTINGS))
     weights = folder / WEIGHTS
-    if weights.is_file() and file_sha256(weights) != checkpoint_hash(folder):
+    tensors = {_parameter(key): tensor.float() for key, tensor in load_weights(weights).items()}
+    if file_sha256(weights) != checkpoint_hash(folder):
         raise QalibError(
             f"{weights}: damaged (its checksum is not the one in {SETTINGS}); check it out again."
         )
-    return _merge(reader, folder)
+    own = dict(reader.named_parameters())
+    for name in [name for name in tensors if ".lora_A." in name]:
+        right, left = tensors.pop(name), tensors.pop(name.replace("lora_A", "lora_B"))
+        weight = name.replace(".lora_A", "")
+        tensors[weight] = own[weight].detach() + left @ right
+    put_weights(reader, tensors, str(weights))
+    reader.untrained = frozenset()
+    return reader
 
 
 def _load_adapter(folder: Path) -> EncoderReader:
