@@ -17,7 +17,7 @@ from qalib import paths
 from qalib.data import sources
 from qalib.data.formats import load_file
 from qalib.data.schema import Answer, Example, content_hash
-from qalib.data.sources import SOURCES, Source, fetch, find, load
+from qalib.data.sources import SOURCES, Source, fetch, find, load_data
 from qalib.errors import QalibError
 
 EXAMPLES = [
@@ -149,11 +149,12 @@ def test_every_entry_is_complete_and_no_two_are_mixed_up():
 
 
 def test_unknown_names_are_refused_with_a_hint(home):
-    for function in (find, load, fetch):
+    for function in (find, fetch):
         message = error_of(function, "squad-dev-v1")
         assert "squad-dev-v1: no such source" in message
         assert "did you mean 'squad-dev-v1.1'" in message
     assert "squadshifts-nyt" in error_of(find, "zzzz")
+    assert "squad-dev-v1: no such file" in error_of(load_data, "squad-dev-v1")
 
 
 # --------------------------------------------------------------------------------------- finding
@@ -182,7 +183,7 @@ def test_a_missing_data_directory_is_named(home, raw, register, monkeypatch):
     (home / "cache").mkdir()
     (home / "cache" / "set.json").write_bytes(raw)
     monkeypatch.setenv("QALIB_DATA", str(home / "absent"))
-    for function in (find, load, fetch):
+    for function in (find, load_data, fetch):
         assert f"QALIB_DATA={home / 'absent'}: no such directory" in error_of(function, "set")
     (home / "absent").write_text("a file")
     assert "no such directory" in error_of(find, "set")
@@ -201,7 +202,7 @@ def put(home, raw, name="set.json"):
 def test_the_published_file_is_loaded(home, raw, register):
     register()
     path = put(home, raw)
-    dataset = load("set")
+    dataset = load_data("set")
     assert dataset.examples == load_file(path).examples
     assert dataset.name == "set"
     assert dataset.provenance()["raw_sha256"] == hashlib.sha256(raw).hexdigest()
@@ -214,16 +215,16 @@ def test_another_layout_with_the_same_content_is_accepted(home, register):
     ]
     put(home, raw_squad(home, moved))
     source = register()
-    message = error_of(load, "set")
+    message = error_of(load_data, "set")
     assert source.sha256 in message
     register(content_sha256=("0" * 64, content_hash(EXAMPLES)))
-    assert load("set").examples == tuple(moved)
+    assert load_data("set").examples == tuple(moved)
 
 
 def test_another_file_is_refused(home, register):
     source = register(content_sha256=(content_hash(EXAMPLES),))
     path = put(home, raw_squad(home, OTHER[:30]))
-    message = error_of(load, "set")
+    message = error_of(load_data, "set")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     for words in (str(path), source.sha256, found, content_hash(OTHER[:30]), "30", "40", "remove"):
         assert words in message
@@ -233,7 +234,7 @@ def test_a_missing_file_is_reported_with_its_places_and_address(home, register, 
     source = register()
     (home / "mine").mkdir()
     monkeypatch.setenv("QALIB_DATA", str(home / "mine"))
-    message = error_of(load, "set")
+    message = error_of(load_data, "set")
     for folder in ("mine", "checkout/data", "cache"):
         assert str(home / folder) in message
     for words in ("set.json", "QALIB_DATA", source.url, "python -m qalib fetch set"):
@@ -386,7 +387,7 @@ def test_where_the_address_is_gone_the_rows_come_from_the_hub(home, raw, registe
     with pytest.warns(UserWarning, match="unverified"):
         path = fetch("set")
     assert addresses == ["hf://datasets/some/set@~parquet/AddSent/validation/*.parquet"]
-    assert load("set").examples == tuple(EXAMPLES)
+    assert load_data("set").examples == tuple(EXAMPLES)
     assert sorted(cached(home)) == ["set.json", "set.json.sha256"]
     assert fetch("set") == path
     assert len(addresses) == 1
@@ -394,7 +395,7 @@ def test_where_the_address_is_gone_the_rows_come_from_the_hub(home, raw, registe
     assert note.read_text().startswith(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  set.json")
 
     path.write_bytes(raw_squad(home, OTHER))  # another file than at first
-    error_of(load, "set")
+    error_of(load_data, "set")
     hub(OTHER)
     message = error_of(fetch, "set")
     assert note.read_text().split()[0] in message
@@ -403,7 +404,7 @@ def test_where_the_address_is_gone_the_rows_come_from_the_hub(home, raw, registe
     note.unlink()
     with pytest.warns(UserWarning, match="unverified"):
         fetch("set")
-    assert load("set").examples == tuple(OTHER)
+    assert load_data("set").examples == tuple(OTHER)
 
 
 def test_a_hub_table_of_another_size_is_refused(home, register, server, hub):
@@ -429,7 +430,7 @@ REAL += [f"squadshifts-{part}" for part in ("new_wiki", "reddit", "amazon_review
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_files_are_the_published_ones(real_data, name):
-    dataset = load(name)
+    dataset = load_data(name)
     assert find(name).parent == real_data
     assert len(dataset) == SOURCES[name].questions
     assert dataset.content_sha256 in SOURCES[name].content_sha256

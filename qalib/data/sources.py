@@ -65,31 +65,20 @@ def find(name: str) -> Path | None:
 
 
 def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = False) -> Dataset:
-    """A file by its path, as :func:`~qalib.data.formats.load_file`, or a source by its name.
+    """The verified questions of a source by its name, or a file by its path.
 
-    A file that has the name of a source comes first. Raises QalibError as the two do.
+    Raises QalibError if a source's file is missing (with the address to get it from) or not the
+    published one, and as :func:`~qalib.data.formats.load_file` does.
     """
-    if Path(name).exists() or len(Path(name).parts) > 1:
+    source = SOURCES.get(str(name))
+    if source is None:
         return load_file(name, purpose, skip_bad=skip_bad)
-    if str(name) in SOURCES:
-        return load(str(name))
-    hint = nearest(name, SOURCES)
-    raise QalibError(f"{name}: no such file, and no source has that name; {hint}.")
-
-
-def load(name: str) -> Dataset:
-    """The verified questions of a source.
-
-    Raises QalibError if the file is missing (with the address to get it from) or not the published
-    one, and as the readers of :mod:`qalib.data.formats` do.
-    """
-    source = _source(name)
-    path = find(name)
+    path = find(source.name)
     if path is None:
         raise QalibError(
             f"{_missing(source)}: run 'python -m qalib fetch {name}', or {_by_hand(source)}."
         )
-    dataset = load_file(path, name=name)
+    dataset = load_file(path, name=source.name)
     _verify(source, path, dataset)
     return dataset
 

@@ -149,9 +149,9 @@ def resolve_precision(config: T, precision: str) -> T:
 
 def load_data(config: DataConfig, split: str) -> Dataset:
     """The data sets that a configuration names, merged; the embedded corpus for "almanac"."""
+    from qalib.data import sources
     from qalib.data.corpus import CorpusConfig, build_corpus
     from qalib.data.schema import make_dataset, merge
-    from qalib.data.sources import load
 
     names = config.train if split == "train" else config.test
     count = config.train_questions if split == "train" else config.test_questions
@@ -165,7 +165,7 @@ def load_data(config: DataConfig, split: str) -> Dataset:
                 misleading=config.misleading,
             )
         )
-    parts = [load(name) for name in names]
+    parts = [sources.load_data(name) for name in names]
     family = names[0].split("-")[0]
     together = "+".join(names).replace(f"+{family}-", "+")
     whole = parts[0] if len(parts) == 1 else merge(together, parts)
