@@ -15,7 +15,6 @@ from qalib.distill.encoders import (
     spread_layers,
 )
 from qalib.errors import QalibError
-from qalib.models.encoder import EncoderReader
 from qalib.training import encoder_task
 
 
@@ -34,7 +33,7 @@ def test_a_model_with_some_of_its_layers_is_saved_and_loaded_as_such(kind, tmp_p
     inputs.pop("passage")
     with torch.no_grad():
         states = model.base_model(**inputs, output_hidden_states=True).hidden_states
-        keep_layers(EncoderReader(model, None), [2])
+        keep_layers(model, [2])
         shallow = model.base_model(**inputs, output_hidden_states=True).hidden_states
     assert (len(states), len(shallow)) == (4, 2)
     torch.testing.assert_close(shallow[0], states[0])  # embeddings
@@ -56,7 +55,7 @@ def test_a_model_with_some_of_its_layers_is_saved_and_loaded_as_such(kind, tmp_p
 )
 def test_layers_that_are_not_there_are_refused(kind, numbers, said):
     with pytest.raises(QalibError, match=said):
-        keep_layers(EncoderReader(tiny_encoder(kind), None), numbers)
+        keep_layers(tiny_encoder(kind), numbers)
 
 
 def test_attention_on_the_question_is_that_of_transformers():

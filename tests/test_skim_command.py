@@ -17,7 +17,7 @@ from qalib.models.pretrained import load_reader, passages_of, save_model
 from qalib.skim.storage import load_skimmer, read_settings
 
 WINDOWS = WindowConfig(max_length=64, doc_stride=16, max_query_length=24)
-TRAIN = ("--block-size", 8, "--tokens-per-batch", 256, "--device", "cpu", "--precision", "fp32")
+TRAIN = ("--block-size", 8, "--batch-size", 4, "--device", "cpu", "--precision", "fp32")
 
 
 def run(*words, text=None):

@@ -1,51 +1,29 @@
 """The ``distill`` command: models that answer teach a smaller or faster one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperCommand
 
-from qalib.commands.options import (
-    BatchSizeOption,
-    DeviceOption,
-    DocStrideOption,
-    MaxQueryLengthOption,
-    MaxSeqLengthOption,
-    PrecisionOption,
-    SkipBadOption,
-)
 from qalib.commands.output import is_main_process
 from qalib.commands.train import (
-    BudgetOption,
     DataArgument,
-    DevOption,
-    EpochsOption,
-    LoggingStepsOption,
-    MaxStepsOption,
-    RateOption,
-    SaveStepsOption,
-    SeedOption,
+    TrainingOptions,
     check_new_folder,
-    choose_device,
-    load_training_data,
     model_name,
-    publish_model,
-    report_epoch,
     say,
-    seen_passages,
-    train_config,
-    training_windows,
-    working_folder,
+    takes_training_options,
+    train_model,
 )
 from qalib.errors import QalibError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from qalib.data.schema import Dataset
     from qalib.data.windows import WindowConfig
     from qalib.models.encoder import EncoderReader
+    from qalib.training import TrainingTask
 
 
 class SeveralTeachers(TyperCommand):
@@ -63,8 +41,10 @@ class SeveralTeachers(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
+@takes_training_options
 def distill_command(
     data: DataArgument,
+    training: TrainingOptions,
     teachers: Annotated[list[str], typer.Option(help="folders, Hub names or runs, one or more")],
     student: Annotated[
         str,
@@ -74,30 +54,13 @@ def distill_command(
         ),
     ],
     output: Annotated[Path, typer.Option(help="new folder of the model")],
-    dev: DevOption = "",
-    skip_bad: SkipBadOption = False,
-    temperature: Annotated[float | None, typer.Option(help="default: 2")] = None,
-    ce_weight: Annotated[float | None, typer.Option(help="gold answers; default: 1")] = None,
-    kd_weight: Annotated[float | None, typer.Option(help="soft targets; default: 1")] = None,
-    margin_weight: Annotated[
-        float | None, typer.Option(help="teachers' confusing answers; default: 0.3")
-    ] = None,
+    temperature: Annotated[float, typer.Option(help="of the soft targets")] = 2.0,
+    ce_weight: Annotated[float, typer.Option(help="of gold answers")] = 1.0,
+    kd_weight: Annotated[float, typer.Option(help="of soft targets")] = 1.0,
+    margin_weight: Annotated[float, typer.Option(help="of confusing answers")] = 0.3,
     attention_weight: Annotated[
-        float, typer.Option(help="attention of the last layer on the question, e.g. 0.1; slower")
+        float, typer.Option(help="of the last layer's attention on the question, e.g. 0.1")
     ] = 0.0,
-    num_train_epochs: EpochsOption = None,
-    max_steps: MaxStepsOption = None,
-    learning_rate: RateOption = None,
-    batch_size: BatchSizeOption = None,
-    tokens_per_batch: BudgetOption = None,
-    max_seq_length: MaxSeqLengthOption = None,
-    doc_stride: DocStrideOption = None,
-    max_query_length: MaxQueryLengthOption = None,
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "",
-    seed: SeedOption = 0,
-    save_steps: SaveStepsOption = 200,
-    logging_steps: LoggingStepsOption = 20,
 ) -> None:
     """Train a small model on gold answers and on what its teachers predict.
 
@@ -105,66 +68,43 @@ def distill_command(
     becomes a Hugging Face folder with a card; the command given again resumes after a kill.
     """
     check_new_folder(output)
-    dataset, scored = load_training_data(data, dev, skip_bad)
+    dataset, scored = training.load(data)
     from qalib.distill.encoders import AlignmentReader, distilled_task, question_spans
     from qalib.distill.teacher_cache import TeacherTargets
     from qalib.losses import DistillConfig
-    from qalib.training import encoder_task, make_accelerator, train_and_score
+    from qalib.training import encoder_task, make_accelerator
 
-    weights = {"ce": ce_weight, "kd": kd_weight, "margin": margin_weight}
-    given = {f"{name}_weight": value for name, value in weights.items() if value is not None}
-    given |= {} if temperature is None else {"temperature": temperature}
-    loss = DistillConfig(attention_weight=attention_weight, **given)
-    device = choose_device(device)
-    lengths = {"max_length": max_seq_length, "doc_stride": doc_stride}
-    lengths |= {"max_query_length": max_query_length, "null": False}
-    read = training_windows(teachers[0], **lengths)  # by the teachers
-    reader = load_student(student, teachers[0])
-    reader.encoder.get_input_embeddings().weight.requires_grad_(False)  # as `train` does
-    shallow = student.startswith("layers:")
-    windows = read if shallow else training_windows(student, **lengths)
-    config = train_config(
-        reader,
-        windows,
-        device,
-        precision,
-        batch_size,
-        num_train_epochs=num_train_epochs,
-        max_steps=max_steps,
-        learning_rate=learning_rate,
-        tokens_per_batch=tokens_per_batch,
+    loss = DistillConfig(
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        margin_weight=margin_weight,
+        attention_weight=attention_weight,
+        temperature=temperature,
     )
-    settings = {"teachers": teachers, "student": student, "loss": loss, "windows": windows}
-    settings |= {"train": config, "seed": seed, "data": dataset.content_sha256}
-    with working_folder(output, settings) as work:
+    shallow = student.startswith("layers:")
+    read = training.windows(teachers[0])  # by the teachers
+    windows = read if shallow else training.windows(student)
+    reader = load_student(student, teachers[0])
+    if attention_weight:
+        reader = AlignmentReader(reader)
+
+    def make_task(work: Path) -> "TrainingTask":
         if is_main_process():
-            cache_teachers(work / "cache", teachers, dataset, read, device, attention_weight > 0)
+            cache_teachers(work / "cache", teachers, dataset, read, attention_weight > 0)
         make_accelerator().wait_for_everyone()
         targets = TeacherTargets(work / "cache", range(len(teachers)))
-        known = {span.id for span in targets.spans}  # those with an answer that fits one input
+        known = {span.id for span in targets.spans}  # questions with an answer in one input
         examples = [example for example in dataset if example.id in known]
-        if attention_weight:
-            reader = AlignmentReader(reader)
         task, rows = encoder_task(reader, examples, windows)
         spans = question_spans(rows, examples, reader.tokenizer)
-        summary = train_and_score(
-            reader,
-            distilled_task(task, spans, targets, loss),
-            config,
-            work,
-            windows,
-            scored,
-            seed,
-            report=report_epoch,
-            save_steps=save_steps,
-            logging_steps=logging_steps,
-        )
-        facts = {"base model": model_name(teachers[0] if shallow else student)}
-        facts |= {"teachers": ", ".join(map(model_name, teachers)), "data": dataset.name}
-        facts |= {"student": student} if shallow else {}
-        facts |= {"questions": len(examples), **summary, "seed": seed}
-        passages = seen_passages(dataset, teachers if shallow else [*teachers, student])
-        publish_model(work, output, reader, windows, facts, passages)
+        return distilled_task(task, spans, targets, loss)
+
+    models = list(teachers) if shallow else [student, *teachers]
+    facts = {"base model": model_name(models[0]), "data": dataset.name, "questions": len(dataset)}
+    facts |= {"teachers": ", ".join(map(model_name, teachers))}
+    facts |= {"student": student} if shallow else {}
+    request = {"models": models, "student": student, "loss": loss}
+    train_model(make_task, reader, windows, output, training, dataset, scored, request, facts)
 
 
 def load_student(student: str, teacher: str) -> "EncoderReader":
@@ -185,16 +125,15 @@ def load_student(student: str, teacher: str) -> "EncoderReader":
     depth = reader.encoder.config.num_hidden_layers
     if len(numbers) == 1 and 1 <= numbers[0] <= depth:
         numbers = list(spread_layers(numbers[0], depth))
-    keep_layers(reader, numbers)
+    keep_layers(reader.encoder, numbers)
     return reader
 
 
 def cache_teachers(
     folder: Path,
-    teachers: "Sequence[str]",
+    teachers: Sequence[str],
     dataset: "Dataset",
     windows: "WindowConfig",
-    device: str,
     attention: bool,
 ) -> None:
     """Write what every teacher predicts for the windows with a gold answer to ``folder``.
@@ -206,12 +145,11 @@ def cache_teachers(
     from qalib.distill.encoders import ALIGNMENT, AlignmentReader, question_spans, teacher_outputs
     from qalib.distill.teacher_cache import cache_teacher_outputs
     from qalib.models.pretrained import load_reader
-    from qalib.training import encoder_task
+    from qalib.training import encoder_task, make_accelerator
 
     first = load_reader(teachers[0])
     task, rows = encoder_task(first, dataset.examples, windows)
-    left_out = len(dataset) - len({row.example for row in rows})
-    if left_out:
+    if left_out := len(dataset) - len({row.example for row in rows}):
         say(f"left out: {left_out:,} of {len(dataset):,} questions, with no answer in one input")
 
     def outputs(number: int):
@@ -222,7 +160,8 @@ def cache_teachers(
                 "choose teachers with the same one (the student may have another)."
             )
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")
-        reader = (AlignmentReader(reader) if attention else reader).to(device).eval()
+        reader = (AlignmentReader(reader) if attention else reader).eval()
+        reader.to(make_accelerator().device)
         return teacher_outputs(reader, task, f"teacher {number + 1}", progress=True)
 
     functions = [lambda number=number: outputs(number) for number in range(len(teachers))]

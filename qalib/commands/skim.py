@@ -31,56 +31,33 @@ The folder also holds a skimmer, predictors of the passage blocks without the an
 
 
 @app.command("train")
+@train.takes_training_options
 def train_command(
     data: train.DataArgument,
+    training: train.TrainingOptions,
     output: Annotated[Path, typer.Option(help="new folder of the model with its skimmer")],
     model: options.ModelOption = "",
-    dev: train.DevOption = "",
-    skip_bad: options.SkipBadOption = False,
     layers: Annotated[str, typer.Option(help="with a predictor, as in 4,6,8")] = "",
     block_size: Annotated[int, typer.Option(help="tokens of a block")] = 32,
-    num_train_epochs: train.EpochsOption = None,
-    max_steps: train.MaxStepsOption = None,
-    learning_rate: Annotated[float, typer.Option(help="of the predictors")] = 1.5e-3,
-    batch_size: options.BatchSizeOption = None,
-    tokens_per_batch: train.BudgetOption = None,
-    max_seq_length: options.MaxSeqLengthOption = None,
-    doc_stride: options.DocStrideOption = None,
-    precision: options.PrecisionOption = "auto",
-    device: options.DeviceOption = "",
-    seed: train.SeedOption = 0,
-    save_steps: train.SaveStepsOption = 200,
 ) -> None:
     """Train block predictors for a model, which stays as it is; `skim calibrate` comes next.
 
     Give the command again to resume after a kill. Works under `accelerate launch -m qalib`.
     """
     train.check_new_folder(output)
-    dataset, scored = train.load_training_data(data, dev, skip_bad)
+    dataset, scored = training.load(data)
     from qalib.data.schema import SAMPLE, passage_digests
     from qalib.models.pretrained import load_reader, passages_of, save_model
     from qalib.skim.predictors import PredictorConfig
     from qalib.skim.storage import save_skimmer
     from qalib.skim.training import PredictorTraining, add_predictors, fit, middle_layers
 
-    device = train.choose_device(device)
     reader = load_reader(model)
-    windows = train.training_windows(model, max_length=max_seq_length, doc_stride=doc_stride)
-    schedule = train.train_config(
-        reader,
-        windows,
-        device,
-        precision,
-        batch_size,
-        num_train_epochs=num_train_epochs,
-        max_steps=max_steps,
-        learning_rate=learning_rate,
-        tokens_per_batch=tokens_per_batch,
-    )
+    windows = training.windows(model)
     config = PredictorTraining(
         windows=windows,
-        train=schedule,
-        seed=seed,
+        train=training.config(reader, windows, 1.5e-3),
+        seed=training.seed,
         predictor=PredictorConfig("combined", block_size=block_size),
         layers=_numbers(layers) or middle_layers(reader.encoder.config.num_hidden_layers),
         frozen=True,
@@ -90,9 +67,16 @@ def train_command(
     settings = {"model": model, "skim": config, "data": dataset.content_sha256}
     with train.working_folder(output, settings) as work:
         watch = {"after_epoch": lambda epoch: _share_kept(skims, scored["dev"], config)}
-        summary = fit(skims, dataset, config, work, **(watch if dev else {}), save_steps=save_steps)
-        facts = {"base model": model or "the published reader", "data": dataset.name}
-        facts |= {"questions": len(dataset), **summary, "seed": seed}
+        summary = fit(
+            skims,
+            dataset,
+            config,
+            work,
+            **(watch if scored else {}),
+            save_steps=training.save_steps,
+        )
+        facts = {"base model": train.model_name(model), "data": dataset.name}
+        facts |= {"questions": len(dataset), **summary, "seed": training.seed}
         if is_main_process():
             folder = work / "model"
             shutil.rmtree(folder, ignore_errors=True)
@@ -147,7 +131,9 @@ def calibrate_command(
             f"{data}: has passages that the model or its skimmer was trained on, {len(known)} of a "
             f"sample of {len(seen)}; their recall would be too high, so calibrate on others."
         )
-    windows = train.training_windows(model, max_length=max_seq_length, doc_stride=doc_stride)
+    windows = options.answer_config(
+        model, max_seq_length=max_seq_length, doc_stride=doc_stride
+    ).windows
     found = calibrate(
         SkimReader(reader, loaded).to(choose_device(device)),
         dataset,

@@ -4,25 +4,20 @@ Such a command works in ``OUTPUT.partial``: checkpoints, the log, settings.json.
 again, it goes on there; finished, it becomes the model folder ``OUTPUT``.
 """
 
+import functools
+import inspect
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qalib.commands.options import (
-    BatchSizeOption,
-    DeviceOption,
-    DocStrideOption,
-    MaxQueryLengthOption,
-    MaxSeqLengthOption,
-    PrecisionOption,
-    SkipBadOption,
-)
+from qalib.commands import options
 from qalib.commands.output import is_main_process, to_json
 from qalib.errors import QalibError
 from qalib.files import exclusive, pretty, translate_os_errors, write_atomically
@@ -31,35 +26,108 @@ if TYPE_CHECKING:
     from qalib.data.schema import Dataset
     from qalib.data.windows import WindowConfig
     from qalib.models.encoder import EncoderReader
-    from qalib.training import TrainConfig
+    from qalib.training import TrainConfig, TrainingTask
 
 DataArgument = Annotated[str, typer.Argument(help="file, or a name that `qalib fetch` lists")]
-DevOption = Annotated[str, typer.Option(help="file or name of data to score after every epoch")]
-EpochsOption = Annotated[
-    int | None, typer.Option("--num-train-epochs", "--epochs", help="default: 2")
-]
-MaxStepsOption = Annotated[int | None, typer.Option(help="stop after so many steps")]
-RateOption = Annotated[
-    float | None,
-    typer.Option("--learning-rate", help="default: 3e-5, or 1.5e-4 below a width of 512"),
-]
-BudgetOption = Annotated[
-    int | None, typer.Option("--tokens-per-batch", help="instead of --batch-size; default: 4096")
-]
-SeedOption = Annotated[int, typer.Option(help="random seed")]
-SaveStepsOption = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
-LoggingStepsOption = Annotated[int, typer.Option(min=1, help="steps between lines of log.jsonl")]
 FORMER = ("encoder", "bytes", "words", "block-skim")  # readers of the study
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of every command that trains; None is the default of the model or of the command."""
+
+    dev: Annotated[str, typer.Option(help="file or name of data to score after every epoch")] = ""
+    skip_bad: options.SkipBadOption = False
+    num_train_epochs: Annotated[
+        int | None, typer.Option("--num-train-epochs", "--epochs", help="default: 2")
+    ] = None
+    max_steps: Annotated[int | None, typer.Option(help="stop after so many steps")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="default: by the model")] = None
+    batch_size: options.BatchSizeOption = None
+    max_seq_length: options.MaxSeqLengthOption = None
+    doc_stride: options.DocStrideOption = None
+    precision: options.PrecisionOption = "auto"
+    device: options.DeviceOption = ""
+    seed: Annotated[int, typer.Option(help="random seed")] = 0
+    save_steps: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 200
+
+    def load(self, data: str) -> tuple["Dataset", dict[str, "Dataset"]]:
+        """Training data, read strictly, and the data to score on ("dev"), if there is any."""
+        from qalib.data.sources import load_data
+
+        if data in FORMER and not Path(data).exists():
+            raise QalibError(f"no file {data}; the study's readers: qalib study train {data}.")
+        dataset = load_data(data, purpose="train", skip_bad=self.skip_bad)
+        return dataset, {"dev": load_data(self.dev, purpose="score")} if self.dev else {}
+
+    def windows(self, model: str, null: bool = False) -> "WindowConfig":
+        """The windows of a model, of the lengths that were given."""
+        given = {"max_seq_length": self.max_seq_length, "doc_stride": self.doc_stride}
+        return options.answer_config(model, null=null, **given).windows
+
+    def config(
+        self, reader: "EncoderReader", windows: "WindowConfig", learning_rate: float = 0.0
+    ) -> "TrainConfig":
+        """How to train; the choices that depend on machine and model are printed.
+
+        ``learning_rate``: the default; 0 is 3e-5, or 1.5e-4 for encoders narrower than 512. A
+        batch of N is a budget of N inputs of full length. Raises QalibError if the device is not
+        there.
+        """
+        from qalib.inference import choose_device
+        from qalib.training import TrainConfig, choose_precision, make_accelerator
+
+        if self.device:
+            choose_device(self.device)
+        device = make_accelerator(cpu=self.device == "cpu").device.type
+        precision, reason = choose_precision(self.precision, device)
+        usual = 1.5e-4 if getattr(reader.encoder.config, "hidden_size", 0) < 512 else 3e-5
+        given = {
+            "num_train_epochs": self.num_train_epochs,
+            "max_steps": self.max_steps,
+            "learning_rate": self.learning_rate or learning_rate or usual,
+            "tokens_per_batch": self.batch_size and self.batch_size * windows.max_length,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        config = TrainConfig(**given, precision=precision)
+        if reader.untrained:
+            say("this model has no trained question-answering head; a new one is trained")
+        say(
+            f"training on {device} in {precision} ({reason}), learning rate "
+            f"{config.learning_rate:g}, up to {config.tokens_per_batch:,} tokens a step"
+        )
+        return config
+
+
+def takes_training_options(command: Callable) -> Callable:
+    """Give a command the options of :class:`TrainingOptions`, as its argument ``training``."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.signature(command).parameters.values()
+    own = [p.replace(kind=keyword) for p in own if p.name != "training"]
+    shared = [
+        inspect.Parameter(field.name, keyword, default=field.default, annotation=field.type)
+        for field in fields(TrainingOptions)
+    ]
+
+    @functools.wraps(command)
+    def with_options(**given) -> None:
+        training = TrainingOptions(**{p.name: given.pop(p.name) for p in shared})
+        command(**given, training=training)
+
+    with_options.__signature__ = inspect.Signature([*own, *shared])
+    return with_options
+
+
+@takes_training_options
 def train_command(
     data: DataArgument,
-    model: Annotated[str, typer.Option(help="folder, Hub name or run to start from")] = "minilm-l6",
+    training: TrainingOptions,
+    model: Annotated[
+        str, typer.Option(help='folder, Hub name or run to start from; "": the published reader')
+    ] = "minilm-l6",
     output: Annotated[
         Path | None, typer.Option(help="new folder of the model; default: name of DATA + -model")
     ] = None,
-    dev: DevOption = "",
-    skip_bad: SkipBadOption = False,
     null: Annotated[
         bool | None,
         typer.Option(
@@ -68,146 +136,82 @@ def train_command(
             help='learn "no answer"; default: if questions have none',
         ),
     ] = None,
-    num_train_epochs: EpochsOption = None,
-    max_steps: MaxStepsOption = None,
-    learning_rate: RateOption = None,
-    warmup_ratio: Annotated[float | None, typer.Option(help="default: 0.06")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="default: 0.01")] = None,
-    batch_size: BatchSizeOption = None,
-    tokens_per_batch: BudgetOption = None,
-    max_seq_length: MaxSeqLengthOption = None,
-    doc_stride: DocStrideOption = None,
-    max_query_length: MaxQueryLengthOption = None,
-    train_embeddings: Annotated[
-        bool, typer.Option("--train-embeddings", help="of words too; they stay as they are")
-    ] = False,
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "",
-    seed: SeedOption = 0,
-    save_steps: SaveStepsOption = 200,
-    logging_steps: LoggingStepsOption = 20,
 ) -> None:
     """Train a model on your own file of questions; give it again to resume after a kill.
 
-    OUTPUT becomes a Hugging Face folder with a card. Works under `accelerate launch -m qalib`.
+    OUTPUT becomes a Hugging Face folder with a card. Word embeddings stay as they are. Works under
+    `accelerate launch -m qalib`.
     """
     output = output or Path(Path(data).name.split(".")[0] + "-model")
     check_new_folder(output)
-    dataset, scored = load_training_data(data, dev, skip_bad)
+    dataset, scored = training.load(data)
     from qalib.models.pretrained import load_reader
-    from qalib.training import encoder_task, train_and_score
+    from qalib.training import encoder_task
 
-    device = choose_device(device)
     reader = load_reader(model, new_head=True)
-    reader.encoder.get_input_embeddings().weight.requires_grad_(train_embeddings)
     impossible = not all(example.answerable for example in dataset)
-    windows = training_windows(
-        model,
-        null=impossible if null is None else null,
-        max_length=max_seq_length,
-        doc_stride=doc_stride,
-        max_query_length=max_query_length,
-    )
-    config = train_config(
+    windows = training.windows(model, null=impossible if null is None else null)
+    facts = {"base model": model_name(model), "data": dataset.name, "questions": len(dataset)}
+    train_model(
+        lambda work: encoder_task(reader, dataset.examples, windows)[0],
         reader,
         windows,
-        device,
-        precision,
-        batch_size,
-        num_train_epochs=num_train_epochs,
-        max_steps=max_steps,
-        learning_rate=learning_rate,
-        warmup_ratio=warmup_ratio,
-        weight_decay=weight_decay,
-        tokens_per_batch=tokens_per_batch,
+        output,
+        training,
+        dataset,
+        scored,
+        {"models": [model]},
+        facts,
     )
-    settings = {"model": model, "windows": windows, "train": config, "seed": seed}
-    settings |= {"train_embeddings": train_embeddings, "data": dataset.content_sha256}
-    with working_folder(output, settings) as work:
-        task, _ = encoder_task(reader, dataset.examples, windows)
-        summary = train_and_score(
-            reader,
-            task,
-            config,
-            work,
-            windows,
-            scored,
-            seed,
-            report=report_epoch,
-            save_steps=save_steps,
-            logging_steps=logging_steps,
-        )
-        facts = {"base model": model_name(model), "data": dataset.name, "questions": len(dataset)}
-        facts |= {**summary, "seed": seed}
-        publish_model(work, output, reader, windows, facts, seen_passages(dataset, [model]))
 
 
 # --- shared with other commands that train --------------------------------------------------------
 
 
-def load_training_data(
-    data: str, dev: str = "", skip_bad: bool = False
-) -> tuple["Dataset", dict[str, "Dataset"]]:
-    """Training data, read strictly, and the data to score on by name ("dev"), if there is any."""
-    from qalib.data.sources import load_data
-
-    if data in FORMER and not Path(data).exists():
-        raise QalibError(
-            f"there is no file {data}; the study's readers are trained by: qalib study train {data}"
-        )
-    dataset = load_data(data, purpose="train", skip_bad=skip_bad)
-    return dataset, {"dev": load_data(dev, purpose="score")} if dev else {}
-
-
-def choose_device(device: str) -> str:
-    """The type of the device to train on: "cuda", "mps", "cpu". Raises QalibError if not here."""
-    from qalib.training import make_accelerator
-
-    found = make_accelerator(cpu=device == "cpu").device
-    if device not in ("", found.type, str(found)):
-        raise QalibError(f"--device {device}: not available here; training would use {found.type}.")
-    return found.type
-
-
-def training_windows(model: str, **changes: int | bool | None) -> "WindowConfig":
-    """The windows of a model; ``changes`` that are None leave them as they are."""
-    from dataclasses import replace
-
-    from qalib.models.pretrained import windows_of
-
-    return replace(windows_of(model), **{k: v for k, v in changes.items() if v is not None})
-
-
-def train_config(
+def train_model(
+    make_task: Callable[[Path], "TrainingTask"],
     reader: "EncoderReader",
     windows: "WindowConfig",
-    device: str,
-    precision: str,
-    batch_size: int | None,
-    **settings: float | None,
-) -> "TrainConfig":
-    """How to train: ``settings`` that are None have the defaults, and the choices are printed.
+    output: Path,
+    training: TrainingOptions,
+    dataset: "Dataset",
+    scored: Mapping[str, "Dataset"],
+    request: Mapping[str, object],
+    facts: Mapping[str, object],
+) -> None:
+    """Train a reader in ``OUTPUT.partial``, save it as the model folder ``output``, print facts.
 
-    A batch of N is a budget of N inputs of full length. Raises QalibError for impossible settings.
+    ``make_task``: the task, given the working folder. ``request``: what the result depends on
+    besides data, windows and options, with the "models" that it comes from. ``facts`` are for the
+    card.
     """
-    from qalib.training import TrainConfig, choose_precision
+    from qalib.models.pretrained import save_model
+    from qalib.training import train_and_score
 
-    if reader.untrained:
-        say("this model has no trained question-answering head; a new one is trained")
-    settings = {name: value for name, value in settings.items() if value is not None}
-    if batch_size and "tokens_per_batch" in settings:
-        raise QalibError("--batch-size and --tokens-per-batch limit the same; give one of them.")
-    if batch_size:
-        settings["tokens_per_batch"] = batch_size * windows.max_length
-    width = getattr(reader.encoder.config, "hidden_size", 0)
-    settings.setdefault("learning_rate", 1.5e-4 if width < 512 else 3e-5)
-    precision, reason = choose_precision(precision, device)
-    config = TrainConfig(**settings, precision=precision)
-    say(
-        f"training on {device} in {precision} ({reason}), learning rate {config.learning_rate:g}, "
-        f"up to {config.tokens_per_batch:,} tokens a step"
-    )
-    return config
+    reader.encoder.get_input_embeddings().weight.requires_grad_(False)
+    config = training.config(reader, windows)
+    request = {**request, "windows": windows, "train": config, "seed": training.seed}
+    with working_folder(output, request | {"data": dataset.content_sha256}) as work:
+        summary = train_and_score(
+            reader,
+            make_task(work),
+            config,
+            work,
+            windows,
+            scored,
+            training.seed,
+            report=report_epoch,
+            save_steps=training.save_steps,
+        )
+        if not is_main_process():
+            return
+        facts = {**facts, **summary, "seed": training.seed}
+        shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
+        passages = seen_passages(dataset, request["models"])
+        save_model(work / "model", reader, windows, model_card(output.name, facts), passages)
+        shutil.copy(work / "log.jsonl", work / "model")
+        publish_folder(work, output)
+        print(to_json(facts))
 
 
 def check_new_folder(output: Path) -> None:
@@ -220,11 +224,9 @@ def check_new_folder(output: Path) -> None:
 def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Path]:
     """``OUTPUT.partial``, where a command works on one request, alone.
 
-    ``settings``: all that the result depends on. Raises QalibError if ``output`` exists, if another
-    process works there, if the folder holds unfinished work of other settings, and if the disk is
-    full.
+    ``settings``: all that the result depends on. Raises QalibError if another process works there,
+    if the folder holds unfinished work of other settings, and if the disk is full.
     """
-    check_new_folder(output)
     work = output.resolve().with_name(f"{output.resolve().name}.partial")
     if not is_main_process():
         yield work
@@ -243,27 +245,7 @@ def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Pat
         yield work
 
 
-def publish_model(
-    work: Path,
-    output: Path,
-    reader: "EncoderReader",
-    windows: "WindowConfig",
-    facts: Mapping[str, object],
-    passages: Sequence[str] = (),
-) -> None:
-    """Save a trained reader as the model folder ``output``, and print ``facts`` as JSON."""
-    from qalib.models.pretrained import save_model
-
-    if not is_main_process():
-        return
-    shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
-    save_model(work / "model", reader, windows, model_card(output.name, facts), passages)
-    shutil.copy(work / "log.jsonl", work / "model")
-    publish_folder(work, output)
-    print(to_json(dict(facts)))
-
-
-def seen_passages(dataset: "Dataset", models: Iterable[str]) -> list[str]:
+def seen_passages(dataset: "Dataset", models: Sequence[str]) -> list[str]:
     """Digests of passages that a model has been trained on, some of its own and of its origins."""
     from qalib.data.schema import SAMPLE, passage_digests
     from qalib.models.pretrained import passages_of
@@ -283,10 +265,16 @@ def model_card(name: str, facts: Mapping[str, object]) -> str:
     """README.md of a trained model: what it was made from, and the scores."""
     base = str(facts["base model"])
     known = [f"base_model: {base}"] if "/" in base else []  # a name on the Hub
-    head = ["---", "library_name: transformers", "pipeline_tag: question-answering", *known, "---"]
-    rows = [f"| {k.replace('_', ' ')} | {v:.6g} |" for k, v in facts.items() if _is_number(v)]
-    rows = [f"| {k} | {v} |" for k, v in facts.items() if isinstance(v, str)] + rows
+    rows = [
+        f"| {key.replace('_', ' ')} | {format(value, '.6g') if type(value) is float else value} |"
+        for key, value in facts.items()
+    ]
     text = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: question-answering",
+        *known,
+        "---",
         "",
         f"# {name}",
         "",
@@ -297,19 +285,17 @@ def model_card(name: str, facts: Mapping[str, object]) -> str:
         "|---|---|",
         *rows,
     ]
-    return "\n".join([*head, *text]) + "\n"
+    return "\n".join(text) + "\n"
 
 
 def model_name(model: str) -> str:
     """The name of a model's folder, which says nothing of this machine, or its name on the Hub."""
+    if not model:
+        return "the published reader"
     return Path(model).resolve().name if Path(model).exists() else model
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def report_epoch(line: dict) -> None:
+def report_epoch(line: Mapping[str, float]) -> None:
     """Print the scores after an epoch."""
     scores = [f"{name.replace('_', ' ')} {value:.1f}" for name, value in line.items()][1:]
     say(f"epoch {line['epoch']} finished{': ' if scores else ''}{', '.join(scores)}")

@@ -57,24 +57,24 @@ def spread_layers(count: int, depth: int) -> tuple[int, ...]:
     return tuple((i + 1) * depth // count for i in range(count))
 
 
-def keep_layers(reader: EncoderReader, numbers: Sequence[int]) -> None:
+def keep_layers(model: nn.Module, numbers: Sequence[int]) -> None:
     """Remove all layers of an encoder but those of the given numbers, counted from 1, in place.
 
     Raises QalibError for a number that does not exist, and for a model whose layers are not one
     list (ALBERT shares one).
     """
-    config = reader.encoder.config
+    config = model.config
     depth = config.num_hidden_layers
     lists = [
         (owner, name, child)
-        for owner in reader.encoder.base_model.modules()
+        for owner in model.base_model.modules()
         for name, child in owner.named_children()
         if isinstance(child, nn.ModuleList) and len(child) == depth
     ]
     if len(lists) != 1:
         raise QalibError(
-            f"the layers of {type(reader.encoder).__name__} are not one list to choose from; name "
-            "the folder of a model as the student."
+            f"the layers of {type(model).__name__} are not one list to choose from; name a folder "
+            "of a model as the student."
         )
     wrong = [number for number in numbers if not 1 <= number <= depth]
     if wrong or not numbers:

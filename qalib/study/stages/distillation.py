@@ -354,7 +354,7 @@ def train_shallow(
 def _shallow_reader(config: ShallowTraining) -> nn.Module:
     """The pretrained encoder with some of its layers and a new span head."""
     reader = build_encoder(config.base.encoder, config.base.seed)
-    keep_layers(reader, config.layers)
+    keep_layers(reader.encoder, config.layers)
     return reader
 
 
