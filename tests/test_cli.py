@@ -1,8 +1,10 @@
 """The command line as a user meets it: listings, and one line for each mistake."""
 
+import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,23 @@ def test_main_prints_the_sentence_and_exits_2(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("qalib: nowhere.json")
     assert error.count("\n") == 1
+
+
+def test_what_is_tolerated_in_data_is_one_line(monkeypatch, capsys, tmp_path):
+    row = {"question": "Who?", "context": "Bo slept.", "answers": [{"text": "Bo"}]}
+    rows = [{"id": 1, **row}, {"id": 2, **row}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "found.json").write_text('{"1": "Bo", "2": "Bo"}')
+    words = ["qalib", "score", str(tmp_path / "data.json"), str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0
+    assert json.loads(printed.out) == {"exact_match": 100.0, "f1": 100.0}
+    assert printed.err.startswith("qalib: ")
+    assert printed.err.count("\n") == 1
 
 
 def test_a_process_prints_no_traceback():
