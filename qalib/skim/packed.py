@@ -330,19 +330,16 @@ class PackedForward:
         states = self.batch.pad(self.hidden), self.batch.pad(context)
         return context, LayerActivations(attention, *states)
 
-    def prune_tokens(
-        self, kept: Tensor, dropped: Tensor, context: Tensor, logits: Tensor | None
-    ) -> Tensor:
+    def prune_tokens(self, kept: Tensor, context: Tensor, logits: Tensor | None) -> Tensor:
         """Continue with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
 
-        ``logits`` (T, 2) of the tokens that are pruned, None for "no answer there". Nothing of
-        rows that are ``dropped`` (B,) bool is kept.
+        ``logits`` (T, 2) of the tokens that are pruned, None for "no answer there".
         """
         if torch.equal(kept, self.blocks.real):
             return context
         if logits is not None:
             self.pruned_logits = self.full_logits(logits)
-        index = self._select(kept_mask(self.blocks, kept, dropped))
+        index = self._select(kept_mask(self.blocks, kept))
         return context if index is None else context.index_select(0, index)
 
     def full_logits(self, logits: Tensor) -> Tensor:

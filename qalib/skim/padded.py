@@ -60,21 +60,17 @@ def attention_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if cast else hidden.dtype
 
 
-def kept_mask(blocks: Blocks, kept: Tensor, dropped: Tensor | None = None) -> Tensor:
-    """Positions that are left: kept blocks, question and special tokens; none of dropped rows.
-
-    kept (B, K) bool, dropped (B,) bool -> (B, L) bool
-    """
-    stays = blocks.to_positions(kept, True).bool() & ~blocks.padding
-    return stays if dropped is None else stays & ~dropped[:, None]
+def kept_mask(blocks: Blocks, kept: Tensor) -> Tensor:
+    """Positions that are left: kept blocks, question, special tokens.  (B, K) bool -> (B, L) bool"""
+    return blocks.to_positions(kept, True).bool() & ~blocks.padding
 
 
-def kept_positions(blocks: Blocks, kept: Tensor, dropped: Tensor | None = None) -> Tensor:
+def kept_positions(blocks: Blocks, kept: Tensor) -> Tensor:
     """Positions where ``kept_mask`` is true, ascending, every row padded with -1.
 
     -> (B, L') int64, L' of the longest row, at least 1
     """
-    stays = kept_mask(blocks, kept, dropped)
+    stays = kept_mask(blocks, kept)
     longest = max(1, int(stays.sum(dim=1).max()))
     order = (~stays).long().sort(dim=1, stable=True).indices[:, :longest]
     return order.masked_fill(~stays.gather(1, order), -1)
@@ -124,17 +120,14 @@ class PaddedForward:
         probabilities, *states = (x.detach() for x in seen) if detach else seen
         return context, LayerActivations(FullAttention(probabilities), *states)
 
-    def prune_tokens(
-        self, kept: Tensor, dropped: Tensor, context: Tensor, logits: Tensor | None
-    ) -> Tensor:
+    def prune_tokens(self, kept: Tensor, context: Tensor, logits: Tensor | None) -> Tensor:
         """Continue with some blocks only.  kept (B, K) bool, context (B, L', D) -> (B, L'', D)
 
-        ``logits`` (B, L', 2) of the positions that are pruned, None for "no answer there". Nothing
-        of rows that are ``dropped`` (B,) bool is kept.
+        ``logits`` (B, L', 2) of the positions that are pruned, None for "no answer there".
         """
         if torch.equal(kept, self.blocks.real):
             return context
-        positions = kept_positions(self.blocks, kept, dropped)
+        positions = kept_positions(self.blocks, kept)
         if logits is not None:
             self.pruned_logits = self.full_logits(logits)
         self.positions = gather(self.positions.expand(len(positions), -1), positions, -1)

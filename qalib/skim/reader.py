@@ -30,7 +30,7 @@ class SkimReader(nn.Module):
 
     In training every predictor is run and nothing is pruned, unless ``skims_in_training``; in
     evaluation it prunes as the skimmer is set. The output's ``aux`` is a ``SkimOutput``. A batch's
-    inputs may have ``block_ids`` (B, L), given blocks, and ``optional`` (B,), see ``Skimmer.run``.
+    inputs may have ``block_ids`` (B, L), given blocks.
     """
 
     def __init__(self, reader: EncoderReader, skimmer: Skimmer, skims_in_training: bool = False):
@@ -43,11 +43,6 @@ class SkimReader(nn.Module):
     def tokenizer(self):
         """The reader's tokenizer."""
         return self.reader.tokenizer
-
-    @property
-    def drops_windows(self) -> bool:
-        """Whether windows of long passages may be dropped; see ``qalib.inference``."""
-        return self.skimmer.config.window_threshold > 0
 
     def train(self, mode: bool = True) -> "SkimReader":
         """Training mode; a frozen encoder stays in evaluation mode, without dropout."""
@@ -79,7 +74,6 @@ def load_skim_answerer(
     config: AnswerConfig | None = None,
     *,
     device: str = "",
-    window_threshold: float | None = None,
 ) -> QuestionAnswerer:
     """A question answerer that skims, with a reader as ``QuestionAnswerer.load`` makes it.
 
@@ -97,14 +91,6 @@ def load_skim_answerer(
     reader = SkimReader(answerer.reader, loaded)
     lines = load_calibration(folder).describe().splitlines()
     reader.operating_point = "; ".join([*lines[:2], lines[-1]])
-    if window_threshold is not None:
-        if window_threshold > max(loaded.config.thresholds):
-            raise QalibError(
-                f"a window threshold of {window_threshold:g} would drop more than the skimmer "
-                f"prunes, whose threshold is {max(loaded.config.thresholds):.4f}; choose at most "
-                "that."
-            )
-        loaded.set_options(window_threshold=float(window_threshold))
     on_cpu = answerer.device.type == "cpu"
     if on_cpu and answerer.precision == "bf16" and loaded.config.min_tokens:
         loaded.set_options(min_tokens=max(BF16_MIN_TOKENS, loaded.config.min_tokens))

@@ -20,7 +20,6 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from qalib.decoding import mask_logits
 from qalib.errors import QalibError
@@ -43,9 +42,6 @@ class SkimConfig:
     ``pruned_logits``: logits of pruned positions, "mask" for no answer there (the minimum of
     float32) or "forward" for the span head applied to the hidden states that the pruning layer was
     given (section 4.3 of the Block-Skim paper).
-
-    ``window_threshold``: rows that may be dropped (``Skimmer.run``: ``optional``) leave at the
-    first pruning layer if no block of theirs reaches this probability; 0 drops none.
     """
 
     predictor: PredictorConfig
@@ -56,7 +52,6 @@ class SkimConfig:
     neighbours: Annotated[int, Field(ge=0)] = 0  # blocks kept on each side of a kept one
     min_pruned_fraction: Probability = 0.0  # rows that would lose a smaller share stay whole
     min_tokens: Annotated[int, Field(ge=0)] = 0  # shorter rows are neither scored nor pruned
-    window_threshold: Probability = 0.0
     pruned_logits: Literal["mask", "forward"] = "mask"
     answer_head: bool = False  # linear heads at these layers give the logits of pruned blocks
     detach_views: bool = False  # no gradient from predictors or heads reaches the encoder
@@ -116,15 +111,6 @@ def skip_unprofitable(
     return torch.where(stays[:, None], blocks.real, kept)
 
 
-def below_threshold_rows(scores: Tensor, scored: Tensor, threshold: float) -> Tensor:
-    """Rows in which no block reaches the probability.  (B, K), (B, K) bool -> (B,) bool
-
-    ``scored``: the blocks that were scored; rows with no scored block are not dropped.
-    """
-    good = (scores.float().sigmoid() >= threshold) & scored
-    return scored.any(dim=1) & ~good.any(dim=1)
-
-
 # --- the skimmer ---
 
 
@@ -140,7 +126,6 @@ class SkimOutput:
     kept: Mapping[int, Tensor]  # (B, K) bool by pruning layer, the blocks that were kept
     early: Mapping[int, tuple[Tensor, Tensor]]  # start and end logits of the answer heads
     tokens: Tensor  # (B, N + 1) int64, tokens of the input, and those processed by each layer
-    dropped: Tensor  # (B,) bool, rows dropped at the first pruning layer; their logits are minima
 
     @property
     def token_fraction(self) -> Tensor:
@@ -149,12 +134,6 @@ class SkimOutput:
         last = self.kept[max(self.kept)] if self.kept else self.blocks.real
         total = sizes.sum(dim=1)
         return ((sizes * last).sum(dim=1) / total.clamp(min=1)).masked_fill(total == 0, 1.0)
-
-    @property
-    def max_block_score(self) -> Tensor:
-        """Highest logit at the first pruning layer, the minimum without one.  (B,) float32"""
-        scores = self.scores[min(self.kept)] if self.kept else self.start_logits[:, :0]
-        return pad(scores, (0, 1), value=MIN_LOGIT).amax(dim=1)
 
 
 class Skimmer(nn.Module):
@@ -217,7 +196,6 @@ class Skimmer(nn.Module):
         block_ids: Tensor | None = None,
         skim: bool | None = None,
         keep: Tensor | Mapping[int, Tensor] | None = None,
-        optional: Tensor | None = None,
     ) -> SkimOutput:
         """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
@@ -228,7 +206,6 @@ class Skimmer(nn.Module):
                  every predictor is run and nothing is pruned; gradients flow either way.
         keep     (B, K) bool, for all pruning layers or by layer: blocks to keep, in place of the
                  predictors' selection.
-        optional (B,) bool, rows that ``window_threshold`` may drop; by default none.
 
         In training all predictors are run, in skimming at evaluation only those at the pruning
         layers. Without gradients (evaluation) the pass is packed.
@@ -240,7 +217,7 @@ class Skimmer(nn.Module):
         start = PaddedForward.start if trains else PackedForward.start
         state = start(encoder, input_ids, token_type_ids, blocks)
         skim = not self.training if skim is None else skim
-        return self._run_layers(state, blocks, skim, keep, optional)
+        return self._run_layers(state, blocks, skim, keep)
 
     def _run_layers(
         self,
@@ -248,7 +225,6 @@ class Skimmer(nn.Module):
         blocks: Blocks,
         skim: bool,
         keep: Tensor | Mapping[int, Tensor] | None,
-        optional: Tensor | None,
     ) -> SkimOutput:
         """From the first layer to the last; arguments as of ``run``."""
         config = self.config
@@ -257,7 +233,6 @@ class Skimmer(nn.Module):
         reading = [n for n in scoring if self.predictors[str(n)].layers]  # of activations
         scores, scored, kept, early = {}, {}, {}, {}
         tokens = [state.token_counts()]
-        dropped = tokens[0] < 0  # none so far
         for number, layer in enumerate(state.encoder.layers, 1):
             # Rows only get shorter: one too short to be scored now never will be.
             rows = tokens[-1] >= (config.min_tokens if inference else 0)
@@ -274,19 +249,14 @@ class Skimmer(nn.Module):
             if skim and number in config.prune_layers:
                 given = keep.get(number) if isinstance(keep, Mapping) else keep
                 chosen = self._select(number, state.blocks, scores[number], given)
-                if optional is not None and number == config.prune_layers[0]:
-                    limit = config.window_threshold
-                    dropped = below_threshold_rows(scores[number], scored[number], limit) & optional
-                    chosen = chosen & ~dropped[:, None]
                 logits = self._early_logits(number, state)
-                context = state.prune_tokens(chosen, dropped, context, logits)
+                context = state.prune_tokens(chosen, context, logits)
                 kept[number] = chosen
             state.hidden = layer.feed_forward(context, state.hidden)
             tokens.append(state.token_counts())
-        logits = state.full_logits(span_logits(state))
-        start, end = logits.masked_fill(dropped[:, None, None], MIN_LOGIT).unbind(dim=-1)
+        start, end = state.full_logits(span_logits(state)).unbind(dim=-1)
         tokens = torch.stack(tokens, dim=1)
-        return SkimOutput(start, end, blocks, scores, scored, kept, early, tokens, dropped)
+        return SkimOutput(start, end, blocks, scores, scored, kept, early, tokens)
 
     def _score(self, number: int, inputs: PredictorInputs, scored: Tensor) -> Tensor:
         """Logits of the blocks that are ``scored`` at a layer.  (B, K) bool -> (B, K) float32"""
