@@ -11,21 +11,17 @@ Predictions do not depend on what else is in the batch.
 :class:`ByteQuestionAnswerer` for byte-level readers, which take a passage in one piece.
 
 A reader that skims (``qalib.skim.reader.SkimReader``) is used like any encoder reader. Its output's
-``aux`` has ``token_fraction`` (B,), the fraction of each passage that was processed by all layers,
-``dropped`` (B,) bool, windows left before the last layer, and ``max_block_score`` (B,). Only where
-the reader's ``drops_windows`` is true is ``batch.inputs["optional"]`` (B,) bool set, for windows of
-passages with several. Where all windows of a passage are dropped, the one with the highest block
-score is processed after all.
+``aux`` has ``token_fraction`` (B,), the fraction of each passage that was processed by all layers.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from qalib.data.batching import MULTIPLE, Batch, collate, inference_batches, padded_length
 from qalib.data.bytes import PASSAGE_MULTIPLE, ByteConfig, QuestionRows, passage_features
@@ -90,7 +86,6 @@ class Prediction:
     candidates: list[AnswerCandidate]  # best first
     token_fraction: float  # of the passage's tokens processed by all layers; 1 without skimming
     windows: int = 1  # of the passage
-    dropped: int = 0  # windows left before the last layer
     null_odds: float | None = None  # score of "no answer" less the best span's
 
 
@@ -179,17 +174,19 @@ class QuestionAnswerer(_Answering):
         """Predictions for all examples, in their order. Raises QalibError on empty text."""
         _check(examples)
         windows = self.make_windows(examples)
-        windows_of_example: list[list[int]] = [[] for _ in examples]
-        for index, window in enumerate(windows):
-            windows_of_example[window.example].append(index)
-        optional = {i for indices in windows_of_example if len(indices) > 1 for i in indices}
-        scored = self._score(windows, range(len(windows)), examples, optional, progress)
-        all_dropped = [ids for ids in windows_of_example if all(scored[i].dropped for i in ids)]
-        best = [max(ids, key=lambda i: scored[i].max_block_score) for ids in all_dropped]
-        scored |= self._score(windows, best, examples)
+        parts: list[dict[int, _ScoredWindow]] = [{} for _ in examples]
+
+        def score(rows: list[int]) -> None:
+            chosen = [windows[row] for row in rows]
+            found = self._score_batch(self.collate(chosen, examples))
+            for row, window, scored in zip(rows, chosen, found, strict=True):
+                parts[window.example][row] = scored
+
+        budget, unit = self.config.tokens_per_batch, progress and "window"
+        _for_each_batch([len(window) for window in windows], budget, score, unit, self.multiple)
         return [
-            self._merge(example, [(windows[i], scored[i]) for i in ids])
-            for example, ids in zip(examples, windows_of_example, strict=True)
+            self._merge(example, [(windows[row], scored[row]) for row in sorted(scored)])
+            for example, scored in zip(examples, parts, strict=True)
         ]
 
     def make_windows(self, examples: Sequence[Example]) -> Sequence[Window]:
@@ -201,57 +198,28 @@ class QuestionAnswerer(_Answering):
         pad_id = self.reader.tokenizer.pad_token_id or 0
         return collate(windows, pad_id, multiple=self.multiple)
 
-    def _score(
-        self,
-        windows: Sequence[Window],
-        chosen: Sequence[int],
-        examples: Sequence[Example],
-        optional: Collection[int] = (),
-        progress: bool = False,
-    ) -> dict[int, "_ScoredWindow"]:
-        """Best spans of the chosen windows, by index; the ``optional`` ones may be dropped."""
-        scored: dict[int, _ScoredWindow] = {}
-        drops = bool(optional) and getattr(self.reader, "drops_windows", False)
-
-        def score(rows: list[int]) -> None:
-            indices = [chosen[row] for row in rows]
-            batch = self.collate([windows[i] for i in indices], examples)
-            if drops:
-                batch.inputs["optional"] = torch.tensor([i in optional for i in indices])
-            scored.update(zip(indices, self._score_batch(batch), strict=True))
-
-        lengths = [len(windows[i]) for i in chosen]
-        budget, unit = self.config.tokens_per_batch, progress and "window"
-        _for_each_batch(lengths, budget, score, unit, self.multiple)
-        return scored
-
     def _score_batch(self, batch: Batch) -> list["_ScoredWindow"]:
         output, config = self.forward(batch), self.config
         k = max(20, 4 * config.n_best_size)  # more than wanted: some spans have the same text
         spans = decode_spans(*output[:3], k=k, max_length=config.max_answer_length)
         null = output.start_logits[:, 0].float() + output.end_logits[:, 0].float()
-        aux, zeros = output.aux, torch.zeros(len(batch))
-        skimming: tuple[Tensor, ...] = (zeros + 1, zeros > 0, zeros)
-        if aux is not None:
-            skimming = (aux.token_fraction, aux.dropped, aux.max_block_score)
-        columns = [column.tolist() for column in (*spans, null, *skimming)]
+        fraction = torch.ones(len(batch)) if output.aux is None else output.aux.token_fraction
+        columns = [column.tolist() for column in (*spans, null, fraction)]
         return [_ScoredWindow(*row) for row in zip(*columns, strict=True)]
 
     def _merge(self, example: Example, parts: list[tuple[Window, "_ScoredWindow"]]) -> Prediction:
         """The prediction for one question from all its windows."""
-        kept = [part for part in parts if not part[1].dropped]
         tokens = sum(len(window.offsets) for window, _ in parts)
         processed = sum(len(window.offsets) * scored.token_fraction for window, scored in parts)
         fraction = processed / tokens if tokens else 1.0
-        counts = len(parts), len(parts) - len(kept)
-        null = min(scored.null for _, scored in kept)
-        best = max(torch.finfo(torch.float32).min, *(scored.scores[0] for _, scored in kept))
-        return Prediction(self._rank(example, kept), fraction, *counts, null - best)
+        null = min(scored.null for _, scored in parts)
+        best = max(torch.finfo(torch.float32).min, *(scored.scores[0] for _, scored in parts))
+        return Prediction(self._rank(example, parts), fraction, len(parts), null - best)
 
     def _rank(
         self, example: Example, parts: list[tuple[Window, "_ScoredWindow"]]
     ) -> list[AnswerCandidate]:
-        """The n best distinct answers over the processed windows of one question."""
+        """The n best distinct answers over all windows of one question."""
         logs = [scored.log_total for _, scored in parts]
         null = min(scored.null for _, scored in parts)
         if self.config.windows.null:
@@ -360,8 +328,6 @@ class _ScoredWindow:
     log_total: float
     null: float
     token_fraction: float
-    dropped: bool
-    max_block_score: float
 
 
 def choose_device(name: str = "") -> torch.device:

@@ -1,16 +1,14 @@
-"""Question answerers: n-best, long passages, null answers, dropped windows, any batch."""
+"""Question answerers: n-best, long passages, null answers, any batch."""
 
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import examples, tiny_reader
-from torch import nn
 
 from qalib.data.bytes import ByteConfig
 from qalib.data.schema import Example
@@ -144,7 +142,7 @@ def test_a_long_passage_is_decoded_over_all_its_windows(reader):
     for c in prediction.candidates:
         assert LONG[c.start : c.end] == c.text
         assert c.probability == pytest.approx(torch.tensor(c.score - total).exp().item(), rel=1e-3)
-    assert (prediction.windows, prediction.dropped) == (len(windows), 0)
+    assert prediction.windows == len(windows)
     assert prediction.token_fraction == 1.0
 
 
@@ -160,104 +158,6 @@ def test_an_empty_question_among_many_is_named(reader):
     data = [*long_examples(), Example("7", " ", LONG)]
     with pytest.raises(QalibError, match="question '7': the question is empty"):
         QuestionAnswerer(reader, LONG_CONFIG).answer_many(data)
-
-
-# --- windows that a skimming reader drops ---
-
-
-class DroppingReader(nn.Module):
-    """A reader that drops optional windows with a block score below ``threshold``.
-
-    The score is a function of the window's text; a quarter of each passage is pruned.
-    """
-
-    drops_windows = True
-
-    def __init__(self, reader, threshold):
-        super().__init__()
-        self.reader, self.tokenizer, self.threshold = reader, reader.tokenizer, threshold
-
-    def forward(self, batch):
-        optional = batch.inputs.pop("optional", None)
-        output = self.reader(batch)
-        ids = batch.inputs["input_ids"] * batch.inputs["attention_mask"]
-        scores = (ids.sum(dim=1) * 0.37) % 1.0
-        optional = torch.zeros(len(scores)).bool() if optional is None else optional
-        dropped = optional & (scores < self.threshold)
-        fraction = torch.where(dropped, 0.25, 0.75)
-        aux = SimpleNamespace(token_fraction=fraction, dropped=dropped, max_block_score=scores)
-        return output._replace(aux=aux)
-
-
-def test_dropped_windows_give_no_candidates_and_change_nothing_else(reader):
-    config = replace(LONG_CONFIG, n_best_size=50)
-    plain = QuestionAnswerer(reader, config)
-    whole, windows = plain.predict(long_examples()), plain.make_windows(long_examples())
-    answerer = QuestionAnswerer(DroppingReader(reader, 0.5), config)
-    scores = [
-        answerer._score_batch(answerer.collate([w], long_examples()))[0].max_block_score
-        for w in windows
-    ]
-    predictions = answerer.predict(long_examples())
-    assert 0 < sum(p.dropped for p in predictions) < len(windows)
-    for number, (prediction, before) in enumerate(zip(predictions, whole, strict=True)):
-        mine = [i for i, window in enumerate(windows) if window.example == number]
-        kept = [i for i in mine if scores[i] >= 0.5] or [max(mine, key=lambda i: scores[i])]
-        assert (prediction.windows, prediction.dropped) == (len(mine), len(mine) - len(kept))
-        reach = [(windows[i].offsets[0, 0], windows[i].offsets[-1, 1]) for i in kept]
-        for c in prediction.candidates:
-            assert any(a <= c.start < c.end <= b for a, b in reach)
-        known = {(c.start, c.end): c.score for c in before.candidates}
-        for c in prediction.candidates:
-            if (c.start, c.end) in known:
-                assert c.score == pytest.approx(known[c.start, c.end], abs=1e-3)
-        assert sum(c.probability for c in prediction.candidates) <= 1 + 1e-6
-        lengths = {i: len(windows[i].offsets) for i in mine}
-        tokens = sum(lengths[i] * (0.75 if i in kept else 0.25) for i in mine)
-        assert prediction.token_fraction == pytest.approx(tokens / sum(lengths.values()))
-
-
-def test_where_all_windows_are_dropped_the_best_is_processed_after_all(reader):
-    answerer = QuestionAnswerer(DroppingReader(reader, 2.0), LONG_CONFIG)
-    windows = answerer.make_windows(long_examples())
-    for number, prediction in enumerate(answerer.predict(long_examples())):
-        mine = [window for window in windows if window.example == number]
-        scored = [answerer._score_batch(answerer.collate([w], long_examples()))[0] for w in mine]
-        pairs = zip(mine, scored, strict=True)
-        window, best = max(pairs, key=lambda pair: pair[1].max_block_score)
-        assert (prediction.windows, prediction.dropped) == (len(mine), len(mine) - 1)
-        begin, end = int(window.offsets[0, 0]), int(window.offsets[-1, 1])
-        assert all(begin <= c.start < c.end <= end for c in prediction.candidates)
-        assert prediction.candidates[0].score == pytest.approx(best.scores[0], abs=1e-4)
-
-
-@pytest.mark.parametrize("threshold", [0.5, 2.0])
-def test_dropping_does_not_depend_on_the_batch(reader, threshold):
-    def predict(data, **changes):
-        config = replace(LONG_CONFIG, **changes)
-        return QuestionAnswerer(DroppingReader(reader, threshold), config).predict(data)
-
-    one = predict(long_examples())
-    few = predict(long_examples()[::-1], tokens_per_batch=1)[::-1]
-    alone = [predict([example])[0] for example in long_examples()]
-    for a, b, c in zip(one, few, alone, strict=True):
-        assert a.dropped == b.dropped == c.dropped
-        assert a.token_fraction == pytest.approx(b.token_fraction)
-        assert a.token_fraction == pytest.approx(c.token_fraction)
-        assert [x.text for x in a.candidates] == [x.text for x in b.candidates]
-        assert [x.text for x in a.candidates] == [x.text for x in c.candidates]
-
-
-def test_a_passage_of_one_window_is_not_optional_and_null_needs_a_kept_window(reader):
-    dropping = DroppingReader(reader, 2.0)
-    (prediction,) = QuestionAnswerer(dropping, LONG_CONFIG).predict([Example("", "Who?", "Ada.")])
-    assert (prediction.windows, prediction.dropped) == (1, 0)
-    null = replace(LONG_CONFIG, windows=replace(SMALL, null=True), null_score_diff_threshold=-1e6)
-    for prediction in QuestionAnswerer(dropping, null).predict(long_examples()):
-        best = prediction.candidates[0]
-        assert best.text == ""
-        assert best.score > -1e6
-        assert best.probability > 0
 
 
 # --- byte-level readers ---

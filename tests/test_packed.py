@@ -45,7 +45,6 @@ def assert_same(one, other, real, **tolerance):
     torch.testing.assert_close(logits(one)[:, real], logits(other)[:, real], **tolerance)
     assert torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.blocks.block_ids, other.blocks.block_ids)
-    assert torch.equal(one.dropped, other.dropped)
     for name in ("kept", "scored", "scores", "early"):
         assert getattr(one, name).keys() == getattr(other, name).keys()
     for layer, scores in one.scores.items():
@@ -128,7 +127,6 @@ ROW = st.tuples(st.integers(0, 5), st.integers(0, 26))
     neighbours=st.integers(0, 1),
     min_pruned_fraction=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     min_tokens=st.sampled_from([0, 15, 25]),
-    window_threshold=st.sampled_from([0.0, 0.45, 0.55, 1.0]),
 )
 def test_any_rows_and_any_choice(
     rows,
@@ -138,7 +136,6 @@ def test_any_rows_and_any_choice(
     neighbours,
     min_pruned_fraction,
     min_tokens,
-    window_threshold,
 ):
     """Empty passages, rows within a block, one row, an oracle's choice; all rules at once."""
     model, inputs = tiny_encoder("mpnet"), windows("mpnet", rows=tuple(rows))
@@ -150,9 +147,8 @@ def test_any_rows_and_any_choice(
         neighbours=neighbours,
         min_pruned_fraction=min_pruned_fraction,
         min_tokens=min_tokens,
-        window_threshold=window_threshold,
     )
-    how = {"optional": torch.tensor([bool(k & 1) for k in keep[: len(rows)]])}
+    how = {}
     if given:
         count = -(-max(passage for _, passage in rows) // 4)
         bits = [[[bool(k >> b & 1) for b in range(count)] for k in half] for half in halves(keep)]
@@ -275,71 +271,6 @@ def test_short_rows_are_neither_pruned_nor_scored(grad):
         assert len(runs) == 1
         assert list(skimmer.run(model, **inputs, skim=False).scores) == [1, 2, 3]
         assert len(runs) == 2  # without pruning all rows are scored
-
-
-# Rows that need not be read
-
-
-def dropping(model, inputs, pruned_logits: str = "mask", **changes):
-    """A skimmer that drops the rows below the middle of three, and what it gives."""
-    settings = {
-        "prune_layers": (2,),
-        "thresholds": (0.0,),
-        "pruned_logits": pruned_logits,
-    } | changes
-    skimmer = tiny_skimmer(model, **settings)
-    with torch.inference_mode():
-        best = skimmer.run(model, **inputs).max_block_score.sigmoid().sort().values
-        skimmer.set_options(window_threshold=float(best[0] + best[1]) / 2)
-        return skimmer, skimmer.run(model, **inputs, optional=torch.tensor([True] * 3))
-
-
-@pytest.mark.parametrize("pruned_logits", ["mask", "forward"])
-@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
-@torch.inference_mode()
-def test_a_dropped_row_costs_and_says_nothing_more(kind, pruned_logits):
-    model, inputs = tiny_encoder(kind), windows(kind)
-    skimmer, got = dropping(model, inputs, pruned_logits)
-    whole = skimmer.run(model, **inputs)
-    (gone,) = got.dropped.nonzero().flatten().tolist()
-    assert gone == int(whole.max_block_score.argmin())
-    assert got.tokens[gone].tolist() == [whole.tokens[gone, 0], whole.tokens[gone, 1], 0, 0]
-    assert got.token_fraction.tolist() == [float(row != gone) for row in range(3)]
-    assert (logits(got)[:, gone] == MIN_LOGIT).all()
-    for row in {0, 1, 2} - {gone}:
-        real = inputs["attention_mask"][row].bool()
-        ours, alone = (logits(x)[:, row, real] for x in (got, whole))
-        torch.testing.assert_close(ours, alone, **CLOSE)
-
-
-@torch.inference_mode()
-def test_only_optional_rows_are_dropped_and_a_threshold_of_0_drops_none():
-    model, inputs = tiny_encoder(), windows()
-    skimmer, _ = dropping(model, inputs)
-    skimmer.set_options(thresholds=(0.6,))
-    everyone, nothing = torch.tensor([True] * 3), torch.tensor([False] * 3)
-    skimmer.set_options(window_threshold=1.0)
-    assert skimmer.run(model, **inputs, optional=everyone).dropped.all()
-    one = skimmer.run(model, **inputs, optional=torch.tensor([False, True, False]))
-    assert one.dropped.tolist() == [False, True, False]
-    kept_all = skimmer.run(model, **inputs, optional=nothing)
-    skimmer.set_options(window_threshold=0.0)
-    plain = skimmer.run(model, **inputs)
-    for output in (kept_all, skimmer.run(model, **inputs, optional=everyone)):
-        assert not output.dropped.any()
-        assert torch.equal(logits(output), logits(plain))
-        assert torch.equal(output.tokens, plain.tokens)
-
-
-@torch.inference_mode()
-def test_rows_without_a_scored_block_are_not_dropped():
-    model, inputs = tiny_encoder(), windows(rows=((3, 21), (5, 8), (2, 0)))
-    skimmer = tiny_skimmer(
-        model, prune_layers=(2,), thresholds=(1.0,), min_tokens=20, window_threshold=1.0
-    )
-    output = skimmer.run(model, **inputs, optional=torch.tensor([True] * 3))
-    assert output.dropped.tolist() == [True, False, False]  # 27, 16 and 5 tokens; one is empty
-    assert output.max_block_score[1:].tolist() == [MIN_LOGIT, MIN_LOGIT]
 
 
 # Entries of the attention map

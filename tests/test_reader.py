@@ -1,6 +1,6 @@
 """The skimming reader: typed output, training modes, answering, and operating points."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -95,39 +95,10 @@ def test_without_pruning_answers_are_those_of_the_encoder(encoder_reader, reader
     plain = QuestionAnswerer(encoder_reader, CONFIG).predict(QUESTIONS)
     skimmed = QuestionAnswerer(reader, CONFIG).predict(QUESTIONS)
     for one, other in zip(plain, skimmed, strict=True):
-        assert (other.token_fraction, other.dropped) == (1.0, 0)
+        assert other.token_fraction == 1.0
         assert one.windows == other.windows > 5
         assert [c.text for c in one.candidates] == [c.text for c in other.candidates]
         assert one.candidates[0].score == pytest.approx(other.candidates[0].score, abs=1e-4)
-
-
-def test_of_a_passage_the_best_window_is_never_dropped(reader):
-    assert not reader.drops_windows
-    reader.skimmer.set_options(window_threshold=1.0)
-    assert reader.drops_windows
-    answerer = QuestionAnswerer(reader, CONFIG)
-    windows = answerer.make_windows(QUESTIONS)
-    scored = answerer._score(windows, range(len(windows)), QUESTIONS)
-    for number, prediction in enumerate(answerer.predict(QUESTIONS)):
-        mine = [i for i, window in enumerate(windows) if window.example == number]
-        best = max(mine, key=lambda i: scored[i].max_block_score)
-        begin, end = int(windows[best].offsets[0, 0]), int(windows[best].offsets[-1, 1])
-        assert (prediction.windows, prediction.dropped) == (len(mine), len(mine) - 1)
-        assert prediction.candidates[0].score == pytest.approx(scored[best].scores[0], abs=1e-4)
-        assert all(begin <= c.start < c.end <= end for c in prediction.candidates)
-        assert prediction.token_fraction < 0.2
-
-
-@pytest.mark.parametrize("window_threshold", [0.5, 1.0])
-def test_dropping_does_not_depend_on_the_batch(reader, window_threshold):
-    reader.skimmer.set_options(window_threshold=window_threshold, thresholds=(0.4,))
-    one = QuestionAnswerer(reader, CONFIG).predict(QUESTIONS)
-    small = QuestionAnswerer(reader, replace(CONFIG, tokens_per_batch=1))
-    few = small.predict(QUESTIONS[::-1])[::-1]
-    for a, b in zip(one, few, strict=True):
-        assert a.dropped == b.dropped
-        assert a.token_fraction == pytest.approx(b.token_fraction)
-        assert [x.text for x in a.candidates] == [x.text for x in b.candidates]
 
 
 # --- skimmers in folders ---
@@ -149,17 +120,15 @@ def test_a_folder_is_model_and_skimmer(folder, precision, min_tokens):
     """Short inputs are not pruned in bf16 on a CPU."""
     config = AnswerConfig(windows=WINDOWS, precision=precision)
     for names in ((folder,), ("", folder), (folder, folder)):
-        answerer = load_skim_answerer(*names, config=config, device="cpu", window_threshold=0.2)
+        answerer = load_skim_answerer(*names, config=config, device="cpu")
         options = answerer.reader.skimmer.config
         assert (options.prune_layers, options.thresholds) == ((1,), (0.4,))
-        assert (options.min_tokens, options.window_threshold) == (min_tokens, 0.2)
+        assert options.min_tokens == min_tokens
         assert "198 of 200 answers kept whole, 99.0 %" in answerer.reader.operating_point
         assert "may differ" in answerer.reader.operating_point
 
 
 def test_skimmers_that_cannot_be_used_are_named(folder, reader, tmp_path):
-    with pytest.raises(QalibError, match=r"threshold of 0\.5 would drop more.* 0\.4000"):
-        load_skim_answerer(folder, window_threshold=0.5)
     save_skimmer(tmp_path / "new", reader.skimmer)
     with pytest.raises(QalibError, match=r"no threshold yet.*skim calibrate"):
         load_skim_answerer(folder, tmp_path / "new")

@@ -50,10 +50,6 @@ def answer_command(
     precision: options.PrecisionOption = "auto",
     skim: Annotated[bool, typer.Option("--skim", help="skim with the model's skimmer")] = False,
     skimmer: options.SkimmerOption = "",
-    window_threshold: Annotated[
-        float | None,
-        typer.Option(help="skimming: stop windows whose best block scores below, e.g. 0.1"),
-    ] = None,
 ) -> None:
     """Answer a question about a passage, a list of questions, or a data set.
 
@@ -66,8 +62,6 @@ def answer_command(
             'give either a question, as in: qalib answer "Who ...?", or --questions, or --dataset.'
         )
     skim = skim or bool(skimmer)
-    if not skim and window_threshold is not None:
-        raise QalibError("--window-threshold needs skimming; add --skim.")
 
     def load(place: str = "") -> "QuestionAnswerer":  # takes seconds: files are checked before
         from qalib.inference import QuestionAnswerer
@@ -88,9 +82,7 @@ def answer_command(
         )
         if not skim:
             return QuestionAnswerer.load(model, config, device or place)
-        return load_skim_answerer(
-            model, skimmer, config, device=device or place, window_threshold=window_threshold
-        )
+        return load_skim_answerer(model, skimmer, config, device=device or place)
 
     n_best = output and n_best_size > 1 and dataset and _n_best_path(output)
     outputs = [path for path in (output, null_odds, n_best) if path]
@@ -192,7 +184,7 @@ def _skims(answerer: "QuestionAnswerer") -> bool:
 
 def _json_row(answerer: "QuestionAnswerer", prediction: "Prediction") -> dict:
     """Answers, and of a skimming reader how much of the passage was processed."""
-    names = ("token_fraction", "windows", "dropped") if _skims(answerer) else ()
+    names = ("token_fraction", "windows") if _skims(answerer) else ()
     answers = {"answers": [asdict(candidate) for candidate in prediction.candidates]}
     return answers | {name: getattr(prediction, name) for name in names}
 
@@ -203,9 +195,5 @@ def _report_skimming(answerer: "QuestionAnswerer", predictions: Sequence["Predic
         return
     if answerer.reader.operating_point:
         print(answerer.reader.operating_point, file=sys.stderr)
-    line = f"processed by all layers: {mean(p.token_fraction for p in predictions):.0%} of the text"
-    windows = sum(p.windows for p in predictions)
-    if windows > len(predictions):
-        dropped = sum(p.dropped for p in predictions)
-        line += f"; {dropped:,} of {windows:,} windows dropped early"
-    print(line, file=sys.stderr)
+    share = mean(prediction.token_fraction for prediction in predictions)
+    print(f"processed by all layers: {share:.0%} of the text", file=sys.stderr)

@@ -61,7 +61,7 @@ def attention_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def kept_mask(blocks: Blocks, kept: Tensor) -> Tensor:
-    """Positions that are left: kept blocks, question, special tokens.  (B, K) bool -> (B, L) bool"""
+    """Kept blocks, question and special tokens.  (B, K) bool -> (B, L) bool"""
     return blocks.to_positions(kept, True).bool() & ~blocks.padding
 
 

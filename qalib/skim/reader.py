@@ -16,7 +16,6 @@ from qalib.data.augment import sentence_starts
 from qalib.data.batching import Batch, inference_batches
 from qalib.data.schema import Example, check_example
 from qalib.decoding import ReaderOutput
-from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.encoder import EncoderReader
 from qalib.skim.skimmer import Skimmer, SkimOutput
@@ -78,10 +77,8 @@ def load_skim_answerer(
     """A question answerer that skims, with a reader as ``QuestionAnswerer.load`` makes it.
 
     ``skimmer``: its folder, by default that of ``model``, or the published one of the published
-    reader; without ``model`` the folder of the skimmer is looked in. ``window_threshold`` drops
-    windows of long passages (see ``SkimConfig``). Raises QalibError if there is no skimmer, if it
-    was trained with another reader, if it has no threshold yet, and for a window threshold above
-    its own.
+    reader; without ``model`` the folder of the skimmer is looked in. Raises QalibError if there is
+    no skimmer, if it was trained with another reader, and if it has no threshold yet.
     """
     from qalib.skim.calibration import load_calibration
 
