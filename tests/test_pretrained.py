@@ -1,14 +1,17 @@
 """Checkpoint folders: adapters that come back, damage that is seen, other model types."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from tiny import TINY, examples, tiny_reader
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from tiny import TINY, tiny_reader
 
-from qalib.data.batching import collate
+from qalib.checkpoints import save_weights
 from qalib.data.schema import file_sha256
-from qalib.data.windows import WindowConfig, make_windows
+from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.models.encoder import EncoderConfig, build_encoder
 from qalib.models.pretrained import (
@@ -16,6 +19,8 @@ from qalib.models.pretrained import (
     checkpoint_hash,
     load_reader,
     low_rank,
+    model_path,
+    save_model,
     save_reader,
     windows_of,
 )
@@ -60,30 +65,169 @@ def test_a_checkpoint_comes_back_and_damage_is_seen(tmp_path):
         load_reader(tmp_path)
 
 
-def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(QalibError, match="no model here"):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of save_model."""
+    folder = tmp_path_factory.mktemp("models") / "saved"
+    save_model(folder, tiny_reader(layers=1), WindowConfig(192, 64, 32))
+    return folder
+
+
+def logits(model, tokenizer):
+    """Of a plain model of transformers, for one question."""
+    return model.eval()(**tokenizer("Who?", "Ada met Bo.", return_tensors="pt")).start_logits
+
+
+def test_a_saved_model_is_one_of_transformers(saved):
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    reader = load_reader(saved)
+    plain = AutoModelForQuestionAnswering.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    torch.testing.assert_close(logits(plain, tokenizer), logits(reader.encoder, reader.tokenizer))
+    assert windows_of(saved) == WindowConfig(192, 64, 32)
+    assert not reader.untrained
+    assert "question-answering" in (saved / "README.md").read_text()
+    with pytest.raises(QalibError, match="exists already"):
+        save_model(saved, reader, WindowConfig())
+    assert not list(saved.parent.glob("*.saving"))
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_head(folder):
+    change_weights(folder, lambda t: {n: x for n, x in t.items() if "qa_outputs" not in n})
+
+
+def without_a_layer(folder):
+    change_weights(folder, lambda t: {n: x for n, x in t.items() if "layer.0.output" not in n})
+
+
+def remove(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def pointer(name):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    return lambda folder: (folder / name).write_text(text)
+
+
+def set_config(**changes):
+    def damage(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+def cut(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_head, "no trained question-answering head"),
+        (without_a_layer, "do not fit its config.json: .* is missing"),
+        (set_config(intermediate_size=64), "do not fit its config.json: .* has the shape"),
+        (set_config(model_type="clip"), "no question-answering head"),
+        (set_config(model_type="no-such"), "no configuration that transformers can read"),
+        (set_config(hidden_size="wide"), "no configuration that transformers can read"),
+        (set_config(auto_map={"AutoConfig": "a.B"}, model_type="own"), "contains custom code"),
+        (cut("config.json"), "JSON"),
+        (cut("model.safetensors"), "damaged weights"),
+        (cut("tokenizer.json"), "tokenizer cannot be loaded"),
+        (pointer("model.safetensors"), "Git LFS"),
+        (pointer("tokenizer.json"), "Git LFS"),
+        (pickled, "pickle; convert them once"),
+        (remove("model.safetensors"), "no such weights"),
+        (remove("tokenizer.json"), "no tokenizer here"),
+        (set_config(vocab_size=60_000), "does not belong to a model|has the shape"),
+        (remove("config.json", "qalib.json"), "no model here"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_one_sentence(saved, tmp_path, damage, message):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    damage(folder)
+    with pytest.raises(QalibError, match=message) as caught:
+        load_reader(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_new_head_is_drawn_only_where_asked(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    without_head(folder)
+    assert load_reader(folder, new_head=True).untrained == {"qa_outputs.weight", "qa_outputs.bias"}
+    assert load_reader("minilm-l6", new_head=True).max_length == 512
+
+
+def test_another_models_tokenizer_is_refused(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = dict(list(vocabulary.items())[:9000])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(QalibError, match="9,000 tokens does not belong"):
+        load_reader(folder)
+
+
+def test_adapters_of_peft_are_merged_into_their_base(saved, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = load_reader(saved)
+    options = {"task_type": "QUESTION_ANS", "target_modules": ["query"], "init_lora_weights": False}
+    adapted = get_peft_model(base.encoder, LoraConfig(r=2, **options))
+    expected = logits(adapted.get_base_model(), base.tokenizer)  # peft's own drops token types
+    adapted.peft_config["default"].base_model_name_or_path = str(saved)
+    adapted.save_pretrained(tmp_path)
+    reader = load_reader(tmp_path)
+    torch.testing.assert_close(logits(reader.encoder, reader.tokenizer), expected)
+    assert windows_of(tmp_path) == windows_of(saved)
+    adapted.peft_config["default"].base_model_name_or_path = "./absent"
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(QalibError, match="the base of this adapter is missing"):
         load_reader(tmp_path)
 
 
-def test_a_plain_model_folder_of_another_type_loads(tmp_path):
-    """A RoBERTa-shaped model (no token types in use) saved by transformers, read as a folder."""
-    from transformers import RobertaConfig, RobertaForQuestionAnswering
+def test_a_run_is_read_by_folder_and_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("QALIB_STORE", str(tmp_path))
+    reader, run = tiny_reader(seed=3), tmp_path / "train-encoder-0123"
+    run.mkdir()
+    config = {"encoder": vars(TINY), "windows": {"max_length": 99, "stride": 9}}
+    stored = {"stage": "train-encoder", "config": config}
+    (run / "config.json").write_text(json.dumps(stored))
+    save_weights(dict(reader.named_parameters()), run / "weights.safetensors")
+    for name in (run, "train-encoder-0123"):
+        again = load_reader(name)
+        assert torch.equal(
+            logits(again.encoder, again.tokenizer), logits(reader.encoder, reader.tokenizer)
+        )
+        assert windows_of(name) == WindowConfig(99, 9)
+    (run / "config.json").write_text(json.dumps({**stored, "stage": "train-bytes"}))
+    with pytest.raises(QalibError, match="stage 'train-bytes'"):
+        load_reader(run)
 
-    tokenizer = tiny_reader().tokenizer
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=1,
-        hidden_size=32,
-        num_attention_heads=2,
-        intermediate_size=64,
-        type_vocab_size=1,
-    )
-    RobertaForQuestionAnswering(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    reader = load_reader(tmp_path).eval()
-    windows = make_windows(examples(3), reader.tokenizer, WindowConfig())
-    output = reader(collate(windows))
-    assert output.start_logits.shape == output.mask.shape
+
+def test_names_are_looked_up_on_the_hub(tmp_path, saved, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(saved))
+    assert model_path("owner/name") == saved
+
+    def offline(name, **_):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(QalibError, match="'owner/name' is no folder here, and the hub cannot be"):
+        load_reader("owner/name")
+    (tmp_path / "file").touch()
+    with pytest.raises(QalibError, match="a file; name the folder"):
+        load_reader(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
