@@ -119,7 +119,7 @@ def question_scores(
     ignored. Raises QalibError for an empty dataset, predictions none of which is for it, or a
     question that the rule cannot score.
     """
-    rule = rule or _rule_of(dataset)
+    rule = rule or dataset.version
     _check_ids(dataset, predictions)
     words = _Words(characters)
     scores = np.zeros((2, len(dataset)))
@@ -127,10 +127,6 @@ def question_scores(
         if example.id in predictions:
             scores[:, i] = _score(predictions[example.id], example.answer_texts, rule, words)
     return scores[0], scores[1]
-
-
-def _rule_of(dataset: Dataset) -> Rule:
-    return "2.0" if dataset.version == "2.0" else "1.1"
 
 
 def _check_ids(dataset: Dataset, predictions: Mapping) -> None:
@@ -169,7 +165,7 @@ def score(
     answered "", and ``best_exact``, ``best_f1`` and their ``_thresh`` are the best over all
     thresholds. Raises QalibError as :func:`question_scores`.
     """
-    rule = rule or ("2.0" if na_probs is not None else _rule_of(dataset))
+    rule = rule or ("2.0" if na_probs is not None else dataset.version)
     em, overlap = question_scores(dataset, predictions, rule, characters)
     if rule == "1.1":
         return {"exact_match": _percent(em), "f1": _percent(overlap)}
@@ -215,7 +211,7 @@ def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int 
     Returns an int64 array (questions,). Raises as :func:`question_scores`.
     """
     _check_ids(dataset, ranked)
-    rule, words, ranks = _rule_of(dataset), _Words(), []
+    rule, words, ranks = dataset.version, _Words(), []
     for example in dataset:
         golds = _gold_words(example.answer_texts, rule, words)
         correct = [words[text] in golds for text in ranked.get(example.id, ())[:n]]

@@ -563,10 +563,6 @@ def test_squad1_equals_the_reference_on_real_data(real_data):
     result = metrics.score(dataset, predictions)
     assert result == plain_squad1(dataset, predictions)
     assert 0 < result["exact_match"] < result["f1"] < 100
-    part = make_dataset("part", dataset.examples[:900])
-    assert metrics.score(part, predictions) == pytest.approx(
-        from_torchmetrics(part, predictions), rel=1e-5
-    )
 
 
 def test_squad2_equals_the_reference_on_real_data(real_data):
@@ -615,11 +611,6 @@ def test_paths_may_be_text_and_files_may_have_a_byte_order_mark(files, tmp_path)
     dataset, predictions = files([PLACE], {"q2": "Ely"})
     predictions.write_text('{"q2": "Ely"}', encoding="utf-8-sig")
     assert metrics.score_files(str(dataset), str(predictions))["f1"] == 100.0
-
-
-def test_answers_survive_any_script(files):
-    predictions = {"q1": "ред 犬 🐕 e\u0301", "q2": "Ely"}
-    assert metrics.score_files(*files([KEPT, PLACE], predictions))["exact_match"] == 50.0
 
 
 def test_predictions_that_are_no_texts_are_counted_and_never_lost_in_silence(files):
