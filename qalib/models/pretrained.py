@@ -137,8 +137,9 @@ def save_model(
     with quiet():
         reader.encoder.save_pretrained(partial)
     reader.tokenizer.save_pretrained(partial)
-    settings = json.dumps({"windows": asdict(windows), "passages": list(passages)}, indent=2)
-    (partial / SETTINGS).write_text(settings + "\n", encoding="utf-8")
+    settings = {"windows": asdict(windows), "passages": list(passages)}
+    settings["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+    (partial / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(card or CARD.format(name=folder.name), encoding="utf-8")
     partial.replace(folder)
 
@@ -154,6 +155,12 @@ def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader
     """
     folder = model_path(model)
     settings = _settings(folder)
+    for name, sha256 in settings.get("files", {}).items():
+        if (folder / name).is_file() and file_sha256(folder / name) != sha256:
+            raise QalibError(
+                f"{folder / name}: damaged or changed since it was written (its SHA-256 is not the "
+                f"one in {SETTINGS}); copy it again, or remove {SETTINGS} if the change is yours."
+            )
     if "encoder" in settings:
         reader = _load_checkpoint(folder, settings)
     elif (folder / ADAPTER).is_file():

@@ -122,8 +122,13 @@ class Run:
 
     def _unpack(self, name: str, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError, KeyError):
-            with zipfile.ZipFile(self.archive) as archive:
-                content = archive.read(f"{self.key[:SHORT]}/{name}")
+            try:
+                with zipfile.ZipFile(self.archive) as archive:
+                    content = archive.read(f"{self.key[:SHORT]}/{name}")
+            except (FileNotFoundError, KeyError):
+                raise
+            except Exception:  # a damaged archive can make anything fail
+                content = b""
             if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
                 raise QalibError(
                     f"{self.archive}: {self.key[:SHORT]}/{name} is damaged (its SHA-256 "
@@ -555,15 +560,16 @@ def read_records(path: Path, root: Path | None = None) -> dict[str, Run]:
 @functools.lru_cache(maxsize=64)
 def _read_records(path: Path, _changed: int, root: Path) -> dict[str, Run]:
     runs = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
+            whole = row.pop("sha256") == _sha256(row)
             key = run_key(path.stem, row["config"], row["inputs"], row["version"])
             columns = [row[name] for name in ("config", "inputs", "metrics", "env")]
             files = row["files"]
-        except (ValueError, KeyError, TypeError):
-            key = ""
-        if not key or key != row.get("key"):
+        except (AttributeError, ValueError, KeyError, TypeError, RecursionError, QalibError):
+            whole = False
+        if not whole or key != row["key"]:
             raise QalibError(f"{path}, line {number}: is damaged; restore the file from git.")
         folder = root / ".records" / short_name(path.stem, key)
         archive = path.with_suffix(".zip")
@@ -579,11 +585,16 @@ def write_record(records: Path, run: Run, kept: Mapping[str, bytes], version: in
     files = {n: entry for n, entry in run.files.items() if n not in OWN_FILES}
     row = {"key": run.key, "version": version}
     row |= {name: getattr(run, name) for name in ("config", "inputs", "metrics", "env")}
-    rows[run.key] = canonical({**row, "files": files}, run.short)
+    row["files"] = files
+    rows[run.key] = canonical({**row, "sha256": _sha256(row)}, run.short)
     records.mkdir(parents=True, exist_ok=True)
     if kept:
         _write_archive(path.with_suffix(".zip"), run.key[:SHORT], kept)
     write_atomically(path, "".join(f"{rows[key]}\n" for key in sorted(rows)))
+
+
+def _sha256(row: object) -> str:
+    return hashlib.sha256(canonical(row).encode()).hexdigest()
 
 
 def _write_archive(path: Path, prefix: str, kept: Mapping[str, bytes]) -> None:
