@@ -106,10 +106,3 @@ def test_sentences_are_printed_with_their_share(place, tmp_path):
     assert f"{len(found['sentences'])} sentences, {found['share']:.0%} of the text" in done.stderr
     done = run("skim", "extract", "When?", "--skimmer", place / "skims", text=passage)
     assert "no threshold yet" in str(done.exception)
-
-
-def test_layers_are_numbers(place, tmp_path):
-    words = ("--model", place / "model", "--output", tmp_path / "new", "--layers")
-    for given, message in (("two", "as in 4,6,8"), ("3", "only 2 layers")):
-        done = run("skim", "train", place / "train.json", *words, given)
-        assert message in str(done.exception)

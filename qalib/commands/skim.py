@@ -22,12 +22,11 @@ app = typer.Typer(
     help="Leave out passage blocks that are unlikely to hold the answer.", no_args_is_help=True
 )
 CARD = """
-## Skimmer
-
 The folder also holds a skimmer, predictors of the passage blocks without the answer: `qalib answer
 --skim --model FOLDER` skims with it once `qalib skim calibrate` has chosen its threshold, and
 `qalib skim extract` prints the sentences to read.
 """
+MEASURED = "\n## Calibration\n\n"  # the last section of a card
 
 
 @app.command("train")
@@ -37,7 +36,6 @@ def train_command(
     training: train.TrainingOptions,
     output: Annotated[Path, typer.Option(help="new folder of the model with its skimmer")],
     model: options.ModelOption = "",
-    layers: Annotated[str, typer.Option(help="with a predictor, as in 4,6,8")] = "",
     block_size: Annotated[int, typer.Option(help="tokens of a block")] = 32,
 ) -> None:
     """Train block predictors for a model, which stays as it is; `skim calibrate` comes next.
@@ -59,7 +57,7 @@ def train_command(
         train=training.config(reader, windows, 1.5e-3),
         seed=training.seed,
         predictor=PredictorConfig("combined", block_size=block_size),
-        layers=_numbers(layers) or middle_layers(reader.encoder.config.num_hidden_layers),
+        layers=middle_layers(reader.encoder.config.num_hidden_layers),
         frozen=True,
     )
     skims = add_predictors(reader, config)
@@ -147,9 +145,10 @@ def calibrate_command(
     loaded.set_options(**found.options)
     save_skimmer(folder, loaded, reader.encoder, asdict(found), sorted(seen))
     card = folder / "README.md"
-    if card.is_file() and CARD in (text := card.read_text(encoding="utf-8")):
+    if card.is_file():
+        before = card.read_text(encoding="utf-8").split(MEASURED)[0]
         lines = "".join(f"- {line}\n" for line in found.describe().splitlines())
-        write_atomically(card, text.split(CARD)[0] + CARD + "\n" + lines)
+        write_atomically(card, before + MEASURED + lines)
     print(to_json(asdict(found)) if as_json else found.describe())
 
 
@@ -191,11 +190,3 @@ def _share_kept(skims: "SkimReader", dataset: "Dataset", config: "PredictorTrain
     text = ", ".join(f"{share:.0%} at layer {n}" for n, share in shares.items())
     train.say(f"99 % of the answers of {dataset.name} are in this share of the text: {text}")
     return {f"dev_share_layer_{n}": share for n, share in shares.items()}
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Layer numbers from "4,6,8"; () of an empty text."""
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
-    except ValueError:
-        raise QalibError(f"--layers {text}: give numbers with commas, as in 4,6,8.") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from qalib.checkpoints import load_weights, put_weights, save_weights
+from qalib.checkpoints import load_weights, save_weights
 from qalib.data.formats import parse_json, read_bytes
 from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
@@ -77,9 +77,11 @@ def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
             f"{folder / WEIGHTS}: damaged (its checksum is not the one in {SETTINGS}); fetch it "
             "again."
         )
-    if missing := set(skimmer.state_dict()) - set(tensors):
-        raise QalibError(f"{folder / WEIGHTS}: {min(missing)!r} is missing; fetch it again.")
-    put_weights(skimmer, tensors, str(folder / WEIGHTS))
+    try:
+        skimmer.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise QalibError(f"{folder / WEIGHTS}: does not fit its settings ({reason}).") from None
     if model is not None:
         skimmer.check_compatible(model)
         if settings.get("reader") not in ("", head_hash(model)):

@@ -2,12 +2,11 @@
 
 Of the reader, what training changed is kept as a low-rank adapter, whose rank is chosen on training
 passages that were held out (stage ``adapter-cost``). The skimmer's predictors are trained with the
-published reader, which stays as it is; its threshold is chosen on text that neither was trained on,
-and measured on the test data and on text of other kinds.
+published reader, which stays as it is; ``qalib skim calibrate`` chooses its threshold.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, field, replace
+from collections.abc import Sequence
+from dataclasses import field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -16,7 +15,6 @@ from pydantic import Field
 
 from qalib.data.schema import SAMPLE, Dataset, hold_out, passage_digests
 from qalib.settings import settings
-from qalib.skim.calibration import Calibration, calibrate
 from qalib.skim.predictors import PredictorConfig
 from qalib.study.claims import markdown_table
 from qalib.study.run_cache import Run, stage
@@ -130,20 +128,16 @@ def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -
 
 @settings
 class PublishedSkimmer:
-    """Which predictors are published, and how their threshold is chosen.
+    """Which predictors are published, and how they were trained.
 
-    ``held_out``: passages left out of the training; ``calibration``: data that neither reader nor
-    predictors were trained on, for the threshold; ``elsewhere``: what it is measured on beside the
-    test data; ``min_pruned_fraction`` and ``min_tokens`` as of ``SkimConfig``
+    ``held_out``: passages that were left out; ``min_pruned_fraction`` and ``min_tokens`` as of
+    ``SkimConfig``
     """
 
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
     layers: tuple[int, ...] = (2, 3, 4)
     epochs: Annotated[int, Field(ge=1)] = 1
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    recall: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    calibration: str = "squad-train-v1.1"
-    elsewhere: tuple[str, ...] = ()
     min_pruned_fraction: float = 0.1
     min_tokens: int = 96
 
@@ -175,51 +169,22 @@ def held_out_questions(study: Study) -> Dataset:
 
 
 def export_skimmer(study: Study) -> Path:
-    """Write the published skimmer with its threshold, what was measured, and its card."""
-    from qalib.data.sources import load_data
-    from qalib.inference import AnswerConfig
+    """Write the published skimmer and its card; `skim calibrate` adds the threshold to both."""
     from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 
     plan, run = study.config("published_skimmer", PublishedSkimmer), train_skimmer(study)
     model = block_skim.load_skim_reader(run)
-    windows = run.settings(block_skim.SkimTraining).windows
-    test = study.data("test")
-    further = [test, *map(load_data, plan.elsewhere)]
-    found = calibrate(model, load_data(plan.calibration), windows, plan.recall, further=further)
-    pruning = block_skim.Pruning(
-        **found.options, min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
+    model.skimmer.set_options(
+        min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
     )
-    model.skimmer.set_options(**asdict(pruning))
-    save_skimmer(DEFAULT_SKIMMER, model.skimmer, model.reader.encoder, asdict(found))
-    scored = {}
-    for name, options in {"full": block_skim.Pruning(), "pruned": pruning}.items():
-        settings = block_skim.SkimAnswerConfig(AnswerConfig(windows=windows), options)
-        evaluation = baseline.Evaluation(f"skimmer: short, {name}", settings)
-        scored[name] = study.run(baseline.evaluate, evaluation, weights=run, test=test)
-    card = skimmer_card(run, study.data("train"), plan, found, scored)
+    save_skimmer(DEFAULT_SKIMMER, model.skimmer, model.reader.encoder)
+    card = skimmer_card(run, study.data("train"), plan)
     (DEFAULT_SKIMMER / "README.md").write_text(card, encoding="utf-8")
     return DEFAULT_SKIMMER
 
 
-def skimmer_card(
-    run: Run,
-    data: Dataset,
-    plan: PublishedSkimmer,
-    found: Calibration,
-    scored: Mapping[str, Run],
-) -> str:
-    """The model card of the published skimmer, from its recorded runs."""
-    rows = [
-        {
-            "reader": name,
-            "test questions": each.metrics["questions"],
-            "EM": f"{each.metrics['exact_match']:.1f}",
-            "F1": f"{each.metrics['f1']:.1f}",
-            "passage tokens": f"{each.metrics['token_fraction']:.0%}",
-            "run": each.short,
-        }
-        for name, each in scored.items()
-    ]
+def skimmer_card(run: Run, data: Dataset, plan: PublishedSkimmer) -> str:
+    """The model card of the published skimmer, from its recorded run."""
     return (
         (CARDS / "skimmer.md")
         .read_text(encoding="utf-8")
@@ -227,7 +192,6 @@ def skimmer_card(
             layers=", ".join(map(str, plan.layers)),
             size=plan.predictor.block_size,
             parameters=run.metrics["skim_parameters"],
-            calibration="\n".join(f"  - {line}" for line in found.describe().splitlines()),
             min_tokens=plan.min_tokens,
             least=100 * plan.min_pruned_fraction,
             questions=run.metrics["questions"],
@@ -238,6 +202,5 @@ def skimmer_card(
             steps=run.metrics["steps"],
             run=run.short,
             commit=(run.env["git"]["commit"] or "none")[:12],
-            scores=markdown_table(rows),
         )
     )
