@@ -16,7 +16,6 @@ scores are not added up over windows, where they could exceed 1, and an answer h
 white space.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
@@ -43,6 +42,7 @@ from qalib.models.encoder import EncoderReader
 from qalib.models.pretrained import windows_of
 from qalib.settings import settings
 
+NAMES = ("question", "context", "question_text", "context_text")  # the latter of SquadExample
 IGNORED = {"framework", "use_fast", "padding", "batch_size", "num_workers"}  # change no answer
 
 
@@ -109,19 +109,9 @@ class QuestionAnsweringPipeline:
     """Questions and contexts to dictionaries with score, start, end and answer."""
 
     def __init__(self, answerer: QuestionAnswerer, **options):
-        self.answerer = answerer
-        self.options = _given(options)
+        self.answerer, self.options = answerer, _given(options)
+        self.model, self.tokenizer = answerer.reader.encoder, answerer.reader.tokenizer
         QuestionAnsweringOptions(**self.options)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model of transformers."""
-        return self.answerer.reader.encoder
-
-    @property
-    def tokenizer(self):
-        """Its tokenizer."""
-        return self.answerer.reader.tokenizer
 
     def __call__(self, *inputs, question=None, context=None, data=None, X=None, **options):
         """The answer of one input: a dictionary, or a list of several; for several a list of these.
@@ -165,15 +155,10 @@ def _given(options: dict) -> dict:
 
 def _examples(item: Any) -> Iterator[Example]:
     """The questions of one input. Raises QalibError if it is none."""
-    if isinstance(item, Mapping):
-        texts = item.get("question"), item.get("context")
-    else:
-        names = ("question", "context"), ("question_text", "context_text")
-        texts = next(
-            (tuple(getattr(item, n) for n in pair) for pair in names if hasattr(item, pair[0])),
-            (None, None),
-        )
-    questions, contexts = texts
+    found = item if isinstance(item, Mapping) else {n: getattr(item, n, None) for n in NAMES}
+    questions, contexts = (
+        found.get(f"{name}_text") if found.get(name) is None else found[name] for name in NAMES[:2]
+    )
     questions = [questions] if isinstance(questions, str) else questions
     if isinstance(contexts, str) and isinstance(questions, list | tuple):
         contexts = [contexts] * len(questions)
@@ -195,7 +180,7 @@ class _SpanAnswerer(QuestionAnswerer):
     def __init__(self, reader: EncoderReader, config: AnswerConfig, options):
         super().__init__(reader, config)
         self.options = options
-        self.words: dict[str, tuple[list[int], list[int]]] = {}  # of each context
+        self.words: dict[str, Any] = {}  # each context as the tokenizer encodes it
 
     def _score_batch(self, batch: Batch) -> list[_ScoredWindow]:
         """The best spans of each window; log_total: the log of the product of both sums."""
@@ -238,31 +223,16 @@ class _SpanAnswerer(QuestionAnswerer):
 
     def _place(self, context: str, start: int, end: int) -> tuple[int, int]:
         """Characters of the answer: of whole words if wanted, without surrounding space."""
-        if self.options.align_to_words:
+        start, end = strip_span(context, start, end)
+        if self.options.align_to_words and start < end:
             if context not in self.words:
-                self.words[context] = words_of(context, self.reader.tokenizer)
-            begins, ends = self.words[context]
-            if begins:
-                end = ends[max(0, bisect_right(begins, max(start, end - 1)) - 1)]
-                start = begins[max(0, bisect_right(begins, start) - 1)]
+                text = replace_surrogates(context)
+                self.words[context] = self.reader.tokenizer(text, add_special_tokens=False)
+            words = self.words[context]
+            first, last = words.char_to_word(start), words.char_to_word(end - 1)
+            start = start if first is None else words.word_to_chars(first)[0]
+            end = end if last is None else words.word_to_chars(last)[1]
         return strip_span(context, start, end)
-
-
-def words_of(text: str, tokenizer) -> tuple[list[int], list[int]]:
-    """The first character of each word that the tokenizer cut into pieces, and its end."""
-    encoded = tokenizer(
-        replace_surrogates(text),
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    begins: dict[int, int] = {}
-    ends: dict[int, int] = {}
-    for word, (start, end) in zip(encoded.word_ids(), encoded["offset_mapping"], strict=True):
-        if word is not None:
-            begins.setdefault(word, start)
-            ends[word] = end
-    return list(begins.values()), list(ends.values())
 
 
 def _exp(x: float) -> float:
