@@ -49,8 +49,8 @@ def distill_command(
     student: Annotated[
         str,
         typer.Option(
-            help="folder, Hub name or run to start from; layers:3 = three layers of the first "
-            "teacher at equal distances, layers:1,2,6 = these layers"
+            help="folder, Hub name or run to start from, or layers:3: so many layers of the first "
+            "teacher, at equal distances"
         ),
     ],
     output: Annotated[Path, typer.Option(help="new folder of the model")],
@@ -58,18 +58,17 @@ def distill_command(
     ce_weight: Annotated[float, typer.Option(help="of gold answers")] = 1.0,
     kd_weight: Annotated[float, typer.Option(help="of soft targets")] = 1.0,
     margin_weight: Annotated[float, typer.Option(help="of confusing answers")] = 0.3,
-    attention_weight: Annotated[
-        float, typer.Option(help="of the last layer's attention on the question, e.g. 0.1")
-    ] = 0.0,
 ) -> None:
     """Train a small model on gold answers and on what its teachers predict.
 
-    The losses are those of answer distillation (Hu et al. 2018), as notebook 08 shows them. OUTPUT
-    becomes a Hugging Face folder with a card; the command given again resumes after a kill.
+    The losses are those of answer distillation (Hu et al. 2018), but for attention's, as in
+    notebook 08. OUTPUT becomes a Hugging Face folder with a card; give the command again to resume
+    after a kill.
     """
     check_new_folder(output)
     dataset, scored = training.load(data)
-    from qalib.distill.encoders import AlignmentReader, distilled_task, question_spans
+    from qalib.distill.alignment import token_spans
+    from qalib.distill.encoders import distilled_task
     from qalib.distill.teacher_cache import TeacherTargets
     from qalib.losses import DistillConfig
     from qalib.training import encoder_task, make_accelerator
@@ -78,25 +77,23 @@ def distill_command(
         ce_weight=ce_weight,
         kd_weight=kd_weight,
         margin_weight=margin_weight,
-        attention_weight=attention_weight,
+        attention_weight=0.0,
         temperature=temperature,
     )
     shallow = student.startswith("layers:")
     read = training.windows(teachers[0])  # by the teachers
     windows = read if shallow else training.windows(student)
     reader = load_student(student, teachers[0])
-    if attention_weight:
-        reader = AlignmentReader(reader)
 
     def make_task(work: Path) -> "TrainingTask":
         if is_main_process():
-            cache_teachers(work / "cache", teachers, dataset, read, attention_weight > 0)
+            cache_teachers(work / "cache", teachers, dataset, read)
         make_accelerator().wait_for_everyone()
         targets = TeacherTargets(work / "cache", range(len(teachers)))
         known = {span.id for span in targets.spans}  # questions with an answer in one input
         examples = [example for example in dataset if example.id in known]
         task, rows = encoder_task(reader, examples, windows)
-        spans = question_spans(rows, examples, reader.tokenizer)
+        spans = token_spans(rows, examples)
         return distilled_task(task, spans, targets, loss)
 
     models = list(teachers) if shallow else [student, *teachers]
@@ -108,24 +105,17 @@ def distill_command(
 
 
 def load_student(student: str, teacher: str) -> "EncoderReader":
-    """The student before training: a model, or some layers of the teacher.
-
-    Raises QalibError if "layers:" is not followed by a number, or by several with commas.
-    """
+    """The student before training: a model, or some layers of the teacher ("layers:3")."""
     from qalib.distill.encoders import keep_layers, spread_layers
     from qalib.models.pretrained import load_reader
 
     if not student.startswith("layers:"):
         return load_reader(student, new_head=True)
-    try:
-        numbers = [int(text) for text in student.removeprefix("layers:").split(",")]
-    except ValueError:
-        raise QalibError(f"--student {student}: give layers:3 or layers:2,4,6.") from None
-    reader = load_reader(teacher)
-    depth = reader.encoder.config.num_hidden_layers
-    if len(numbers) == 1 and 1 <= numbers[0] <= depth:
-        numbers = list(spread_layers(numbers[0], depth))
-    keep_layers(reader.encoder, numbers)
+    count = student.removeprefix("layers:")
+    if not count.isdecimal():
+        raise QalibError(f"--student {student}: give the number of layers, as in layers:3.")
+    encoder = (reader := load_reader(teacher)).encoder
+    keep_layers(encoder, spread_layers(int(count), encoder.config.num_hidden_layers))
     return reader
 
 
@@ -134,15 +124,15 @@ def cache_teachers(
     teachers: Sequence[str],
     dataset: "Dataset",
     windows: "WindowConfig",
-    attention: bool,
 ) -> None:
     """Write what every teacher predicts for the windows with a gold answer to ``folder``.
 
     Teachers that a killed command has finished are not asked again. Raises QalibError if their
     tokenizers differ.
     """
+    from qalib.distill.alignment import token_spans
     from qalib.distill.distractors import DistractorMiner
-    from qalib.distill.encoders import ALIGNMENT, AlignmentReader, question_spans, teacher_outputs
+    from qalib.distill.encoders import teacher_outputs
     from qalib.distill.teacher_cache import cache_teacher_outputs
     from qalib.models.pretrained import load_reader
     from qalib.training import encoder_task, make_accelerator
@@ -160,11 +150,9 @@ def cache_teachers(
                 "choose teachers with the same one (the student may have another)."
             )
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")
-        reader = (AlignmentReader(reader) if attention else reader).eval()
-        reader.to(make_accelerator().device)
+        reader.to(make_accelerator().device).eval()
         return teacher_outputs(reader, task, f"teacher {number + 1}", progress=True)
 
     functions = [lambda number=number: outputs(number) for number in range(len(teachers))]
-    spans = question_spans(rows, dataset.examples, first.tokenizer)
-    hops = [ALIGNMENT] if attention else []
-    cache_teacher_outputs(folder, spans, functions, DistractorMiner(dataset), hops)
+    spans = token_spans(rows, dataset.examples)
+    cache_teacher_outputs(folder, spans, functions, DistractorMiner(dataset))
