@@ -21,6 +21,7 @@ from qalib.inference import (
     QuestionAnswerer,
 )
 from qalib.models.byte_reader import ByteReaderConfig, build_byte_reader
+from qalib.models.encoder import EncoderReader
 
 FP32 = AnswerConfig(n_best_size=5, precision="fp32")
 SMALL = WindowConfig(max_length=48, doc_stride=8, max_query_length=12)
@@ -114,6 +115,36 @@ def test_no_questions_give_no_answers_and_equal_ids_do_not_mix_them(reader):
 def test_impossible_settings_are_refused(field):
     with pytest.raises(QalibError, match=field):
         AnswerConfig(**{field: 0})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_that_gives_nan_gives_no_answer(value):
+    broken = tiny_reader()
+    with torch.no_grad():
+        broken.encoder.qa_outputs.bias[1] = value
+    with pytest.raises(QalibError, match="gives NaN or infinity in fp32"):
+        QuestionAnswerer(broken, FP32).answer("Who?", "Ada met Bo.")
+
+
+def test_inputs_fit_the_positions_of_the_model(reader):
+    short = EncoderReader(reader.encoder, reader.tokenizer)
+    short.max_length = 128
+    assert QuestionAnswerer(short).config.windows == WindowConfig(128, 44, 32)
+    with pytest.raises(QalibError, match="384 tokens are longer than the 128"):
+        QuestionAnswerer(short, FP32)
+
+
+def test_what_a_model_raises_is_one_sentence(reader):
+    class Failing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokenizer, self.weight = reader.tokenizer, torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, batch):
+            raise IndexError("index out of range in self")
+
+    with pytest.raises(QalibError, match=r"Failing fails on .* \(1, 16\): index out of range"):
+        QuestionAnswerer(Failing(), FP32).answer("Who?", "Ada met Bo.")
 
 
 def test_answering_imports_neither_skimming_nor_studies():

@@ -11,7 +11,13 @@ from tiny import examples
 from qalib.data import windows as windows_module
 from qalib.data.formats import load_file
 from qalib.data.schema import Answer, Example
-from qalib.data.windows import LazyWindows, WindowConfig, make_windows, training_windows
+from qalib.data.windows import (
+    LazyWindows,
+    WindowConfig,
+    fit_windows,
+    make_windows,
+    training_windows,
+)
 from qalib.errors import QalibError
 from qalib.models.encoder import MINILM, model_folder
 
@@ -69,6 +75,13 @@ def test_long_questions_are_cut_and_the_passage_kept(tokenizer):
 def test_too_short_windows_are_refused():
     with pytest.raises(QalibError, match="doc_stride"):
         WindowConfig(max_length=128, doc_stride=128)
+
+
+@pytest.mark.parametrize("longest", [16, 24, 64, 128, 200, 376, 384, 512, None])
+def test_default_windows_fit_any_number_of_positions(longest):
+    config = fit_windows(longest)  # raises QalibError if the passage has no room
+    assert config.max_length == min(longest or 384, 384)
+    assert (longest is not None and longest < 384) or config == WindowConfig()
 
 
 text = st.text(
