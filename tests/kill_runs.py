@@ -49,8 +49,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def prepare(place: Path) -> None:
-    write_squad(examples(24), place / "data.json")
-    write_squad(examples(48)[24:], place / "other.json")
+    write_squad(examples(16), place / "data.json")
+    write_squad(examples(28)[16:], place / "other.json")
     save_model(place / "reader", tiny_reader(), WindowConfig(96, 16, 16))
 
 
