@@ -180,13 +180,7 @@ def test_missing_attention_of_either_side_is_refused(targets, tmp_path):
     output = WordReader(hops=1)(batch)
     refused("the student has 1 and the teachers 2", lambda: objective.loss(output, batch))
     silent = output._replace(attentions={})
-    refused("the student has no attention", lambda: objective.loss(silent, batch))
-    question = output.attentions["question"]
-    for wrong in (question[:, :-1], question.roll(1, dims=1).cumprod(dim=1).bool()):
-        changed = output._replace(attentions={**output.attentions, "question": wrong})
-        refused(
-            "questions have other tokens", lambda changed=changed: objective.loss(changed, batch)
-        )
+    refused("the student has 0 and the teachers 2", lambda: objective.loss(silent, batch))
 
 
 def test_a_question_that_the_teachers_have_not_read_is_named(tmp_path):

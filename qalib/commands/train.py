@@ -263,29 +263,11 @@ def publish_folder(work: Path, output: Path) -> None:
 
 def model_card(name: str, facts: Mapping[str, object]) -> str:
     """README.md of a trained model: what it was made from, and the scores."""
-    base = str(facts["base model"])
-    known = [f"base_model: {base}"] if "/" in base else []  # a name on the Hub
-    rows = [
-        f"| {key.replace('_', ' ')} | {format(value, '.6g') if type(value) is float else value} |"
-        for key, value in facts.items()
-    ]
-    text = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: question-answering",
-        *known,
-        "---",
-        "",
-        f"# {name}",
-        "",
-        "A model for extractive question answering, trained with qalib. `qalib answer --model "
-        "FOLDER` answers with it, and transformers' `AutoModelForQuestionAnswering` loads it.",
-        "",
-        "| | |",
-        "|---|---|",
-        *rows,
-    ]
-    return "\n".join(text) + "\n"
+    from qalib.models.pretrained import CARD
+
+    rows = {k.replace("_", " "): f"{v:.6g}" if type(v) is float else v for k, v in facts.items()}
+    table = [f"| {key} | {value} |" for key, value in rows.items()]
+    return "\n".join([CARD.format(name=name), "| | |", "|---|---|", *table]) + "\n"
 
 
 def model_name(model: str) -> str:

@@ -52,7 +52,6 @@ class BatchTargets(NamedTuple):
     end: Tensor  # (B, L)
     distractors: Tensor  # (B, 2) int64, the confusing answer, inclusive positions
     found: Tensor  # (B,) bool, whether there is one
-    question: Tensor  # (B, N) bool
     attentions: dict[str, Tensor]  # each hop (B, L, N) float32; empty where none is distilled
 
     def to(self, device: torch.device) -> "BatchTargets":
@@ -148,12 +147,12 @@ class Distillation:
         q = [teacher_probabilities(x, real, self.config.temperature) for x in (start, end)]
         aligned = character_alignment(offsets, students, real.shape[1])
         sides = [project(x, positions, length) for x, positions in zip(q, aligned, strict=True)]
-        maps, question = {}, torch.zeros((len(rows), 0), dtype=torch.bool)
+        maps = {}
         if self.config.attention_weight:
-            maps, question = self.targets.attention(teacher_rows)
+            maps, _ = self.targets.attention(teacher_rows)
             maps = {hop: _at_positions(table, students, length) for hop, table in maps.items()}
         distractors, found = self.distractors[rows], self.found[rows]
-        return DistillationBatch(batch, BatchTargets(*sides, distractors, found, question, maps))
+        return DistillationBatch(batch, BatchTargets(*sides, distractors, found, maps))
 
     def loss(self, output: ReaderOutput, batch: DistillationBatch) -> Tensor:
         """The weighted loss of each row; adds its parts to :meth:`log_metrics`.  -> (B,)"""
@@ -170,28 +169,11 @@ class Distillation:
         margin = margin_loss(output, *gold, targets.distractors, targets.found, config.margin)
         attention = torch.zeros_like(ce)
         if config.attention_weight:
-            question, maps = self._pad_question(targets, output)
+            maps, question = targets.attentions, output.attentions.get("question")
+            if question is not None:  # the student's is padded to the longest of its batch
+                maps = {hop: pad(x, (0, question.shape[1] - x.shape[2])) for hop, x in maps.items()}
             attention = hops_loss(output.attentions, maps, output.mask, question)
         return DistillationLosses(ce, kd, margin, attention)
-
-    def _pad_question(
-        self, targets: BatchTargets, output: ReaderOutput
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The targets' question mask and maps, padded as the student's."""
-        student = output.attentions.get("question")
-        if student is None:
-            raise QalibError(
-                "attention distillation: the student has no attention on the question; set "
-                "attention_weight to 0 for this reader."
-            )
-        missing = student.shape[1] - targets.question.shape[1]
-        question = pad(targets.question, (0, max(0, missing)))
-        if missing < 0 or not torch.equal(question, student):
-            raise QalibError(
-                "attention distillation: the student's questions have other tokens than the "
-                "teachers'; set attention_weight to 0, or use one tokenizer."
-            )
-        return question, {hop: pad(x, (0, missing)) for hop, x in targets.attentions.items()}
 
     def _record(
         self, losses: DistillationLosses, output: ReaderOutput, batch: DistillationBatch
