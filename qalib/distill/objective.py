@@ -149,7 +149,7 @@ class Distillation:
         sides = [project(x, positions, length) for x, positions in zip(q, aligned, strict=True)]
         maps = {}
         if self.config.attention_weight:
-            maps, _ = self.targets.attention(teacher_rows)
+            maps = self.targets.attention(teacher_rows)
             maps = {hop: _at_positions(table, students, length) for hop, table in maps.items()}
         distractors, found = self.distractors[rows], self.found[rows]
         return DistillationBatch(batch, BatchTargets(*sides, distractors, found, maps))

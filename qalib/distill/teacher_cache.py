@@ -190,11 +190,8 @@ class TeacherTargets:
         )
         return start, end, torch.from_numpy(real)
 
-    def attention(self, rows: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """The teachers' mean map of each hop (B, P, N) float32, and the real question (B, N) bool.
-
-        Each passage token's map sums to 1 in fp16; padding is 0.
-        """
+    def attention(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The teachers' mean map of each hop (B, P, N) float32; padding is 0."""
         question_tokens = np.array([self.spans[row].question_tokens for row in rows])
         tokens = np.diff(self.begin)[rows]
         question = np.arange(question_tokens.max(initial=0)) < question_tokens[:, None]
@@ -206,7 +203,7 @@ class TeacherTargets:
             table = np.zeros(real.shape, dtype=np.float32)
             table[real] = sum(flat[index[taken]].astype(np.float32) for flat in flats) / len(flats)
             maps[hop] = torch.from_numpy(table)
-        return maps, torch.from_numpy(question)
+        return maps
 
 
 def _memory_maps(folders: Sequence[Path], name: str) -> list[np.ndarray]:
