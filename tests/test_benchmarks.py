@@ -32,7 +32,6 @@ from qalib.study.stages.benchmarks import (
     BlockSkimBenchmark,
     Candidate,
     Grid,
-    TrainingBenchmark,
 )
 
 
@@ -47,8 +46,7 @@ def reader():
 def test_every_setup_is_timed_in_every_round(reader, monkeypatch):
     monkeypatch.setattr("qalib.models.encoder.build_encoder", lambda *_, **__: tiny_reader())
     windows = make_windows(examples(8), reader.tokenizer, WindowConfig())
-    config = TrainingBenchmark(rounds=2, steps=1, tokens_per_batch=128)
-    rows = benchmarks.time_training(windows, config)
+    rows = benchmarks.time_training(windows, rounds=2, steps=1, budget=128)
     assert [row["setup"] for row in rows] == list(TRAINING_SETUPS)
     for row in rows:
         name = "tokens_per_second"
@@ -57,9 +55,9 @@ def test_every_setup_is_timed_in_every_round(reader, monkeypatch):
 
 
 def test_random_batches_fill_the_budget_on_average():
-    config, lengths = TrainingBenchmark(tokens_per_batch=100), [10, 30] * 20
+    lengths = [10, 30] * 20
     first, last = list(TRAINING_SETUPS.values())[:: len(TRAINING_SETUPS) - 1]
-    random, similar = first.plan(lengths, config), last.plan(lengths, config)
+    random, similar = first.plan(lengths, 100), last.plan(lengths, 100)
     assert {len(rows) for rows in random} == {5}
     assert sorted(i for rows in random for i in rows) == list(range(40))
     assert sorted(i for rows in similar for i in rows) == list(range(40))

@@ -37,9 +37,6 @@ def run_notebooks_command(
     raise typer.Exit(command(profile, only, force, check, param or ()))
 
 
-app.command("figures", help="The same as run-notebooks.")(run_notebooks_command)
-
-
 @app.command("train")
 def train_command(
     stage: Annotated[str, typer.Argument(help="encoder, bytes, block-skim or words")],

@@ -28,16 +28,17 @@ def training_report(rounds: int = 5, as_json: bool = False) -> str:
     data = build_corpus(CorpusConfig(questions=2000))
     tokenizer = build_encoder(EncoderConfig()).tokenizer
     windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
-    config = benchmarks.TrainingBenchmark(rounds=rounds)
-    return report(benchmarks.time_training(windows, config, print_progress), as_json)
+    return report(benchmarks.time_training(windows, rounds, progress=print_progress), as_json)
 
 
 def block_skim_report(
     data: str = "almanac", skimmer: str = "", seconds: float = 200.0, as_json: bool = False
 ) -> str:
     """Block-Skim against other ways to run the same encoder, in about ``seconds``."""
+    from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
+
     config = benchmarks.BlockSkimBenchmark(seconds=seconds)
-    inputs = bench_data(data), load_trained(skimmer)
+    inputs = bench_data(data), load_skimmer(skimmer or DEFAULT_SKIMMER)
     found = benchmarks.time_block_skim(config, *inputs, print_progress)
     for cell in found["skipped"]:
         print_progress(f"{cell}: skipped, the time was over")
@@ -83,13 +84,6 @@ def bench_data(name: str, purpose: str = "train") -> Dataset:
     if name == "almanac":
         return build_corpus(CorpusConfig(questions=400, length=2500))
     return load_data(name, purpose)
-
-
-def load_trained(folder: str = ""):
-    """The skimmer in a folder, or the published one. Raises QalibError if there is none."""
-    from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
-
-    return load_skimmer(folder or DEFAULT_SKIMMER)
 
 
 def report(rows: Sequence[dict], as_json: bool = False) -> str:

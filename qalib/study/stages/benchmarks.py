@@ -96,16 +96,6 @@ def training_step(
 # --- training an encoder --------------------------------------------------------------------------
 
 
-@settings
-class TrainingBenchmark:
-    """``steps`` training steps of each set-up in a round."""
-
-    rounds: Count = 5
-    steps: Count = 3
-    tokens_per_batch: Count = 4096
-    seed: int = 0
-
-
 @dataclass(frozen=True)
 class TrainingSetup:
     """One way to train an encoder reader."""
@@ -117,7 +107,7 @@ class TrainingSetup:
     byte_dropout: bool = False
     similar_lengths: bool = False
 
-    def trainer(self, seed: int) -> Callable:
+    def trainer(self, seed: int = 0) -> Callable:
         """A training step on a fresh reader."""
         from qalib.losses import span_loss
         from qalib.models.encoder import build_encoder, use_byte_dropout
@@ -136,12 +126,11 @@ class TrainingSetup:
             TrainConfig(),
         )
 
-    def plan(self, lengths: Sequence[int], config: TrainingBenchmark) -> list[list[int]]:
+    def plan(self, lengths: Sequence[int], budget: int, seed: int = 0) -> list[list[int]]:
         """Batches of similar length, or as many random windows as fill the budget on average."""
-        budget = config.tokens_per_batch
         if self.similar_lengths:
-            return training_batches(lengths, budget, config.seed, 0)
-        order = np.random.default_rng(config.seed).permutation(len(lengths)).tolist()
+            return training_batches(lengths, budget, seed, 0)
+        order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
         rows = max(1, int(budget / np.mean(lengths)))
         return [order[i : i + rows] for i in range(0, len(order) - rows + 1, rows)]
 
@@ -158,21 +147,25 @@ TRAINING_SETUPS = {  # each with one change to the one before
 
 
 def time_training(
-    windows: Sequence[Window], config: TrainingBenchmark, progress: Progress | None = None
+    windows: Sequence[Window],
+    rounds: int = 5,
+    steps: int = 3,
+    budget: int = 4096,
+    progress: Progress | None = None,
 ) -> list[dict]:
-    """A row per set-up: setup, precision, tokens_per_second (without padding), and speedup.
+    """Training in batches of ``budget`` tokens, ``steps`` of each set-up in a round. A row each:
 
-    The speedup is over the first set-up. Where fp32 is faster the bf16 set-ups run in fp32, as
-    training does.
+    setup, precision, tokens_per_second (without padding), speedup (over the first set-up)
+
+    Where fp32 is faster the bf16 set-ups run in fp32, as training does.
     """
     tokens: dict[str, list[int]] = {name: [] for name in TRAINING_SETUPS}
 
     def trainer(setup: TrainingSetup) -> Callable[[int], int]:
-        step = setup.trainer(config.seed)
-        plan = setup.plan([len(window) for window in windows], config)
+        step, plan = setup.trainer(), setup.plan([len(window) for window in windows], budget)
 
         def train(number: int) -> int:
-            chosen = range(number * config.steps, (number + 1) * config.steps)
+            chosen = range(number * steps, (number + 1) * steps)
             batches = [collate([windows[i] for i in plan[n % len(plan)]]) for n in chosen]
             for batch in batches:
                 step(batch)
@@ -182,8 +175,8 @@ def time_training(
 
     timings = interleave(
         {name: trainer(setup) for name, setup in TRAINING_SETUPS.items()},
-        range(1 + config.rounds),
-        config.rounds,
+        range(1 + rounds),
+        rounds,
         items_per_round=1,
         observe=lambda number, name, item, count: tokens[name].append(count),
         progress=progress,
