@@ -20,7 +20,6 @@ from qalib.skim.calibration import (
     Calibration,
     Measurement,
     PruningSimulator,
-    block_scores,
     budget_at_recall,
     calibrate,
     calibrate_threshold,
@@ -39,13 +38,7 @@ from qalib.skim.training import BlockPredictions
 COST = CostModel.bert(6, 384)
 LEVELS = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]  # exact in float32 or far apart: no rounding
 
-# --- block scores and recall curves ---
-
-
-def test_block_scores_count_blocks():
-    scores, labels = np.array([0.9, 0.5, 0.6, 0.1, 0.2]), np.array([1, 0, 1, 1, 0], dtype=bool)
-    assert block_scores(scores, labels) == pytest.approx((2 / 3, 2 / 3, 2 / 3, 3 / 5))
-    assert block_scores(scores[:0], labels[:0]) == (0, 0, 0, 0)
+# --- recall curves ---
 
 
 def slow_point(threshold, scores, answers, sizes, question):

@@ -5,12 +5,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_activations import attention_for
 from test_blocks import SPECIAL, batch_of
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from qalib.errors import QalibError
 from qalib.skim.activations import LayerActivations, PredictorInputs
@@ -282,24 +279,3 @@ def test_size_and_cost_at_bert_base(kind):
     if kind == "cnn":  # numbers of the paper
         assert layer_macs(BERT, 512) == pytest.approx(4027e6, rel=1e-3)
         assert share * layer_macs(BERT, 512) == pytest.approx(26.6e6, rel=5e-3)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    kind=st.sampled_from(["cnn", "cnn-eq3", "late_interaction"]),
-    size=st.sampled_from([1, 4, 8]),
-    blocks=st.integers(1, 4),
-)
-def test_cost_is_what_a_counting_tool_counts(kind, size, blocks):
-    """Of convolutions and matrix products: all of the first two, most of the third."""
-    length, question = size * blocks, 3
-    predictor = predictor_of(kind, size=size)
-    inputs = inputs_of([(question, length)], size=size)
-    with FlopCounterMode(display=False) as counter:
-        predictor(inputs)
-    counted = counter.get_total_flops() / 2
-    if kind == "late_interaction":  # cosines with the passage, not with question, [CLS] and [SEP]
-        counted -= SHAPE.width * question * (question + 3)
-        norms = SHAPE.width * (length + question) + 3 * blocks
-        counted += norms
-    assert predictor.macs(length, question) == counted

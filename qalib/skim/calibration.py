@@ -48,16 +48,7 @@ FOLDS = 10  # of the cross-validation
 QUESTION, SPECIAL = 16, 3  # tokens beside a passage: of a question; [CLS] and two [SEP]
 
 
-# --- block scores against labels ---
-
-
-class BlockScores(NamedTuple):
-    """Of the class "holds an answer"; 0 where a ratio has no denominator."""
-
-    precision: float
-    recall: float
-    f1: float
-    accuracy: float
+# --- recall curves ---
 
 
 class RecallCurve(NamedTuple):
@@ -66,18 +57,6 @@ class RecallCurve(NamedTuple):
     thresholds: np.ndarray  # (T,)
     kept: np.ndarray  # (T,) share of passage tokens in kept blocks
     recall: np.ndarray  # (T,) share of the questions with an answer of which one is kept
-
-
-def block_scores(scores: np.ndarray, labels: np.ndarray) -> BlockScores:
-    """Precision, recall and F1 of probabilities of at least 0.5.  (N,), (N,) bool"""
-    predicted = scores >= 0.5
-    hits, chosen, positive = (int(x.sum()) for x in (predicted & labels, predicted, labels))
-    return BlockScores(
-        precision=hits / chosen if chosen else 0.0,
-        recall=hits / positive if positive else 0.0,
-        f1=2 * hits / (chosen + positive) if chosen + positive else 0.0,
-        accuracy=float((predicted == labels).mean()) if len(labels) else 0.0,
-    )
 
 
 def conformity_scores(scores: np.ndarray, answers: np.ndarray, question: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@
     skimmed = cost.encoder_macs(token_counts(384, {4: 120}, 12))    # layer 4 keeps 120 tokens
 
 Counted are matrix products: projections, feed-forward, the two products of attention, span head,
-and what predictors report: their own, and the attention entries that the packed pass recomputes
-for them. Embeddings are look-ups; norms, activations and the softmax are left out, and so is what a
+and those of predictors, with the attention entries that the packed pass computes again for them.
+Embeddings are look-ups; norms, activations and the softmax are left out, and so is what a
 batch needs once (DeBERTa's projected relative positions). Padding costs nothing.
 
 Notation: B batch (or any leading dimensions), N layers, D width, F width of the feed-forward part,
@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from qalib.skim.adapters import LayerAdapter, adapt_encoder
-from qalib.skim.predictors import BlockPredictor
+from qalib.skim.predictors import predictor_macs
 from qalib.skim.skimmer import Skimmer
 
 PredictorCost = Callable[[int, int], float]  # passage tokens, question tokens -> multiply-adds
@@ -64,12 +65,12 @@ class CostModel:
         """
         encoder = adapt_encoder(model)
         token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-        hidden, embedding = _count_macs(model, lambda: encoder.embed(token))
-        layers = [_layer_cost(model, layer, hidden) for layer in encoder.layers]
-        _, head = _count_macs(model, lambda: encoder.head(hidden))
+        hidden, embedding = _count_macs(lambda: encoder.embed(token))
+        layers = [_layer_cost(layer, hidden) for layer in encoder.layers]
+        _, head = _count_macs(lambda: encoder.head(hidden))
         if skimmer is None:
             return cls(tuple(layers), head, embedding)
-        predictors = {int(n): _predictor_cost(p) for n, p in skimmer.predictors.items()}
+        predictors = dict.fromkeys(skimmer.config.layers, _predictor_cost(skimmer))
         early = head if skimmer.config.pruned_logits == "forward" else 0
         early = 2 * encoder.width if skimmer.config.answer_head else early
         return cls(tuple(layers), head, embedding, predictors, early)
@@ -102,45 +103,33 @@ class CostModel:
         return np.array(found, dtype=float).reshape(passage.shape)
 
 
-def _predictor_cost(predictor: BlockPredictor) -> PredictorCost:
-    @cache  # a calibration set queries the same few lengths again and again
-    def cost(length: int, question: int) -> float:
-        return predictor.macs(length, question) + predictor.attention_macs(length, question)
+def _predictor_cost(skimmer: Skimmer) -> PredictorCost:
+    """Cost of a predictor in the packed pass, linear in the length between two counted ones."""
+    config, shape = skimmer.config.predictor, skimmer.shape
+    short, long = config.block_size, 8 * config.block_size
 
-    return cost
+    @cache
+    def line(question: int) -> tuple[float, float]:
+        ends = [predictor_macs(config, shape, n, question, packed=True) for n in (short, long)]
+        slope = (ends[1] - ends[0]) / (long - short)
+        return ends[0] - slope * short, slope
+
+    return lambda length, question: line(question)[0] + line(question)[1] * length
 
 
-def _layer_cost(model: nn.Module, layer: LayerAdapter, hidden: Tensor) -> LayerCost:
-    (query, _, value), inputs = _count_macs(model, lambda: layer.qkv_proj(hidden))
-    _, outputs = _count_macs(model, lambda: layer.feed_forward(value.flatten(2), hidden))
+def _layer_cost(layer: LayerAdapter, hidden: Tensor) -> LayerCost:
+    (query, _, value), inputs = _count_macs(lambda: layer.qkv_proj(hidden))
+    _, outputs = _count_macs(lambda: layer.feed_forward(value.flatten(2), hidden))
     return LayerCost(inputs + layer.bias_macs, query.numel() + value.numel(), outputs)
 
 
-def _count_macs(model: nn.Module, step: Callable) -> tuple:
-    """Result of a step, and the multiply-adds of the linear modules that it calls.
-
-    Linear is what has ``in_features`` and ``out_features``, so quantised layers are, too; of
-    nested linear modules, as in adapters, the innermost count.
-    """
-    total = 0
-
-    def count(module: nn.Module, args: tuple, output: Tensor) -> None:
-        nonlocal total
-        total += module.in_features * output.numel()
-
-    linear = [m for m in model.modules() if _is_linear(m) and sum(map(_is_linear, m.modules())) < 2]
-    hooks = [module.register_forward_hook(count) for module in linear]
+def _count_macs(step: Callable) -> tuple:
+    """Result of a step, and its multiply-adds as torch counts them."""
     devices = range(torch.cuda.device_count())  # dropout must not advance the random state
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            return step(), total
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), counter:
+        result = step()
+    return result, counter.get_total_flops() // 2
 
 
 def token_counts(given: ArrayLike, kept: Mapping[int, ArrayLike], layers: int) -> np.ndarray:

@@ -20,9 +20,10 @@ from qalib.errors import QalibError
 from qalib.models.bf16 import pad_rows
 from qalib.settings import settings
 from qalib.skim import features
-from qalib.skim.activations import LayerActivations, PredictorInputs
-from qalib.skim.blocks import Blocks
+from qalib.skim.activations import FullAttention, LayerActivations, PredictorInputs
+from qalib.skim.blocks import Blocks, make_blocks
 from qalib.skim.features import block_max, block_mean
+from qalib.skim.packed import FusedAttention, GroupedAttention, VarlenGroup
 
 Part = Literal["question", "late_interaction", "lexical", "position", "tokens"]
 PARTS = ("question", "late_interaction", "lexical", "position", "tokens")
@@ -93,17 +94,6 @@ class BlockPredictor(nn.Module):
         """Logits (B, K) float32, finite; those of missing blocks carry no meaning."""
         raise NotImplementedError
 
-    def macs(self, length: int, question: int) -> float:
-        """Multiply-adds for a passage of ``length`` and a question of ``question`` tokens.
-
-        Attention probabilities are taken as given; see ``attention_macs``.
-        """
-        return 0.0
-
-    def attention_macs(self, length: int, question: int) -> float:
-        """Multiply-adds of the attention entries that the packed pass recomputes for it."""
-        return 0.0
-
 
 class BlockNorm(nn.BatchNorm1d):
     """Batch norm over blocks that exist.  (N, C) or (N, C, M) -> same
@@ -130,9 +120,8 @@ class BlockScorer(nn.Module):
 
     def __init__(self, channels: int, hidden: int = 0, dropout: float = 0.0):
         super().__init__()
-        self.sizes = (channels, hidden, 1) if hidden else (channels, 1)
         self.norm = BlockNorm(channels, affine=False)  # the linear layer has scale and shift
-        last = nn.Linear(self.sizes[-2], 1)
+        last = nn.Linear(hidden or channels, 1)
         if hidden:
             first = nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(dropout)
             self.layers = nn.Sequential(*first, last)
@@ -146,20 +135,10 @@ class BlockScorer(nn.Module):
         logits = self.layers(self.norm(x[real]))  # (N, 1)
         return _to_rows(logits.squeeze(1), real)
 
-    def macs(self, blocks: float) -> float:
-        """Multiply-adds for a passage of so many blocks."""
-        pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
-        return blocks * (self.sizes[0] + sum(before * after for before, after in pairs))
-
 
 def _to_rows(logits: Tensor, real: Tensor) -> Tensor:
     """One logit per real block, back in rows; 0 elsewhere.  (N,), (B, K) bool -> (B, K)"""
     return logits.new_zeros(real.shape).masked_scatter(real, logits)
-
-
-def _block_count(length: int, size: int) -> int:
-    """Blocks of a passage of ``length`` tokens."""
-    return -(-length // size)
 
 
 # --- Block-Skim's module: a small CNN over a block's attention to itself ---
@@ -199,14 +178,11 @@ class BlockSkimCNN(BlockPredictor):
     without saying where. Sources: Block-Skim (AAAI 2022), Eq. 3, and facts about its code.
     """
 
-    def __init__(self, shape: ModelShape, size: int, layer: int, equation_3: bool = False):
+    def __init__(self, heads: int, size: int, layer: int, equation_3: bool = False):
         super().__init__((layer,))
-        heads = shape.heads
-        self.heads, self.width, self.size = heads, shape.width, size
-        self.equation_3 = equation_3
+        self.size, self.equation_3 = size, equation_3
         half = max(1, size // 2)
         quarter = max(1, half // 2)
-        self.sides = (half, quarter) if equation_3 else (size, half)  # of the maps convolved
         self.first, self.second = ConvNormReLU(heads), ConvNormReLU(heads)
         self.last = nn.Linear((1 if equation_3 else heads) * quarter**2, 1)
         if equation_3:
@@ -226,16 +202,6 @@ class BlockSkimCNN(BlockPredictor):
         if self.equation_3:
             return self.merge(self.second(_pool(self.first(_pool(maps))))).relu().flatten(1)
         return _pool(self.second(_pool(self.first(maps)))).flatten(1)
-
-    def macs(self, length: int, question: int) -> float:
-        """26.5 million for BERT-base at 512 tokens as released, 0.66 % of a layer."""
-        each = sum(9 * self.heads**2 * side**2 for side in self.sides) + self.last.in_features
-        each += self.heads * self.last.in_features if self.equation_3 else 0
-        return _block_count(length, self.size) * each
-
-    def attention_macs(self, length: int, question: int) -> float:
-        """Those of the diagonal blocks."""
-        return _block_count(length, self.size) * self.size**2 * self.width
 
 
 # --- predictors on features ---
@@ -260,7 +226,7 @@ class FeaturePredictor(BlockPredictor):
         self, config: PredictorConfig, shape: ModelShape, layer: int, parts: tuple[str, ...]
     ):
         super().__init__((layer,))
-        self.heads, self.width, self.size = shape.heads, shape.width, config.block_size
+        self.size = config.block_size
         self.parts, self.context = parts, config.kind == "combined"
         self.steps = [step for n in range(1, config.neighbours + 1) for step in (-n, n)]
         counts = {"paper": 6 * shape.heads, "question": 10 * shape.heads, "late_interaction": 3}
@@ -298,29 +264,6 @@ class FeaturePredictor(BlockPredictor):
             found.append(self.clues(layer, blocks))
         return torch.cat(found, dim=2)
 
-    def macs(self, length: int, question: int) -> float:
-        total = 0.0
-        if "paper" in self.parts:  # sums over three sets, from and to, then pooling
-            members = question + 3  # with [CLS] and two [SEP]
-            total += self.heads * 6 * (members * (length + members) + length)
-        if "question" in self.parts:  # sums over the question, over the block, and pooling
-            total += self.heads * length * (2 * question + self.size + 10)
-        if "late_interaction" in self.parts:  # norms and cosines
-            total += self.width * ((length + question) + length * question)
-        total += length * question * ("lexical" in self.parts)
-        total += length * self.clues.macs() if self.clues is not None else 0
-        return total + self.scorer.macs(_block_count(length, self.size))
-
-    def attention_macs(self, length: int, question: int) -> float:
-        """Rows and columns of question, [CLS] and, in the paper's features, two [SEP]."""
-        tokens, total = length + question + 3, 0.0
-        if "paper" in self.parts:
-            total += 2 * (question + 3) * tokens * self.width
-        if "question" in self.parts:
-            diagonal = _block_count(length, self.size) * self.size**2
-            total += (2 * (question + 1) * tokens + diagonal) * self.width
-        return total
-
 
 class TokenScorer(nn.Module):
     """Features of every token's states, pooled over its block.  -> (B, K, 2 TOKEN_FEATURES)
@@ -347,10 +290,6 @@ class TokenScorer(nn.Module):
         pooled = torch.cat([block_mean(tokens, blocks), block_max(tokens, blocks)], dim=1)
         return pooled.transpose(1, 2)
 
-    def macs(self) -> float:
-        """Multiply-adds for one token."""
-        return self.inner.weight.numel() + self.outer.weight.numel()
-
 
 # --- baselines, which read no layer ---
 
@@ -374,10 +313,6 @@ class LexicalPredictor(BlockPredictor):
         around = features.neighbour(overlap, blocks, -1) + features.neighbour(overlap, blocks, 1)
         a, b, c = self.weights
         return (a + b * overlap + c * around).squeeze(2)
-
-    def macs(self, length: int, question: int) -> float:
-        """Comparisons."""
-        return float(length * question)
 
 
 class RandomPredictor(BlockPredictor):
@@ -424,7 +359,7 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
         )
     match config.kind:
         case "cnn" | "cnn-eq3" as kind:
-            return BlockSkimCNN(shape, config.block_size, layer, kind == "cnn-eq3")
+            return BlockSkimCNN(shape.heads, config.block_size, layer, kind == "cnn-eq3")
         case "handcrafted":
             return FeaturePredictor(config, shape, layer, ("paper",))
         case "question" | "tokens" | "late_interaction" as part:
@@ -442,14 +377,32 @@ def predictor_macs(
     length: int,
     question: int = 16,
     packed: bool = False,
-) -> float:
-    """Multiply-adds of a predictor at the last layer; see ``BlockPredictor.macs``.
+) -> int:
+    """Multiply-adds of a predictor for a passage of ``length`` and a question of so many tokens.
 
-    ``packed``: with the attention entries that the packed pass recomputes for it.
+    Counted by torch: matrix products and convolutions. ``packed``: with the attention entries that
+    the packed pass computes again for it; otherwise the attention map is given.
     """
-    predictor = build_predictor(config, shape, shape.layers)
-    again = predictor.attention_macs(length, question) if packed else 0.0
-    return predictor.macs(length, question) + again
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokens = length + question + 3  # [CLS] question [SEP] passage [SEP]
+    passage = torch.arange(tokens)[None] >= question + 2
+    passage[:, -1] = False
+    ids = torch.arange(tokens)[None]
+    ids[:, question + 1] = tokens - 1  # both [SEP]
+    blocks = make_blocks(ids, torch.ones_like(passage), passage, size=config.block_size)
+    hidden = torch.randn(1, tokens, shape.width)
+    query = hidden.unflatten(2, (shape.heads, -1))
+    lse = torch.full((1, shape.heads, tokens), float(tokens))
+    row = VarlenGroup([tokens], row=0, token=0, length=tokens)
+    attention = GroupedAttention([(row, FusedAttention(query, query, lse))], 1, tokens)
+    if not packed:
+        attention = FullAttention(torch.zeros(1, shape.heads, tokens, tokens))
+    layers = {shape.layers: LayerActivations(attention, hidden, hidden)}
+    predictor = build_predictor(config, shape, shape.layers).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        predictor(PredictorInputs(layers, blocks, ids))
+    return counter.get_total_flops() // 2
 
 
 def layer_macs(shape: ModelShape, length: int) -> float:

@@ -22,7 +22,7 @@ from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.losses import SkimLossConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
-from qalib.skim.calibration import block_scores, budget_at_recall, recall_at_budget, recall_curve
+from qalib.skim.calibration import budget_at_recall, recall_at_budget, recall_curve
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.training import (
     BlockPredictions,
@@ -240,9 +240,16 @@ def summarize_blocks(found: BlockPredictions) -> dict:
     and ``lost``, the percent of the questions that have no positive block by these.
     """
 
+    from sklearn.metrics import precision_recall_fscore_support
+
     def percent(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        found = block_scores(scores, labels)
-        return {n: 100 * getattr(found, n) for n in ("precision", "recall", "f1", "accuracy")}
+        predicted = scores >= 0.5
+        found = precision_recall_fscore_support(
+            labels, predicted, average="binary", zero_division=0.0
+        )
+        shares = (*found[:3], (predicted == labels).mean())
+        names = ("precision", "recall", "f1", "accuracy")
+        return {name: 100 * float(share) for name, share in zip(names, shares, strict=True)}
 
     layers, two = {}, {}
     for layer, scores in found.scores.items():
