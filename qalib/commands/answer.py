@@ -66,6 +66,7 @@ def answer_command(
     def load(place: str = "") -> "QuestionAnswerer":  # takes seconds: files are checked before
         from qalib.inference import QuestionAnswerer
 
+        where = place if place.startswith(device) else device  # each process has a GPU of its own
         if skim:
             from qalib.skim.reader import load_skim_answerer, skimmer_folders
         config = options.answer_config(
@@ -81,8 +82,8 @@ def answer_command(
             precision=precision,
         )
         if not skim:
-            return QuestionAnswerer.load(model, config, device or place)
-        return load_skim_answerer(model, skimmer, config, device=device or place)
+            return QuestionAnswerer.load(model, config, where)
+        return load_skim_answerer(model, skimmer, config, device=where)
 
     n_best = output and n_best_size > 1 and dataset and _n_best_path(output)
     outputs = [path for path in (output, null_odds, n_best) if path]
