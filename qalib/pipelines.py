@@ -196,7 +196,7 @@ class _SpanAnswerer(QuestionAnswerer):
             null = null + masked[:, 0]
         columns = (*spans[:3], log_total, null)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [_ScoredWindow(*row, 1.0, False, 0.0) for row in rows]
+        return [_ScoredWindow(*row, 1.0) for row in rows]
 
     def _merge(self, example: Example, parts: list[tuple[Window, _ScoredWindow]]) -> Any:
         """The answers to one question, best first; a dictionary if there is one."""
