@@ -129,10 +129,10 @@ def translate_os_errors(root: Path) -> Iterator[None]:
                 f"No space left in {root}: nothing recorded was lost; free some space "
                 "and run the same command again, it goes on where it stopped."
             ) from error
-        if isinstance(error, PermissionError) and str(root) in str(error.filename):
+        places = (PermissionError, NotADirectoryError, FileExistsError)
+        if isinstance(error, places) and error.filename:
             raise QalibError(
-                f"{error.filename}: may not be written; make it yours, or name another store "
-                "in QALIB_STORE."
+                f"{error.filename}: cannot be written ({error.strerror}); choose another place."
             ) from error
         raise
 

@@ -58,7 +58,7 @@ class TrainingOptions:
         if data in FORMER and not Path(data).exists():
             raise QalibError(f"no file {data}; the study's readers: qalib study train {data}.")
         dataset = load_data(data, purpose="train", skip_bad=self.skip_bad)
-        return dataset, {"dev": load_data(self.dev, purpose="score")} if self.dev else {}
+        return dataset, {"dev": load_data(self.dev, purpose="answer")} if self.dev else {}
 
     def windows(self, model: str, null: bool = False) -> "WindowConfig":
         """The windows of a model, of the lengths that were given."""
