@@ -130,7 +130,9 @@ def _answer_dataset(
 
     if output is None:
         raise QalibError(f"{dataset}: name the file for the predictions: --output FILE.json.")
-    examples = load_data(dataset, "answer", skip_bad=skip_bad).examples
+    data = load_data(dataset, "answer", skip_bad=skip_bad)
+    examples = data.examples
+    check_output(output, [data.path])  # where a name is the data's
     answerer, predictions = _predict_shared(load, examples)
     if not is_main_process():
         return
