@@ -55,7 +55,7 @@ def answer_command(
 
     With `accelerate launch -m qalib answer ...`, each process answers its share of a data set.
     """
-    if output and question and not dataset and not questions:
+    if output and question and not (dataset or questions or passage):
         question, dataset = "", question
     if [bool(question), bool(questions), bool(dataset)].count(True) != 1:
         raise QalibError(
