@@ -147,8 +147,9 @@ def save_model(
 def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader:
     """The reader of a model, in float32, with adapters merged and every parameter trainable.
 
-    ``model``: "" for the shipped one, "minilm-l6", a folder of transformers, peft or :func:`save_
-    model`, a run of ``train-encoder`` (its folder, or its name in the store), or a name on the hub.
+    ``model``: "" or "minilm-l6-squadshifts" for the shipped one, "minilm-l6", a folder of
+    transformers, peft or :func:`save_model`, a run of ``train-encoder`` (its folder, or its name in
+    the store), or a name on the hub.
     ``new_head``: a missing span head is initialised (``untrained`` of the reader names it).
 
     Raises QalibError if files are missing, damaged or do not fit, or without a trained span head.
@@ -181,10 +182,11 @@ def model_path(model: str | Path = "") -> Path:
     """The local folder of a model as of :func:`load_reader`."""
     if not model:
         return DEFAULT_CHECKPOINT
-    stored = store_dir() / model
-    return (
-        stored if stored.is_dir() and not Path(model).is_dir() else Path(model_folder(str(model)))
-    )
+    if not Path(model).is_dir():
+        for place in (DEFAULT_CHECKPOINT.parent, store_dir()):  # published models, runs
+            if (place / model).is_dir():
+                return place / model
+    return Path(model_folder(str(model)))
 
 
 def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
