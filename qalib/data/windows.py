@@ -4,16 +4,17 @@ A *window* is one model input, ``[CLS] question [SEP] part of the passage [SEP]`
 than the input is split into several windows that overlap by ``doc_stride`` word pieces. The
 character offsets of the passage's word pieces map a span of tokens to a span of characters.
 
-:func:`make_windows` cuts everything at once, with gold spans, for training. :class:`LazyWindows`
-is for inference on long passages and many questions about one: it builds windows on access.
+:class:`LazyWindows` builds windows on access, for long passages and many questions about one;
+:func:`make_windows` builds all of them with their gold spans, for training.
 """
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from qalib.errors import QalibError
 from qalib.settings import settings
 
 GROUP = 1_000_000  # characters that are tokenised in one call, to bound its memory
+SINGLE_WORD = 10_000  # characters from which a passage of a single word piece is refused
 
 
 @settings
@@ -83,18 +85,17 @@ class Window:
 
 
 def make_windows(examples: Sequence[Example], tokenizer, config: WindowConfig) -> list[Window]:
-    """Cut examples into windows, in order; every example gets at least one.
+    """All windows of some examples with their gold spans, in order; at least one of each.
 
-    ``tokenizer`` is a fast Hugging Face tokenizer. Where a window holds no gold answer, ``spans``
-    is empty, or the null span (0, 0) if ``config.null``.
+    Where a window holds no gold answer, ``spans`` is empty, or the null span (0, 0) if
+    ``config.null``. Raises QalibError as :class:`LazyWindows` does.
     """
-    require_fast(tokenizer)
-    windows = []
-    groups = np.cumsum([len(e.question) + len(e.context) for e in examples]) // GROUP
-    for _, group in groupby(range(len(examples)), key=groups.__getitem__):
-        numbers = list(group)
-        windows += _encode([examples[n] for n in numbers], numbers[0], tokenizer, config)
-    return windows
+    made = []
+    for window in LazyWindows(examples, tokenizer, config):
+        example, first = examples[window.example], window.context_start
+        spans, weights = gold_spans(example, window.offsets, first, config.null)
+        made.append(replace(window, spans=spans, weights=weights))
+    return made
 
 
 def training_windows(windows: Sequence[Window]) -> list[Window]:
@@ -114,48 +115,6 @@ def require_fast(tokenizer) -> None:
 def replace_surrogates(text: str) -> str:
     """Replace lone surrogates, which no tokenizer accepts, by U+FFFD; offsets are unchanged."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
-def _encode(
-    examples: Sequence[Example], begin: int, tokenizer, config: WindowConfig
-) -> Iterator[Window]:
-    questions = [replace_surrogates(e.question.strip()) for e in examples]
-    encoded = tokenizer(
-        _cut_questions(questions, tokenizer, config.max_query_length),
-        [replace_surrogates(e.context) for e in examples],
-        truncation="only_second",
-        max_length=config.max_length,
-        stride=config.doc_stride,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-        return_token_type_ids=True,
-        verbose=False,
-    )
-    for w, source in enumerate(encoded["overflow_to_sample_mapping"]):
-        in_context = np.array([s == 1 for s in encoded.sequence_ids(w)])
-        first = int(in_context.argmax()) if in_context.any() else len(in_context)
-        offsets = np.array(encoded["offset_mapping"][w], dtype=np.int32)[in_context].reshape(-1, 2)
-        spans, weights = gold_spans(examples[source], offsets, first, config.null)
-        yield Window(
-            example=begin + source,
-            input_ids=np.array(encoded["input_ids"][w], dtype=np.int32),
-            token_type_ids=np.array(encoded["token_type_ids"][w], dtype=np.int8),
-            context_start=first,
-            offsets=offsets,
-            spans=spans,
-            weights=weights,
-        )
-
-
-def _cut_questions(questions: list[str], tokenizer, longest: int) -> list[str]:
-    """Cut questions to at most ``longest`` word pieces, between characters."""
-    encoded = tokenizer(
-        questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    return [
-        text if len(offsets) <= longest else text[: offsets[longest - 1][1]]
-        for text, offsets in zip(questions, encoded["offset_mapping"], strict=True)
-    ]
 
 
 def gold_spans(
@@ -190,31 +149,27 @@ def span_weights(counts: Counter[tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
 # ------------------------------------------------------------------------------ windows on access
 
 
-UNLIMITED = 2**30  # word pieces of a window that holds any passage
-SINGLE_WORD = 10_000  # characters from which a passage of a single word piece is refused
-
-
 class LazyWindows(Sequence[Window]):
-    """The windows of :func:`make_windows` without gold spans, each built when it is accessed.
+    """Windows without gold spans, in the order of the examples, each built when it is accessed.
 
     Every distinct passage and every distinct question is tokenised once, and a window is assembled
     from both, so that memory grows with the distinct texts and not with the windows.
 
-    ``tokenizer`` is a fast Hugging Face tokenizer. Raises QalibError for a long passage
-    that is a single word to it; logs a warning if questions are cut.
+    Raises QalibError for a tokenizer without character offsets and for a long passage that is a
+    single word to it; logs a warning if questions are cut.
     """
 
     def __init__(self, examples: Sequence[Example], tokenizer, config: WindowConfig):
+        require_fast(tokenizer)
         self.doc_stride = config.doc_stride
         self.texts = [(example.question, example.context) for example in examples]
-        questions, contexts = zip(*self.texts, strict=True) if examples else ((), ())
-        whole = WindowConfig(max_length=UNLIMITED, doc_stride=0)
-        self.passages = _encode_once(contexts, lambda c: Example("", "?", c), tokenizer, whole)
-        self.frames = _encode_once(questions, lambda q: Example("", q, "a"), tokenizer, config)
+        cut = _cut_questions({question for question, _ in self.texts}, tokenizer, config)
+        _warn_if_cut(examples, cut, config.max_query_length)
+        self.passages = _encode({c: ("?", c) for _, c in self.texts}, tokenizer)
+        self.frames = _encode({q: (cut[q], "a") for q, _ in self.texts}, tokenizer)
         _check_words(self.passages)
         special = {q: len(frame) - len(frame.offsets) for q, frame in self.frames.items()}
-        _warn_if_cut(examples, special, tokenizer, config.max_query_length)
-        self.capacities = [config.max_length - special[question] for question in questions]
+        self.capacities = [config.max_length - special[question] for question, _ in self.texts]
         self.ends = np.cumsum([self._count(n) for n in range(len(examples))], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -244,26 +199,62 @@ class LazyWindows(Sequence[Window]):
         ids = passage.input_ids[passage.context_start + begin :][: len(offsets)]
         first, end = frame.context_start, frame.context_start + len(frame.offsets)
         types = np.full(len(ids), frame.token_type_ids[first], dtype=np.int8)
-        return Window(
+        return replace(
+            frame,
             example=example,
             input_ids=np.concatenate([frame.input_ids[:first], ids, frame.input_ids[end:]]),
             token_type_ids=np.concatenate(
                 [frame.token_type_ids[:first], types, frame.token_type_ids[end:]]
             ),
-            context_start=first,
             offsets=offsets,
-            spans=np.zeros((0, 2), dtype=np.int32),
-            weights=np.zeros(0, dtype=np.float32),
         )
 
 
-def _encode_once(
-    texts: Iterable[str], as_example: Callable[[str], Example], tokenizer, config: WindowConfig
-) -> dict[str, Window]:
-    """The only window of each distinct text; the other text of its input is a placeholder."""
-    distinct = list(dict.fromkeys(texts))
-    windows = make_windows([as_example(text) for text in distinct], tokenizer, config)
-    return dict(zip(distinct, windows, strict=True))
+def _encode(pairs: Mapping[str, tuple[str, str]], tokenizer) -> dict[str, Window]:
+    """The input of each (question, passage), of any length, as a window without gold spans."""
+    encoded = {}
+    groups = np.cumsum([len(q) + len(c) for q, c in pairs.values()]) // GROUP
+    for _, group in groupby(zip(groups, pairs, strict=True), key=itemgetter(0)):
+        names = [name for _, name in group]
+        texts = [[replace_surrogates(pairs[name][side]) for name in names] for side in (0, 1)]
+        output = tokenizer(
+            *texts, return_offsets_mapping=True, return_token_type_ids=True, verbose=False
+        )
+        for row, name in enumerate(names):
+            inside = np.array([part == 1 for part in output.sequence_ids(row)])
+            offsets = np.array(output["offset_mapping"][row], dtype=np.int32)[inside]
+            encoded[name] = Window(
+                example=0,
+                input_ids=np.array(output["input_ids"][row], dtype=np.int32),
+                token_type_ids=np.array(output["token_type_ids"][row], dtype=np.int8),
+                context_start=int(inside.argmax()) if inside.any() else len(inside),
+                offsets=offsets.reshape(-1, 2),
+                spans=np.zeros((0, 2), dtype=np.int32),
+                weights=np.zeros(0, dtype=np.float32),
+            )
+    return encoded
+
+
+def _cut_questions(questions: Iterable[str], tokenizer, config: WindowConfig) -> dict[str, str]:
+    """Each question cut to at most ``max_query_length`` word pieces, between characters."""
+    longest, stripped = config.max_query_length, {q: q.strip() for q in questions}
+    if not stripped:
+        return {}
+    clean = [replace_surrogates(text) for text in stripped.values()]
+    encoded = tokenizer(clean, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return {
+        question: text if len(offsets) <= longest else text[: offsets[longest - 1][1]]
+        for (question, text), offsets in zip(
+            stripped.items(), encoded["offset_mapping"], strict=True
+        )
+    }
+
+
+def _warn_if_cut(examples: Sequence[Example], cut: Mapping[str, str], longest: int) -> None:
+    """Log one line if questions are longer than ``longest`` word pieces, where they are cut."""
+    if long := [e.id for e in examples if len(cut[e.question]) < len(e.question.strip())]:
+        text = "%d of %d questions are longer than %d word pieces and are cut there, first %r."
+        logging.getLogger(__name__).warning(text, len(long), len(examples), longest, long[0])
 
 
 def _check_words(passages: Mapping[str, Window]) -> None:
@@ -274,14 +265,3 @@ def _check_words(passages: Mapping[str, Window]) -> None:
                 f"the passage {text[:20]!r}... of {len(text):,} characters is a single word to "
                 "this reader, which answers with words; put spaces between them."
             )
-
-
-def _warn_if_cut(
-    examples: Sequence[Example], lengths: Mapping[str, int], tokenizer, longest: int
-) -> None:
-    """Log one line if questions are longer than ``longest`` word pieces, where they are cut."""
-    full = [e for e in examples if lengths[e.question] > longest]  # few are that long
-    pieces = {q: len(tokenizer.tokenize(replace_surrogates(q))) for q in {e.question for e in full}}
-    if cut := [e.id for e in full if pieces[e.question] > longest]:
-        text = "%d of %d questions are longer than %d word pieces and are cut there, first %r."
-        logging.getLogger(__name__).warning(text, len(cut), len(examples), longest, cut[0])
