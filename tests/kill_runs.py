@@ -20,7 +20,7 @@ from tiny import examples, tiny_reader
 from qalib.data.windows import WindowConfig
 from qalib.models.pretrained import save_model
 
-FAST = ["--tokens-per-batch", "256", "--num-train-epochs", "6", "--save-steps", "1"]
+FAST = ["--batch-size", "2", "--num-train-epochs", "6", "--save-steps", "1"]
 FAST += ["--learning-rate", "1e-3", "--device", "cpu", "--precision", "fp32"]
 
 
