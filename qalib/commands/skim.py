@@ -123,7 +123,8 @@ def calibrate_command(
     dataset, *others = (load_data(name, "train", skip_bad=skip_bad) for name in names)
     reader = load_reader(model)
     loaded = load_skimmer(folder, reader.encoder)
-    seen = {*passages_of(model), *(read_settings(folder).get("passages") or ())}
+    own = read_settings(folder).get("passages") or []
+    seen = {*passages_of(model), *own}
     if known := seen.intersection(passage_digests(dataset)):
         raise QalibError(
             f"{data}: has passages that the model or its skimmer was trained on, {len(known)} of a "
@@ -143,7 +144,7 @@ def calibrate_command(
         progress=True,
     )
     loaded.set_options(**found.options)
-    save_skimmer(folder, loaded, reader.encoder, asdict(found), sorted(seen))
+    save_skimmer(folder, loaded, reader.encoder, asdict(found), own)
     card = folder / "README.md"
     if card.is_file():
         before = card.read_text(encoding="utf-8").split(MEASURED)[0]
@@ -184,9 +185,9 @@ def _share_kept(skims: "SkimReader", dataset: "Dataset", config: "PredictorTrain
 
     found = block_predictions(skims, dataset, config, config.train.precision)
     shares = {}
-    for layer, scores in found.scores.items():
+    for layer, scores in found.scores.items() if found.labels.any() else ():
         curve = recall_curve(scores, found.answers, found.sizes, found.row)
         shares[layer] = budget_at_recall(curve, 0.99)[0]
     text = ", ".join(f"{share:.0%} at layer {n}" for n, share in shares.items())
-    train.say(f"99 % of the answers of {dataset.name} are in this share of the text: {text}")
+    train.say(f"share of {dataset.name} that holds 99 % of its answers: {text or 'it has none'}")
     return {f"dev_share_layer_{n}": share for n, share in shares.items()}
