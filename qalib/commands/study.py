@@ -11,9 +11,7 @@ from qalib.errors import QalibError
 app = typer.Typer(help="The study: notebooks, runs, benchmarks.", no_args_is_help=True)
 bench = typer.Typer(help="Benchmarks: interleaved rounds, ratios in one run.", no_args_is_help=True)
 machine = typer.Typer(help="How fast this machine trains and answers.", no_args_is_help=True)
-runs = typer.Typer(help="List or delete cached runs.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-app.add_typer(runs, name="runs")
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-P", help="ci, laptop, study or paper")]
 DataOption = Annotated[str, typer.Option(help="almanac (embedded), a source or a file")]
@@ -68,7 +66,7 @@ def export_checkpoint(
     print(known[what](open_study("export-checkpoint", profile)))
 
 
-@runs.command("list")
+@app.command("runs")
 def runs_list(as_json: JsonOption = False) -> None:
     """List the runs of the store and the records, the newest first."""
     from tabulate import tabulate
@@ -83,20 +81,6 @@ def runs_list(as_json: JsonOption = False) -> None:
         numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
         row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
     print(tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet.")
-
-
-@runs.command("delete")
-def runs_delete(
-    key: Annotated[str, typer.Argument(help="name or beginning of a key")],
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-) -> None:
-    """Delete a run from the store; records are never deleted."""
-    from qalib.study.run_cache import RunCache
-
-    if not yes:
-        typer.confirm(f"Delete the run {key} from the store?", abort=True)
-    for folder in RunCache().delete(key):
-        print(f"Deleted {folder}")
 
 
 @machine.command("train")

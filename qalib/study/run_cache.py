@@ -298,7 +298,7 @@ class RunCache:
             return next(iter(found.values()))
         if found:
             raise QalibError(f"{name!r} fits several runs; give more digits of the key.")
-        raise QalibError(f"no finished run is called {name!r}; `python -m qalib study runs list`.")
+        raise QalibError(f"no finished run is called {name!r}; `python -m qalib study runs`.")
 
     def _recorded(self, stage: str) -> dict[str, Run]:
         return read_records(self.records / f"{stage}.jsonl", self.root) if self.records else {}
@@ -335,28 +335,6 @@ class RunCache:
         recorded = (run for run in self._recorded_runs() if run.short not in stored)
         rows += [_row("recorded", run.short, run) for run in recorded]
         return sorted(rows, key=lambda row: row["started"], reverse=True)
-
-    def delete(self, name: str) -> list[Path]:
-        """Delete the run with this name, finished or partial, from the store; never a record.
-
-        Raises QalibError if the store has no such run, or several.
-        """
-        stage, _, digits = name.removesuffix(".partial").rpartition("-")
-        found: dict[str, list[Path]] = {}
-        for folder in self._folders():
-            own_stage, key = split_name(folder)
-            if key.startswith(digits[:SHORT]) and stage in ("", own_stage):
-                found.setdefault(f"{own_stage}-{key}", []).append(folder)
-        if len(found) != 1:
-            raise QalibError(
-                f"{len(found)} runs of the store {self.root} begin with {name!r}; "
-                "`python -m qalib study runs list` shows them. Records are deleted with git only."
-            )
-        short, folders = next(iter(found.items()))
-        with self._locked(short):
-            for folder in folders:
-                shutil.rmtree(folder)
-        return folders
 
     def publish(self, run: Run, patterns: Sequence[str]) -> None:
         """Add a run of the store to the records, with those of its files that fit a pattern.
@@ -520,8 +498,8 @@ def read_json(folder: Path, name: str) -> dict:
 
 def _damaged(folder: Path, name: str, what: str) -> QalibError:
     return QalibError(
-        f"The run {folder.name} is damaged: {folder / name} {what}; delete it with "
-        f"`python -m qalib study runs delete {folder.name}`, or compute it again with --force."
+        f"The run {folder.name} is damaged: {folder / name} {what}; remove its folder, or compute "
+        "it again with --force."
     )
 
 
