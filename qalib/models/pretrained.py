@@ -136,6 +136,8 @@ def save_model(
     partial.mkdir(parents=True)
     with quiet():
         reader.encoder.save_pretrained(partial)
+    reader.tokenizer.backend_tokenizer.no_truncation()  # of its last call
+    reader.tokenizer.backend_tokenizer.no_padding()
     reader.tokenizer.save_pretrained(partial)
     settings = {"windows": asdict(windows), "passages": list(passages)}
     settings["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
