@@ -71,15 +71,6 @@ def test_projection_is_its_rule_and_conserves_visible_mass(teacher, student, ski
         assert found.sum().item() == pytest.approx(seen, abs=1e-4)
 
 
-@given(teacher=cutting, student=cutting, seed=st.integers(0, 99))
-def test_a_student_of_the_whole_passage_receives_all_mass(teacher, student, seed):
-    teacher, student = (sorted({0, 30, *cuts}) for cuts in (teacher, student))
-    taught, learner = span_of(teacher), span_of(student, 1)
-    q = torch.from_numpy(np.random.default_rng(seed).dirichlet(np.ones(len(taught.offsets))))[None]
-    for there in character_alignment([taught.offsets], [learner], len(taught.offsets)):
-        assert project(q, there, 40).sum().item() == pytest.approx(1.0)
-
-
 @given(cuts=cutting, first=st.integers(0, 4), skip=st.sets(st.integers(0, 10), max_size=3))
 def test_equal_tokenizers_change_nothing(cuts, first, skip):
     place = span_of(cuts, first, skip - {0})

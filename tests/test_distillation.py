@@ -142,29 +142,6 @@ def test_the_cache_has_the_targets_of_its_teachers(teachers, cache):
         teacher_targets(cache, (2,))
 
 
-def test_an_interrupted_cache_resumes_with_the_teacher_it_was_writing(runs, teachers, monkeypatch):
-    from qalib.study.stages import distillation
-
-    loaded, load = [], distillation.load_word_reader
-
-    def interrupted(run):
-        loaded.append(run.key)
-        if run.key == teachers[1].key and loaded.count(run.key) == 1:
-            raise KeyboardInterrupt
-        return load(run)
-
-    monkeypatch.setattr(distillation, "load_word_reader", interrupted)
-    config = replace(CACHED, attention=False)
-    inputs = {"data": PART, "teachers": teachers}
-    with pytest.raises(KeyboardInterrupt):
-        runs.run(cache_teachers, config, inputs)
-    (partial,) = runs.root.glob("cache-teachers-*.partial")
-    written = (partial / "cache" / "teacher-0" / "start.npy").stat().st_mtime_ns
-    run = runs.run(cache_teachers, config, inputs)
-    assert run.file("cache/teacher-0/start.npy").stat().st_mtime_ns == written
-    assert run.metrics["teachers"] == 2
-
-
 def test_out_of_fold_distractors_come_from_teachers_not_trained_on_the_passage(runs, cache):
     folds = [
         make_dataset(f"fold {k}", [e for e in PART if fold_of(e.context, FOLDS) != k])

@@ -20,7 +20,6 @@ from qalib.distill.distractors import (
     most_confident,
     random_distractors,
 )
-from qalib.errors import QalibError
 from qalib.metrics import f1, normalize_answer
 
 PASSAGE = "The Denver Broncos beat the Carolina Panthers in 2015 - the Broncos won again."
@@ -35,26 +34,6 @@ def words_of(passage, first=0, id="q"):
     """One token for each word or sign."""
     found = [match.span() for match in re.finditer(r"\w+|[^\w\s]", passage)]
     return TokenSpan(id, np.array(found, dtype=np.int32), first)
-
-
-def at(span, passage, text):
-    """The token positions of a text, as first and last."""
-    begin = passage.index(text)
-    start = int(np.searchsorted(span.offsets[:, 0], begin))
-    end = int(np.searchsorted(span.offsets[:, 1], begin + len(text)))
-    return span.context_start + start, span.context_start + end
-
-
-def logits_for(spans, passage, scores, length=24):
-    """Logits of one row each that favour texts; everything else is far below."""
-    start, end = torch.full((2, len(spans), length), -20.0)
-    mask = torch.zeros(len(spans), length, dtype=torch.bool)
-    for row, span in enumerate(spans):
-        mask[row, span.context_start : span.context_start + len(span.offsets)] = True
-        for text, score in scores.items():
-            i, j = at(span, passage, text)
-            start[row, i] = end[row, j] = score
-    return start, end, mask
 
 
 def text_of(mined, row=0, passage=PASSAGE):
@@ -157,19 +136,6 @@ def test_mining_is_its_definition(seed, first, k):
         assert mined.confidence[row] == pytest.approx(share, rel=1e-4)
 
 
-def test_only_the_k_best_are_looked_at_and_none_may_be_confusing():
-    """A teacher that is right has only right spans among its best: nothing is mined."""
-    golds = ("The Denver Broncos", "Broncos", "Denver Broncos")
-    span, miner = words_of(PASSAGE, 1), DistractorMiner([example(*golds)], MiningConfig(k=2))
-    scores = {"The Denver Broncos": 5.0, "Carolina Panthers": 1.0}
-    start, end, mask = logits_for([span], PASSAGE, scores)
-    mined = miner.mine(start, end, mask, [span])
-    assert text_of(mined) is None  # second best runs from the gold start to the wrong end
-    assert mined.confidence.tolist() == [0.0]
-    mined = DistractorMiner([example(*golds)], MiningConfig(k=4)).mine(start, end, mask, [span])
-    assert text_of(mined) == "Carolina Panthers"
-
-
 def test_every_row_without_enough_spans_is_fine():
     passage = "Rome."
     miner = DistractorMiner([example("Rome", passage=passage)], MiningConfig(k=50))
@@ -178,12 +144,6 @@ def test_every_row_without_enough_spans_is_fine():
         torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([[True, True, False, False]]), [span]
     )
     assert mined.spans.tolist() == [[-1, -1]]
-
-
-@pytest.mark.parametrize("settings", [{"k": 0}, {"max_length": 0}])
-def test_mining_needs_positive_numbers(settings):
-    with pytest.raises(QalibError, match="greater than or equal to 1"):
-        MiningConfig(**settings)
 
 
 # Ensembles

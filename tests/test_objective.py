@@ -6,12 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_reader
 from tiny_distill import DATA, HOPS, WordReader, WordRows, random_cache, random_output
 
-from qalib.data.batching import collate
 from qalib.data.bytes import ByteConfig, QuestionRows, passage_features
-from qalib.data.windows import WindowConfig, make_windows
 from qalib.distill.alignment import byte_spans, span_positions, token_spans
 from qalib.distill.distractors import DistractorMiner, DistractorSpans, random_distractors
 from qalib.distill.objective import Distillation
@@ -27,7 +24,6 @@ from qalib.losses import (
     span_loss,
     teacher_probabilities,
 )
-from qalib.training import TrainConfig, TrainingTask, train
 
 ROWS = WordRows(DATA)
 PAPER, ANSWERS = DistillConfig(), DistillConfig(attention_weight=0.0)
@@ -220,30 +216,6 @@ def test_teachers_of_words_teach_a_byte_reader(targets):
     refused("use the teachers' tokenizer", lambda: byte_distillation(targets, DistillConfig()))
 
 
-def test_an_encoder_teaches_an_encoder_and_a_reader_of_words(tmp_path):
-    reader = tiny_reader(dropout=0.0).eval()
-    settings = WindowConfig(max_length=128, doc_stride=8, max_query_length=32)
-    windows = make_windows(DATA.examples, reader.tokenizer, settings)
-    spans = token_spans(windows, DATA.examples)
-
-    def batch_of(rows):
-        return collate([windows[row] for row in rows])
-
-    def outputs():
-        with torch.no_grad():
-            yield from ((rows, reader(batch_of(rows))) for rows in ([0, 3], [1, 2, 5], [4]))
-
-    cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA))
-    targets = TeacherTargets(tmp_path, [0])
-    same = Distillation(batch_of, spans, targets, ANSWERS)
-    batch = same.collate([2, 0])
-    same.loss(reader(batch), batch)  # the same weights: there is nothing left to learn
-    assert same.log_metrics()["kd_excess"] == pytest.approx(0.0, abs=1e-4)
-    words = Distillation(ROWS.collate, ROWS.spans, targets, ANSWERS)
-    torch.testing.assert_close(words.collate([2, 0]).targets.start.sum(dim=1), torch.ones(2))
-    refused("no attention was cached", lambda: Distillation(batch_of, spans, targets, PAPER))
-
-
 def test_the_mnemonic_reader_has_nothing_to_learn_from_itself(tmp_path):
     """Self-distillation from the same weights: answers and attention agree."""
     from qalib.data.words import collate_words, word_windows
@@ -280,36 +252,6 @@ def test_the_mnemonic_reader_has_nothing_to_learn_from_itself(tmp_path):
     for name in ("kd_excess", "att"):
         assert logged[0][name] == pytest.approx(0.0, abs=1e-4)
         assert logged[1][name] > 0.01
-
-
-# Training
-
-
-def test_training_reduces_every_part(targets, tmp_path):
-    """Random teachers are pure noise, and are memorized."""
-    config = DistillConfig(ce_weight=0.0, margin_weight=0.0)
-    reader, objective = WordReader(width=32), distillation(targets, config)
-    task = TrainingTask([len(s.offsets) for s in ROWS.spans], objective.collate, objective.loss)
-    schedule = TrainConfig(
-        num_train_epochs=60,
-        tokens_per_batch=400,
-        learning_rate=2e-2,
-        precision="fp32",
-        weight_decay=0.0,
-    )
-    log = []
-    train(
-        reader,
-        task,
-        schedule,
-        tmp_path,
-        progress=False,
-        after_epoch=lambda _: log.append(objective.log_metrics()) or {},
-    )
-    first, last = log[0], log[-1]
-    assert last["kd_excess"] < 0.5 * first["kd_excess"]
-    assert last["att"] < 0.85 * first["att"]
-    assert set(first) >= {"ce", "kd", "ans", "att", "distractors"}
 
 
 def test_a_batch_moves_to_its_device_with_its_targets(targets):

@@ -121,41 +121,35 @@ def test_no_answer_is_learnt_where_questions_have_none(run):
     assert (windows_of("v1").null, windows_of("v1").max_length) == (False, 80)
 
 
-@pytest.mark.parametrize("command", ["train", "distill"])
-def test_a_killed_command_given_again_ends_in_the_same_bits(command, run, monkeypatch):
-    words = ["train", "data.json", "--model", "model-0", "--dev", "data.json"]
-    if command == "distill":
-        words = ["distill", "data.json", "--teachers", "model-0", "model-1", "--student"]
-        words += ["layers:2", "--dev", "data.json"]
-    run(*words, "--output", f"whole-{command}")
-    killed = f"killed-{command}"
+def test_a_killed_command_given_again_ends_in_the_same_bits(run, monkeypatch):
+    """Killed while the second teacher answers, after the first epoch, and before the end."""
+    words = ["distill", "data.json", "--teachers", "model-0", "model-1", "--student", "layers:2"]
+    words += ["--dev", "data.json", "--output"]
+    run(*words, "whole")
 
     def kill(*_, **__):
         raise Killed
 
-    outputs = encoders.teacher_outputs
-    second = iter([outputs, kill])  # of the teachers
-    stops = [(train, "report_epoch", kill), (train, "publish_folder", kill)]
-    if command == "distill":
-        stops.insert(0, (encoders, "teacher_outputs", lambda *args, **k: next(second)(*args, **k)))
+    turns = iter([encoders.teacher_outputs, kill])
+    stops = [(encoders, "teacher_outputs", lambda *args, **named: next(turns)(*args, **named))]
+    stops += [(train, "report_epoch", kill), (train, "publish_folder", kill)]
     for owner, name, stop in stops:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, stop)
             with pytest.raises(Killed):
-                run(*words, "--output", killed)
-        assert not Path(killed).exists()
+                run(*words, "killed")
+        assert not Path("killed").exists()
     with pytest.raises(QalibError, match="other settings or data"):
-        run(*words, "--output", killed, "--seed", "7")
+        run(*words, "killed", "--seed", "7")
     with (
-        exclusive(Path(f"{killed}.partial/lock"), "it"),
-        pytest.raises(QalibError, match=f"Process {os.getpid()} is working on {killed}"),
+        exclusive(Path("killed.partial/lock"), "it"),
+        pytest.raises(QalibError, match=f"Process {os.getpid()} is working on killed"),
     ):
-        run(*words, "--output", killed)
-    with monkeypatch.context() as patch:
-        patch.setattr(encoders, "teacher_outputs", kill)  # they have answered before
-        run(*words, "--output", killed)
-    assert weights(killed) == weights(f"whole-{command}")
-    assert not Path(f"{killed}.partial").exists()
+        run(*words, "killed")
+    monkeypatch.setattr(encoders, "teacher_outputs", kill)  # they have answered before
+    run(*words, "killed")
+    assert weights("killed") == weights("whole")
+    assert not Path("killed.partial").exists()
 
 
 def test_two_processes_train_and_distill_together(place, tmp_path):

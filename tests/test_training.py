@@ -182,14 +182,6 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"num_train_epochs": 0}, {"precision": "fp8"}, {"tokens_per_batch": 0}]
-)
-def test_impossible_settings_are_refused(bad):
-    with pytest.raises(QalibError):
-        TrainConfig(**bad)
-
-
-@pytest.mark.parametrize(
     ("device", "amx", "gpu", "chosen"),
     [
         ("cpu", True, False, "bf16"),
