@@ -253,9 +253,12 @@ def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConf
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The lines of a run's log.jsonl; none if there is no such file."""
-    log = folder / "log.jsonl"
-    return [json.loads(x) for x in log.read_text("utf-8").splitlines()] if log.exists() else []
+    """The lines of a run's log.jsonl; none if the main process has already moved the folder."""
+    try:
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
 
 
 class _Loop:

@@ -257,6 +257,8 @@ def seen_passages(dataset: "Dataset", models: Sequence[str]) -> list[str]:
 def publish_folder(work: Path, output: Path) -> None:
     """Make the finished folder ``work``/model the folder ``output``, and remove ``work``."""
     os.replace(work / "model", output)
+    for name in ("scratch", "cache"):  # before settings.json, which says what they belong to
+        shutil.rmtree(work / name, ignore_errors=True)
     shutil.rmtree(work)
     say(f"{output}: written")
 
