@@ -25,7 +25,6 @@ from qalib.data.batching import MULTIPLE, Batch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.models.folders import (
-    check_files,
     find_model,
     first_line,
     load_config,
@@ -94,7 +93,6 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
     transformers has no question-answering head for its type.
     """
     folder = Path(model_folder(config.name))
-    check_files(folder, weights=not config.random_start)
     hf_config = load_config(folder)
     torch.manual_seed(seed)
     try:
@@ -103,9 +101,14 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
             encoder, report = _build(hf_config, None if config.random_start else folder)
             rows = encoder.get_input_embeddings().weight.shape[0]
     except Exception as error:  # transformers, safetensors and pydantic share no class of errors
+        way = "copy its files again (`git lfs pull` where they are pointers of Git LFS)"
+        if any(folder.glob("*.bin")):  # pickles, which are not read here
+            way = (
+                'write it in safetensors: python -c "from transformers import AutoModelForQuestion'
+                f"Answering as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+            )
         raise QalibError(
-            f"the encoder {config.name!r} cannot be loaded ({first_line(error)}); name a folder "
-            f"with a model in safetensors, a model on the hub, or {MINILM!r}."
+            f"the encoder {config.name!r} cannot be loaded ({first_line(error)}); {way}."
         ) from None
     untrained = _untrained(encoder, report, config.name)
     tokenizer = load_tokenizer(folder, rows)
@@ -145,19 +148,21 @@ def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
 
 def _untrained(encoder: nn.Module, report: dict, name: str) -> frozenset[str]:
     """Parameters of the head that the weights lack. Raises QalibError if they lack others."""
-    if wrong := sorted(report.get("mismatched_keys", ())):
-        key, stored, wanted = wrong[0]
-        raise QalibError(
-            f"the encoder {name!r} has weights that do not fit its config.json: {key} has the "
-            f"shape {tuple(stored)} instead of {tuple(wanted)} ({len(wrong)} such)."
-        )
     missing = sorted(key for key in report.get("missing_keys", ()) if ".pooler." not in key)
     body = f"{encoder.base_model_prefix}." if encoder.base_model is not encoder else ""
-    inside = [n for n in missing if (n.startswith(body) if body else "qa_outputs" not in n)]
-    if inside:
+    wrong = [
+        f"{key} has the shape {tuple(stored)} instead of {tuple(wanted)}"
+        for key, stored, wanted in sorted(report.get("mismatched_keys", ()))
+    ]
+    wrong += [
+        f"{key} is missing"
+        for key in missing
+        if (key.startswith(body) if body else "qa_outputs" not in key)
+    ]
+    if wrong:
         raise QalibError(
-            f"the encoder {name!r} has weights that do not fit its config.json: {inside[0]} is "
-            f"missing ({len(inside)} such)."
+            f"the encoder {name!r} has weights that do not fit its config.json: {wrong[0]} "
+            f"({len(wrong)} such)."
         )
     return frozenset(missing)
 

@@ -1,17 +1,13 @@
-"""Folders with a Hugging Face model: where they are, and what they must hold.
+"""Folders with a Hugging Face model: where they are, their tokenizer and positions.
 
 Nothing is unpickled and no code of a model is run: weights are read from safetensors only.
 """
 
-import json
 from pathlib import Path
 
 from qalib.errors import QalibError
 
-WEIGHTS = "model.safetensors"
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "bpe.codes"]  # what is downloaded
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "bpe.codes")
-LFS = b"version https://git-lfs"
 OFFSET = {  # types whose positions begin behind the padding token's number
     *("camembert", "data2vec-text", "ibert", "layoutlmv3", "lilt", "longformer", "luke"),
     *("markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
@@ -29,78 +25,15 @@ def find_model(name: str) -> Path:
         return folder
     if folder.exists():
         raise QalibError(f"{name}: a file; name the folder of a model.")
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns="*/*"))
-    except errors.HFValidationError:
-        reason = "nor a name of the Hugging Face hub"
-    except errors.GatedRepoError:
-        reason = "and on the hub its licence must be accepted first (hf auth login)"
-    except errors.RepositoryNotFoundError:
-        reason = "and the hub has no public model of this name"
-    except errors.LocalEntryNotFoundError:
-        reason = "and the hub cannot be reached to download it"
     except (OSError, ValueError) as error:
-        reason = f"and it cannot be downloaded from the hub ({first_line(error)})"
-    raise QalibError(
-        f"the model {name!r} is no folder here, {reason}; name a folder or a model on the hub."
-    )
-
-
-def check_files(folder: Path, weights: bool = True) -> None:
-    """Raise QalibError if a file is missing, cut short or a pointer of Git LFS.
-
-    ``weights``: whether there must be weights in safetensors.
-    """
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(LFS):
-            raise QalibError(
-                f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` there."
-            )
-    if not (folder / "config.json").is_file():
         raise QalibError(
-            f"{folder}: no model here; the folder of one holds config.json or adapter_config.json."
-        )
-    if not any(next(folder.glob(name), None) for name in TOKENIZERS):
-        raise QalibError(
-            f"{folder}: no tokenizer here ({', '.join(TOKENIZERS)}); save that of the model it was "
-            "trained from: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)."
-        )
-    for path in _weight_files(folder) if weights else ():
-        check_safetensors(path)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files of the weights, one or several shards. Raises QalibError if one is missing."""
-    index = folder / f"{WEIGHTS}.index.json"
-    names = {WEIGHTS}
-    if not (folder / WEIGHTS).is_file() and index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise QalibError(f"{index}: no index of weights; save the model again.") from None
-    for name in sorted(map(str, names)):
-        if not (folder / name).is_file():
-            old = next((p.name for p in folder.glob("*.bin")), "")
-            convert = (
-                'convert them once: python -c "from transformers import AutoModelForQuestion'
-                f"Answering as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\"."
-            )
-            held = f"{old} is read by no command here, being a pickle; " if old else ""
-            raise QalibError(f"{folder / name}: no such weights; {held}{convert}")
-    return [folder / name for name in sorted(names)]
-
-
-def check_safetensors(path: Path) -> None:
-    """Raise QalibError if a safetensors file is damaged or shorter than its header says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise QalibError(f"{path}: damaged weights ({error}); copy them again.") from None
+            f"the model {name!r} is no folder here, and it cannot be downloaded from the Hugging "
+            f"Face hub ({first_line(error)})."
+        ) from None
 
 
 def load_config(folder: Path):
@@ -119,7 +52,8 @@ def load_config(folder: Path):
 def load_tokenizer(folder: Path, rows: int):
     """The fast tokenizer in a folder, for a model with ``rows`` rows of word embeddings.
 
-    Raises QalibError if it cannot be loaded, has no character offsets, or is another model's.
+    Raises QalibError if it cannot be loaded, has no character offsets, or is another model's;
+    without the files of one transformers makes one of five tokens.
     """
     from transformers import AutoTokenizer
 
@@ -136,8 +70,9 @@ def load_tokenizer(folder: Path, rows: int):
         )
     if not 0.75 * rows <= len(tokenizer) <= rows:  # models round their number of rows up
         raise QalibError(
-            f"{folder}: a tokenizer of {len(tokenizer):,} tokens does not belong to a model with "
-            f"embeddings of {rows:,}; save that of the model it was trained from beside it."
+            f"{folder}: its tokenizer is missing or another model's (of {len(tokenizer):,} tokens, "
+            f"embeddings of {rows:,}); save that of the model it was trained from beside it: "
+            "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)."
         )
     return tokenizer
 
@@ -159,5 +94,5 @@ def position_limit(config) -> int | None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its class where there is none."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    """The first sentence of an error's text, or its class where there is none."""
+    return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__

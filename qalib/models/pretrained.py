@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +34,6 @@ from qalib.models.encoder import (
     quiet,
 )
 from qalib.models.folders import (
-    TOKENIZERS,
     first_line,
     load_config,
     load_tokenizer,
@@ -49,17 +47,7 @@ SETTINGS, ADAPTER, WEIGHTS = "qalib.json", "adapter_config.json", "adapter_model
 RENAMED = {"max_question": "max_query_length", "stride": "doc_stride"}  # in older runs
 LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense)"  # the matrices of a BERT layer
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
-CARD = """---
-library_name: transformers
-pipeline_tag: question-answering
----
-# {name}
-
-A model for extractive question answering, trained with qalib. `qalib answer --model FOLDER` answers
-with it, and `AutoModelForQuestionAnswering.from_pretrained` of transformers loads it.
-"""
-
-T = TypeVar("T")
+CARD = "---\nlibrary_name: transformers\npipeline_tag: question-answering\n---\n"
 
 
 def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +130,7 @@ def save_model(
     settings = {"windows": asdict(windows), "passages": list(passages)}
     settings["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
     (partial / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(card or CARD.format(name=folder.name), encoding="utf-8")
+    (partial / "README.md").write_text(card or CARD, encoding="utf-8")
     partial.replace(folder)
 
 
@@ -193,7 +181,9 @@ def model_path(model: str | Path = "") -> Path:
 
 def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
     """A checkpoint as of :func:`save_reader`: W + B A, other tensors as they are stored."""
-    reader = build_encoder(_config(EncoderConfig, settings, "encoder", folder / SETTINGS))
+    reader = build_encoder(
+        build(settings.get("encoder"), EncoderConfig, f"{folder / SETTINGS}, encoder")
+    )
     weights = folder / WEIGHTS
     tensors = {_parameter(key): tensor.float() for key, tensor in load_weights(weights).items()}
     if file_sha256(weights) != checkpoint_hash(folder):
@@ -213,7 +203,7 @@ def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
 def _load_adapter(folder: Path) -> EncoderReader:
     """A folder of peft: its base model, and the tokenizer beside the adapter if there is one."""
     reader = build_encoder(EncoderConfig(name=str(_base(folder)), train_embeddings=True))
-    if any(next(folder.glob(name), None) for name in TOKENIZERS):
+    if (folder / "tokenizer_config.json").is_file():
         rows = reader.encoder.get_input_embeddings().weight.shape[0]
         reader = EncoderReader(reader.encoder, load_tokenizer(folder, rows), reader.untrained)
     return _merge(reader, folder)
@@ -255,7 +245,9 @@ def _load_run(folder: Path, run: dict) -> EncoderReader:
         )
     place, weights = folder / "config.json", folder / "weights.safetensors"
     try:
-        reader = build_encoder(_config(EncoderConfig, run["config"], "encoder", place))
+        reader = build_encoder(
+            build(run["config"].get("encoder"), EncoderConfig, f"{place}, encoder")
+        )
     except QalibError as error:
         raise QalibError(f"{folder}: the encoder of this run cannot be loaded: {error}") from None
     trained = load_weights(weights)
@@ -269,11 +261,13 @@ def windows_of(model: str | Path = "") -> WindowConfig:
     folder = model_path(model)
     settings = _settings(folder)
     if "encoder" in settings or "windows" in settings:
-        return _config(WindowConfig, settings, "windows", folder / SETTINGS)
+        return build(settings.get("windows"), WindowConfig, f"{folder / SETTINGS}, windows")
     if (folder / ADAPTER).is_file():
         return windows_of(_base(folder))
     if run := _run_settings(folder):
-        return _config(WindowConfig, run["config"], "windows", folder / "config.json")
+        return build(
+            run["config"].get("windows"), WindowConfig, f"{folder / 'config.json'}, windows"
+        )
     return fit_windows(position_limit(load_config(folder)))
 
 
@@ -312,9 +306,3 @@ def _read(path: Path) -> dict:
     if not isinstance(stored, dict):
         raise QalibError(f"{path}: not a JSON object.")
     return stored
-
-
-def _config(kind: type[T], stored: dict, key: str, place: Path) -> T:
-    if key not in stored:
-        raise QalibError(f"{place}: {key!r} is missing.")
-    return build(stored[key], kind, f"{place}, {key}")
