@@ -33,6 +33,7 @@ from qalib.errors import QalibError
 from qalib.models.bf16 import to_bf16
 from qalib.models.byte_reader import ByteReader
 from qalib.models.encoder import EncoderReader
+from qalib.models.folders import first_line
 from qalib.models.mnemonic_reader import MnemonicReader
 from qalib.models.pretrained import load_reader, windows_of
 from qalib.progress import progress_bar
@@ -132,8 +133,9 @@ class _Answering:
             raise QalibError("the device's memory is full; lower the tokens of a batch.") from None
         except FAILURES as error:
             kind = type(getattr(self.reader, "encoder", self.reader)).__name__
+            shape = tuple(batch.mask.shape)
             raise QalibError(
-                f"{kind} fails on a batch of the shape {tuple(batch.mask.shape)}: {error}"
+                f"{kind} fails on a batch of the shape {shape}: {first_line(error)}"
             ) from error
         for logits in output[:2]:
             if (~(logits < torch.inf) & output.mask).any():
