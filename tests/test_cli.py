@@ -25,7 +25,6 @@ def run(*words):
         (("study", "train", "decoder"), "encoder"),
         (("study", "train", "encoder", "--profile", "huge"), "huge"),
         (("study", "export-checkpoint", "decoder"), "reader or skimmer"),
-        (("study", "runs", "delete", "zzzz", "--yes"), "zzzz"),
     ],
 )
 def test_mistakes_are_one_sentence(words, message, tmp_path, monkeypatch):
