@@ -243,16 +243,19 @@ def _load_run(folder: Path, run: dict) -> EncoderReader:
             f"{folder}: a run of the stage {run.get('stage')!r}; only those of 'train-encoder' and "
             "models of transformers can be loaded."
         )
-    place, weights = folder / "config.json", folder / "weights.safetensors"
+    place = folder / "config.json"
     try:
-        reader = build_encoder(
-            build(run["config"].get("encoder"), EncoderConfig, f"{place}, encoder")
-        )
+        config = build(run["config"].get("encoder"), EncoderConfig, f"{place}, encoder")
+        return trained_encoder(config, folder / "weights.safetensors")
     except QalibError as error:
         raise QalibError(f"{folder}: the encoder of this run cannot be loaded: {error}") from None
-    trained = load_weights(weights)
-    put_weights(reader, trained, str(weights))
-    reader.untrained -= {key.removeprefix("encoder.") for key in trained}
+
+
+def trained_encoder(config: EncoderConfig, weights: Path, seed: int = 0) -> EncoderReader:
+    """The encoder with the tensors that its training changed. Raises QalibError if they misfit."""
+    reader, tensors = build_encoder(config, seed), load_weights(weights)
+    put_weights(reader, tensors, str(weights))
+    reader.untrained -= {key.removeprefix("encoder.") for key in tensors}
     return reader
 
 
