@@ -343,7 +343,10 @@ def test_a_calibration_comes_back_and_damage_is_named(tmp_path):
     save_skimmer(tmp_path, skimmer)
     with pytest.raises(QalibError, match="no threshold yet"):
         load_calibration(tmp_path)
-    for damaged in ({}, {"measured": [{"data": 1}]}, [1], asdict(found) | {"speed": 1}):
+    whole = asdict(found)
+    for damaged in ({}, [1], whole | {"threshold": "high"}, whole | {"measured": []}):
         save_skimmer(tmp_path, skimmer, calibration=damaged)
-        with pytest.raises(QalibError, match="calibration cannot be read"):
+        with pytest.raises(QalibError, match=r"skim\.json, calibration"):
             load_calibration(tmp_path)
+    with pytest.raises(QalibError, match="11 answers of 10"):
+        Measurement("mine", 10, 11, 0.5)

@@ -34,6 +34,6 @@ def test_it_processes_a_part_of_a_passage_and_finds_the_answer():
     asked = build_corpus(config).examples
     full, pruned = (load().predict(asked) for load in (QuestionAnswerer.load, load_skim_answerer))
     assert {prediction.token_fraction for prediction in full} == {1.0}
-    assert sum(prediction.token_fraction for prediction in pruned) < 0.5 * len(asked)
+    assert sum(prediction.token_fraction for prediction in pruned) < 0.6 * len(asked)
     texts = [[found.candidates[0].text for found in both] for both in (full, pruned)]
     assert sum(a == b for a, b in zip(*texts, strict=True)) >= 12

@@ -29,16 +29,17 @@ T thresholds.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from qalib.data.schema import Dataset
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
+from qalib.settings import build, settings
 from qalib.skim.cost import CostModel, token_counts
 from qalib.skim.reader import SkimReader
 from qalib.skim.storage import SETTINGS, read_settings
@@ -227,14 +228,18 @@ def conformal_rank(questions: int, recall: float, confidence: float | None = Non
 # --- what is measured and stored with a skimmer ---
 
 
-@dataclass(frozen=True)
+@settings
 class Measurement:
     """Answers that a threshold keeps whole, of questions that it was not chosen on."""
 
     data: str
-    questions: int  # with an answer in a block
-    kept: int
+    questions: Annotated[int, Field(ge=1)]  # with an answer in a block
+    kept: Annotated[int, Field(ge=0)]
     token_fraction: float  # of the passages, left for the last layer
+
+    def __post_init__(self):
+        if self.kept > self.questions:
+            raise QalibError(f"{self.data}: {self.kept} answers of {self.questions} cannot be.")
 
     def __str__(self) -> str:
         from scipy.stats import binomtest
@@ -248,7 +253,7 @@ class Measurement:
         )
 
 
-@dataclass(frozen=True)
+@settings
 class Calibration:
     """Where a skimmer prunes, what was required, and what was measured.
 
@@ -260,7 +265,7 @@ class Calibration:
     threshold: float
     recall: float
     confidence: float | None
-    measured: tuple[Measurement, ...]
+    measured: Annotated[tuple[Measurement, ...], Field(min_length=1)]
 
     @property
     def options(self) -> dict[str, tuple]:
@@ -361,10 +366,4 @@ def load_calibration(folder: str | Path) -> Calibration:
         raise QalibError(
             f"{folder}: this skimmer has no threshold yet; choose one with `qalib skim calibrate`."
         )
-    try:
-        measured = tuple(Measurement(**each) for each in content["measured"])
-        return Calibration(**{**content, "measured": measured})
-    except (KeyError, TypeError) as error:
-        raise QalibError(
-            f"{Path(folder) / SETTINGS}: calibration cannot be read ({error})."
-        ) from None
+    return build(content, Calibration, f"{Path(folder) / SETTINGS}, calibration")

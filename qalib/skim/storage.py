@@ -68,9 +68,9 @@ def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
         model_type = settings["model"].pop("model_type")
         shape = ModelShape(**settings["model"])
         config = build_settings(settings["config"], SkimConfig, place)
-    except (AttributeError, KeyError, TypeError) as error:
+        skimmer = Skimmer(config, shape, model_type)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise QalibError(f"{place}: cannot be read ({error!r}).") from None
-    skimmer = Skimmer(config, shape, model_type)
     tensors = load_weights(folder / WEIGHTS)
     if file_sha256(folder / WEIGHTS) != settings.get("sha256"):
         raise QalibError(
