@@ -85,10 +85,13 @@ def profile_encoder(study: Study) -> Run:
 
 def load_encoder_reader(run: Run) -> "EncoderReader":
     """The reader of a ``train-encoder`` run."""
-    from qalib.models.pretrained import trained_encoder
+    from qalib.checkpoints import load_weights, put_weights
+    from qalib.models.encoder import build_encoder
 
-    config = run.settings(EncoderTraining)
-    return trained_encoder(config.encoder, run.file("weights.safetensors"), config.seed)
+    config, weights = run.settings(EncoderTraining), run.file("weights.safetensors")
+    reader = build_encoder(config.encoder, config.seed)
+    put_weights(reader, load_weights(weights), str(weights))
+    return reader
 
 
 def encoder_answerer(run: Run, settings: "AnswerConfig") -> "QuestionAnswerer":
