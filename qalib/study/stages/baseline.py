@@ -116,11 +116,13 @@ def evaluate(
     test: Dataset | str,
     weights: Run | Sequence[Run] | None = None,
     checkpoint: str | None = None,
+    skimmer: str | None = None,
 ) -> dict:
     """Score a reader on ``test``: EM, F1 and, if it gives several answers, p@1 to p@5.
 
     ``weights``: the run that trained the reader, or a list of them for an ensemble;
     ``checkpoint``: the hash of the published reader; with neither it is the lexical baseline.
+    ``skimmer``: the hash of the published skimmer, with which the published reader then answers.
     Writes predictions.json, scores.safetensors (see :func:`recorded_scores`) and ranks.json (the
     rank of the first correct answer to every question, 0 if it is not among five).
 
@@ -135,7 +137,7 @@ def evaluate(
             f"the data set {test[:12]} is not part of the kit; its results exist as records only."
         )
     begin = time.perf_counter()
-    ranked, fraction = _answers(config, test, weights, checkpoint)
+    ranked, fraction = _answers(config, test, weights, checkpoint, skimmer)
     seconds = time.perf_counter() - begin
     predictions = {id: texts[0] for id, texts in ranked.items()}
     (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
@@ -152,7 +154,11 @@ def evaluate(
 
 
 def _answers(
-    config: Evaluation, test: Dataset, weights: Run | Sequence[Run] | None, checkpoint: str | None
+    config: Evaluation,
+    test: Dataset,
+    weights: Run | Sequence[Run] | None,
+    checkpoint: str | None,
+    skimmer: str | None,
 ) -> tuple[dict[str, list[str]], float]:
     """Up to five distinct answers to every question, best first, and the mean token fraction."""
     from qalib.inference import QuestionAnswerer
@@ -161,6 +167,10 @@ def _answers(
 
     if weights:
         answerer = answerer_of(weights, config.settings)
+    elif skimmer:
+        from qalib.skim.reader import load_skim_answerer
+
+        answerer = load_skim_answerer(config=config.settings)
     elif checkpoint:
         answerer = QuestionAnswerer.load(config=config.settings)
     elif config.reader == "lexical":
