@@ -10,7 +10,13 @@ from qalib.inference import AnswerConfig
 from qalib.settings import settings
 from qalib.study.frames import logs_frame, runs_frame
 from qalib.study.run_cache import RunCache, stage
-from qalib.study.session import DataConfig, Study, load_data, resolve_precision, train_by_name
+from qalib.study.session import (
+    DataConfig,
+    Study,
+    load_profile_data,
+    resolve_precision,
+    train_by_name,
+)
 from qalib.study.stages.baseline import EncoderTraining
 from qalib.training import TrainConfig
 
@@ -71,7 +77,7 @@ def test_data_are_loaded_once_and_are_an_input(study):
     assert len(train) == study.config("data", DataConfig).train_questions
     run = study.run(toy_stage, Toy(), data=train)
     assert run.inputs == {"data": train.content_sha256}
-    assert len(load_data(DataConfig(test_questions=7), "test")) == 7
+    assert len(load_profile_data(DataConfig(test_questions=7), "test")) == 7
 
 
 def test_runs_become_a_tidy_table(study):

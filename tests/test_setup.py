@@ -134,8 +134,8 @@ def test_check_runs_in_order(clone: Clone) -> None:
         "lint-imports",
         "pytest -n",
         "pytest notebooks",
-        "qalib study run-notebooks",
-        "qalib study run-notebooks",
+        "qalib study",
+        "qalib study",
     ]
     assert "--nbval-lax" in calls[4]
     assert calls[5].endswith("--profile ci --only 00,05")

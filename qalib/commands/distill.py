@@ -87,7 +87,7 @@ def distill_command(
 
     def make_task(work: Path) -> "TrainingTask":
         if is_main_process():
-            cache_teachers(work / "cache", teachers, dataset, read)
+            cache_outputs(work / "cache", teachers, dataset, read)
         make_accelerator().wait_for_everyone()
         targets = TeacherTargets(work / "cache", range(len(teachers)))
         known = {span.id for span in targets.spans}  # questions with an answer in one input
@@ -119,7 +119,7 @@ def load_student(student: str, teacher: str) -> "EncoderReader":
     return reader
 
 
-def cache_teachers(
+def cache_outputs(
     folder: Path,
     teachers: Sequence[str],
     dataset: "Dataset",

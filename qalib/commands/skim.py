@@ -31,7 +31,7 @@ MEASURED = "\n## Calibration\n\n"  # the last section of a card
 
 @app.command("train")
 @train.takes_training_options
-def train_command(
+def skim_train_command(
     data: train.DataArgument,
     training: train.TrainingOptions,
     output: Annotated[Path, typer.Option(help="new folder of the model with its skimmer")],

@@ -36,7 +36,7 @@ def run_notebooks_command(
 
 
 @app.command("train")
-def train_command(
+def study_train_command(
     stage: Annotated[str, typer.Argument(help="encoder, bytes, block-skim or words")],
     profile: ProfileOption = "laptop",
     seed: Annotated[int, typer.Option(help="random seed")] = 0,
@@ -107,7 +107,7 @@ def bench_answer(
 
 
 @bench.command("block-skim")
-def bench_block_skim(
+def bench_block_skim_command(
     data: DataOption = "almanac",
     skimmer: SkimmerOption = "",
     seconds: Annotated[float, typer.Option(help="time for the whole benchmark, about")] = 200.0,

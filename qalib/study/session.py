@@ -54,7 +54,7 @@ class Study:
         """The "train" or "test" data that a section of the profile names."""
         config = self.config(section, DataConfig)
         if (split, config) not in self._loaded:
-            self._loaded[split, config] = load_data(config, split)
+            self._loaded[split, config] = load_profile_data(config, split)
         dataset = self._loaded[split, config]
         self.datasets[dataset.name] = dataset
         log_usage("data", dataset.name, dataset.provenance())
@@ -147,7 +147,7 @@ def resolve_precision(config: T, precision: str) -> T:
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def load_data(config: DataConfig, split: str) -> Dataset:
+def load_profile_data(config: DataConfig, split: str) -> Dataset:
     """The data sets that a configuration names, merged; the embedded corpus for "almanac"."""
     from qalib.data import sources
     from qalib.data.corpus import CorpusConfig, build_corpus
