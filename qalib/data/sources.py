@@ -31,10 +31,10 @@ class Source:
 
     name: str
     file: str  # its name in a data directory and in the cache
-    url: str
     sha256: str
     questions: int
     licence: str
+    url: str = ""  # "" = not published as one file
     also: tuple[str, ...] = ()
     content_sha256: tuple[str, ...] = ()
     hub: tuple[str, str, str] | None = None
@@ -98,6 +98,8 @@ def fetch(name: str) -> Path:
     source = _source(name)
     path = find(name)
     target = cache_dir() / source.file
+    if not source.url and path is None:
+        raise QalibError(f"{_missing(source)}, and it has no public address: {_by_hand(source)}.")
     if path is not None:
         try:
             _verify(source, path)
@@ -234,8 +236,9 @@ def _missing(source: Source) -> str:
 
 
 def _by_hand(source: Source) -> str:
+    get = f"download {source.url} where there is a network" if source.url else "get its file"
     return (
-        f"download {source.url} where there is a network and put it as {source.file} into the "
+        f"{get} and put it as {source.file} into the "
         f"directory that QALIB_DATA names or into {cache_dir()}"
     )
 
