@@ -7,7 +7,9 @@ The content decides, never the file's name; each form may be gzip-compressed:
   ``[TLE]``, ``[PAR]`` and ``[DOC]`` of its passages are part of the text;
 * rows with id, question, context and answers, as the ``datasets`` library writes them: a JSON
   list, a list under "data", or JSON lines;
-* lists of {context, qas}, in the same three ways.
+* lists of {context, qas}, in the same three ways;
+* HotpotQA with distractors (Yang et al. 2018): the ten paragraphs become one passage, each after
+  its title. Questions whose answer is yes or no count as bad rows.
 
 Answers are a list of {text, answer_start} or a dictionary of two lists. Texts stay as written.
 """
@@ -189,6 +191,8 @@ class _Reader:
         try:
             if isinstance(entry, QalibError):
                 raise entry
+            if isinstance(entry, dict) and {"_id", "answer", "supporting_facts"} <= set(entry):
+                entry = self._paragraphs(entry)
             if not isinstance(entry, dict):
                 raise self._error(f"expected a JSON object, found {type(entry).__name__}")
             for depth, level in enumerate(levels, 1):
@@ -244,6 +248,17 @@ class _Reader:
             found = type(entry[key]).__name__
             raise self._error(f"{key!r} must be of type {kind.__name__}, found {found}")
         return entry[key]
+
+    def _paragraphs(self, row: dict) -> dict:
+        """A row of HotpotQA as one with a single passage. Raises QalibError without a span."""
+        paragraphs = self._field(row, "context", list)
+        context = "\n".join(f"{title}\n{''.join(text)}" for title, text in paragraphs)
+        found = [m.start() for m in re.finditer(re.escape(row["answer"]), context)]
+        if row["answer"] in ("yes", "no") or not found:
+            raise self._error(f"the answer {row['answer']!r} is no span of the passage")
+        answers = [{"text": row["answer"], "answer_start": start} for start in found]
+        question = self._field(row, "question", str)
+        return {"id": row["_id"], "question": question, "context": context, "answers": answers}
 
     def _read(self, row: dict) -> Example:
         """The example of a row. Raises QalibError, naming the place, for a bad row."""

@@ -38,6 +38,7 @@ class Source:
     also: tuple[str, ...] = ()
     content_sha256: tuple[str, ...] = ()
     hub: tuple[str, str, str] | None = None
+    without: int = 0  # rows that have no span for an answer and are left out
 
 
 SOURCES: dict[str, Source] = {
@@ -78,7 +79,7 @@ def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = Fal
         raise QalibError(
             f"{_missing(source)}: run 'python -m qalib fetch {name}', or {_by_hand(source)}."
         )
-    dataset = load_file(path, name=source.name)
+    dataset = load_file(path, name=source.name, skip_bad=bool(source.without))
     _verify(source, path, dataset)
     return dataset
 

@@ -21,7 +21,7 @@ def to_bf16(model: nn.Module) -> nn.Module:
     for its matrix units, which a plain product repeats in every pass. For inference only.
     """
     lighter = copy.deepcopy(model)
-    for name in _linears(model):
+    for name in linear_layers(model):
         linear = lighter.get_submodule(name).to(torch.bfloat16)
         try:
             lighter.set_submodule(name, PrepackedLinear(linear))
@@ -40,7 +40,7 @@ def quantize(model: nn.Module) -> nn.Module:
         warnings.simplefilter("ignore")  # torch announces the removal of its own quantization
         from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
-        layers = dict.fromkeys(_linears(model), per_channel_dynamic_qconfig)
+        layers = dict.fromkeys(linear_layers(model), per_channel_dynamic_qconfig)
         return quantize_dynamic(model, layers)
 
 
@@ -94,7 +94,7 @@ def pad_rows(states: torch.Tensor) -> torch.Tensor:
     return filled
 
 
-def _linears(model: nn.Module) -> list[str]:
+def linear_layers(model: nn.Module) -> list[str]:
     """Names of the linear layers in the encoder's layers, a ModuleList in all model types."""
     body = model.base_model
     lists = [name for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]

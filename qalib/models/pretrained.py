@@ -17,13 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from qalib.checkpoints import load_weights, put_weights, save_weights
 from qalib.data.formats import parse_json, read_bytes
 from qalib.data.schema import file_sha256
 from qalib.data.windows import WindowConfig, fit_windows
 from qalib.errors import QalibError
+from qalib.models.bf16 import linear_layers
 from qalib.models.encoder import (
     MINILM,
     MINILM_HUB,
@@ -45,9 +47,38 @@ from qalib.settings import build
 DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
 SETTINGS, ADAPTER, WEIGHTS = "qalib.json", "adapter_config.json", "adapter_model.safetensors"
 RENAMED = {"max_question": "max_query_length", "stride": "doc_stride"}  # in older runs
-LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense)"  # the matrices of a BERT layer
+LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense|attn\.[qkvo])"  # matrices of BERT and MPNet
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
+WHOLE += ["relative_attention_bias"]
 CARD = "---\nlibrary_name: transformers\npipeline_tag: question-answering\n---\n"
+
+
+class LowRankChange(nn.Module):
+    """W -> W + B A, with B (M, R) 0 at first (LoRA, Hu et al. 2021), for ``parametrize``."""
+
+    def __init__(self, rows: int, columns: int, rank: int):
+        super().__init__()
+        self.left = nn.Parameter(torch.zeros(rows, rank))
+        self.right = nn.Parameter(torch.empty(rank, columns).uniform_(-1, 1) * columns**-0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(M, N) -> (M, N)"""
+        return weight + self.left @ self.right
+
+
+def train_low_rank(encoder: nn.Module, rank: int) -> None:
+    """Freeze the matrices of an encoder's layers and have a low-rank change of each trained."""
+    for name in linear_layers(encoder):
+        linear = encoder.get_submodule(name)
+        linear.weight.requires_grad_(False)
+        change = LowRankChange(*linear.weight.shape, rank)
+        parametrize.register_parametrization(linear, "weight", change)
+
+
+def merge_low_rank(encoder: nn.Module) -> None:
+    """Put the sums W + B A in the place of what :func:`train_low_rank` made."""
+    for name in linear_layers(encoder):
+        parametrize.remove_parametrizations(encoder.get_submodule(name), "weight")
 
 
 def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:

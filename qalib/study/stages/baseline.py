@@ -3,17 +3,19 @@
 import importlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from qalib.data.schema import Dataset, hold_out, make_dataset
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
+from qalib.losses import DistillConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 ANSWERERS = {  # what makes an answerer of a run, f(run, settings), by the stage of the run
     "train-encoder": "baseline.encoder_answerer",
+    "train-adapter": "baseline.encoder_answerer",
     "train-bytes": "bytes.byte_answerer",
     "train-skim": "block_skim.skim_answerer",
     "train-words": "distillation.word_answerer",
@@ -56,12 +59,67 @@ def train_encoder(
     After every epoch EM and F1 are logged on the held-out passages and on ``watch``; neither
     stops the training.
     """
-    from qalib.checkpoints import save_weights, trained_tensors
     from qalib.models.encoder import build_encoder
 
-    reader = build_encoder(config.encoder, config.seed)
+    return _train(build_encoder(config.encoder, config.seed), config, work, data, watch)
+
+
+@settings
+class AdapterTraining:
+    """An encoder of which a change W + B A of rank ``rank`` is trained, and stored in fp16.
+
+    ``loss``: that of a student, with the input ``cache``.
+    """
+
+    base: EncoderTraining = field(default_factory=EncoderTraining)
+    rank: Annotated[int, Field(ge=1)] = 64
+    loss: DistillConfig | None = None
+
+
+@stage("train-adapter")
+def train_adapter(
+    config: AdapterTraining,
+    work: Path,
+    data: Dataset,
+    watch: Dataset | None = None,
+    cache: Run | None = None,
+) -> dict:
+    """As :func:`train_encoder` with low-rank changes; ``cache``: outputs of teachers to learn from.
+
+    Biases, norms, positions and the span head are trained in full, word embeddings are not.
+    """
+    from qalib.distill.alignment import token_spans
+    from qalib.distill.encoders import distilled_task
+    from qalib.models.encoder import build_encoder
+    from qalib.models.pretrained import train_low_rank
+    from qalib.study.stages.distillation import teacher_targets
+
+    reader = build_encoder(config.base.encoder, config.base.seed)
+    train_low_rank(reader.encoder, config.rank)
+
+    def taught(task, windows, examples):
+        spans, targets = token_spans(windows, examples), teacher_targets(cache)
+        return distilled_task(task, spans, targets, config.loss)
+
+    return _train(reader, config.base, work, data, watch, taught if cache else None, torch.float16)
+
+
+def _train(
+    reader: "EncoderReader",
+    config: EncoderTraining,
+    work: Path,
+    data: Dataset,
+    watch: Dataset | None,
+    taught: Callable | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict:
+    """Train a reader, and write what training changed in ``dtype``."""
+    from qalib.checkpoints import save_weights, trained_tensors
+
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
-    task, _ = encoder_task(reader, rest.examples, config.windows, config.loss)
+    task, windows = encoder_task(reader, rest.examples, config.windows, config.loss)
+    if taught is not None:
+        task = taught(task, windows, rest.examples)
     summary = train_and_score(
         reader,
         task,
@@ -72,8 +130,11 @@ def train_encoder(
         config.seed,
     )
     if make_accelerator().is_main_process:
-        save_weights(trained_tensors(reader), work / "weights.safetensors")
-    return {"questions": len(rest), **summary}
+        found = trained_tensors(reader).items()
+        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in found}
+        save_weights(tensors, work / "weights.safetensors")
+    parameters = sum(p.numel() for p in reader.parameters() if p.requires_grad)
+    return {"questions": len(rest), "parameters": parameters, **summary}
 
 
 def profile_encoder(study: Study) -> Run:
@@ -83,19 +144,31 @@ def profile_encoder(study: Study) -> Run:
     return study.run(train_encoder, config, data=study.data("train"), watch=watch)
 
 
+def encoder_training(run: Run) -> EncoderTraining:
+    """How the reader of a ``train-encoder`` or ``train-adapter`` run was trained."""
+    if run.stage == "train-adapter":
+        return run.settings(AdapterTraining).base
+    return run.settings(EncoderTraining)
+
+
 def load_encoder_reader(run: Run) -> "EncoderReader":
-    """The reader of a ``train-encoder`` run."""
+    """The reader of a ``train-encoder`` or ``train-adapter`` run, with its changes merged."""
     from qalib.checkpoints import load_weights, put_weights
     from qalib.models.encoder import build_encoder
+    from qalib.models.pretrained import merge_low_rank, train_low_rank
 
-    config, weights = run.settings(EncoderTraining), run.file("weights.safetensors")
+    config, weights = encoder_training(run), run.file("weights.safetensors")
     reader = build_encoder(config.encoder, config.seed)
+    if run.stage == "train-adapter":
+        train_low_rank(reader.encoder, run.settings(AdapterTraining).rank)
     put_weights(reader, load_weights(weights), str(weights))
+    if run.stage == "train-adapter":
+        merge_low_rank(reader.encoder)
     return reader
 
 
 def encoder_answerer(run: Run, settings: "AnswerConfig") -> "QuestionAnswerer":
-    """A ``train-encoder`` run, ready to answer questions."""
+    """A run of an encoder's training, ready to answer questions."""
     from qalib.inference import QuestionAnswerer
 
     return QuestionAnswerer(load_encoder_reader(run), settings)

@@ -136,7 +136,7 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> "EncoderR
         return reader
     if given == "pretrained":
         return build_encoder(config.encoder, config.seed)
-    plain = start.stage == "train-encoder"
+    plain = start.stage in ("train-encoder", "train-adapter")
     return load_encoder_reader(start) if plain else load_skim_reader(start).reader
 
 

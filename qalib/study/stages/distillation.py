@@ -49,7 +49,7 @@ from qalib.models.ensemble import Ensemble
 from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
+from qalib.study.stages.baseline import EncoderTraining, encoder_training, load_encoder_reader
 from qalib.study.stages.bytes import ByteTraining, byte_optimizer, byte_task
 from qalib.training import TrainConfig, TrainingTask, encoder_task, make_accelerator, train
 
@@ -289,8 +289,8 @@ def cache_teachers(
     distractors, see :func:`qalib.distill.distractors.mining_report`.
     """
     first = load_word_reader(teachers[0])
-    if teachers[0].stage == "train-encoder":
-        task, spans = encoder_rows(first, data, teachers[0].settings(EncoderTraining))
+    if teachers[0].stage in ("train-encoder", "train-adapter"):
+        task, spans = encoder_rows(first, data, encoder_training(teachers[0]))
         hops = ["align 1"]  # which encoders do not have: set config.attention to false
     else:
         task, spans = word_task(first, data, word_training(teachers[0]))
@@ -387,7 +387,7 @@ def word_training(run: Run) -> WordTraining:
 
 def load_word_reader(run: Run) -> nn.Module:
     """The reader of a run of this module, or of an encoder teacher, in evaluation mode."""
-    if run.stage == "train-encoder":
+    if run.stage in ("train-encoder", "train-adapter"):
         return load_encoder_reader(run).eval()
     if run.stage == "student-encoder":
         reader = _shallow_reader(run.settings(ShallowTraining))
