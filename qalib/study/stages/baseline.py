@@ -68,11 +68,12 @@ def train_encoder(
 class AdapterTraining:
     """An encoder of which a change W + B A of rank ``rank`` is trained, and stored in fp16.
 
-    ``loss``: that of a student, with the input ``cache``.
+    ``layers``: those that are kept, from 1; () = all. ``loss``: with the input ``cache``.
     """
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
     rank: Annotated[int, Field(ge=1)] = 64
+    layers: tuple[int, ...] = ()
     loss: DistillConfig | None = None
 
 
@@ -90,18 +91,27 @@ def train_adapter(
     """
     from qalib.distill.alignment import token_spans
     from qalib.distill.encoders import distilled_task
-    from qalib.models.encoder import build_encoder
-    from qalib.models.pretrained import train_low_rank
     from qalib.study.stages.distillation import teacher_targets
-
-    reader = build_encoder(config.base.encoder, config.base.seed)
-    train_low_rank(reader.encoder, config.rank)
 
     def taught(task, windows, examples):
         spans, targets = token_spans(windows, examples), teacher_targets(cache)
         return distilled_task(task, spans, targets, config.loss)
 
-    return _train(reader, config.base, work, data, watch, taught if cache else None, torch.float16)
+    reader, taught = low_rank_reader(config), taught if cache else None
+    return _train(reader, config.base, work, data, watch, taught, torch.float16)
+
+
+def low_rank_reader(config: AdapterTraining) -> "EncoderReader":
+    """The reader before training."""
+    from qalib.distill.encoders import keep_layers
+    from qalib.models.encoder import build_encoder
+    from qalib.models.pretrained import train_low_rank
+
+    reader = build_encoder(config.base.encoder, config.base.seed)
+    if config.layers:
+        keep_layers(reader.encoder, config.layers)
+    train_low_rank(reader.encoder, config.rank)
+    return reader
 
 
 def _train(
@@ -155,14 +165,16 @@ def load_encoder_reader(run: Run) -> "EncoderReader":
     """The reader of a ``train-encoder`` or ``train-adapter`` run, with its changes merged."""
     from qalib.checkpoints import load_weights, put_weights
     from qalib.models.encoder import build_encoder
-    from qalib.models.pretrained import merge_low_rank, train_low_rank
+    from qalib.models.pretrained import merge_low_rank
 
-    config, weights = encoder_training(run), run.file("weights.safetensors")
-    reader = build_encoder(config.encoder, config.seed)
-    if run.stage == "train-adapter":
-        train_low_rank(reader.encoder, run.settings(AdapterTraining).rank)
+    low_rank, weights = run.stage == "train-adapter", run.file("weights.safetensors")
+    if low_rank:
+        reader = low_rank_reader(run.settings(AdapterTraining))
+    else:
+        config = run.settings(EncoderTraining)
+        reader = build_encoder(config.encoder, config.seed)
     put_weights(reader, load_weights(weights), str(weights))
-    if run.stage == "train-adapter":
+    if low_rank:
         merge_low_rank(reader.encoder)
     return reader
 
@@ -171,7 +183,7 @@ def encoder_answerer(run: Run, settings: "AnswerConfig") -> "QuestionAnswerer":
     """A run of an encoder's training, ready to answer questions."""
     from qalib.inference import QuestionAnswerer
 
-    return QuestionAnswerer(load_encoder_reader(run), settings)
+    return QuestionAnswerer(load_encoder_reader(run).to(make_accelerator().device), settings)
 
 
 @settings

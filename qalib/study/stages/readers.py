@@ -18,7 +18,7 @@ from qalib.study.stages.baseline import (
     train_adapter,
     train_encoder,
 )
-from qalib.study.stages.distillation import ShallowTraining, cache_teachers, train_shallow
+from qalib.study.stages.distillation import cache_teachers
 
 Size = Literal["base", "small"]
 
@@ -37,7 +37,8 @@ class ReadersStudy:
     base_rank: int = 64
     small_rank: int = 88
     shallow: tuple[int, ...] = (2, 4, 6)  # layers of the small encoder
-    shallow_rate: float = 3e-4  # all of it is trained
+    shallow_rank: int = 192
+    full_rate: float = 3e-4  # where all weights are trained
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     seeds: Annotated[int, Field(ge=1)] = 1
     loss: DistillConfig = field(
@@ -97,15 +98,14 @@ def taught_reader(study: Study, seed: int = 0) -> Run:
 
 def shallow_reader(study: Study) -> Run:
     """Every second layer of the small encoder, taught by the best base reader."""
-    plan, (data, _) = study.config("readers", ReadersStudy), reader_data(study)
-    base = plan.training("small", plan.shallow_rate, 0).base
-    data = hold_out(data, plan.held_out)[0]
-    config = ShallowTraining(base, plan.shallow, plan.loss, (0,))
-    return study.run(train_shallow, config, data=data, cache=teacher_cache(study))
+    plan, (data, watch) = study.config("readers", ReadersStudy), reader_data(study)
+    best = best_reader(study, "small").settings(AdapterTraining)
+    config = replace(best, layers=plan.shallow, rank=plan.shallow_rank, loss=plan.loss)
+    return study.run(train_adapter, config, data=data, watch=watch, cache=teacher_cache(study))
 
 
 def full_reader(study: Study) -> Run:
     """The small reader with all of its weights trained: what the low rank costs."""
     plan, (data, watch) = study.config("readers", ReadersStudy), reader_data(study)
-    config = plan.training("small", plan.shallow_rate, 0).base
+    config = plan.training("small", plan.full_rate, 0).base
     return study.run(train_encoder, config, data=data, watch=watch)
