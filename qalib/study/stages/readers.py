@@ -1,24 +1,45 @@
 """The readers of notebooks 06 and 10: a base encoder, a small one, and what it learns from it."""
 
+import itertools
 from dataclasses import field, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qalib.data.schema import Dataset, hold_out
+from qalib.data.augment import lengthen
+from qalib.data.schema import Dataset, hold_out, make_dataset
+from qalib.data.sources import load_data
 from qalib.distill.distractors import MiningConfig
 from qalib.distill.teacher_cache import TeacherCacheConfig
-from qalib.losses import DistillConfig
+from qalib.inference import AnswerConfig
+from qalib.losses import DistillConfig, SkimLossConfig
+from qalib.models.encoder import build_encoder
 from qalib.settings import settings
-from qalib.study.run_cache import Run
+from qalib.skim.calibration import PruningSimulator, calibrate_threshold
+from qalib.skim.cost import CostModel
+from qalib.skim.predictors import PredictorConfig
+from qalib.skim.training import block_predictions
+from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
 from qalib.study.stages.baseline import (
     AdapterTraining,
     EncoderTraining,
+    Evaluation,
+    encoder_training,
+    evaluate,
     train_adapter,
     train_encoder,
 )
+from qalib.study.stages.block_skim import (
+    Pruning,
+    SkimAnswerConfig,
+    SkimTraining,
+    load_skim_reader,
+    train_skim,
+)
 from qalib.study.stages.distillation import cache_teachers
+from qalib.training import TrainConfig, make_accelerator
 
 Size = Literal["base", "small"]
 
@@ -39,6 +60,8 @@ class ReadersStudy:
     shallow: tuple[int, ...] = (2, 4, 6)  # layers of the small encoder
     shallow_rank: int = 192
     full_rate: float = 3e-4  # where all weights are trained
+    tests: tuple[str, ...] = ()  # further sources to score on
+    long: int = 512  # word pieces of a passage among its neighbours
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     seeds: Annotated[int, Field(ge=1)] = 1
     loss: DistillConfig = field(
@@ -109,3 +132,136 @@ def full_reader(study: Study) -> Run:
     plan, (data, watch) = study.config("readers", ReadersStudy), reader_data(study)
     config = plan.training("small", plan.full_rate, 0).base
     return study.run(train_encoder, config, data=data, watch=watch)
+
+
+def reader_tests(study: Study) -> dict[str, Dataset]:
+    """The test sets by name; in the first one's "-long" a paragraph is among its neighbours."""
+    plan, first = study.config("readers", ReadersStudy), study.data("test", "readers_data")
+    tokenizer = build_encoder(plan.small.encoder).tokenizer
+    sets = [first, lengthen(first, tokenizer, plan.long), *map(load_data, plan.tests)]
+    return {data.name: data for data in sets}
+
+
+def every(data: Dataset, step: int) -> Dataset:
+    """Every so many-th question of a data set."""
+    examples = data.examples[::step]
+    return make_dataset(f"{data.name}-{step}", examples, data.path, data.raw_sha256)
+
+
+def score_reader(study: Study, name: str, run: Run, data: Dataset) -> Run:
+    """EM and F1 of a reader on a data set, in windows of its training."""
+    windows = (
+        encoder_training(run) if run.stage != "train-skim" else run.settings(SkimTraining)
+    ).windows
+    config = Evaluation(name, AnswerConfig(windows=windows, precision="fp32"))
+    return study.run(evaluate, config, test=data, weights=run)
+
+
+# --- skimming at base size ------------------------------------------------------------------------
+
+
+@settings
+class BaseSkim:
+    """Section [base_skim]: predictors beside the frozen readers, and trained with the base encoder.
+
+    Thresholds keep the answers of a share ``recalls`` of the held-out questions.
+    """
+
+    kinds: tuple[str, ...] = ("cnn", "combined")
+    layers: tuple[int, ...] = (3, 4, 5, 6)  # of the base encoder
+    small_layers: tuple[int, ...] = (2, 3, 4)
+    shallow_layers: tuple[int, ...] = (1, 2)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    joint: TrainConfig = field(default_factory=TrainConfig)
+    predictor_rate: float = 10.0
+    loss: SkimLossConfig = field(default_factory=SkimLossConfig)
+    recalls: tuple[float, ...] = (0.95, 0.98, 0.99)
+    every: int = 4  # of the test questions that operating points are compared on
+    min_pruned_fraction: float = 0.1
+    min_tokens: int = 96
+
+
+def train_skimmer(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -> Run:
+    """Predictors beside a reader of [readers], which stays as it is."""
+    plan, data = study.config("base_skim", BaseSkim), study.data("train", "readers_data")
+    base = encoder_training(reader)
+    config = SkimTraining(
+        windows=base.windows,
+        train=plan.train,
+        predictor=PredictorConfig(kind),
+        skim_loss=plan.loss,
+        predictor_rate=plan.predictor_rate,
+        layers=layers,
+        frozen=True,
+        encoder=base.encoder,
+        held_out=base.held_out,
+        start="run",
+    )
+    return study.run(train_skim, config, data=data, start=reader)
+
+
+def train_jointly(study: Study, alpha: float, seed: int = 0) -> Run:
+    """The base encoder with the paper's module on SQuAD's questions; alpha 0: without it."""
+    plan, readers = study.config("base_skim", BaseSkim), study.config("readers", ReadersStudy)
+    config = SkimTraining(
+        windows=readers.base.windows,
+        train=plan.joint,
+        seed=seed,
+        predictor=PredictorConfig("cnn"),
+        skim_loss=replace(plan.loss, alpha=alpha),
+        predictor_rate=plan.predictor_rate,
+        layers=plan.layers,
+        encoder=readers.base.encoder,
+        held_out=readers.held_out,
+    )
+    return study.run(train_skim, config, data=study.data("train", "readers_squad"))
+
+
+@settings
+class Thresholds:
+    """Recalls on held-out passages that thresholds are chosen for."""
+
+    recalls: tuple[float, ...]
+
+
+@stage("thresholds", publish=())
+def choose_thresholds(config: Thresholds, work: Path, weights: Run, data: Dataset) -> dict:
+    """A threshold for every layer and recall, on ``data``, and what it keeps there.
+
+    Columns: layer, recall, threshold, token_fraction, relative_flops.
+    """
+    model, training = load_skim_reader(weights), weights.settings(SkimTraining)
+    model.to(make_accelerator().device)
+    b = block_predictions(model, data, training, "fp32")
+    simulator = PruningSimulator(b.row, b.sizes, b.answers, b.scores)
+    cost, rows = CostModel.of(model.reader.encoder, model.skimmer), []
+    for layer, recall in itertools.product(b.scores, config.recalls):
+        at = layer, calibrate_threshold(simulator, layer, recall)
+        row = {"layer": layer, "recall": recall, "threshold": at[1]}
+        row["token_fraction"] = simulator.token_fraction(*at)
+        rows.append(row | {"relative_flops": simulator.relative_flops(*at, cost)})
+    return {"rows": rows, "questions": int(simulator.answered.sum())}
+
+
+def operating_points(study: Study, skimmer: Run) -> list[dict]:
+    """The rows of :func:`choose_thresholds` on the passages that no training has seen."""
+    plan = study.config("base_skim", BaseSkim)
+    held = hold_out(study.data("train", "readers_data"), skimmer.config["held_out"])[1]
+    run = study.run(choose_thresholds, Thresholds(plan.recalls), weights=skimmer, data=held)
+    return run.metrics["rows"]
+
+
+def score_point(study: Study, name: str, skimmer: Run, point: dict | None, data: Dataset) -> Run:
+    """EM and F1 of a reader that prunes at an operating point; None for no pruning."""
+    plan, windows = study.config("base_skim", BaseSkim), skimmer.settings(SkimTraining).windows
+    pruning = Pruning()
+    if point is not None:
+        pruning = Pruning(
+            (point["layer"],),
+            (point["threshold"],),
+            min_pruned_fraction=plan.min_pruned_fraction,
+            min_tokens=plan.min_tokens,
+        )
+    answer = AnswerConfig(windows=windows, precision="fp32")
+    config = Evaluation(name, SkimAnswerConfig(answer, pruning))
+    return study.run(evaluate, config, weights=skimmer, test=data)
