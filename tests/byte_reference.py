@@ -70,8 +70,7 @@ class LiteralReader(nn.Module):
         c = self.encode(batch.passages[batch.owner], batch.mask)
         q = self.encode(batch.questions, batch.question_real)
         found = [self.attend(c, q, asked, head) for head in range(self.config.heads)]
-        compared = [c * each for each in found] if self.config.multiplicative_features else []
-        x = torch.cat([c, *found, *compared], dim=1) * real
+        x = torch.cat([c, *found], dim=1) * real
         for layer in self.mixer:
             x = layer(x, real)
         start, end = self.span(x.mT).unbind(dim=2)

@@ -20,22 +20,27 @@ from qalib.models.byte_reader import (
     TextConvolution,
     build_byte_reader,
     count_parameters,
+    embedding_conv,
     match_width,
-    multiply_adds,
+    one_hot_conv,
     sinusoids,
 )
 
-KINDS = ("conv", "dense", "dilated", "lstm", "gru")
+KINDS = ("conv", "dense", "dilated", "lstm")
 TINY = ByteReaderConfig(width=6, heads=2, head_width=4, embedding=5, dropout=0.0)
 VARIANTS = {
     **{kind: replace(TINY, encoder=kind, mixer=kind) for kind in KINDS},
     "conv into lstm": replace(TINY, mixer="lstm"),
-    "gru into dense": replace(TINY, encoder="gru", mixer="dense"),
+    "lstm into dense": replace(TINY, encoder="lstm", mixer="dense"),
     "embedding": replace(TINY, input="embedding"),
     "dense with waves": replace(TINY, encoder="dense", positions="sin"),
     "lstm with waves": replace(TINY, encoder="lstm", positions="sin"),
     "no norm": replace(TINY, norm=False),
-    "multiplicative": replace(TINY, key_init_scale=4.0, multiplicative_features=True),
+    "keys of the first layer": replace(TINY, keys="first", key_init_scale=4.0),
+    "dense, keys of the first layer": replace(TINY, encoder="dense", keys="first"),
+    "valid": replace(TINY, convolutions="valid"),
+    "dense, valid": replace(TINY, encoder="dense", mixer="dense", convolutions="valid"),
+    "valid embedding": replace(TINY, input="embedding", convolutions="valid"),
 }
 PARALLEL = ("examples", "questions", "spans", "weights")  # of a feature, one entry a question
 TEXT = "Zoë was born in Zürich; נולדה \0 in 1984, and died \U0001f600 there. " * 2
@@ -61,6 +66,19 @@ def random_text(rows: int, length: int, lengths: list[int]):
 
 
 # Layers
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (11, 1), (11, 4)])
+def test_the_two_forms_of_the_text_convolution_are_the_same(kernel, dilation):
+    ids, real = random_text(3, 40, [40, 17, 1])
+    tables = [TextConvolution(7, kernel, dilation).table for _ in range(2)]
+    tables[1].data = tables[0].data.clone()
+    forms = zip((embedding_conv, one_hot_conv), tables, strict=True)
+    outputs = [form(ids, real, table, dilation) for form, table in forms]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    for output in outputs:
+        output.sin().sum().backward()
+    torch.testing.assert_close(tables[0].grad, tables[1].grad, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (11, 1), (11, 4)])
@@ -138,13 +156,10 @@ def test_dropout_keeps_the_mean_and_stops_in_evaluation():
     assert torch.allclose(dropped[dropped > 0] * 0.75, plain[dropped > 0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "cell"), [("lstm", nn.LSTM), ("gru", nn.GRU)])
-def test_reversed_rows_give_what_packed_sequences_give(kind, cell):
+def test_reversed_rows_give_what_packed_sequences_give():
     torch.manual_seed(0)
-    ours, literal = (
-        RecurrentLayer(kind, 5, 6, 0.0),
-        cell(5, 6, batch_first=True, bidirectional=True),
-    )
+    ours = RecurrentLayer("lstm", 5, 6, 0.0)
+    literal = nn.LSTM(5, 6, batch_first=True, bidirectional=True)
     for name, weight in ours.ahead.named_parameters():
         getattr(literal, name).data = weight.data
     for name, weight in ours.back.named_parameters():
@@ -168,11 +183,11 @@ def test_sinusoids_are_their_formula():
 # The blog post
 
 
-def page_stack(model_layers, text: str, dense: bool) -> torch.Tensor:
-    """The post's encoder, literally: valid convolutions of one-hot text, centre-cropped skips."""
-    vector, hidden = byte_vector(text)[None], []
-    for i, layer in enumerate(model_layers):
-        seen = [vector, *hidden] if dense or i == 0 else hidden[:1]
+def page_stack(layers, x: torch.Tensor, dense: bool, norm: bool) -> torch.Tensor:
+    """The post's stack, literally: valid convolutions of x (1, inputs, L), centre-cropped skips."""
+    hidden = []
+    for i, layer in enumerate(layers):
+        seen = [x, *hidden] if dense or i == 0 else hidden[:1]
         shortest = min(each.shape[2] for each in seen)
         cut = [(each.shape[2] - shortest) // 2 for each in seen]
         seen = [each[:, :, c : c + shortest] for each, c in zip(seen, cut, strict=True)]
@@ -181,11 +196,47 @@ def page_stack(model_layers, text: str, dense: bool) -> torch.Tensor:
             weights.append(layer.text.table.permute(2, 1, 0))
         if layer.features is not None:
             weights.append(layer.features.weight.squeeze(2))
-        weight = torch.cat(weights, dim=1)
-        hidden.insert(0, nn.functional.conv1d(torch.cat(seen, dim=1), weight).relu())
+        made = nn.functional.conv1d(torch.cat(seen, dim=1), torch.cat(weights, dim=1))
+        hidden.insert(0, (nn.functional.instance_norm(made) if norm else made).relu())
     last = hidden[0].shape[2]
     crops = [h[:, :, (h.shape[2] - last) // 2 :][:, :, :last] for h in hidden]
     return torch.cat(crops, dim=1) if dense else hidden[0]
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+@pytest.mark.parametrize("question", ["Who was born in Zürich?", "?!"])
+def test_valid_convolutions_are_the_posts_between_blank_positions(kind, question):
+    reader = build_byte_reader(replace(TINY, encoder=kind, mixer=kind, convolutions="valid"))
+    (feature,) = passage_features([Example("q", question, TEXT)])
+    output = reader(collate_passages([feature]))
+    c, q = (
+        page_stack(
+            reader.encoder.layers,
+            nn.functional.pad(byte_vector(text)[None], (blank, blank)),
+            kind == "dense",
+            norm=True,
+        )
+        for text, blank in ((TEXT, 50), (question, 25))
+    )
+    assert (c.shape[2], q.shape[2]) == (len(TEXT) + 50, len(question))
+    c, q, parts = c[0].T, q[0].T, []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = (c @ reader.query.weight[head].T) @ (q @ reader.key.weight[head].T).T
+        parts.append((scores / 4**0.5).softmax(dim=1) @ q)
+    mixed = torch.cat([c, *parts], dim=1).T[None]
+    logits = reader.span(page_stack(reader.mixer.layers, mixed, kind == "dense", norm=True)[0].T)
+    for ours, literal in zip(output[:2], logits.T, strict=True):
+        torch.testing.assert_close(ours[0, : len(TEXT)], literal, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+def test_keys_of_the_first_layer_are_those_of_a_shallow_encoder(kind):
+    reader = build_byte_reader(replace(TINY, encoder=kind, keys="first"))
+    batch = collate_passages(passage_features(examples()))
+    output, matched = reader.encode(batch.passages, batch.passage_real)
+    first = reader.encoder.layers[0](batch.passages, output[:, :, :0], batch.passage_real)
+    torch.testing.assert_close(matched, first)
+    assert reader.key.in_features == 6
 
 
 @pytest.mark.parametrize("kind", ["conv", "dense"])
@@ -193,8 +244,9 @@ def test_encoder_is_the_posts_where_valid_convolutions_reach(kind):
     """Instance norm is off: over fewer positions it has other statistics."""
     reader = build_byte_reader(replace(TINY, encoder=kind, norm=False))
     ids, real = byte_vector(TEXT).argmax(dim=0)[None], torch.ones(1, len(TEXT), dtype=torch.bool)
-    ours = reader.encode(ids, real)
-    literal = page_stack(reader.encoder.layers, TEXT, kind == "dense").transpose(1, 2)
+    ours, _ = reader.encode(ids, real)
+    text = byte_vector(TEXT)[None]
+    literal = page_stack(reader.encoder.layers, text, kind == "dense", norm=False).transpose(1, 2)
     assert ours.shape[1] == len(TEXT)
     assert literal.shape[1] == len(TEXT) - 50
     assert torch.allclose(ours[:, 25:-25], literal, atol=1e-5)
@@ -211,7 +263,7 @@ def test_receptive_field(kind, encoder, whole):
     text = collate_passages(passage_features([Example("q", "Who?", "abc " * (length // 4))]))
     seen = []
     reader.embed.register_forward_hook(lambda *call: call[2].retain_grad() or seen.append(call[2]))
-    reader.encode(text.passages, text.passage_real)[0, length // 2].sum().backward()
+    reader.encode(text.passages, text.passage_real)[0][0, length // 2].sum().backward()
     reach = seen[0].grad[0].abs().sum(dim=1).nonzero()
     assert (reach.min(), reach.max()) == (400 - encoder // 2, 400 + encoder // 2)
     seen.clear()
@@ -226,13 +278,12 @@ def test_instance_norm_reaches_everywhere():
     text = collate_passages(passage_features([Example("q", "Who?", TEXT * 2)]))
     seen = []
     reader.embed.register_forward_hook(lambda *call: call[2].retain_grad() or seen.append(call[2]))
-    reader.encode(text.passages, text.passage_real)[0, 0].sum().backward()
+    reader.encode(text.passages, text.passage_real)[0][0, 0].sum().backward()
     assert (seen[0].grad[0].abs().sum(dim=1) > 0)[: 2 * len(TEXT)].all()
 
 
-@pytest.mark.parametrize("variant", [TINY, replace(TINY, multiplicative_features=True)])
-def test_logits_and_gradients_are_those_of_the_literal_reader(variant):
-    reader = build_byte_reader(variant)
+def test_logits_and_gradients_are_those_of_the_literal_reader():
+    reader = build_byte_reader(TINY)
     literal = LiteralReader(reader)
     batch = collate_passages(passage_features(examples()))
     outputs = [model(batch) for model in (reader, literal)]
@@ -302,7 +353,7 @@ def test_attention_is_its_formula():
     reader = build_byte_reader(TINY)
     c, q = torch.randn(2, 9, 6), torch.randn(3, 5, 6)
     real = torch.arange(5) < torch.tensor([5, 2, 1])[:, None]
-    found, _ = reader.attend(c, q, torch.tensor([0, 1, 1]), real)
+    found, _ = reader.attend(c, q, q, torch.tensor([0, 1, 1]), real)
     for row, (owner, asked) in enumerate(((0, 5), (1, 2), (1, 1))):
         heads = []
         for h in range(2):
@@ -379,11 +430,3 @@ def test_eight_examples_are_memorised(kind):
         feature = features[batch.owner[row]]
         a, b = feature.characters(best.starts[row, 0], best.ends[row, 0])
         assert example.context[a:b] == example.answers[0].text
-
-
-def test_multiply_adds_are_counted_by_hand():
-    L, M, K, w, d = 30, 12, 11, 6, 4
-    convolutions = (K * w + 4 * K * w * w) * (L + M)  # the first layer looks one-hot text up
-    attention = 2 * d * w * (L + M) + L * M * 2 * (d + w)
-    mixer = (K * 3 * w * w + 4 * K * w * w + 2 * w) * L
-    assert multiply_adds(TINY, L, M) == convolutions + attention + mixer

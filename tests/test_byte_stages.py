@@ -7,7 +7,7 @@ import torch
 
 from qalib.checkpoints import load_weights
 from qalib.data.corpus import CorpusConfig, build_corpus
-from qalib.data.schema import Dataset
+from qalib.data.schema import Answer, Dataset, Example, hold_out
 from qalib.errors import QalibError
 from qalib.inference import ByteAnswerConfig
 from qalib.losses import gaussian_span_loss
@@ -16,21 +16,24 @@ from qalib.models.byte_reader import (
     ByteReaderConfig,
     build_byte_reader,
     count_parameters,
-    match_width,
 )
 from qalib.study.profiles import load_profile
 from qalib.study.run_cache import Run, RunCache
+from qalib.study.session import Study
 from qalib.study.stages.baseline import Evaluation, evaluate
 from qalib.study.stages.bytes import (
-    ByteFinal,
+    VARIANTS,
     ByteStudy,
     ByteTraining,
-    Robustness,
+    at_best_rate,
     byte_answerer,
     byte_optimizer,
     byte_task,
+    distance_bin,
     load_byte_reader,
+    short_plans,
     train_bytes,
+    variant,
 )
 from qalib.training import TrainConfig
 
@@ -40,7 +43,6 @@ TINY = ByteTraining(
     batch_size=16,
 )
 SHORT = replace(TINY, train=replace(TINY.train, max_steps=2))
-KINDS = ["conv", "dense", "lstm"]
 
 
 @pytest.fixture(scope="module")
@@ -127,17 +129,72 @@ def test_random_gold_answers_are_drawn_from_the_seed(cache, data):
 
 @pytest.mark.parametrize("profile", ["ci", "laptop", "study", "paper"])
 def test_the_readers_of_every_profile_have_the_parameters_of_plain(profile):
-    sections = load_profile(profile)
-    base, final = (
-        sections.section("bytes", ByteStudy).base,
-        sections.section("byte_final", ByteFinal),
-    )
-    target = count_parameters(base.reader)
-    for encoder, mixer in [(k, k) for k in KINDS] + [("dilated", "dilated"), ("conv", "lstm")]:
-        reader = match_width(replace(base.reader, encoder=encoder, mixer=mixer), target)
+    setup = load_profile(profile).section("bytes", ByteStudy)
+    target = count_parameters(setup.base.reader)
+    for name in {*setup.variants, *VARIANTS, "plain: first keys", "dense: independent keys"}:
+        reader = variant(setup.base, name).reader
         assert abs(count_parameters(reader) / target - 1) < 0.01
-    match_width(replace(base.reader, encoder=final.encoder, mixer=final.mixer), target)
-    sections.section("robustness", Robustness)
+        assert abs(count_parameters(variant(setup.base, name, 2).reader) / target - 2) < 0.02
+
+
+def test_a_variant_is_plain_but_for_its_kind_and_option():
+    base = ByteTraining(reader=ByteReaderConfig(), seed=3)
+    found = variant(base, "dense: positions")
+    expected = replace(base.reader, encoder="dense", mixer="dense", positions="sin")
+    assert found == replace(base, reader=replace(expected, width=found.reader.width))
+    for name in ("dense: fast", "sparse", "dense, positions"):
+        with pytest.raises(QalibError, match=name):
+            variant(base, name)
+
+
+def test_the_best_rate_has_the_lowest_loss_on_held_out_passages(cache, data):
+    plan = replace(SHORT, held_out=0.25)
+    setup = ByteStudy(base=plan, rates=(1e-6, 1e-2), sweep_steps=2)
+    study = Study("test", load_profile("ci"), 0, cache)
+    chosen = at_best_rate(study, setup, plan, data)
+    losses = {
+        rate: study.run(train_bytes, short, data=data).metrics["held_out_loss"]
+        for rate, short in short_plans(setup, plan).items()
+    }
+    assert chosen == replace(plan, train=replace(plan.train, learning_rate=1e-2))
+    assert losses[1e-2] < losses[1e-6]
+    known = len(study.runs)
+    assert at_best_rate(study, replace(setup, rates=(5.0,)), plan, data).train.learning_rate == 5.0
+    assert len(study.runs) == known  # nothing to choose
+
+
+def test_the_log_has_the_held_out_scores_after_every_epoch(cache, data):
+    run = cache.run(train_bytes, replace(TINY, held_out=0.25), {"data": data})
+    log = run.log()
+    assert log["held_out_loss"].count() == 2
+    assert log["held_out_loss"].dropna().iloc[-1] == pytest.approx(run.metrics["held_out_loss"])
+    _, held = hold_out(data, 0.25)
+    reader, task = load_byte_reader(run), byte_task(held, TINY)
+    batch = task.collate(range(len(held)))
+    expected = task.loss(reader(batch), batch).mean().item()
+    assert run.metrics["held_out_loss"] == pytest.approx(expected, rel=1e-4)
+    bins = [distance_bin(example) for example in held]
+    known = {
+        name: metric for name, metric in run.metrics.items() if name.startswith("held_out_em_")
+    }
+    assert set(known) == {f"held_out_em_{name}" for name in bins}
+    whole = sum(bins.count(name.removeprefix("held_out_em_")) * em for name, em in known.items())
+    assert whole / len(held) == pytest.approx(run.metrics["held_out_exact_match"])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("When was the mill at Ostra built?", "1931", "0-25"),  # 4, 14 and 23 characters
+        ("Which mill?", "far away", "50-100"),
+        ("What is in the way of the moon?", "1931", "none"),
+        ("Which far year?", "1931", "25-50"),
+    ],
+)
+def test_distance_of_the_questions_words(question, answer, expected):
+    passage = "The mill at Ostra was built in 1931. Nobody ever lived there, it was far away."
+    gold = (Answer(answer, passage.index(answer)),)
+    assert distance_bin(Example("q", question, passage, gold)) == expected
 
 
 @pytest.mark.parametrize(
@@ -147,9 +204,6 @@ def test_the_readers_of_every_profile_have_the_parameters_of_plain(profile):
         (ByteTraining, {"batch_size": 0}, "batch_size"),
         (ByteTraining, {"held_out": 1.0}, "held_out"),
         (ByteStudy, {"variants": ("plain", "dense")}, "'recurrent'"),
-        (Robustness, {"questions": 1}, "questions"),
-        (Robustness, {"rates": (0.1, 0.0)}, "rates"),
-        (Robustness, {"rates": (2.0,)}, "rates"),
     ],
 )
 def test_wrong_settings_are_named(kind, wrong, message):

@@ -7,8 +7,12 @@
 A passage is encoded once for all questions about it. Padding is zero before every layer and
 excluded from every statistic, so a question's logits do not depend on what else is in the batch.
 
-The functions at the end are CPU kernels with few passes over memory. Each computes what torch's own
-operations would, which took longer than the convolutions between them.
+With "same" convolutions every map has the length of its text. With "valid" ones, as on the page,
+a text of n characters stands between blank positions, as many at either end as all layers consume,
+so that n positions are left of the last map; the maps before it reach into the blank on both sides,
+and instance norm counts what they hold there.
+
+The functions at the end compute what torch's own operations would in fewer passes over memory.
 
 Notation: P passages, Q questions, L passage and M question positions, N rows of either, K kernel,
 H heads, D width of an encoding. Hidden maps are (N, L, channels), which Conv2d calls channels last.
@@ -28,8 +32,8 @@ from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.settings import settings
 
-RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
-Kind = Literal["conv", "dense", "dilated", "lstm", "gru"]
+RECURRENT = {"lstm": nn.LSTM}
+Kind = Literal["conv", "dense", "dilated", "lstm"]
 
 
 @settings
@@ -53,12 +57,15 @@ class ByteReaderConfig:
     positions: Literal["none", "sin"] = "none"  # "sin": sinusoids of different lengths as features
     waves: int = 8
     norm: bool = True  # instance norm after every convolution
+    convolutions: Literal["same", "valid"] = "same"
+    keys: Literal["last", "first"] = "last"  # layer of the encoder that keys and queries read
     key_init_scale: float = 0.0  # if not 0, keys start as this multiple of the queries
-    multiplicative_features: bool = False  # the mixer also reads c * a_h
 
     def __post_init__(self):
         if self.kernel % 2 == 0:
             raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
+        if self.convolutions == "valid" and {self.encoder, self.mixer} & set(RECURRENT):
+            raise QalibError("valid convolutions need an encoder and a mixer of convolutions.")
 
     @property
     def embeds(self) -> bool:
@@ -90,7 +97,7 @@ class TextConvolution(nn.Module):
 
     def forward(self, ids: Tensor, real: Tensor) -> Tensor:
         """ids (N, L) int64, real (N, L) bool -> (N, L, width)"""
-        return embedding_conv(ids, real, self.table, self.dilation)
+        return text_conv(ids, real, self.table, self.dilation)
 
 
 class ConvolutionLayer(nn.Module):
@@ -106,17 +113,19 @@ class ConvolutionLayer(nn.Module):
         self.norm = NormReluDropout(width, config.dropout, config.norm)
         self.width, self.dilation = width, dilation
 
-    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
-        """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, width), zero at padding"""
+    def forward(
+        self, ids: Tensor | None, x: Tensor, real: Tensor, end: Tensor | None = None
+    ) -> Tensor:
+        """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, width), zero outside ``end``."""
         hidden = None if self.text is None else self.text(ids, real).to(x.dtype)
         if self.features is not None:
             features = convolve(x, self.features.weight, self.dilation)
             hidden = features if self.text is None else features + hidden
-        return self.norm(hidden, real)
+        return self.norm(hidden, real if end is None else end)
 
 
 class RecurrentLayer(nn.Module):
-    """An LSTM or GRU in each direction, and dropout.
+    """An LSTM in each direction, and dropout.
 
     The backward one reads each row reversed with its padding still last, which is many times
     faster than packed sequences.
@@ -128,8 +137,10 @@ class RecurrentLayer(nn.Module):
         self.back = RECURRENT[kind](inputs, width, batch_first=True)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
-        """x (N, L, inputs), real (N, L) -> (N, L, 2 width), zero at padding; ids are unused"""
+    def forward(
+        self, ids: Tensor | None, x: Tensor, real: Tensor, end: Tensor | None = None
+    ) -> Tensor:
+        """x (N, L, inputs), real (N, L) -> (N, L, 2 width), zero at padding; the rest is unused"""
         back = flip(self.back(flip(x, real))[0], real)
         hidden = self.dropout(torch.cat([self.ahead(x)[0], back], dim=2))
         return hidden.masked_fill(~real[:, :, None], 0.0)
@@ -140,6 +151,7 @@ class Stack(nn.Module):
 
     In a dense stack layer l reads [input, h_{l-1}, ..., h_1], one-hot text included, and the
     output is [h_n, ..., h_1]; otherwise a layer reads the previous one. Dilation doubles by layer.
+    ``reach`` are the positions at either end that valid convolutions consume in each layer.
     """
 
     def __init__(self, kind: str, text: bool, inputs: int, widths: list[int], config):
@@ -147,7 +159,8 @@ class Stack(nn.Module):
         self.dense = kind == "dense"
         outputs = [2 * w if kind in RECURRENT else w for w in widths]
         self.width = sum(outputs) if self.dense else outputs[-1]
-        self.layers = nn.ModuleList()
+        self.first_width = outputs[0]
+        self.layers, self.reach = nn.ModuleList(), [0] * len(widths)
         for i, width in enumerate(widths):
             reads = inputs + sum(outputs[:i]) if self.dense else [inputs, *outputs][i]
             if kind in RECURRENT:
@@ -156,25 +169,38 @@ class Stack(nn.Module):
                 dilation = 2**i if kind == "dilated" else 1
                 reads_text = text and (i == 0 or self.dense)
                 self.layers.append(ConvolutionLayer(reads_text, reads, width, dilation, config))
+                if config.convolutions == "valid":
+                    self.reach[i] = dilation * (config.kernel // 2)
 
-    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
+    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor, beyond: int = 0) -> Tensor:
         """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, self.width)"""
-        x = x.masked_fill(~real[:, :, None], 0.0)
-        if self.dense:
-            return self.connect(ids, x, real)
-        for layer in self.layers:
-            x = layer(ids, x, real)
-        return x
+        return self.join(self.maps(ids, x, real, beyond))
 
-    def connect(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
-        """The dense stack, without concatenating its inputs.
+    def join(self, hidden: list[Tensor]) -> Tensor:
+        """The output of the stack from the maps of its layers."""
+        return torch.cat(hidden[::-1], dim=2) if self.dense else hidden[-1]
+
+    def maps(self, ids: Tensor | None, x: Tensor, real: Tensor, beyond: int = 0) -> list[Tensor]:
+        """h_1, ..., h_n; the last reaches ``beyond`` positions beyond the text (valid only)."""
+        ends = [around(real, beyond + sum(self.reach[i:])) for i in range(len(self.reach) + 1)]
+        x = x.masked_fill(~ends[0][:, :, None], 0.0)
+        if self.dense:
+            return self.connect(ids, x, real, ends[1:])
+        hidden = []
+        for layer, end in zip(self.layers, ends[1:], strict=True):
+            x = layer(ids, x, real, end)
+            hidden.append(x)
+        return hidden
+
+    def connect(self, ids: Tensor | None, x: Tensor, real: Tensor, ends: list) -> list[Tensor]:
+        """The maps of a dense stack, without concatenating its inputs.
 
         The convolution of concatenated maps is the sum of their convolutions, so each map is
         convolved once for all layers that read it.
         """
         texts = [layer.text.table for layer in self.layers if layer.text is not None]
-        sums = embedding_conv(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
-        hidden: list[Tensor] = []  # h_l, ..., h_1
+        sums = text_conv(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
+        hidden: list[Tensor] = []
         reads = slice(0, x.shape[2])  # where a layer's weights for the map are
         for number, layer in enumerate(self.layers):
             later = [
@@ -183,12 +209,12 @@ class Stack(nn.Module):
             if x.shape[2] and later:
                 made = convolve(x, torch.cat(later))
                 sums = made if sums is None else sums + made
-            x = layer.norm(sums[:, :, : layer.width], real)
+            x = layer.norm(sums[:, :, : layer.width], ends[number])
             sums = sums[:, :, layer.width :]
-            hidden.insert(0, x)
-            ends = sum(h.shape[2] for h in hidden)
-            reads = slice(-ends, x.shape[2] - ends or None)  # h_1 comes last
-        return torch.cat(hidden, dim=2)
+            hidden.append(x)
+            last = sum(h.shape[2] for h in hidden)
+            reads = slice(-last, x.shape[2] - last or None)  # h_1 comes last
+        return hidden
 
 
 class ByteReader(nn.Module):
@@ -202,46 +228,57 @@ class ByteReader(nn.Module):
         self.embed = nn.Embedding(SYMBOLS, config.embedding) if config.embeds else None
         self.encoder = Stack(config.encoder, not config.embeds, inputs, encoder, config)
         width = self.encoder.width
-        self.query = nn.Linear(width, config.heads * config.head_width, bias=False)
-        self.key = nn.Linear(width, config.heads * config.head_width, bias=False)
+        matched = width if config.keys == "last" else self.encoder.first_width
+        self.query = nn.Linear(matched, config.heads * config.head_width, bias=False)
+        self.key = nn.Linear(matched, config.heads * config.head_width, bias=False)
         if config.key_init_scale:
             self.key.weight.data = config.key_init_scale * self.query.weight.data
-        joined = width * (1 + config.heads * (1 + config.multiplicative_features))
-        self.mixer = Stack(config.mixer, False, joined, mixer, config)
+        self.mixer = Stack(config.mixer, False, width * (1 + config.heads), mixer, config)
         self.span = nn.Linear(self.mixer.width, 2)
 
     def forward(self, batch: ByteBatch, attentions: bool = False) -> ReaderOutput:
         """Start and end logits (Q, L); ``attentions`` adds "question_h" (Q, L, M) for each head."""
-        c = self.encode(batch.passages, batch.passage_real)
-        q = self.encode(batch.questions, batch.question_real)
-        attended, weights = self.attend(c, q, batch.owner, batch.question_real)
-        c = c.index_select(0, batch.owner)
-        parts = [c, attended]
-        if self.config.multiplicative_features:
-            parts.append((c[:, :, None] * attended.unflatten(2, (-1, c.shape[2]))).flatten(2))
-        mixed = torch.cat(parts, dim=2)
-        mixed = self.mixer(None, mixed, batch.passage_real[batch.owner])
-        start, end = self.span(mixed).unbind(dim=2)
-        maps = {f"question_{h}": weights[:, h] for h in range(weights.shape[1])}
+        beyond = sum(self.mixer.reach)  # what the mixer consumes of the encoded passage
+        c, c_matched = self.encode(batch.passages, batch.passage_real, beyond)
+        q, q_matched = self.encode(batch.questions, batch.question_real)
+        owner = batch.owner
+        attended, weights = self.attend(c_matched, q_matched, q, owner, batch.question_real)
+        mixed = torch.cat([c.index_select(0, owner), attended], dim=2)
+        mixed = self.mixer(None, mixed, F.pad(batch.passage_real[owner], (beyond, beyond)))
+        here = slice(beyond, beyond + batch.mask.shape[1])
+        start, end = self.span(mixed[:, here]).unbind(dim=2)
+        maps = {f"question_{h}": weights[:, h, here] for h in range(weights.shape[1])}
         return ReaderOutput(start, end, batch.mask, maps if attentions else {})
 
-    def encode(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Passages or questions.  ids, real (N, L) -> (N, L, D), zero at padding"""
+    def encode(self, ids: Tensor, real: Tensor, beyond: int = 0) -> tuple[Tensor, Tensor]:
+        """Passages or questions, and what keys and queries read of them.
+
+        ids, real (N, L) -> (N, n + L + n, D) and (N, n + L + n, E), zero at padding, with the n
+        positions ``beyond`` either end that a valid mixer consumes; E is the width of the layer
+        """
+        room = beyond + sum(self.encoder.reach)
+        ids, real = F.pad(ids, (room, room)), F.pad(real, (room, room))
         device, dtype = ids.device.type, self.span.weight.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         parts = [torch.zeros((*ids.shape, 0), dtype=dtype, device=ids.device)]
         if self.embed is not None:
-            parts.append(self.embed(ids).to(dtype))
+            parts.append(self.embed(ids).to(dtype).masked_fill(~real[:, :, None], 0.0))
         if self.config.positions == "sin":
             waves = sinusoids(ids.shape[1], self.config.waves).to(parts[0])
             parts.append(waves.expand(len(ids), -1, -1))
-        return self.encoder(ids, torch.cat(parts, dim=2), real)
+        hidden = self.encoder.maps(ids, torch.cat(parts, dim=2), real, beyond)
+        kept = slice(room - beyond, ids.shape[1] - room + beyond)
+        output, first = (x[:, kept] for x in (self.encoder.join(hidden), hidden[0]))
+        return output, output if self.config.keys == "last" else first
 
-    def attend(self, c: Tensor, q: Tensor, owner: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Multi-head attention of passage positions over the question; the values are q itself.
+    def attend(
+        self, c: Tensor, q: Tensor, values: Tensor, owner: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Multi-head attention of passage positions over the question.
 
-        c (P, L, D), q (Q, M, D), owner (Q,), real (Q, M) -> (Q, L, H D) and weights (Q, H, L, M)
+        c (P, L, E), q (Q, M, E), values (Q, M, D), owner (Q,), real (Q, M) -> (Q, L, H D) and
+        weights (Q, H, L, M)
         """
         shape = (self.config.heads, self.config.head_width)
         query = self.query(c) * self.config.head_width**-0.5
@@ -252,7 +289,7 @@ class ByteReader(nn.Module):
             hidden = torch.zeros_like(real, dtype=scores.dtype)
             hidden = hidden.masked_fill(~real, torch.finfo(scores.dtype).min)
             weights = (scores + hidden[:, None, None]).softmax(dim=3)
-        return (weights @ q[:, None]).transpose(1, 2).flatten(2), weights
+        return (weights @ values[:, None]).transpose(1, 2).flatten(2), weights
 
 
 def sinusoids(length: int, waves: int) -> Tensor:
@@ -297,41 +334,26 @@ def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> 
     return replace(config, width=best / layers)
 
 
-def multiply_adds(config: ByteReaderConfig, passage: int, question: int) -> int:
-    """Multiply-adds for answering one question, with its passage encoded for it alone.
+# --- kernels --------------------------------------------------------------------------------------
 
-    ``passage`` and ``question`` count positions. Exact for matrix products: convolutions (zeros at
-    the border included), recurrent cells, attention and the span layer. A convolution of one-hot
-    text counts as the look-up that it is, kernel x width additions a position, 1 / 256 of the
-    product with the one-hot tensor. Norms, activations, softmax and elementwise products are
-    left out.
+
+def text_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
+    """``TextConvolution`` with table (K, 256, width).  ids, real (N, L) -> (N, L, width)
+
+    On a CPU as a look-up; on a GPU, where the gradient of a look-up is slow, literally.
     """
-    with torch.device("meta"):  # shapes only
-        reader = ByteReader(config)
-    encoding = _per_position(reader.encoder) * (passage + question)
-    projecting = reader.query.weight.numel() * passage + reader.key.weight.numel() * question
-    pairs = passage * question * config.heads
-    attending = pairs * (config.head_width + reader.encoder.width)  # scores, weighted sums
-    mixing = (_per_position(reader.mixer) + reader.span.weight.numel()) * passage
-    return encoding + projecting + attending + mixing
+    return (one_hot_conv if ids.is_cuda else embedding_conv)(ids, real, table, dilation)
 
 
-def _per_position(stack: Stack) -> int:
-    """Multiply-adds a position: every weight once, but 1 in 256 of a table of one-hot text."""
-    total = 0
-    for name, weight in stack.named_parameters():
-        if name.endswith("table"):
-            total += weight.numel() // SYMBOLS
-        elif weight.ndim > 1:  # the rest are biases, and the scales and shifts of norms
-            total += weight.numel()
-    return total
-
-
-# --- CPU kernels ----------------------------------------------------------------------------------
+def one_hot_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
+    """``text_conv`` as the convolution of the one-hot text."""
+    text = table.new_zeros(*ids.shape, SYMBOLS)
+    text.scatter_(2, ids[:, :, None], real[:, :, None].to(text.dtype))
+    return convolve(text, table.permute(2, 1, 0).unsqueeze(2), dilation)
 
 
 def embedding_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
-    """``TextConvolution`` with table (K, 256, width).  ids, real (N, L) -> (N, L, width)"""
+    """``text_conv`` as a sum of rows of the table."""
     kernel, _, width = table.shape
     table = F.pad(table, (0, 0, 0, 1)).flatten(0, 1)  # row 256 of each tap: no text, zero
     reach = kernel // 2 * dilation
@@ -346,6 +368,13 @@ def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     x = x.transpose(1, 2).unsqueeze(2)  # (N, inputs, 1, L), channels last in memory
     made = F.conv2d(x, weight, padding="same", dilation=(1, dilation))
     return made.squeeze(2).transpose(1, 2)
+
+
+def around(real: Tensor, reach: int) -> Tensor:
+    """Every position at most ``reach`` from a real one.  (N, L) -> (N, L)"""
+    if not reach:
+        return real
+    return F.max_pool1d(real.float(), 2 * reach + 1, stride=1, padding=reach) > 0
 
 
 class NormReluDropout(nn.Module):

@@ -1,29 +1,35 @@
 """The stage of notebooks 01 to 03: train a byte-level reader, from random weights or a run's."""
 
+import math
+import statistics
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.bytes import ByteBatch, ByteConfig, QuestionRows, passage_features
-from qalib.data.schema import Dataset, hold_out
+from qalib.data.schema import Dataset, Example, hold_out
 from qalib.errors import QalibError
-from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer
+from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer, choose_device
 from qalib.losses import gaussian_span_loss
-from qalib.metrics import score
+from qalib.metrics import question_scores
 from qalib.models.byte_reader import (
     ByteReader,
     ByteReaderConfig,
     build_byte_reader,
     count_parameters,
+    match_width,
 )
+from qalib.models.lexical import STOP_WORD, WORD
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
+from qalib.study.session import Study
 from qalib.training import (
     TrainConfig,
     TrainingTask,
@@ -33,8 +39,23 @@ from qalib.training import (
 )
 
 Count = Annotated[int, Field(ge=1)]
-Loss = Callable[..., Tensor]  # of a ReaderOutput and its ByteBatch, one value per question
-LANDSCAPE_BATCH = 16  # questions
+DISTANCES = {"0-25": 25, "25-50": 50, "50-100": 100, "100-200": 200, ">200": math.inf}
+VARIANTS: dict[str, dict] = {  # settings in which each reader differs from plain
+    "plain": {},
+    "dense": {"encoder": "dense", "mixer": "dense"},
+    "dense, plain": {"encoder": "dense"},
+    "plain, dense": {"mixer": "dense"},
+    "dilated": {"encoder": "dilated", "mixer": "dilated"},
+    "recurrent": {"encoder": "lstm", "mixer": "lstm"},
+    "plain, recurrent": {"mixer": "lstm"},
+    "dense, recurrent": {"encoder": "dense", "mixer": "lstm"},
+}
+OPTIONS: dict[str, dict] = {  # may follow the name of a variant and a colon
+    "first keys": {"keys": "first"},
+    "valid": {"convolutions": "valid"},
+    "positions": {"positions": "sin"},
+    "independent keys": {"key_init_scale": 0.0},
+}
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -64,44 +85,28 @@ class ByteStudy:
     """What notebooks 01 to 03 train: one set-up, several readers, some seeds."""
 
     base: ByteTraining = field(default_factory=ByteTraining)  # of the plain convolutional reader
-    seeds: Count = 1  # of plain and dense; the other variants have one
+    rates: tuple[float, ...] = (1e-3,)  # tried for each reader
+    seeds: Count = 1
+    more_seeds: Count = 1  # of plain and dense
     variants: tuple[str, ...] = ("plain", "dense", "dilated", "recurrent", "plain, recurrent")
     recurrent: str = "recurrent"  # the variant that is compared with plain
     page: str = "recurrent"  # the variant that is compared with the page's recurrent reader
     sigmas: tuple[float, ...] = (0.0, 2.0)  # of the sweep
-    sweep_steps: int = 0  # training steps in a sweep; 0 = as ``base``
-    held_out: float = 0.1  # fraction of the passages on which the sweeps are scored
+    sweep_steps: int = 0  # training steps of a rate or in a sweep; 0 = as ``base``
     finetune_steps: Count = 1  # with sigma 0, before a reader is evaluated
     finetune_rate: float = 1e-3
-    epoch_multiplier: Count = 1  # of the longer training of plain
+    longer: tuple[str, ...] = ("plain",)  # variants that are trained for longer, too
+    epoch_multiplier: Count = 1  # how much longer
     gradient_batches: Count = 4
+
+    def seeds_of(self, name: str) -> int:
+        """Trainings of a variant."""
+        return self.more_seeds if name in ("plain", "dense") else self.seeds
 
     def __post_init__(self):
         for name in ("plain", "dense", self.recurrent, self.page):
             if name not in self.variants:
                 raise QalibError(f"variants must include {name!r}, which others are compared with.")
-
-
-@settings
-class ByteFinal:
-    """The final reader: trained further with clozes, then finished on the questions alone."""
-
-    encoder: str = "dense"
-    mixer: str = "dense"
-    clozes: Count = 10  # of a passage, at most
-    epochs: int = 1  # on questions and clozes
-    dropout: float = 0.15  # of these and the last
-    finish_epochs: int = 1  # with sigma 0
-    finish_rate: float = 0.02  # of SGD; Adam has ``ByteStudy.finetune_rate``
-
-
-@settings
-class Robustness:
-    """How notebook 01 perturbs a sample of the test questions."""
-
-    questions: Annotated[int, Field(ge=2)] = 300  # of the test data, evenly spaced
-    rates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.05, 0.1, 0.2, 0.4)  # of typos
-    seed: int = 0
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -111,24 +116,92 @@ class Robustness:
 def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | None = None) -> dict:
     """Train a byte-level reader on ``data``, from random weights or those of the run ``start``.
 
-    Writes log.jsonl and weights.safetensors. With ``held_out`` the metrics include EM and F1 on the
-    passages held out.
+    Writes log.jsonl and weights.safetensors. With ``held_out`` log and metrics include the scores
+    on the passages held out, see :func:`held_out_scores`.
     """
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = build_byte_reader(config.reader, config.seed)
     if start is not None:
         _put_weights(reader, start)
     task, optimizer = byte_task(rest, config), byte_optimizer(reader, config)
-    summary = train(reader, task, config.train, work, config.seed, optimizer=optimizer)
+    score = held_out_scores(reader, held, config) if held else None
+    summary = train(
+        reader, task, config.train, work, config.seed, after_epoch=score, optimizer=optimizer
+    )
     if make_accelerator().is_main_process:
         save_weights(trained_tensors(reader), work / "weights.safetensors")
     counts = {"questions": len(task.lengths), "parameters": count_parameters(reader)}
-    scores = {}
-    if held is not None:
-        answerer = ByteQuestionAnswerer(reader, ByteAnswerConfig(text=config.text))
-        found = score(held, answerer.predictions(held.examples))
-        scores = {f"held_out_{metric}": value for metric, value in found.items()}
-    return {**counts, **summary, **scores}
+    return {**counts, **summary, **(score() if score else {})}
+
+
+def held_out_scores(
+    reader: ByteReader, held: Dataset, config: ByteTraining
+) -> Callable[..., dict[str, float]]:
+    """What computes loss, EM and F1 on some questions, and EM by distance of their words."""
+    task = byte_task(held, config)
+    bins = np.array([distance_bin(example) for example in held])
+    decoding = ByteAnswerConfig(text=config.text, precision=config.train.precision)
+
+    @torch.no_grad()
+    def scores(epoch: int = 0) -> dict[str, float]:
+        answerer = ByteQuestionAnswerer(reader, decoding)  # sets evaluation mode
+        exact, overlap = question_scores(held, answerer.predictions(held.examples))
+        batches = [task.collate(rows).to(answerer.device) for rows in task.batches(0, 0)]
+        loss = sum(task.loss(reader(batch), batch).sum().item() for batch in batches)
+        found = {"loss": loss / len(held)}
+        found |= {"exact_match": 100 * exact.mean(), "f1": 100 * overlap.mean()}
+        for name in (*DISTANCES, "none"):
+            if (bins == name).any():
+                found[f"em_{name}"] = 100 * exact[bins == name].mean()
+        return {f"held_out_{name}": float(value) for name, value in found.items()}
+
+    return scores
+
+
+def distance_bin(example: Example) -> str:
+    """Which of ``DISTANCES`` the question's words are at, "none" if the passage has none.
+
+    The distance is the median, over the question's content words that the passage has outside the
+    answer, of the characters from the (first) answer to the nearest occurrence of the word.
+    """
+    answer = example.answers[0]
+    asked = {m[0].lower() for m in WORD.finditer(example.question)}
+    nearest: dict[str, int] = {}
+    for match in WORD.finditer(example.context):
+        word = match[0].lower()
+        gap = max(match.start() - answer.end, answer.start - match.end())
+        if word in asked and gap >= 0 and word[0].isalnum() and not STOP_WORD.fullmatch(word):
+            nearest[word] = min(gap, nearest.get(word, gap))
+    far = statistics.median(nearest.values()) if nearest else math.nan
+    return next((name for name, edge in DISTANCES.items() if far < edge), "none")
+
+
+def variant(base: ByteTraining, name: str, size: float = 1.0) -> ByteTraining:
+    """The base training of a variant, such as "dense: valid", with ``size`` times its parameters.
+
+    Raises QalibError for an unknown name.
+    """
+    kind, _, option = name.partition(": ")
+    if kind not in VARIANTS or option not in ("", *OPTIONS):
+        raise QalibError(f"no byte-level reader is called {name!r}; see VARIANTS and OPTIONS.")
+    reader = replace(base.reader, **VARIANTS[kind], **OPTIONS.get(option, {}))
+    return replace(base, reader=match_width(reader, round(size * count_parameters(base.reader))))
+
+
+def short_plans(setup: ByteStudy, plan: ByteTraining) -> dict[float, ByteTraining]:
+    """Short trainings of a plan, by learning rate."""
+    train = replace(plan.train, max_steps=setup.sweep_steps or plan.train.max_steps)
+    return {rate: replace(plan, train=replace(train, learning_rate=rate)) for rate in setup.rates}
+
+
+def at_best_rate(study: Study, setup: ByteStudy, plan: ByteTraining, data: Dataset) -> ByteTraining:
+    """The plan at the rate whose short training has the lowest loss on held-out passages."""
+    best = setup.rates[0]
+    if len(setup.rates) > 1:
+        short = short_plans(setup, plan)
+        runs = {rate: study.run(train_bytes, short[rate], data=data) for rate in short}
+        best = min(runs, key=lambda rate: runs[rate].metrics["held_out_loss"])
+    return replace(plan, train=replace(plan.train, learning_rate=best))
 
 
 def byte_task(data: Dataset, config: ByteTraining) -> TrainingTask:
@@ -168,7 +241,7 @@ def load_byte_reader(run: Run) -> ByteReader:
 
 def byte_answerer(run: Run, config: ByteAnswerConfig) -> ByteQuestionAnswerer:
     """A ``train-bytes`` run, ready to answer questions."""
-    return ByteQuestionAnswerer(load_byte_reader(run), config)
+    return ByteQuestionAnswerer(load_byte_reader(run).to(choose_device()), config)
 
 
 def _put_weights(reader: nn.Module, run: Run) -> None:
