@@ -6,7 +6,7 @@ import warnings
 
 import typer
 
-from qalib.commands import answer, distill, fetch, score, skim, study, train
+from qalib.commands import answer, bench, distill, fetch, score, skim, study, train
 from qalib.commands.output import is_main_process
 from qalib.errors import DataWarning, QalibError
 
@@ -22,7 +22,7 @@ app.command("score")(score.score_command)
 app.command("train")(train.train_command)
 app.command("distill", cls=distill.SeveralTeachers)(distill.distill_command)
 app.add_typer(skim.app, name="skim")
-app.add_typer(study.machine, name="bench")
+app.add_typer(bench.app, name="bench")
 app.command("fetch")(fetch.fetch_command)
 app.add_typer(study.app, name="study")
 app.command("run-notebooks", hidden=True)(study.run_notebooks_command)  # named in figures/

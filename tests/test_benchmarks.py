@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 import torch
 from tiny import examples, tiny_reader
+from typer.testing import CliRunner
 
+from qalib.__main__ import app
+from qalib.commands.bench import report
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import make_dataset
 from qalib.data.windows import WindowConfig, make_windows
@@ -22,7 +25,6 @@ from qalib.skim.cost import ideal_speedup
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import SkimReader
 from qalib.skim.skimmer import SkimConfig, Skimmer
-from qalib.study import bench
 from qalib.study.profiles import load_profile
 from qalib.study.stages import benchmarks
 from qalib.study.stages.benchmarks import (
@@ -268,37 +270,20 @@ def test_answers_are_timed_and_scored(reader):
 # --- reports -----------------------------------------------------------------------------------
 
 
-def test_reports_are_tables_or_json(capsys):
+def test_reports_are_tables_or_json():
     row = {"setup": "+ bf16", "rate": 2.0, "rate_low": 1.0, "rate_high": 3.0, "kept": None}
-    text = bench.report([row])
+    text = report([row])
     assert "threads, torch" in text.splitlines()[0]
     assert "+ bf16" in text
     assert "rate low" not in text
-    assert json.loads(bench.report([row], as_json=True)) == [row]
-    bench.print_progress("round 1")
-    assert capsys.readouterr().err == "bench: round 1\n"
+    assert json.loads(report([row], as_json=True)) == [row]
 
 
-def test_the_block_skim_report_keeps_the_time_it_is_given(monkeypatch, capsys):
-    asked = []
-
-    def measure(config, data, trained, progress):
-        asked.append((config.seconds, len(data), trained is not None))
-        return {"rows": [{"reader": "full encoder"}], "skipped": ["BERT, batch 16"]}
-
-    monkeypatch.setattr(benchmarks, "time_block_skim", measure)
-    assert "full encoder" in bench.block_skim_report(seconds=150)
-    assert asked == [(150, 400, True)]
-    assert "BERT, batch 16: skipped" in capsys.readouterr().err
-
-
-def test_importing_the_reports_does_not_import_onnxruntime():
-    import subprocess
-    import sys
-
-    code = "import sys, qalib.study.bench; print('onnxruntime' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+def test_answering_is_timed_from_the_command_line():
+    words = ["bench", "answer", "--questions", "2", "--rounds", "1", "--json"]
+    rows = json.loads(CliRunner().invoke(app, words).stdout)
+    assert [row["reader"] for row in rows][:2] == ["padded to 384", "full"]
+    assert rows[-1]["reader"] == "skimming"
 
 
 def test_bf16_falls_back_to_fp32_where_it_has_no_units(monkeypatch):

@@ -1,6 +1,5 @@
 """Paper and here: the intervals, the verdicts, the table, and the README's results."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,7 @@ from qalib.study.claims import (
     verdict,
     with_seeds,
 )
-from qalib.study.readme import (
-    check_readme,
-    note_minutes,
-    notebook_index,
-    readme_table,
-    recorded_runs,
-    update_readme,
-)
+from qalib.study.readme import readme_table, updated_readme
 from qalib.study.run_cache import RunCache, stage
 
 HEADER = "claim_id,paper,table,page,setting,metric,value,url\n"
@@ -197,124 +189,61 @@ def test_the_kits_own_claims_can_be_read():
 
 # --- the README --------------------------------------------------------------------------------
 
-TABLE = """
-[columns]
-EM = "metrics.exact_match"
-F1 = "metrics.parts.f1"
-questions = "config.data.questions"
+TABLE = """test = "dev"
 [[row]]
 label = "Encoder"
-stage = "score"
-where = { model = { kind = "encoder" } }
+reader = "encoder"
 [[row]]
 label = "Bytes | words"
-stage = "score"
-where = { model = { kind = "bytes" } }
+reader = "bytes"
+test = "other"
+paper = "byte-plain-em"
 """
-
-
-def record(cache: RunCache, name: str, config: dict, metrics: dict, **inputs):
-    """A recorded run of a toy stage."""
-
-    @stage(name)
-    def toy(config, work, **inputs):
-        return metrics
-
-    run = cache.run(toy, config, inputs)
-    cache.publish(run, [])
-    return run
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
+    @stage("evaluate")
+    def toy(config, work, test):
+        return {"exact_match": 60 + config["seed"], "f1": 76.0 + config["seed"], "questions": 1000}
+
     cache = RunCache(tmp_path / "runs", tmp_path / "records")
-    for seed, f1 in enumerate([76.0, 77.0, 78.0]):
-        model = {"kind": "encoder", "layers": 6}
-        config = {"seed": seed, "model": model, "data": {"questions": 100}}
-        metrics = {"exact_match": 60 + seed, "parts": {"f1": f1}}
-        record(cache, "score", config, metrics)
-    record(cache, "train", {"model": {"kind": "bytes"}}, {})
+    for seed in range(3):
+        run = cache.run(toy, {"reader": "encoder", "seed": seed}, {"test": "dev"})
+        cache.publish(run, [])
+    cache.publish(cache.run(toy, {"reader": "bytes", "seed": 9}, {"test": "dev"}), [])
     (cache.records / "table.toml").write_text(TABLE)
     return cache.records
 
 
 def test_the_results_table_comes_from_the_records(records):
-    assert len(recorded_runs(records)) == 4
     lines = readme_table(records).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert cells[0] == ["", "EM", "F1", "questions", "seeds"]
-    assert cells[2] == ["Encoder", "61.0 ± 1.0", "77.0 ± 1.0", "100", "3"]
-    assert cells[3] == [r"Bytes \| words", "-", "-", "-", "-"]
+    assert cells[0] == ["", "EM", "F1", "EM, paper", "questions", "seeds"]
+    assert cells[2] == ["Encoder", "61.0 ± 1.0", "77.0 ± 1.0", "-", "1,000", "3"]
+    assert cells[3] == [r"Bytes \| words", "-", "-", "30", "-", "0"]
 
 
-def test_a_row_shows_what_its_reader_was_trained_on_and_what_a_paper_says(records):
-    cache = RunCache(records.parent / "runs", records)
-    trained = record(cache, "train", {"seed": 1}, {"questions": 2500})
-    record(cache, "score", {"model": {"kind": "other"}}, {"f1": 50.0}, weights=trained)
-    columns = '[columns]\nasked = "trained.metrics.questions"\n"EM, paper" = "paper"\n'
-    row = "[[row]]\nlabel = 'x'\nstage = 'score'\nwhere = { model = { kind = '%s' } }\n"
-    table = columns + row % "other" + "paper = 'byte-plain-em'\n" + row % "encoder"
-    named = f"trained = '{trained.short}'\n"
-    for more, asked in (("", "-"), (named, "2,500")):
-        (records / "table.toml").write_text(table + more)
-        lines = readme_table(records).splitlines()
-        cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-        assert [row[1:3] for row in cells[2:]] == [["2,500", "30"], [asked, "-"]]
-    (records / "table.toml").write_text(table + "paper = 'nobody-said'\n")
-    with pytest.raises(QalibError, match="no paper claims 'nobody-said'"):
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("evaluate.jsonl", "{", r"evaluate\.jsonl, line 1: is damaged"),
+        ("table.toml", "[[row]]\nlabel = 'x'", r"table\.toml: a row cannot be shown"),
+        ("table.toml", TABLE.replace("byte-plain-em", "nobody-said"), "nobody-said"),
+    ],
+)
+def test_a_damaged_record_or_table_is_named(records, file, text, message):
+    (records / file).write_text(text)
+    with pytest.raises(QalibError, match=message):
         readme_table(records)
 
 
-def test_a_damaged_record_or_table_is_named(records):
-    path = records / "train.jsonl"
-    text = path.read_text()
-    path.write_text("{")
-    with pytest.raises(QalibError, match=r"train\.jsonl, line 1: is damaged"):
-        readme_table(records)
-    path.write_text(text)
-    (records / "table.toml").write_text("[[row]]\nlabel = 'x'")
-    with pytest.raises(QalibError, match=r"table\.toml: is no table"):
-        readme_table(records)
-
-
-def test_the_readme_is_brought_up_to_date_and_stays_so(records, tmp_path):
+def test_the_readme_is_brought_up_to_date(records, tmp_path):
     path = tmp_path / "README.md"
     path.write_text("# Kit\n<!-- results:begin --> old <!-- results:end -->\nEnd é\n")
-    [problem] = check_readme(records, path)
-    assert "README.md: its results are not those recorded" in problem
-    assert update_readme(records, path)
-    assert check_readme(records, path) == []
-    assert not update_readme(records, path)
-    text = path.read_text()
-    assert text.startswith("# Kit\n<!-- results:begin -->\n\n| ")
-    assert readme_table(records) in text
-    assert text.endswith("|\n\n<!-- results:end -->\nEnd é\n")
-    (records / "score.jsonl").unlink()
-    assert len(check_readme(records, path)) == 1
-
-
-def test_the_index_gives_what_was_measured(tmp_path):
-    records, figures, notebooks = (tmp_path / n for n in ("records", "figures", "notebooks"))
-    for folder in (records, figures / "laptop", notebooks):
-        folder.mkdir(parents=True)
-    cells = [{"cell_type": "markdown", "source": ["# Why?\n", "more"]}]
-    (notebooks / "07_why.ipynb").write_text(json.dumps({"cells": cells}))
-    stamp = {"runs": [], "seconds": 200.0}
-    (figures / "laptop" / "07_why.stamp.json").write_text(json.dumps(stamp))
-    note_minutes(records, figures)
-    lost = {"runs": ["score-0123456789ab"], "seconds": 9.0}
-    (figures / "study").mkdir()
-    (figures / "study" / "07_why.stamp.json").write_text(json.dumps(lost))
-    note_minutes(records, figures)
-    [line] = notebook_index(records, notebooks).splitlines()[2:]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["[07_why](notebooks/07_why.ipynb)", "Why?", "3", "-"]
-
-
-def test_a_readme_without_markers_is_named(records, tmp_path):
-    path = tmp_path / "README.md"
+    text = updated_readme(records, path)
+    table = readme_table(records)
+    assert text == f"# Kit\n<!-- results:begin -->\n\n{table}\n\n<!-- results:end -->\nEnd é\n"
     path.write_text("# Kit\n<!-- results:end -->\n<!-- results:begin -->\n")
     with pytest.raises(QalibError, match=r"README\.md: has no lines"):
-        check_readme(records, path)
-    (records / "table.toml").unlink()
-    assert check_readme(records, path) == []  # a kit without a table
+        updated_readme(records, path)

@@ -22,8 +22,7 @@ def run(*words):
         (("study", "run-notebooks", "--profile", "labtop"), "laptop"),
         (("study", "run-notebooks", "--profile", "ci", "--only", "77"), "77"),
         (("study", "run-notebooks", "--profile", "ci", "-p", "sead=3"), "sead"),
-        (("study", "train", "decoder"), "encoder"),
-        (("study", "train", "encoder", "--profile", "huge"), "huge"),
+        (("study", "export-checkpoint", "reader", "--profile", "huge"), "huge"),
         (("study", "export-checkpoint", "decoder"), "reader or skimmer"),
     ],
 )
@@ -64,3 +63,25 @@ def test_what_is_tolerated_in_data_is_one_line(monkeypatch, capsys, tmp_path):
 
 def test_sources_are_listed():
     assert "squad-dev-v1.1" in run("fetch").output
+
+
+def test_notebooks_are_checked_or_run(monkeypatch):
+    results = {"00_toy": "", "01_toy": ""}
+    monkeypatch.setattr("qalib.study.notebooks.run_notebooks", lambda *args: results)
+    monkeypatch.setattr("qalib.study.stamps.check", lambda profile: [])
+    words = ("study", "run-notebooks", "--profile", "laptop")
+    assert run(*words, "-p", "seed=1").exit_code == 0
+    assert "Everything is up to date." in run(*words, "--check").output
+    results["01_toy"] = "01 cell 3: no"
+    monkeypatch.setattr("qalib.study.stamps.check", lambda profile: ["00_toy: stale"])
+    for more, shown in (((), "1 failed:\n01 cell 3: no"), (("--check",), "00_toy: stale")):
+        done = run(*words, *more)
+        assert done.exit_code == 1
+        assert shown in done.output
+
+
+def test_runs_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setenv("QALIB_STORE", str(tmp_path))
+    listed = json.loads(run("study", "runs", "--json").output)
+    assert {"run", "started", "seconds", "metrics"} == set(listed[0])
+    assert listed[0]["run"] in run("study", "runs").output.splitlines()[2]

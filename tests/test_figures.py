@@ -1,7 +1,6 @@
 """Figures: the four files, the same bytes again, and everything that can be wrong with them."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from qalib.errors import QalibError
 from qalib.paths import ROOT
-from qalib.study.figures import check_figures, save_figure
+from qalib.study.figures import save_figure
 from qalib.study.plotting import style
 
 POINTS = pd.DataFrame({"step": [1, 2, 3], "loss": [0.1 + 0.2, 1e-9, 2.0]})
@@ -35,32 +34,6 @@ def save(folder: Path, name: str = "00_loss", data=POINTS, **changes) -> Path:
     told = {"profile": "ci", "notebook": "00_toy", "seed": 1, "runs": ["train-b", "train-a"]}
     told |= {"datasets": {"dev": "ab" * 32}, "folder": folder} | changes
     return save_figure(name, draw(), data, **told)
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory) -> Path:
-    """Two figures of one notebook, drawn once for all tests."""
-    folder = tmp_path_factory.mktemp("figures")
-    save(folder)
-    save(folder, "00_old")
-    return folder
-
-
-@pytest.fixture
-def figures(drawn, tmp_path) -> Path:
-    """A folder with the figure 00_loss and its stamp, for a test to spoil."""
-    (tmp_path / "figures" / "ci").mkdir(parents=True)
-    for path in (drawn / "ci").glob("00_loss.*"):
-        shutil.copy(path, tmp_path / "figures" / "ci")
-    stamp(tmp_path / "figures", "ci", "00_loss")
-    return tmp_path / "figures"
-
-
-def stamp(folder: Path, profile: str = "ci", *names: str) -> None:
-    home = folder / profile
-    hashes = {name: json.loads((home / f"{name}.json").read_text())["sha256"] for name in names}
-    text = json.dumps({"notebook": "00_toy", "figures": hashes})
-    (home / "00_toy.stamp.json").write_text(text)
 
 
 def test_a_figure_is_four_files(tmp_path):
@@ -153,41 +126,3 @@ def test_the_cell_that_draws_a_figure_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr("qalib.study.figures.NOTEBOOKS", tmp_path)
     save(tmp_path)
     assert json.loads((tmp_path / "ci" / "00_loss.json").read_text())["cell"] == "plot-loss"
-
-
-def test_figures_in_order_have_no_problems(figures, tmp_path):
-    assert check_figures("ci", figures) == []
-    assert check_figures("ci", tmp_path / "none") == []
-
-
-@pytest.mark.parametrize("kind", ["png", "svg", "csv"])
-def test_a_figure_changed_by_hand_is_found(figures, kind):
-    path = figures / "ci" / f"00_loss.{kind}"
-    path.write_bytes(path.read_bytes() + b" ")
-    [problem] = check_figures("ci", figures)
-    assert f"00_loss.{kind}: is not the one that the notebook saved" in problem
-    assert "`python -m qalib study run-notebooks --profile ci --only 00`" in problem
-    path.unlink()
-    [problem] = check_figures("ci", figures)
-    assert f"00_loss.{kind}: is missing" in problem
-
-
-def test_a_figure_of_another_run_is_found(figures):
-    save(figures, data=POINTS * 2)
-    [problem] = check_figures("ci", figures)
-    assert "00_loss.csv: is not the one that the notebook saved" in problem
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_a_lost_record_is_found(figures, text):
-    (figures / "ci" / "00_loss.json").write_text(text)
-    [problem] = check_figures("ci", figures)
-    assert "00_loss.json: is missing or damaged" in problem
-
-
-def test_an_orphan_is_found(figures, drawn):
-    for path in (drawn / "ci").glob("00_old.*"):
-        shutil.copy(path, figures / "ci")
-    problems = check_figures("ci", figures)
-    assert len(problems) == 4
-    assert all("00_old" in p and "no notebook draws it any more" in p for p in problems)

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -184,7 +183,6 @@ def test_a_run_is_computed_once(cache):
 def test_the_environment_is_recorded_and_names_nobody(cache):
     env = call(cache, {"seed": 3}, weigh).env
     assert env["seed"] == 3
-    assert env["sessions"] == 1
     assert 0.01 < env["peak_memory_gb"] < 100  # this process has numpy loaded
     assert env["packages"]["numpy"]
     assert set(env["git"]) == {"commit", "dirty"}
@@ -205,7 +203,7 @@ def test_the_command_is_told_without_absolute_paths(monkeypatch):
 def test_metrics_must_be_finite(cache):
     with pytest.raises(QalibError, match=r"train metrics\.loss.*finite"):
         call(cache, {}, lambda work: {"loss": float("nan")})
-    assert [row["state"] for row in cache.rows()] == ["partial"]
+    assert cache.runs() == []
 
 
 def test_computing_can_be_forbidden(cache, monkeypatch):
@@ -230,7 +228,7 @@ def test_force_computes_from_nothing_and_keeps_the_old_run_until_then(cache):
     assert call(cache, {}, never).metrics == {"f1": 1}
     assert call(cache, {}, lambda work: {"f1": 2}, force=True).metrics == {"f1": 2}
     assert call(cache, {}, never).metrics == {"f1": 2}
-    assert len(cache.rows()) == 1
+    assert len(cache.runs()) == 1
 
 
 def test_force_from_a_moment_on_computes_once(cache):
@@ -249,7 +247,6 @@ def test_a_failed_run_leaves_its_folder_for_the_next_attempt(cache):
     def fail(work: Path) -> dict:
         (work / "scratch").mkdir()
         (work / "scratch" / "step").write_text("7")
-        time.sleep(0.05)
         raise RuntimeError("no luck")
 
     def finish(work: Path) -> dict:
@@ -260,10 +257,7 @@ def test_a_failed_run_leaves_its_folder_for_the_next_attempt(cache):
     assert [path.suffix for path in cache.root.iterdir() if path.name != ".locks"] == [".partial"]
     run = call(cache, {}, finish)
     assert run.metrics == {"from": 7}
-    assert run.env["sessions"] == 2
-    assert run.env["seconds"] >= 0.05
     assert not (run.folder / "scratch").exists()
-    assert not (run.folder / "clock.json").exists()
 
 
 WALK = """
@@ -289,7 +283,7 @@ def walk(config, work):
     return {"x": x}
 
 run = RunCache(Path(sys.argv[1]), None).run(walk, {"seed": int(sys.argv[2])})
-print("done", run.folder, run.env["sessions"], run.env["seconds"], flush=True)
+print("done", run.folder, run.env["seconds"], flush=True)
 """
 
 
@@ -312,22 +306,17 @@ def wait_for(process: subprocess.Popen, line: str) -> None:
 
 def test_a_run_killed_in_the_middle_ends_like_an_undisturbed_one(tmp_path):
     undisturbed, _ = start_walk(tmp_path / "calm").communicate()
-    begun = time.monotonic()
     process = start_walk(tmp_path / "rough", pause=0.03)
     wait_for(process, "step 9")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    time.sleep(0.8)  # not worked, so not counted
     assert [path.suffix for path in (tmp_path / "rough").glob("walk-*")] == [".partial"]
     resumed, errors = start_walk(tmp_path / "rough").communicate()
     assert errors == ""
     assert int(resumed.split()[1]) >= 10  # it went on, it did not begin again
-    name, sessions, seconds = resumed.splitlines()[-1].split()[1:]
-    assert sessions == "2"
-    assert 0.27 <= float(seconds) <= time.monotonic() - begun - 0.8
-    calm = Path(undisturbed.splitlines()[-1].split()[1])
-    assert (Path(name) / "weights.bin").read_bytes() == (calm / "weights.bin").read_bytes()
-    assert Path(name).name == calm.name
+    calm, rough = (Path(said.splitlines()[-1].split()[1]) for said in (undisturbed, resumed))
+    assert (rough / "weights.bin").read_bytes() == (calm / "weights.bin").read_bytes()
+    assert rough.name == calm.name
 
 
 def test_two_processes_cannot_compute_the_same_run_but_different_ones(tmp_path):
@@ -398,7 +387,7 @@ def test_a_damaged_run_is_named_and_never_used(cache, name, harm):
     with pytest.raises(QalibError, match=rf"{run.short} is damaged.*remove its folder.*--force"):
         call(cache, {}, never)
     assert sorted(run.folder.iterdir()) == left
-    assert [row["state"] for row in cache.rows()] == ["damaged"]
+    assert cache.runs() == []
     shutil.rmtree(run.folder)
     assert call(cache, {}, weigh).metrics == run.metrics
 
@@ -408,7 +397,7 @@ def test_a_listing_of_the_wrong_kind_is_damage(cache, text):
     run = call(cache, {}, weigh)
     listing = text.replace("1", '1, "metrics.json": 1, "env.json": 1')
     (run.folder / "DONE.json").write_text(listing)
-    with pytest.raises(QalibError, match=r"damaged.*DONE\.json"):
+    with pytest.raises(QalibError, match="damaged"):
         call(cache, {}, never)
 
 
@@ -454,8 +443,8 @@ def test_a_disk_that_fills_up_in_the_store(cache, monkeypatch, place):
         patched.setattr(Path, place, full)
         with pytest.raises(QalibError, match="No space left"):
             call(cache, {"seed": 1}, lambda work: {})
-    assert sorted(row["state"] for row in cache.rows())[0] == "finished"
-    assert call(cache, {"seed": 1}, weigh).env["sessions"] >= 1
+    assert len(cache.runs()) == 1
+    assert call(cache, {"seed": 1}, weigh).metrics["f1"] == 76.25
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -543,20 +532,17 @@ def test_the_notebook_runner_is_told_which_runs_were_used(cache, tmp_path, monke
 
 
 def test_the_list_of_runs(cache, tmp_path):
-    assert cache.rows() == []
+    assert cache.runs() == []
     done = call(cache, {"seed": 0}, weigh)
     cache.publish(done, [])
     with pytest.raises(ZeroDivisionError):
         call(cache, {}, lambda work: {"x": 1 / 0}, name="score")
     with pytest.raises(QalibError, match="no finished run is called 'score-'"):
         cache.get("score-")
-    states = {row["run"]: row["state"] for row in cache.rows()}
-    assert sorted(states.values()) == ["finished", "partial"]
-    finished = next(row for row in cache.rows() if row["state"] == "finished")
-    assert (finished["run"], finished["metrics"]["f1"]) == (done.short, 76.25)
-    assert finished["seconds"] == done.env["seconds"]
-    fresh = RunCache(tmp_path / "elsewhere", cache.records)
-    assert [row["state"] for row in fresh.rows()] == ["recorded"]
+    assert cache.runs() == [done] == [cache.get(done.short)]
+    [recorded] = RunCache(tmp_path / "elsewhere", cache.records).runs()
+    assert recorded.archive
+    assert recorded.metrics == done.metrics
 
 
 # --- the committed records ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A study: settings, data by name, runs with a resolved precision, training by name."""
+"""A study: settings, data by name, runs with a resolved precision."""
 
 import dataclasses
 
@@ -15,9 +15,7 @@ from qalib.study.session import (
     Study,
     load_profile_data,
     resolve_precision,
-    train_by_name,
 )
-from qalib.study.stages.baseline import EncoderTraining
 from qalib.training import TrainConfig
 
 
@@ -92,12 +90,3 @@ def test_runs_become_a_tidy_table(study):
     logs = logs_frame(runs)
     assert logs.columns.tolist() == ["name", "seed", "step", "loss"]
     assert len(logs) == 4
-
-
-def test_training_by_name(study, monkeypatch, tmp_path):
-    with pytest.raises(QalibError, match="no reader is called 'enc'; the readers are encoder"):
-        train_by_name("enc", "ci")
-    monkeypatch.setenv("QALIB_STORE", str(tmp_path / "store"))
-    run = train_by_name("encoder", "ci", seed=2)
-    assert run.settings(EncoderTraining).seed == 2
-    assert run.metrics["steps"] > 0

@@ -18,13 +18,11 @@ from qalib.data.batching import collate
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.losses import span_loss
-from qalib.study.run_cache import RunCache, stage
 from qalib.training import (
     TrainConfig,
     TrainingTask,
     choose_precision,
     learning_rate_at,
-    make_accelerator,
     train,
 )
 
@@ -140,12 +138,8 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
 
 
 def test_two_processes_give_what_one_gives(tmp_path, monkeypatch):
-    """One training over two processes, and one stage: computed together, then found."""
     said = launched([*LAUNCH, __file__, str(tmp_path / "two")], QALIB_TEST_PLAIN="1")
     assert said.count("of 2") == 2
-    assert said.count("computed by 2, 1 time") == 2
-    runs = [path for path in (tmp_path / "two" / "store").iterdir() if path.is_dir()]
-    assert sorted(path.name.split("-")[0] for path in runs) == [".locks", "count"]
     monkeypatch.setenv("QALIB_TEST_PLAIN", "1")
     main(tmp_path / "one")
     ends = [load_weights(tmp_path / n / "end.safetensors") for n in ("two", "one")]
@@ -206,15 +200,6 @@ def test_bf16_is_chosen_where_it_is_faster(device, amx, gpu, chosen, monkeypatch
     assert choose_precision("fp32", device) == ("fp32", "as configured")
 
 
-@stage("count", publish=())
-def count_processes(config, work):
-    """A stage that can be computed by all processes together only."""
-    total = make_accelerator().reduce(torch.ones(1)).item()
-    if os.environ["RANK"] == "0":
-        (work / "total.txt").write_text(f"{total:g}")
-    return {"processes": total}
-
-
 def main(folder: Path) -> None:
     """One run in a process of its own; the tests above kill it or share it out."""
     plain = "QALIB_TEST_PLAIN" in os.environ
@@ -231,11 +216,6 @@ def main(folder: Path) -> None:
         save_weights(weights_of(reader), folder / "end.safetensors")
     if "RANK" in os.environ:
         print(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}")
-        cache = RunCache(folder / "store", records=None)
-        runs = (cache.run(count_processes, {}) for _ in range(2))
-        written = {(run.folder / "DONE.json").stat().st_mtime_ns for run in runs}
-        total = cache.run(count_processes, {}).metrics["processes"]
-        print(f"computed by {total:g}, {len(written)} time")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,14 @@
-"""The commands of the study: notebooks, the runs of its profiles; and all benchmarks."""
+"""The commands of the study: notebooks, the runs of its profiles, the published checkpoints."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from qalib.commands.options import JsonOption, ModelOption, SkimmerOption
+from qalib.commands.options import JsonOption
+from qalib.commands.output import to_json
 from qalib.errors import QalibError
 
-app = typer.Typer(help="The study: notebooks, runs, benchmarks.", no_args_is_help=True)
-bench = typer.Typer(help="Benchmarks: interleaved rounds, ratios in one run.", no_args_is_help=True)
-machine = typer.Typer(help="How fast this machine trains and answers.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-ProfileOption = Annotated[str, typer.Option("--profile", "-P", help="ci, laptop, study or paper")]
-DataOption = Annotated[str, typer.Option(help="almanac (embedded), a source or a file")]
-RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
+app = typer.Typer(help="The study: notebooks, runs, checkpoints.", no_args_is_help=True)
 
 
 @app.command("run-notebooks")
@@ -28,33 +21,37 @@ def run_notebooks_command(
     check: Annotated[bool, typer.Option(help="only report what is out of date")] = False,
     param: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for a notebook")] = None,
 ) -> None:
-    """Run the notebooks with papermill and regenerate their figures."""
-    from qalib.study.notebooks import command
+    """Run the notebooks with papermill and regenerate their figures.
+
+    --check runs nothing: it compares figures, notebooks and, in profile study, the README with
+    what they were made from.
+    """
+    from qalib.files import write_atomically
+    from qalib.study.notebooks import parse_params, run_notebooks
+    from qalib.study.readme import README, updated_readme
+    from qalib.study.stamps import check as stale
 
     profile = profile or ("study" if check else "laptop")
-    raise typer.Exit(command(profile, only, force, check, param or ()))
-
-
-@app.command("train")
-def study_train_command(
-    stage: Annotated[str, typer.Argument(help="encoder, bytes, block-skim or words")],
-    profile: ProfileOption = "laptop",
-    seed: Annotated[int, typer.Option(help="random seed")] = 0,
-) -> None:
-    """Train a reader with the settings of a profile, also under ``accelerate launch``.
-
-    The notebooks train all others: variants, ablations and students.
-    """
-    from qalib.study.session import train_by_name
-
-    run = train_by_name(stage, profile, seed)
-    print(f"{run.short}: {json.dumps(run.metrics)}")
+    if check:
+        problems = stale(profile)
+        if profile == "study" and updated_readme() != README.read_text(encoding="utf-8"):
+            problems.append("README.md: its results are not those recorded; run the notebooks.")
+        print("\n".join(problems) or "Everything is up to date.")
+        raise typer.Exit(bool(problems))
+    failed = list(
+        filter(None, run_notebooks(profile, only, force, parse_params(param or ())).values())
+    )
+    if profile == "study":
+        write_atomically(README, updated_readme())
+    if failed:
+        print(f"\n{len(failed)} failed:", *failed, sep="\n")
+        raise typer.Exit(1)
 
 
 @app.command("export-checkpoint")
 def export_checkpoint(
     what: Annotated[str, typer.Argument(help="reader or skimmer")] = "reader",
-    profile: ProfileOption = "study",
+    profile: Annotated[str, typer.Option("--profile", "-P", help="ci to paper")] = "study",
 ) -> None:
     """Write data/checkpoints from what a profile trained: adapter, scores, model card."""
     from qalib.study.publish import export_reader, export_skimmer
@@ -68,52 +65,21 @@ def export_checkpoint(
 
 @app.command("runs")
 def runs_list(as_json: JsonOption = False) -> None:
-    """List the runs of the store and the records, the newest first."""
+    """List the finished runs of the store and the records, the newest first."""
     from tabulate import tabulate
 
     from qalib.study.run_cache import RunCache
 
-    rows = RunCache().rows()
+    runs = sorted(RunCache().runs(), key=lambda run: run.env["started"], reverse=True)
+    names = ("started", "seconds")
+    rows = [
+        {"run": run.short, **{name: run.env[name] for name in names}, "metrics": run.metrics}
+        for run in runs
+    ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(to_json(rows))
         return
     for row in rows:
-        numbers = {k: v for k, v in row["metrics"].items() if isinstance(v, int | float)}
-        row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in list(numbers.items())[:4])
+        numbers = [(k, v) for k, v in row["metrics"].items() if isinstance(v, int | float)]
+        row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in numbers[:4])
     print(tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet.")
-
-
-@machine.command("train")
-def bench_train(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
-    """Training throughput against the defaults of transformers, on the same questions."""
-    from qalib.study import bench
-
-    print(bench.training_report(rounds=rounds, as_json=as_json))
-
-
-@machine.command("answer")
-def bench_answer(
-    data: DataOption = "almanac",
-    model: ModelOption = "",
-    skimmer: SkimmerOption = "",
-    questions: Annotated[int, typer.Option(help="the first so many of the data")] = 200,
-    rounds: RoundsOption = 3,
-    as_json: JsonOption = False,
-) -> None:
-    """Questions per second with tokenisation and decoding, and EM and F1."""
-    from qalib.study import bench
-
-    print(bench.answer_report(model, skimmer, data, questions, rounds, as_json=as_json))
-
-
-@bench.command("block-skim")
-def bench_block_skim_command(
-    data: DataOption = "almanac",
-    skimmer: SkimmerOption = "",
-    seconds: Annotated[float, typer.Option(help="time for the whole benchmark, about")] = 200.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Skimming against other ways to run the same encoder on the same batches."""
-    from qalib.study import bench
-
-    print(bench.block_skim_report(data, skimmer, seconds, as_json=as_json))

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from qalib.training import TrainConfig, TrainingTask
 
 DataArgument = Annotated[str, typer.Argument(help="file, or a name that `qalib fetch` lists")]
-FORMER = ("encoder", "bytes", "words", "block-skim")  # readers of the study
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,6 @@ class TrainingOptions:
         """Training data, read strictly, and the data to score on ("dev"), if there is any."""
         from qalib.data.sources import load_data
 
-        if data in FORMER and not Path(data).exists():
-            raise QalibError(f"no file {data}; the study's readers: qalib study train {data}.")
         dataset = load_data(data, purpose="train", skip_bad=self.skip_bad)
         return dataset, {"dev": load_data(self.dev, purpose="answer")} if self.dev else {}
 

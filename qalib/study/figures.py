@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
 from qalib.files import log_usage, pretty, to_json_data, write_atomically
 from qalib.paths import ROOT
@@ -22,7 +21,6 @@ from qalib.study.provenance import environment
 
 FIGURES = ROOT / "figures"
 NOTEBOOKS = ROOT / "notebooks"
-KINDS = ("png", "svg", "csv")
 STABLE_SVG = {"svg.fonttype": "path", "svg.hashsalt": "qalib"}  # the same bytes on every machine
 PASSING = ("created", "git", "command")  # provenance that may differ though nothing else does
 
@@ -65,7 +63,7 @@ def save_figure(
         "csv": table.to_csv(index=has_names, lineterminator="\n").encode(),
     }
     for kind, content in contents.items():
-        write_atomically(_part(stem, kind), content)
+        write_atomically(stem.with_name(f"{name}.{kind}"), content)
     record = {
         "figure": name,
         "caption": caption,
@@ -75,15 +73,15 @@ def save_figure(
         "seed": seed,
         "runs": sorted(set(runs)),
         "data": dict(datasets or {}),
-        "sha256": {kind: hashlib.sha256(contents[kind]).hexdigest() for kind in KINDS},
+        "sha256": {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(),
     }
-    _write_record(_part(stem, "json"), to_json_data(record, f"figure {name}"))
+    _write_record(stem.with_name(f"{name}.json"), to_json_data(record, f"figure {name}"))
     log_usage("figure", name, record["sha256"])
     for dataset, content_hash in record["data"].items():
         log_usage("data", dataset, content_hash)
-    return _part(stem, "png")
+    return stem.with_name(f"{name}.png")
 
 
 def _render(fig, kind: str, metadata: dict) -> bytes:
@@ -93,10 +91,6 @@ def _render(fig, kind: str, metadata: dict) -> bytes:
     with matplotlib.rc_context(STABLE_SVG):
         fig.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
-
-
-def _part(stem: Path, kind: str) -> Path:
-    return stem.with_name(f"{stem.name}.{kind}")
 
 
 def _write_record(path: Path, record: dict) -> None:
@@ -117,63 +111,3 @@ def _cell_that_names(notebook: str, name: str) -> str | None:
         if cell["cell_type"] == "code" and re.search(rf"['\"]{name}['\"]", "".join(cell["source"])):
             return cell.get("id")
     return None
-
-
-def check_figures(profile: str, folder: Path = FIGURES) -> list[str]:
-    """What is wrong with the figures of a profile; an empty list if nothing is.
-
-    Reads the stamps that the notebook runner leaves beside the figures and finds figures that
-    are missing, were changed by hand, are not those of the last run, or that no notebook draws.
-    """
-    home = folder / profile
-    problems, drawn = [], set()
-    for path in sorted(home.glob("*.stamp.json")):
-        notebook = path.name.removesuffix(".stamp.json")
-        mend = (
-            f"run `python -m qalib study run-notebooks --profile {profile} --only {notebook[:2]}`"
-        )
-        problems += [f"{p}; {mend}." for p in figure_problems(profile, notebook, folder)]
-        drawn |= set(_drawn(home, notebook))
-    for path in sorted(home.glob("*")):
-        name = path.name.partition(".")[0]
-        if path.is_file() and name not in drawn and not path.name.endswith(".stamp.json"):
-            problems.append(f"{_shown(path)}: no notebook draws it any more; delete it.")
-    return problems
-
-
-def figure_problems(profile: str, notebook: str, folder: Path = FIGURES) -> list[str]:
-    """What is wrong with the figures of one notebook."""
-    home = folder / profile
-    drawn = _drawn(home, notebook).items()
-    return [problem for name, hashes in drawn for problem in _problems(home / name, hashes)]
-
-
-def _drawn(home: Path, notebook: str) -> dict[str, dict]:
-    return (_load(home / f"{notebook}.stamp.json") or {}).get("figures", {})
-
-
-def _problems(stem: Path, expected: Mapping[str, str]) -> list[str]:
-    found = []
-    for kind in KINDS:
-        path = _part(stem, kind)
-        if not path.is_file():
-            found.append(f"{_shown(path)}: is missing")
-        elif file_sha256(path) != expected.get(kind):
-            found.append(f"{_shown(path)}: is not the one that the notebook saved")
-    return (
-        found
-        if _load(_part(stem, "json"))
-        else [*found, f"{_shown(stem)}.json: is missing or damaged"]
-    )
-
-
-def _load(path: Path) -> dict | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -15,14 +15,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 from qalib.errors import QalibError
 from qalib.files import exclusive, translate_os_errors, write_atomically
-from qalib.study import readme, stamps
-from qalib.study.figures import figure_problems
 from qalib.study.profiles import load_profile
 from qalib.study.provenance import command_line
 from qalib.study.stamps import Notebook, ProjectPaths, list_notebooks, why_stale, write_stamp
@@ -39,102 +37,44 @@ launch_new_instance()
 """
 
 
-@dataclass(frozen=True)
-class Result:
-    """Outcome for one notebook. ``status``: done, up to date or failed (see ``message``)."""
-
-    notebook: str
-    status: str
-    seconds: float = 0.0
-    budget: int = 0
-    found: int = 0
-    computed: int = 0
-    figures: int = 0
-    message: str = ""
-
-
 def run_notebooks(
     profile: str,
     only: Sequence[str] | str | None = None,
     force: bool = False,
     params: Mapping[str, object] | None = None,
-    *,
-    sync: bool | None = None,
     paths: ProjectPaths | None = None,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
-) -> list[Result]:
+) -> dict[str, str]:
     """Execute the notebooks in a profile and write their figures, stamps and executed copies.
 
     only:   beginnings of names: "03", "00,03" or a list of such
     force:  run also what is up to date, and compute every run again
     params: further parameters, which every notebook must have
-    sync:   copy the outputs into the notebooks; by default in profile study only
     say:    called with every line of progress
 
-    A notebook that fails is reported and the next one is run. Raises QalibError for an unknown
-    profile, notebook or parameter, and if another process is running the notebooks.
+    Profile study copies the outputs into the notebooks. Returns what went wrong in each, "" if
+    nothing did; one that fails does not stop the others. Raises QalibError for an unknown profile,
+    notebook or parameter, and if another process is running the notebooks.
     """
     paths, params = paths or ProjectPaths(), dict(params or {})
     settings = load_profile(profile, paths.profiles)
-    sync = profile == "study" if sync is None else sync
-    if sync and profile not in ("study", "laptop"):
-        raise QalibError(f"Outputs of profile {profile} are not kept; use study or laptop.")
     chosen = list_notebooks(only, paths)
     for notebook in chosen:
         check_parameters(notebook, params)
-    results = []
+    results = {}
     with translate_os_errors(paths.build), exclusive(paths.build / "figures.lock", "the notebooks"):
         begun = datetime.now(UTC).isoformat(timespec="seconds") if force else ""
         for number, notebook in enumerate(chosen, 1):
-            budget = settings.budget(notebook.name[:2])
-            problems = why_stale(notebook, profile, params, paths)
-            problems += figure_problems(profile, notebook.name, paths.figures)
-            place = f"{notebook.name} ({number} of {len(chosen)})"
-            if problems or force:
+            place, problem = f"{notebook.name} ({number} of {len(chosen)})", ""
+            if force or why_stale(notebook, profile, params, paths):
                 say(f"{place}: started in profile {profile}")
-                result = _run(notebook, profile, params, budget, sync, begun, paths, say)
-                say(f"{place}: {result.message or f'done in {result.seconds:.0f} s'}")
+                begin, seconds = time.monotonic(), settings.budget(notebook.name[:2])
+                problem = _run(notebook, profile, params, seconds, begun, paths, say)
+                say(f"{place}: {problem or f'done in {time.monotonic() - begin:.0f} s'}")
             else:
-                result = Result(notebook.name, "up to date", budget=budget)
                 say(f"{place}: up to date")
-            results.append(result)
+            results[notebook.name] = problem
     return results
-
-
-def summary(results: list[Result]) -> str:
-    """One table over all notebooks."""
-    from tabulate import tabulate
-
-    columns = ["notebook", "status", "seconds", "budget", "runs found", "computed", "figures"]
-    rows = [
-        [r.notebook, r.status, round(r.seconds, 1), r.budget, r.found, r.computed, r.figures]
-        for r in results
-    ]
-    return tabulate(rows, headers=columns, tablefmt="github")
-
-
-def command(
-    profile: str,
-    only: Sequence[str] | None = None,
-    force: bool = False,
-    check: bool = False,
-    params: Sequence[str] = (),
-) -> int:
-    """What ``python -m qalib study run-notebooks`` does; returns the exit status.
-
-    ``check`` runs nothing: it compares figures, notebooks and (in profile study) the README with
-    what they were made from. ``params`` are texts "name=value".
-    """
-    if check:
-        problems = stamps.check(profile) + (readme.check_readme() if profile == "study" else [])
-        print("\n".join(problems) if problems else "Everything is up to date.")
-        return 1 if problems else 0
-    results = run_notebooks(profile, only, force, parse_params(params))
-    print(f"\n{summary(results)}")
-    if profile == "study":
-        readme.note_minutes()
-        readme.update_readme()
-    return 1 if any(result.status == "failed" for result in results) else 0
 
 
 def parse_params(texts: Sequence[str]) -> dict[str, object]:
@@ -172,37 +112,30 @@ def _run(
     profile: str,
     params: dict,
     budget: int,
-    sync: bool,
     force: str,
     paths: ProjectPaths,
     say: Callable[[str], None],
-) -> Result:
+) -> str:
     executed = paths.build / "executed" / profile / notebook.path.name
     executed.parent.mkdir(parents=True, exist_ok=True)
     usage = executed.with_suffix(".usage")
     usage.unlink(missing_ok=True)
-    begin = time.monotonic()
+    given = {"profile": profile, **params}
     with (
         kernel_environment(profile, executed, force, paths),
         _Progress(notebook, executed.with_suffix(".progress"), say) as progress,
     ):
-        problem = _execute(
-            notebook, executed, {"profile": profile, **params}, budget, progress.cell_started
-        )
-    seconds = round(time.monotonic() - begin, 2)
-    used = read_usage(usage)
-    if not problem:
-        try:
-            if sync:
-                copy_outputs(notebook.path, executed)
-                notebook = Notebook(notebook.path)
-            write_stamp(notebook, profile, params, used, seconds, paths)
-        except QalibError as error:
-            problem = f"{notebook.name}: {error}"
-    computed = sum(how == "computed" for how in used["run"].values())
-    status, found = "failed" if problem else "done", len(used["run"]) - computed
-    figures = len(used["figure"])
-    return Result(notebook.name, status, seconds, budget, found, computed, figures, problem)
+        problem = _execute(notebook, executed, given, budget, progress.cell_started)
+    if problem:
+        return problem
+    try:
+        if profile == "study":
+            copy_outputs(notebook.path, executed)
+            notebook = Notebook(notebook.path)
+        write_stamp(notebook, profile, params, read_usage(usage), paths)
+    except QalibError as error:
+        return f"{notebook.name}: {error}"
+    return ""
 
 
 def _execute(
@@ -314,16 +247,8 @@ def kernel_environment(
             "JUPYTER_PATH": _first(folder, "JUPYTER_PATH"),
             "PYTHONPATH": _first(str(paths.root), "PYTHONPATH"),
         }
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)
-        try:
+        with patch.dict(os.environ, wanted):
             yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
 
 
 def _first(path: str, variable: str) -> str:

@@ -23,7 +23,7 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,8 +49,7 @@ from qalib.study.provenance import environment, peak_memory_gb
 RECORDS = ROOT / "data" / "results"
 HASHED_ON_READ = 50_000_000  # bytes; of larger files only the size is checked
 SHORT = 12  # hexadecimal digits of the key in a folder's name
-OWN_FILES = {"config.json", "metrics.json", "env.json"}
-UNLISTED = ("scratch", "clock.json", "DONE.json")  # not part of the result
+OWN_FILES = ("config.json", "metrics.json", "env.json")
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # equal contents give equal archives
 
 
@@ -95,6 +94,7 @@ class Run:
     folder: Path
     files: dict[str, dict] = field(default_factory=dict, repr=False)
     archive: Path | None = None
+    version: int = 1  # of the stage
 
     @property
     def short(self) -> str:
@@ -116,25 +116,24 @@ class Run:
         if not path.is_file():
             raise QalibError(
                 f"{self.short}: {name} is not on this machine, only its hash was recorded; "
-                "compute the run again with `force=True` (a notebook: --force)."
+                "compute the run again (a notebook: --force)."
             )
         return path
 
     def _unpack(self, name: str, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError, KeyError):
-            try:
-                with zipfile.ZipFile(self.archive) as archive:
-                    content = archive.read(f"{self.key[:SHORT]}/{name}")
-            except (FileNotFoundError, KeyError):
-                raise
-            except Exception:  # a damaged archive can make anything fail
-                content = b""
-            if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
-                raise QalibError(
-                    f"{self.archive}: {self.key[:SHORT]}/{name} is damaged (its SHA-256 "
-                    "differs); restore the archive from git."
-                )
-            write_atomically(path, content)
+        try:
+            with zipfile.ZipFile(self.archive) as archive:
+                content = archive.read(f"{self.key[:SHORT]}/{name}")
+        except (FileNotFoundError, KeyError):  # it was not published
+            return
+        except Exception:  # a damaged archive can make anything fail
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
+            raise QalibError(
+                f"{self.archive}: {self.key[:SHORT]}/{name} is damaged (its SHA-256 differs); "
+                "restore the archive from git."
+            )
+        write_atomically(path, content)
 
     def log(self):
         """The training log as a DataFrame: a row per logged step and per epoch."""
@@ -200,25 +199,18 @@ class RunCache:
         force: compute again; the old run stays until the new one is finished. With a time (ISO,
         UTC) a run that was started since then counts as new.
 
-        Under ``accelerate launch`` the main process decides, and all processes compute together.
         Raises QalibError for a damaged run, one that another process is computing, a full disk,
         metrics that are not finite, and a missing run where QALIB_COMPUTE is "never".
         """
-        inputs = dict(inputs or {})
-        request = _request(function.stage, config, inputs)
-
-        def compute(work: Path) -> dict:
-            return function(config, work, **inputs)
-
-        if _processes() > 1:
-            return self._run_together(request, compute, force)
-        return self._run(request, compute, force)
-
-    def _run(self, request: dict, compute: Callable[[Path], dict], force: bool | str) -> Run:
-        if run := self._known(request, force):
-            log_usage("run", run.short, "found")
+        inputs, stage = dict(inputs or {}), function.stage
+        hashes = input_hashes(inputs)
+        key = run_key(stage.name, config, hashes, stage.version)
+        request = {"stage": stage.name, "key": key, "version": stage.version}
+        request = to_json_data({**request, "config": config, "inputs": hashes}, stage.name)
+        name = short_name(stage.name, key)
+        if run := self._find(stage.name, key, force):
+            log_usage("run", name, "found")
             return run
-        name = short_name(request["stage"], request["key"])
         if os.environ.get("QALIB_COMPUTE") == "never":
             raise QalibError(
                 f"{name} is neither in the store nor in the records, and QALIB_COMPUTE is "
@@ -228,57 +220,30 @@ class RunCache:
         with translate_os_errors(self.root), self._locked(name):
             if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
                 _finish(work, final)
-            if run := self._known(request, force):
+            if run := self._find(stage.name, key, force):
                 log_usage("run", name, "found")
                 return run  # another process has just finished it
             if force:
                 shutil.rmtree(work, ignore_errors=True)
-            _compute(work, request, compute)
+            _compute(work, request, lambda: function(config, work, **inputs))
             _finish(work, final)
         log_usage("run", name, "computed")
-        return read_run(final, request["key"])
+        return read_run(final, key)
 
-    def _run_together(self, request: dict, compute: Callable, force: bool | str) -> Run:
-        """As ``_run``, in several processes; only the main one's files and metrics count."""
-        from accelerate.utils import broadcast_object_list
-
-        from qalib.training import make_accelerator
-
-        def broadcast(text: str = "") -> str:
-            return broadcast_object_list([text])[0]
-
-        if not make_accelerator().is_main_process:
-            if work := broadcast():
-                compute(Path(work))
-            return self.get(broadcast())
-        announced = []
-
-        def compute_together(work: Path) -> dict:
-            announced.append(broadcast(str(work)))
-            return compute(work)
-
-        run = self._run(request, compute_together, force)
-        if not announced:
-            broadcast("")
-        broadcast(run.short)
-        return run
-
-    def _known(self, request: dict, force: bool | str) -> Run | None:
+    def _find(self, stage: str, key: str, force: bool | str) -> Run | None:
         if force is True:
             return None
+        folder = self.root / short_name(stage, key)
         try:
-            run = self._find(request["stage"], request["key"])
+            run = read_run(folder, key) if folder.is_dir() else self._recorded(stage).get(key)
         except QalibError:
             if force:  # what is damaged is about to be replaced
                 return None
             raise
         return run if run and (not force or run.env["started"] >= force) else None
 
-    def _find(self, stage: str, key: str) -> Run | None:
-        folder = self.root / short_name(stage, key)
-        if folder.is_dir():
-            return read_run(folder, key)
-        return self._recorded(stage).get(key)
+    def _recorded(self, stage: str) -> dict[str, Run]:
+        return read_records(self.records / f"{stage}.jsonl", self.root) if self.records else {}
 
     def get(self, name: str) -> Run:
         """The finished run with this name or beginning of a key.
@@ -286,55 +251,24 @@ class RunCache:
         Raises QalibError if there is none or more than one.
         """
         stage, _, digits = name.rpartition("-")
-        if (self.root / name).is_dir() and split_name(self.root / name):
-            return read_run(self.root / name)
-        recorded = self._recorded(stage).values() if stage else self._recorded_runs()
-        found = {
-            run.key: run
-            for run in [*recorded, *self._stored_runs()]
-            if run.key.startswith(digits) and stage in ("", run.stage)
-        }
+        found = [run for run in self.runs(digits) if stage in ("", run.stage)]
         if len(found) == 1:
-            return next(iter(found.values()))
+            return found[0]
         if found:
             raise QalibError(f"{name!r} fits several runs; give more digits of the key.")
         raise QalibError(f"no finished run is called {name!r}; `python -m qalib study runs`.")
 
-    def _recorded(self, stage: str) -> dict[str, Run]:
-        return read_records(self.records / f"{stage}.jsonl", self.root) if self.records else {}
-
-    def _recorded_runs(self) -> Iterator[Run]:
-        for path in sorted(self.records.glob("*.jsonl")) if self.records else ():
-            yield from self._recorded(path.stem).values()
-
-    def _folders(self) -> list[Path]:
-        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        return [folder for folder in folders if folder.is_dir() and split_name(folder)]
-
-    def _stored_runs(self) -> Iterator[Run]:
-        for folder in self._folders():
+    def runs(self, digits: str = "") -> list[Run]:
+        """The undamaged runs of the records and the store whose keys begin with ``digits``."""
+        found = {}
+        for path in self.records.glob("*.jsonl") if self.records else ():
+            found |= self._recorded(path.stem)
+        for folder in self.root.glob(f"*-{digits[:SHORT]}*"):
             if folder.suffix != ".partial":
                 with contextlib.suppress(QalibError):
-                    yield read_run(folder)
-
-    def rows(self) -> list[dict]:
-        """A row per run of the store and the records, the newest first.
-
-        ``state`` is finished, recorded, partial or damaged.
-        """
-        rows = []
-        for folder in self._folders():
-            state, run = "partial", None
-            if folder.suffix != ".partial":
-                try:
-                    state, run = "finished", read_run(folder)
-                except QalibError:
-                    state = "damaged"
-            rows.append(_row(state, folder.name.removesuffix(".partial"), run, folder))
-        stored = {row["run"] for row in rows}
-        recorded = (run for run in self._recorded_runs() if run.short not in stored)
-        rows += [_row("recorded", run.short, run) for run in recorded]
-        return sorted(rows, key=lambda row: row["started"], reverse=True)
+                    run = read_run(folder)
+                    found[run.key] = run
+        return [run for run in found.values() if run.key.startswith(digits)]
 
     def publish(self, run: Run, patterns: Sequence[str]) -> None:
         """Add a run of the store to the records, with those of its files that fit a pattern.
@@ -350,57 +284,34 @@ class RunCache:
             if name not in OWN_FILES and any(fnmatch.fnmatch(name, p) for p in patterns)
         }
         for name, content in kept.items():
-            self._refuse_private_paths(f"{run.short}: {name}", content)
+            for private in (ROOT, self.root.resolve(), Path.home()):
+                if f"{private}{os.sep}".encode() in content:
+                    raise QalibError(
+                        f"{run.short}: {name} contains the path {private}, which exists on this "
+                        "machine only; let the stage write relative paths."
+                    )
         with translate_os_errors(self.records), self._locked(f"records-{run.stage}"):
-            write_record(self.records, run, kept)
-
-    def _refuse_private_paths(self, place: str, content: bytes) -> None:
-        for private in (ROOT, self.root.resolve(), Path.home()):
-            if f"{private}{os.sep}".encode() in content:
-                raise QalibError(
-                    f"{place} contains the path {private}, which exists on this machine only; "
-                    "let the stage write relative paths."
-                )
+            write_record(self.records, run, kept, run.version)
 
     def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
         wait = float(os.environ.get("QALIB_WAIT", "0"))  # seconds, for a run computed elsewhere
         return exclusive(self.root / ".locks" / f"{name}.lock", f"the run {name}", wait)
 
 
-def _request(stage: Stage, config: object, inputs: Mapping[str, object]) -> dict:
-    hashes = input_hashes(inputs)
-    key = run_key(stage.name, config, hashes, stage.version)
-    about = {"stage": stage.name, "key": key, "version": stage.version}
-    return to_json_data({**about, "config": config, "inputs": hashes}, stage.name)
-
-
-def _row(state: str, short: str, run: Run | None, folder: Path | None = None) -> dict:
-    if run is not None:
-        started, seconds, metrics = run.env["started"], run.env["seconds"], run.metrics
-    else:
-        changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
-        started, seconds, metrics = changed.isoformat(timespec="seconds"), None, {}
-    row = {"state": state, "run": short, "started": started, "seconds": seconds}
-    return {**row, "metrics": metrics}
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-# --- computing ------------------------------------------------------------------------------------
-
-
-def _compute(work: Path, request: dict, compute: Callable[[Path], dict]) -> None:
+def _compute(work: Path, request: dict, compute: Callable[[], dict]) -> None:
     """Compute a run in its working folder, until the folder is complete and on disk."""
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "config.json").exists():
-        write_atomically(work / "config.json", pretty(request))
-    with _clock(work) as clock:
-        metrics = to_json_data(compute(work), f"{request['stage']} metrics")
+    write_atomically(work / "config.json", pretty(request))
+    started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    metrics = to_json_data(compute(), f"{request['stage']} metrics")
     config = request["config"]
-    seed = config.get("seed") if isinstance(config, dict) else None
-    env = {**environment(), **clock, "seed": seed, "peak_memory_gb": peak_memory_gb()}
+    env = {
+        **environment(),
+        "started": started,  # the session that finished the run
+        "seconds": round(time.monotonic() - begin, 2),
+        "seed": config.get("seed") if isinstance(config, dict) else None,
+        "peak_memory_gb": peak_memory_gb(),
+    }
     (work / "metrics.json").write_text(pretty(metrics), encoding="utf-8")
     (work / "env.json").write_text(pretty(env), encoding="utf-8")
     files = list_files(work)
@@ -411,42 +322,6 @@ def _compute(work: Path, request: dict, compute: Callable[[Path], dict]) -> None
 def _finish(work: Path, final: Path) -> None:
     replace_dir(work, final)
     shutil.rmtree(final / "scratch", ignore_errors=True)
-    (final / "clock.json").unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _clock(work: Path) -> Iterator[dict]:
-    """Start time and seconds of work over all sessions of a run, killed ones included.
-
-    A killed session is counted up to the last file that it wrote.
-    """
-    path, now = work / "clock.json", datetime.now(UTC).isoformat(timespec="seconds")
-    clock = {"started": now, "seconds": 0.0, "sessions": 0}
-    since = None
-    with contextlib.suppress(OSError, ValueError):
-        clock, since = json.loads(path.read_text(encoding="utf-8"))
-    if since is not None:
-        last = max(file.stat().st_mtime for file in work.rglob("*") if file != path)
-        clock["seconds"] += max(0.0, last - since)
-    clock["sessions"] += 1
-    path.write_text(json.dumps([clock, time.time()]), encoding="utf-8")
-    begin = time.monotonic()
-    try:
-        yield clock
-    finally:
-        clock["seconds"] = round(clock["seconds"] + time.monotonic() - begin, 2)
-        with contextlib.suppress(OSError):  # a full disk must not hide the error it caused
-            path.write_text(json.dumps([clock, None]), encoding="utf-8")
-
-
-# --- the store ------------------------------------------------------------------------------------
-
-
-def split_name(folder: Path) -> tuple[str, str] | None:
-    """Stage and short key from a folder name; None for another folder."""
-    stage, _, key = folder.name.removesuffix(".partial").rpartition("-")
-    is_key = len(key) == SHORT and set(key) <= set("0123456789abcdef")
-    return (stage, key) if stage and is_key else None
 
 
 def read_run(folder: Path, key: str = "") -> Run:
@@ -455,52 +330,32 @@ def read_run(folder: Path, key: str = "") -> Run:
     Raises QalibError naming run, file and way out if anything is missing or has changed, or if
     the run is not that of ``key``.
     """
-    files = read_json(folder, "DONE.json").get("files")
-    if not isinstance(files, dict) or not set(files) >= OWN_FILES:
-        raise _damaged(folder, "DONE.json", "does not list the files of the run")
-    for name, expected in files.items():
-        if not isinstance(expected, dict) or not set(expected) >= {"sha256", "size"}:
-            raise _damaged(folder, "DONE.json", f"does not give hash and size of {name}")
-        _check(folder, name, expected)
-    request, metrics, env = (read_json(folder, name) for name in sorted(OWN_FILES, key=_ORDER))
-    stage, config, inputs = (request.get(name) for name in ("stage", "config", "inputs"))
-    found = run_key(stage, config, inputs or {}, request.get("version"))
-    if found != request.get("key") or key not in ("", found):
-        raise _damaged(folder, "config.json", "is not the configuration of this run")
-    return Run(stage, found, config, inputs, metrics, env, folder, files)
 
+    def read(name: str) -> dict:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
 
-_ORDER = ["config.json", "metrics.json", "env.json"].index
-
-
-def _check(folder: Path, name: str, expected: dict) -> None:
-    path = folder / name
-    if not path.is_file():
-        raise _damaged(folder, name, "is missing")
-    if path.stat().st_size != expected["size"]:
-        raise _damaged(folder, name, f"has {path.stat().st_size} bytes, not {expected['size']}")
-    if expected["size"] <= HASHED_ON_READ and file_sha256(path) != expected["sha256"]:
-        raise _damaged(folder, name, "has changed since it was written (its SHA-256 differs)")
-
-
-def read_json(folder: Path, name: str) -> dict:
-    """One of the JSON files of a run. Raises QalibError if it is missing or damaged."""
+    name = "DONE.json"
     try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _damaged(folder, name, "is missing") from None
-    except (OSError, ValueError):
-        raise _damaged(folder, name, "is not readable as JSON") from None
-    if not isinstance(value, dict):
-        raise _damaged(folder, name, "holds no JSON object")
-    return value
-
-
-def _damaged(folder: Path, name: str, what: str) -> QalibError:
-    return QalibError(
-        f"The run {folder.name} is damaged: {folder / name} {what}; remove its folder, or compute "
-        "it again with --force."
-    )
+        files = read(name)["files"]
+        for name in dict.fromkeys((*OWN_FILES, *files)):
+            size, expected = (folder / name).stat().st_size, files[name]
+            small = size <= HASHED_ON_READ
+            if size != expected["size"] or (
+                small and file_sha256(folder / name) != expected["sha256"]
+            ):
+                raise ValueError
+        name = "config.json"
+        request, metrics, env = map(read, OWN_FILES)
+        stage, config, inputs = (request[field] for field in ("stage", "config", "inputs"))
+        found = run_key(stage, config, inputs, request["version"])
+        if found != request["key"] or key not in ("", found):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise QalibError(
+            f"The run {folder.name} is damaged: {folder / name} is missing or has changed since it "
+            "was written; remove its folder, or compute it again with --force."
+        ) from None
+    return Run(stage, found, config, inputs, metrics, env, folder, files, None, request["version"])
 
 
 def list_files(folder: Path) -> dict[str, dict]:
@@ -510,7 +365,7 @@ def list_files(folder: Path) -> dict[str, dict]:
     return {
         name: {"sha256": file_sha256(path), "size": path.stat().st_size}
         for name, path in names.items()
-        if name.split("/")[0] not in UNLISTED
+        if name.split("/")[0] not in ("scratch", "DONE.json")  # not part of the result
     }
 
 
@@ -551,7 +406,7 @@ def _read_records(path: Path, _changed: int, root: Path) -> dict[str, Run]:
             raise QalibError(f"{path}, line {number}: is damaged; restore the file from git.")
         folder = root / ".records" / short_name(path.stem, key)
         archive = path.with_suffix(".zip")
-        runs[key] = Run(path.stem, key, *columns, folder, files, archive)
+        runs[key] = Run(path.stem, key, *columns, folder, files, archive, row["version"])
     return runs
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from qalib.data.schema import Dataset
-from qalib.errors import QalibError
 from qalib.files import log_usage
 from qalib.settings import settings
 from qalib.study.profiles import Profile, load_profile
@@ -60,7 +59,7 @@ class Study:
         log_usage("data", dataset.name, dataset.provenance())
         return dataset
 
-    def run(self, function: Callable, config: object, *, force: bool = False, **inputs) -> Run:
+    def run(self, function: Callable, config: object, **inputs) -> Run:
         """The run of a stage: found in the store or the records, or computed now.
 
         ``config`` are all settings that the result depends on; ``inputs`` are what it is computed
@@ -68,7 +67,7 @@ class Study:
         profile study the run is added to the records. Raises as ``RunCache.run``.
         """
         config = resolve_precision(config, self.precision)
-        run = self.cache.run(function, config, inputs, force=force or self.force)
+        run = self.cache.run(function, config, inputs, force=self.force)
         if self.profile.name == "study" and run.short not in self.runs:
             self.cache.publish(run, function.stage.publish)
         self.runs[run.short] = run
@@ -172,35 +171,3 @@ def load_profile_data(config: DataConfig, split: str) -> Dataset:
     if not count:
         return whole
     return make_dataset(whole.name, whole.examples[:count], whole.path, whole.raw_sha256)
-
-
-def train_by_name(name: str, profile: str, seed: int = 0) -> Run:
-    """Train one reader with a profile's settings, as ``python -m qalib study train`` does.
-
-    name: encoder (notebook 00), bytes (the plain reader of 02), block-skim (joint training of 05)
-    or words (the first single reader of 08). Raises QalibError for another.
-    """
-    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-    from qalib.study.stages import baseline, block_skim, bytes, distillation
-
-    known = ("encoder", "bytes", "block-skim", "words")
-    if name not in known:
-        raise QalibError(f"no reader is called {name!r}; the readers are {', '.join(known)}.")
-    study = open_study("train", profile, seed)
-    if name == "encoder":
-        return baseline.profile_encoder(study)
-    if name == "bytes":
-        config = study.config("bytes", bytes.ByteStudy).base
-        data = study.data("train", "byte_data")
-        return study.run(bytes.train_bytes, dataclasses.replace(config, seed=seed), data=data)
-    if name == "words":
-        config = study.config("distill", distillation.DistillStudy).base
-        data = study.data("train", "distill_data")
-        return study.run(
-            distillation.train_words, dataclasses.replace(config, seed=seed), data=data
-        )
-    plan = study.config("skim", block_skim.SkimStudy)
-    config = plan.training(study.config("encoder", baseline.EncoderTraining), seed=seed)
-    start = checkpoint_hash(DEFAULT_CHECKPOINT) if plan.start == "shipped" else None
-    data = study.data("train", "skim_ablations")
-    return study.run(block_skim.train_skim, config, data=data, start=start)

@@ -8,6 +8,7 @@ recorded runs in seconds.
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import re
@@ -17,11 +18,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
 from qalib.files import pretty, write_atomically
 from qalib.paths import ROOT
 from qalib.study.claims import load_claims
-from qalib.study.figures import FIGURES, check_figures
+from qalib.study.figures import FIGURES
 from qalib.study.profiles import PROFILES, load_profile
 from qalib.study.provenance import environment
 from qalib.study.run_cache import RECORDS, read_records
@@ -137,7 +139,7 @@ def make_stamp(
 
 
 def write_stamp(
-    notebook: Notebook, profile: str, params: dict, used: dict, seconds: float, paths: ProjectPaths
+    notebook: Notebook, profile: str, params: dict, used: dict, paths: ProjectPaths
 ) -> None:
     """Write the stamp of a notebook that has run: ``used`` by kind and name, as it was noted."""
     record = {
@@ -148,7 +150,6 @@ def write_stamp(
         "runs": sorted(used["run"]),
         "data": used["data"],
         "outputs": outputs_hash(notebook),
-        "seconds": seconds,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
     }
@@ -193,10 +194,18 @@ def why_stale(
         if profile == "study":  # its outputs and records are committed
             changed += ["the outputs in it"] if old["outputs"] != outputs_hash(notebook) else []
             lost = [run for run in old["runs"] if not _is_recorded(run, paths.records)]
+        spoilt = [
+            f"{name}.{kind}"
+            for name, hashes in old["figures"].items()
+            for kind, sha256 in hashes.items()
+            if not (file := path.with_name(f"{name}.{kind}")).is_file()
+            or file_sha256(file) != sha256
+        ]
     except (ValueError, KeyError, TypeError, AttributeError):
         return ["has a damaged stamp"]
     reasons = [f"{', '.join(changed)} changed since it was run"] if changed else []
-    return reasons + [f"its run {run} is not in the records" for run in lost]
+    reasons += [f"its run {run} is not in the records" for run in lost]
+    return reasons + [f"its figure {name} is missing or was changed" for name in spoilt]
 
 
 def _is_recorded(short: str, records: Path) -> bool:
@@ -205,25 +214,24 @@ def _is_recorded(short: str, records: Path) -> bool:
 
 
 def check(profile: str = "study", paths: ProjectPaths | None = None) -> list[str]:
-    """Everything that is stale in a profile, each with the command that updates it.
+    """Everything that is stale in a profile, each with what updates it.
 
     Reads files only, so a fresh clone can do it at once.
     """
     paths = paths or ProjectPaths()
     load_profile(profile, paths.profiles)
-    notebooks = list_notebooks(paths=paths)
-    problems = []
-    for notebook in notebooks:
-        command = (
-            f"python -m qalib study run-notebooks --profile {profile} --only {notebook.name[:2]}"
-        )
-        for reason in why_stale(notebook, profile, paths=paths):
-            problems.append(f"{notebook.name}: {reason}; run `{command}`.")
-    names = {notebook.name for notebook in notebooks}
-    for path in sorted((paths.figures / profile).glob("*.stamp.json")):
-        if path.name.removesuffix(".stamp.json") not in names:
-            problems.append(f"figures/{profile}/{path.name}: its notebook is gone; delete it.")
-    return problems + check_figures(profile, paths.figures)
+    problems, known = [], set()
+    for notebook in list_notebooks(paths=paths):
+        mend = f"python -m qalib study run-notebooks --profile {profile} --only {notebook.name[:2]}"
+        reasons = why_stale(notebook, profile, paths=paths)
+        problems += [f"{notebook.name}: {reason}; run `{mend}`." for reason in reasons]
+        known.add(notebook.name)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known |= set(json.loads(paths.stamp(notebook.name, profile).read_text())["figures"])
+    for path in sorted((paths.figures / profile).glob("*")):
+        if path.name.partition(".")[0] not in known:
+            problems.append(f"figures/{profile}/{path.name}: no notebook makes it; delete it.")
+    return problems
 
 
 def _parse(source: str) -> ast.AST:

@@ -1,0 +1,90 @@
+"""The ``bench`` commands: how fast this machine trains and answers, in interleaved rounds."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from qalib.commands.options import JsonOption, ModelOption, SkimmerOption
+from qalib.commands.output import to_json
+
+app = typer.Typer(help="How fast this machine trains and answers.", no_args_is_help=True)
+RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
+
+
+@app.command("train")
+def bench_train_command(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
+    """Training throughput against the defaults of transformers, on the same questions."""
+    from qalib.data.corpus import CorpusConfig, build_corpus
+    from qalib.data.windows import WindowConfig, make_windows, training_windows
+    from qalib.models.encoder import EncoderConfig, build_encoder
+    from qalib.study.stages.benchmarks import time_training
+    from qalib.training import choose_precision
+
+    _say("this processor trains in {} ({})".format(*choose_precision()))
+    data, tokenizer = (
+        build_corpus(CorpusConfig(questions=2000)),
+        build_encoder(EncoderConfig()).tokenizer,
+    )
+    windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
+    print(report(time_training(windows, rounds, progress=_say), as_json))
+
+
+@app.command("answer")
+def bench_answer_command(
+    data: Annotated[str, typer.Option(help="almanac (embedded), a source or a file")] = "almanac",
+    model: ModelOption = "",
+    skimmer: SkimmerOption = "",
+    questions: Annotated[int, typer.Option(help="the first so many of the data")] = 200,
+    rounds: RoundsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Questions per second with tokenisation and decoding, and EM and F1.
+
+    Padded as run_qa.py does, without padding, in bf16 where it is faster, and skimming if there is
+    a skimmer.
+    """
+    from qalib.data.corpus import CorpusConfig, build_corpus
+    from qalib.data.sources import load_data
+    from qalib.inference import AnswerConfig, QuestionAnswerer
+    from qalib.models.pretrained import windows_of
+    from qalib.skim.baselines import PaddedReader
+    from qalib.skim.reader import load_skim_answerer
+    from qalib.study.stages.benchmarks import best_precision, time_answering
+
+    long = CorpusConfig(questions=questions, length=2500)
+    test = build_corpus(long) if data == "almanac" else load_data(data, "answer")
+    test = replace(test, examples=test.examples[:questions])
+    windows = windows_of(model)
+    fp32, auto = (AnswerConfig(windows=windows, precision=name) for name in ("fp32", "auto"))
+    full = QuestionAnswerer.load(model, fp32)
+    padded = PaddedReader(full.reader, windows.max_length).eval()
+    answerers = {f"padded to {windows.max_length}": QuestionAnswerer(padded, fp32), "full": full}
+    if best_precision() == "bf16":
+        answerers["full, bf16"] = QuestionAnswerer.load(model, auto)
+    if skimmer or not model:
+        answerers["skimming"] = load_skim_answerer(model, skimmer, auto)
+    print(report(time_answering(answerers, test, rounds, _say), as_json))
+
+
+def report(rows: Sequence[dict], as_json: bool = False) -> str:
+    """Rows as JSON, or the medians as a table with processor and threads above."""
+    import torch
+    from tabulate import tabulate
+
+    from qalib.study.provenance import cpu_model
+
+    if as_json:
+        return to_json(rows)
+    names = [name for name in rows[0] if not name.endswith(("_low", "_high"))]
+    cells = [[row[name] for name in names] for row in rows]
+    headers = [name.replace("_", " ") for name in names]
+    title = f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    note = "medians over interleaved rounds; --json adds their quartiles"
+    return f"{title}; {note}\n\n{tabulate(cells, headers, floatfmt=',.3g', intfmt=',')}"
+
+
+def _say(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr, flush=True)
