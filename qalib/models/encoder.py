@@ -217,6 +217,29 @@ def _resize(hf_config, config: EncoderConfig) -> None:
                 setattr(hf_config, name, value)
 
 
+def keep_heads(model: nn.Module, count: int) -> None:
+    """Remove the attention heads with the smallest weights from every layer of a BERT, in place.
+
+    ``count`` of them stay, those with the largest |V_h| |O_h| (value and output projection).
+    """
+    config, width = model.config, model.config.hidden_size // model.config.num_attention_heads
+    for layer in model.base_model.encoder.layer:
+        inner, output = layer.attention.self, layer.attention.output
+        values = inner.value.weight.unflatten(0, (-1, width)).flatten(1).norm(dim=1)  # (H,)
+        outputs = output.dense.weight.unflatten(1, (-1, width)).norm(dim=(0, 2))
+        kept = (values * outputs).topk(count).indices.sort().values
+        rows = (kept[:, None] * width + torch.arange(width)).flatten()
+        for linear in (inner.query, inner.key, inner.value):
+            linear.weight, linear.bias = (
+                nn.Parameter(x.detach()[rows]) for x in (linear.weight, linear.bias)
+            )
+            linear.out_features = len(rows)
+        output.dense.weight = nn.Parameter(output.dense.weight.detach()[:, rows])
+        output.dense.in_features = len(rows)
+        inner.num_attention_heads, inner.all_head_size = count, len(rows)
+    config.num_attention_heads = count
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress reports and progress bars of transformers."""

@@ -68,12 +68,14 @@ def train_encoder(
 class AdapterTraining:
     """An encoder of which a change W + B A of rank ``rank`` is trained, and stored in fp16.
 
-    ``layers``: those that are kept, from 1; () = all. ``loss``: with the input ``cache``.
+    ``layers``: those that are kept, from 1; () = all. ``heads``: how many of a BERT's layer are
+    kept; 0 = all. ``loss``: with the input ``cache``.
     """
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
     rank: Annotated[int, Field(ge=1)] = 64
     layers: tuple[int, ...] = ()
+    heads: int = 0
     loss: DistillConfig | None = None
 
 
@@ -104,12 +106,14 @@ def train_adapter(
 def low_rank_reader(config: AdapterTraining) -> "EncoderReader":
     """The reader before training."""
     from qalib.distill.encoders import keep_layers
-    from qalib.models.encoder import build_encoder
+    from qalib.models.encoder import build_encoder, keep_heads
     from qalib.models.pretrained import train_low_rank
 
     reader = build_encoder(config.base.encoder, config.base.seed)
     if config.layers:
         keep_layers(reader.encoder, config.layers)
+    if config.heads:
+        keep_heads(reader.encoder, config.heads)
     train_low_rank(reader.encoder, config.rank)
     return reader
 

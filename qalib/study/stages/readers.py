@@ -59,6 +59,7 @@ class ReadersStudy:
     small_rank: int = 88
     shallow: tuple[int, ...] = (2, 4, 6)  # layers of the small encoder
     shallow_rank: int = 192
+    heads: int = 8  # of the small encoder, where a third is pruned
     full_rate: float = 3e-4  # where all weights are trained
     tests: tuple[str, ...] = ()  # further sources to score on
     long: int = 512  # word pieces of a passage among its neighbours
@@ -117,6 +118,14 @@ def taught_reader(study: Study, seed: int = 0) -> Run:
     """The small reader that learns from the best base reader, too."""
     rate = best_reader(study, "small").settings(AdapterTraining).base.train.learning_rate
     return train_reader(study, "small", rate, seed, teacher_cache(study))
+
+
+def pruned_reader(study: Study) -> Run:
+    """The small reader without a third of its attention heads, taught by the best base reader."""
+    plan, (data, watch) = study.config("readers", ReadersStudy), reader_data(study)
+    best = best_reader(study, "small").settings(AdapterTraining)
+    config = replace(best, heads=plan.heads, loss=plan.loss)
+    return study.run(train_adapter, config, data=data, watch=watch, cache=teacher_cache(study))
 
 
 def shallow_reader(study: Study) -> Run:
