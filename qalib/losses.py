@@ -147,7 +147,7 @@ class SkimLossConfig:
     ``two_tokens``: label blocks as the released code does, see :func:`block_labels`.
     """
 
-    kind: Literal["paper", "released"] = "paper"
+    kind: Literal["paper", "per token", "released"] = "paper"
     alpha: Weight = 1.0  # weight of this loss relative to the answer loss
     beta: Weight = 4.0  # weight of a block with an answer relative to one without
     two_tokens: bool = False
@@ -158,25 +158,31 @@ RELEASED = SkimLossConfig("released", alpha=0.1, beta=20.0, two_tokens=True)
 
 
 def skim_loss(
-    logits: Iterable[Tensor], labels: Tensor, real: Tensor, config: SkimLossConfig = PAPER
+    logits: Iterable[Tensor], labels: Tensor, sizes: Tensor, config: SkimLossConfig = PAPER
 ) -> Tensor:
     """alpha times the sum over layers of the block loss.  -> (B,) float32
 
-        c_k = -log sigma(x_k) if y_k else -log (1 - sigma(x_k)),   w_k = beta if y_k else 1
-        paper    : alpha sum_l sum_k w_k c_k             Eq. 4 and 5
-        released : alpha sum_l sum_k w_k c_k / sum_k w_k
+        c_k = -beta y_k log sigma(x_k) - (1 - y_k) log (1 - sigma(x_k))
+        paper     : alpha sum_l sum_k c_k                Eq. 4 and 5
+        per token : alpha sum_l sum_k n_k c_k / 32       the same for whole blocks of 32 tokens
+        released  : alpha sum_l sum_k c_k / sum_k (beta y_k + 1 - y_k)
 
-    logits: x, (B, K) per layer l; labels y (B, K) bool; real (B, K) bool, blocks that exist and
-    were scored. 0 for a row without blocks. The released code takes its weighted mean over all
-    blocks of a batch, question and padding included; here it is over each row's passage blocks.
+    logits: x, (B, K) per layer l; labels y (B, K), bool or 0 to 1; sizes n (B, K) tokens, 0 for
+    blocks that do not exist or were not scored. Eq. 4 sums over blocks, of which there are 32 times
+    as many of one token: per token the loss does not depend on the size of the blocks. 0 for a row
+    without blocks. The released code takes its weighted mean over all blocks of a batch, question
+    and padding included; here it is over each row's passage blocks.
     """
-    weights = torch.where(labels, config.beta, 1.0) * real  # (B, K)
+    real, y = sizes > 0, labels.float()
+    weights = (sizes / 32 if config.kind == "per token" else 1.0) * real
     if config.kind == "released":
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo().tiny)
-    total = weights.new_zeros(len(weights))
+        total = ((config.beta * y + 1 - y) * real).sum(dim=1, keepdim=True)
+        weights = real / total.clamp(min=torch.finfo().tiny)
+    total = y.new_zeros(len(y))
     for layer in logits:
         x = layer.float().masked_fill(~real, 0.0)  # masked logits may be the lowest number
-        total = total + (weights * softplus(torch.where(labels, -x, x))).sum(dim=1)
+        loss = config.beta * y * softplus(-x) + (1 - y) * softplus(x)
+        total = total + (weights * loss).sum(dim=1)
     return config.alpha * total
 
 

@@ -121,13 +121,13 @@ def test_placement_relative_and_beside():
     expected[1, 0] = torch.tensor([0.5, 0.0, math.log(2)])
     torch.testing.assert_close(features.block_position(blocks), expected)
     values = torch.tensor([[[1.0], [2.0], [6.0]], [[4.0], [9.0], [9.0]], [[9.0], [9.0], [9.0]]])
-    found = features.relative(values, blocks)[..., 0]
+    found = features.relative(values, blocks.real)[..., 0]
     assert found.tolist() == [[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
-    after = features.neighbour(values, blocks, 1)[..., 0]
-    before = features.neighbour(values, blocks, -1)[..., 0]
+    after = features.neighbour(values, blocks.real, 1)[..., 0]
+    before = features.neighbour(values, blocks.real, -1)[..., 0]
     assert after.tolist() == [[2.0, 6.0, 0.0], [0.0] * 3, [0.0] * 3]
     assert before.tolist() == [[0.0, 1.0, 2.0], [0.0] * 3, [0.0] * 3]
-    assert not features.neighbour(values, blocks, 3).any()
+    assert not features.neighbour(values, blocks.real, 3).any()
 
 
 def test_a_block_that_is_gone_is_no_neighbour():
@@ -135,5 +135,5 @@ def test_a_block_that_is_gone_is_no_neighbour():
     blocks = make_blocks(ids, real, passage, SPECIAL, 2)
     left = blocks.gather(torch.tensor([[0, 1, 2, 3, 4, 7, 8, 9]]))  # without the middle block
     values = torch.tensor([[[1.0], [2.0], [6.0]]])
-    assert features.neighbour(values, left, 1)[..., 0].tolist() == [[0.0, 0.0, 0.0]]
-    assert features.relative(values, left)[..., 0].tolist() == [[-2.5, 0.0, 2.5]]
+    assert features.neighbour(values, left.real, 1)[..., 0].tolist() == [[0.0, 0.0, 0.0]]
+    assert features.relative(values, left.real)[..., 0].tolist() == [[-2.5, 0.0, 2.5]]

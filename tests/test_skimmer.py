@@ -155,8 +155,9 @@ def slow_skim(model, skimmer, example):
                 t for t in tokens if t not in passage or any(t in b for b in blocks.values())
             ]
             rows = [tokens.index(t) for t in goes_on]
+            output = layer.feed_forward_chunk(layer.attention.output(context, hidden))
             for place, token in enumerate(tokens):
-                left[token] = model.qa_outputs(hidden[0, place])
+                left[token] = model.qa_outputs(output[0, place])
             maps = {n: m[:, :, rows][..., rows] for n, m in maps.items()}
             states = {n: s[:, rows] for n, s in states.items()}
             tokens, hidden, context = goes_on, hidden[:, rows], context[:, rows]

@@ -1,7 +1,6 @@
 """Blocks of a passage, the unit that is kept or pruned as a whole.
 
 Notation: B batch, L positions, K blocks of the longest passage in the batch, S block size,
-P passage tokens of a window.
 
 Only the passage is cut into blocks. Question, [CLS] and [SEP] belong to no block and are always
 kept; padding belongs to none and is never kept. Nothing depends on what else is in the batch, and
@@ -12,12 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from qalib.data.augment import sentence_starts
-from qalib.data.windows import Window
 
 NO_BLOCK = -1  # question and special tokens
 PADDING = -2
@@ -108,20 +103,16 @@ def make_blocks(
     passage: Tensor,
     special_ids: Sequence[int] | None = None,
     size: int = 32,
-    block_ids: Tensor | None = None,
 ) -> Blocks:
     """Blocks of a batch of windows ``[CLS] question [SEP] passage [SEP]``.
 
     input_ids (B, L), real (B, L) bool (the attention mask), passage (B, L) bool, contiguous in
     every row. The first position is never part of it: it is [CLS], where "no answer" is predicted.
     ``special_ids``: those of separators, by default the last token of each row.
-    ``block_ids`` (B, L): given blocks, for instance sentences, each a run of neighbours, instead of
-    blocks of ``size`` positions counted from the first of the passage.
     """
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
     passage = passage.bool() & real & (position > 0)
-    if block_ids is None:
-        block_ids = (passage.long().cumsum(dim=1) - 1).div(size, rounding_mode="floor")
+    block_ids = (passage.long().cumsum(dim=1) - 1).div(size, rounding_mode="floor")
     block_ids = torch.where(passage, block_ids, torch.where(real, NO_BLOCK, PADDING))
     if special_ids is None:
         last = (position * real).argmax(dim=1, keepdim=True)
@@ -147,36 +138,3 @@ def blocks_of_answers(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
 def answer_blocks(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
     """Blocks that hold a token of any gold answer; see ``blocks_of_answers``.  -> (B, K) bool"""
     return blocks_of_answers(blocks, spans, weights).any(dim=2)
-
-
-def sentence_blocks(window: Window, context: str, size: int = 32) -> np.ndarray:
-    """Blocks that end where sentences end.  -> (P,) int64, 0 upwards without gaps
-
-    ``context`` is the passage that the window was cut from. A sentence of more than 2 S tokens is
-    cut into equal parts of about S; then neighbours are joined as long as that brings a block
-    closer to S. No block has more than 2 S tokens.
-    """
-    starts = np.array(sentence_starts(context))
-    sentence = np.searchsorted(starts, window.offsets[:, 0], side="right")
-    blocks: list[int] = []
-    for length in np.unique(sentence, return_counts=True)[1].tolist():
-        parts = round(length / size) if length > 2 * size else 1
-        for n in range(parts):
-            piece = (n + 1) * length // parts - n * length // parts
-            if blocks and abs(blocks[-1] + piece - size) <= abs(blocks[-1] - size):
-                blocks[-1] += piece
-            else:
-                blocks.append(piece)
-    return np.repeat(np.arange(len(blocks)), blocks)
-
-
-def batch_block_ids(blocks: Sequence[np.ndarray], windows: Sequence[Window], length: int) -> Tensor:
-    """Blocks of several windows as ``block_ids`` of ``make_blocks``.  B x (P,) -> (B, L) int64
-
-    ``length`` L is that of the padded batch; -1 outside the passage.
-    """
-    block_ids = torch.full((len(windows), length), NO_BLOCK, dtype=torch.int64)
-    for row, (numbers, window) in enumerate(zip(blocks, windows, strict=True)):
-        start = window.context_start
-        block_ids[row, start : start + len(numbers)] = torch.from_numpy(numbers)
-    return block_ids

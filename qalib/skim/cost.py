@@ -72,7 +72,6 @@ class CostModel:
             return cls(tuple(layers), head, embedding)
         predictors = dict.fromkeys(skimmer.config.layers, _predictor_cost(skimmer))
         early = head if skimmer.config.pruned_logits == "forward" else 0
-        early = 2 * encoder.width if skimmer.config.answer_head else early
         return cls(tuple(layers), head, embedding, predictors, early)
 
     @classmethod

@@ -170,18 +170,18 @@ def block_position(blocks: Blocks) -> Tensor:
     return torch.stack(numbers, dim=-1) * real[..., None]
 
 
-def relative(values: Tensor, blocks: Blocks) -> Tensor:
-    """Difference from the mean over the row's blocks.  (B, K, C) -> same"""
-    real = blocks.real[..., None]
+def relative(values: Tensor, real: Tensor) -> Tensor:
+    """Difference from the mean over the row's blocks.  (B, K, C), (B, K) bool -> (B, K, C)"""
+    real = real[..., None]
     mean = (values * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True).clamp(min=1)
     return (values - mean) * real
 
 
-def neighbour(values: Tensor, blocks: Blocks, step: int) -> Tensor:
-    """Features of block k + step at block k.  (B, K, C) -> same
+def neighbour(values: Tensor, real: Tensor, step: int) -> Tensor:
+    """Features of block k + step at block k.  (B, K, C), (B, K) bool -> (B, K, C)
 
     0 where there is no such block, because the passage ends or because it was pruned.
     """
-    real = blocks.real[..., None]
+    real = real[..., None]
     around = pad(values * real, (0, 0, abs(step), abs(step)))  # (B, K + 2 |step|, C)
-    return around.narrow(1, abs(step) + step, blocks.count) * real
+    return around.narrow(1, abs(step) + step, values.shape[1]) * real

@@ -303,13 +303,8 @@ class PackedForward:
             state._group()
         return state
 
-    def attend(
-        self, layer: LayerAdapter, record: bool, detach: bool
-    ) -> tuple[Tensor, LayerActivations | None]:
-        """Context of a layer and, with ``record``, its activations.  -> (T, D)
-
-        There are no gradients here that ``detach`` could stop.
-        """
+    def attend(self, layer: LayerAdapter, record: bool) -> tuple[Tensor, LayerActivations | None]:
+        """Context of a layer and, with ``record``, its activations.  -> (T, D)"""
         query, key, value = layer.qkv_proj(self.hidden)
         contexts, seen = [], []
         for group, mask in self.groups:

@@ -105,20 +105,13 @@ class PaddedForward:
         logits = torch.full((*input_ids.shape, 2), MIN_LOGIT, device=hidden.device)
         return cls(encoder, hidden, blocks, input_ids, positions, logits)
 
-    def attend(
-        self, layer: LayerAdapter, record: bool, detach: bool
-    ) -> tuple[Tensor, LayerActivations | None]:
-        """Context of a layer and, with ``record``, its activations.  -> (B, L', D)
-
-        With ``detach`` no gradient flows from the activations into the encoder.
-        """
+    def attend(self, layer: LayerAdapter, record: bool) -> tuple[Tensor, LayerActivations | None]:
+        """Context of a layer and, with ``record``, its activations.  -> (B, L', D)"""
         query_key_value = layer.qkv_proj(self.hidden)
         if not record:
             return fused_attention(layer, *query_key_value, self.mask), None
         context, probabilities = eager_attention(layer, *query_key_value, self.mask)
-        seen = probabilities, self.hidden, context
-        probabilities, *states = (x.detach() for x in seen) if detach else seen
-        return context, LayerActivations(FullAttention(probabilities), *states)
+        return context, LayerActivations(FullAttention(probabilities), self.hidden, context)
 
     def prune_tokens(self, kept: Tensor, context: Tensor, logits: Tensor | None) -> Tensor:
         """Continue with some blocks only.  kept (B, K) bool, context (B, L', D) -> (B, L'', D)

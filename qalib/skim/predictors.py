@@ -25,9 +25,11 @@ from qalib.skim.blocks import Blocks, make_blocks
 from qalib.skim.features import block_max, block_mean
 from qalib.skim.packed import FusedAttention, GroupedAttention, VarlenGroup
 
-Part = Literal["question", "late_interaction", "lexical", "position", "tokens"]
+Part = Literal["paper", "question", "late_interaction", "lexical", "position", "tokens", "match"]
 PARTS = ("question", "late_interaction", "lexical", "position", "tokens")
+FIXED = ("paper", "question", "late_interaction", "lexical", "position")  # nothing learnt in them
 TOKEN_FEATURES = 4  # numbers that the part "tokens" computes of every token
+MATCH_HEADS, MATCH_WIDTH = 4, 16  # of the part "match"
 
 
 @settings
@@ -54,7 +56,6 @@ class PredictorConfig:
     block_size: Annotated[int, Field(ge=1)] = 32  # tokens
     hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: a logistic layer
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of that width
-    look_back: Literal[0] = 0  # earlier layers read: none
     neighbours: Annotated[int, Field(ge=0)] = 1  # blocks on each side read (combined)
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS  # features read (combined)
     seed: int = 0  # (random)
@@ -214,7 +215,9 @@ class FeaturePredictor(BlockPredictor):
     numbers), the best match of each question word among the block's hidden states
     (``late_interaction``, 3), or the six features per head of the probe in section 3 of the paper
     (``paper``, 6 H). Once: word overlap (``lexical``, 1), position and length (``position``, 3),
-    and what a small MLP computes from the tokens' states at the last layer (``tokens``, 8).
+    what a small MLP computes from the tokens' states (``tokens``, 8), and late interaction of
+    learnt projections of the states (``match``, 8). All but the last two are ``FIXED``: beside a
+    frozen encoder they can be computed once.
     With ``context`` a block's C numbers x_k come with their difference from the row's mean,
     x_k - mean_j x_j, and with that difference for ``neighbours`` blocks on each side: an answer is
     found by comparing blocks, and what the question names often is just before or after it.
@@ -229,40 +232,39 @@ class FeaturePredictor(BlockPredictor):
         self.size = config.block_size
         self.parts, self.context = parts, config.kind == "combined"
         self.steps = [step for n in range(1, config.neighbours + 1) for step in (-n, n)]
-        counts = {"paper": 6 * shape.heads, "question": 10 * shape.heads, "late_interaction": 3}
-        counts |= {"lexical": 1, "position": 3, "tokens": 2 * TOKEN_FEATURES}
-        channels = sum(counts[part] for part in parts)
+        channels = sum(part_sizes(shape)[part] for part in parts)
         hidden = 0 if config.kind == "handcrafted" else config.hidden
         # ``clues`` is the name in the checkpoints
         tokens = "tokens" in parts
         self.clues = TokenScorer(shape.width, hidden or TOKEN_FEATURES) if tokens else None
+        self.match = TokenMatch(shape.width) if "match" in parts else None
         columns = 2 + len(self.steps) if self.context else 1
         self.scorer = BlockScorer(channels * columns, hidden, config.dropout)
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        x = self.block_features(inputs)
+        return self.score_features(self.block_features(inputs), inputs.blocks.real)
+
+    def score_features(self, x: Tensor, real: Tensor) -> Tensor:
+        """Logits from the features of each block by itself.  (B, K, C), (B, K) bool -> (B, K)"""
         if self.context:
-            difference = features.relative(x, inputs.blocks)
-            around = [features.neighbour(difference, inputs.blocks, step) for step in self.steps]
+            difference = features.relative(x, real)
+            around = [features.neighbour(difference, real, step) for step in self.steps]
             x = torch.cat([x, difference, *around], dim=2)
-        return self.scorer(x, inputs.blocks.real)
+        return self.scorer(x, real)
 
     def block_features(self, inputs: PredictorInputs) -> Tensor:
         """Features of each block by itself.  -> (B, K, C)"""
-        found, blocks, layer = [], inputs.blocks, inputs.layers[self.layers[0]]
-        if "paper" in self.parts:
-            found.append(features.paper_features(layer, blocks).flatten(2))
-        if "question" in self.parts:
-            found.append(features.question_features(layer, blocks, self.size))
-        if "late_interaction" in self.parts:
-            found.append(features.late_interaction(layer.hidden, blocks))
-        if "lexical" in self.parts:
-            found.append(features.word_overlap(inputs.input_ids, blocks)[..., None])
-        if "position" in self.parts:
-            found.append(features.block_position(blocks))
-        if self.clues is not None:
-            found.append(self.clues(layer, blocks))
-        return torch.cat(found, dim=2)
+        blocks, layer = inputs.blocks, inputs.layers[self.layers[0]]
+        compute = {
+            "paper": lambda: features.paper_features(layer, blocks).flatten(2),
+            "question": lambda: features.question_features(layer, blocks, self.size),
+            "late_interaction": lambda: features.late_interaction(layer.hidden, blocks),
+            "lexical": lambda: features.word_overlap(inputs.input_ids, blocks)[..., None],
+            "position": lambda: features.block_position(blocks),
+            "tokens": lambda: self.clues(layer, blocks),
+            "match": lambda: self.match(layer.hidden, blocks),
+        }
+        return torch.cat([f() for part, f in compute.items() if part in self.parts], dim=2)
 
 
 class TokenScorer(nn.Module):
@@ -291,6 +293,42 @@ class TokenScorer(nn.Module):
         return pooled.transpose(1, 2)
 
 
+class TokenMatch(nn.Module):
+    """Late interaction of learnt projections, M heads.  -> (B, K, 2 M)
+
+        s_mqk = max_{j in k} (W_m h_q) (V_m h_j) / sqrt(d),   a_mq = softmax_q (u_m h_q)
+        sum_q a_mq s_mqk   and   sum_q a_mq (s_mqk - max_k' s_mqk')
+
+    q runs over the question's tokens, j over those of block k: cosines of
+    :func:`features.late_interaction` with learnt weights of dimensions and question words.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.ask = nn.LayerNorm(width), nn.Linear(width, MATCH_HEADS)
+        self.query, self.key = (nn.Linear(width, MATCH_HEADS * MATCH_WIDTH) for _ in range(2))
+
+    def forward(self, hidden: Tensor, blocks: Blocks) -> Tensor:
+        """(B, L, D) -> (B, K, 2 M)"""
+        states = self.norm(hidden.float())
+        positions, real = blocks.question_positions
+        words = states.gather(1, positions[..., None].expand(-1, -1, states.shape[2]))  # (B, Q, D)
+        query, key = (
+            x.unflatten(2, (MATCH_HEADS, MATCH_WIDTH)).transpose(1, 2)
+            for x in (self.query(words), self.key(states))
+        )
+        scores = query @ key.transpose(2, 3) * MATCH_WIDTH**-0.5  # (B, M, Q, L)
+        best = block_max(scores.flatten(1, 2), blocks).unflatten(1, scores.shape[1:3])
+        there = blocks.real[:, None, None]
+        if not blocks.count:
+            return best.new_zeros(len(best), 0, 2 * MATCH_HEADS)
+        top = best.masked_fill(~there, best.min()).amax(dim=3, keepdim=True)
+        weights = mask_logits(self.ask(words).transpose(1, 2), real[:, None]).softmax(dim=2)
+        both = torch.cat([best, best - top], dim=1)  # (B, 2 M, Q, K)
+        found = (weights.repeat(1, 2, 1)[..., None] * both).sum(dim=2)
+        return found.transpose(1, 2) * blocks.real[..., None]
+
+
 # --- baselines, which read no layer ---
 
 
@@ -308,9 +346,15 @@ class LexicalPredictor(BlockPredictor):
         self.weights = nn.Parameter(torch.tensor((-2.8, 4.2, 0.5)))
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        blocks = inputs.blocks
-        overlap = features.word_overlap(inputs.input_ids, blocks)[..., None]
-        around = features.neighbour(overlap, blocks, -1) + features.neighbour(overlap, blocks, 1)
+        return self.score_features(self.block_features(inputs), inputs.blocks.real)
+
+    def block_features(self, inputs: PredictorInputs) -> Tensor:
+        """Word overlap of each block.  -> (B, K, 1)"""
+        return features.word_overlap(inputs.input_ids, inputs.blocks)[..., None]
+
+    def score_features(self, overlap: Tensor, real: Tensor) -> Tensor:
+        """Logits from the overlap.  (B, K, 1), (B, K) bool -> (B, K)"""
+        around = features.neighbour(overlap, real, -1) + features.neighbour(overlap, real, 1)
         a, b, c = self.weights
         return (a + b * overlap + c * around).squeeze(2)
 
@@ -348,6 +392,25 @@ def _hash(x: Tensor) -> Tensor:
 # --- from settings to modules ---
 
 
+def part_sizes(shape: ModelShape) -> dict[Part, int]:
+    """Numbers of each part, in the order of ``FeaturePredictor.block_features``."""
+    sizes = {"paper": 6 * shape.heads, "question": 10 * shape.heads, "late_interaction": 3}
+    sizes |= {"lexical": 1, "position": 3, "tokens": 2 * TOKEN_FEATURES}
+    return sizes | {"match": 2 * MATCH_HEADS}
+
+
+def parts_of(config: PredictorConfig) -> tuple[Part, ...] | None:
+    """Features that a kind reads, None if it does not read features."""
+    match config.kind:
+        case "handcrafted":
+            return ("paper",)
+        case "question" | "tokens" | "late_interaction" | "lexical" as part:
+            return (part,)
+        case "combined":
+            return config.parts
+    return None
+
+
 def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> BlockPredictor:
     """A predictor with fresh weights for a layer, counted from 1.
 
@@ -360,15 +423,11 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
     match config.kind:
         case "cnn" | "cnn-eq3" as kind:
             return BlockSkimCNN(shape.heads, config.block_size, layer, kind == "cnn-eq3")
-        case "handcrafted":
-            return FeaturePredictor(config, shape, layer, ("paper",))
-        case "question" | "tokens" | "late_interaction" as part:
-            return FeaturePredictor(config, shape, layer, (part,))
-        case "combined":
-            return FeaturePredictor(config, shape, layer, config.parts)
         case "lexical":
             return LexicalPredictor()
-    return RandomPredictor(config.seed)
+        case "random":
+            return RandomPredictor(config.seed)
+    return FeaturePredictor(config, shape, layer, parts_of(config))
 
 
 def predictor_macs(

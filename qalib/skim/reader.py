@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from qalib.data.augment import sentence_starts
@@ -27,15 +28,17 @@ BF16_MIN_TOKENS = 256  # shorter inputs are not worth pruning in bf16 on a CPU (
 class SkimReader(nn.Module):
     """From Batch to ReaderOutput, like the encoder reader it is made of.
 
-    In training every predictor is run and nothing is pruned, unless ``skims_in_training``; in
-    evaluation it prunes as the skimmer is set. The output's ``aux`` is a ``SkimOutput``. A batch's
-    inputs may have ``block_ids`` (B, L), given blocks.
+    In training every predictor is run and nothing is pruned, unless ``skims_in_training`` and
+    ``first_skim`` steps are done; in evaluation it prunes as the skimmer is set. The output's
+    ``aux`` is a ``SkimOutput``.
     """
 
     def __init__(self, reader: EncoderReader, skimmer: Skimmer, skims_in_training: bool = False):
         super().__init__()
         self.reader, self.skimmer = reader, skimmer
         self.skims_in_training = skims_in_training
+        self.first_skim = 0  # training step from which on it does
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # part of a checkpoint
         self.operating_point = ""  # description of the calibrated one, where there is one
 
     @property
@@ -57,8 +60,9 @@ class SkimReader(nn.Module):
             inputs.pop("token_type_ids", None)
         passage = batch.mask.clone()
         passage[:, 0] = False  # [CLS] may be "no answer"; it is no part of the passage
-        if skim is None:
-            skim = self.skims_in_training if self.training else None
+        if skim is None and self.training:
+            skim = self.skims_in_training and int(self.steps) >= self.first_skim
+            self.steps += 1
         return self.skimmer.run(self.reader.encoder, passage=passage, skim=skim, **inputs)
 
     def forward(self, batch: Batch) -> ReaderOutput:

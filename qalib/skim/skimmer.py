@@ -6,9 +6,9 @@
     output = skimmer.run(model, input_ids, real, passage)    # prunes
 
 The model is never changed: ``run`` calls its submodules (see ``adapters``). At a pruning layer the
-blocks are scored from that layer's attention, and pruned blocks leave at
-once: their keys and values have been read, but output projection and feed-forward are computed for
-the rest only.
+blocks are scored from that layer's attention, and pruned blocks leave at once: their keys and
+values have been read, but output projection and feed-forward are computed for the rest only
+(unless the span head is to read the output of pruned blocks, see ``SkimConfig``).
 
 Notation: B batch, L positions, K blocks, N layers, D width.
 """
@@ -40,8 +40,8 @@ class SkimConfig:
     """Settings of a ``Skimmer``; layers count from 1.
 
     ``pruned_logits``: logits of pruned positions, "mask" for no answer there (the minimum of
-    float32) or "forward" for the span head applied to the hidden states that the pruning layer was
-    given (section 4.3 of the Block-Skim paper).
+    float32) or "forward" for the span head applied to the output of the pruning layer (section 4.3
+    of the Block-Skim paper), which is then computed for all of its tokens.
     """
 
     predictor: PredictorConfig
@@ -53,8 +53,6 @@ class SkimConfig:
     min_pruned_fraction: Probability = 0.0  # rows that would lose a smaller share stay whole
     min_tokens: Annotated[int, Field(ge=0)] = 0  # shorter rows are neither scored nor pruned
     pruned_logits: Literal["mask", "forward"] = "mask"
-    answer_head: bool = False  # linear heads at these layers give the logits of pruned blocks
-    detach_views: bool = False  # no gradient from predictors or heads reaches the encoder
 
     def __post_init__(self):
         for name in ("layers", "prune_layers"):
@@ -124,7 +122,6 @@ class SkimOutput:
     scores: Mapping[int, Tensor]  # (B, K) float32 by layer, logits; the minimum where not scored
     scored: Mapping[int, Tensor]  # (B, K) bool by layer, the blocks that were scored there
     kept: Mapping[int, Tensor]  # (B, K) bool by pruning layer, the blocks that were kept
-    early: Mapping[int, tuple[Tensor, Tensor]]  # start and end logits of the answer heads
     tokens: Tensor  # (B, N + 1) int64, tokens of the input, and those processed by each layer
 
     @property
@@ -137,7 +134,7 @@ class SkimOutput:
 
 
 class Skimmer(nn.Module):
-    """Predictors (and answer heads) of one encoder, by layer.
+    """Predictors of one encoder, by layer.
 
     ``shape``: layers, heads and width of the encoder; ``model_type``: its kind in transformers.
     Raises QalibError if the settings name a layer that the encoder does not have.
@@ -154,8 +151,6 @@ class Skimmer(nn.Module):
         self.predictors = nn.ModuleDict(
             {str(n): build_predictor(config.predictor, shape, n) for n in config.layers}
         )
-        heads = config.layers if config.answer_head else ()
-        self.answer_heads = nn.ModuleDict({str(n): nn.Linear(shape.width, 2) for n in heads})
 
     @classmethod
     def from_encoder(cls, model: nn.Module, config: SkimConfig) -> "Skimmer":
@@ -171,7 +166,7 @@ class Skimmer(nn.Module):
 
         Raises QalibError for the others and for values that do not fit together.
         """
-        if fixed := {"predictor", "layers", "answer_head"} & set(changes):
+        if fixed := {"predictor", "layers"} & set(changes):
             raise QalibError(f"{min(fixed)!r} cannot be changed after building.")
         self.config = replace(self.config, **changes)
 
@@ -193,14 +188,12 @@ class Skimmer(nn.Module):
         attention_mask: Tensor,
         passage: Tensor,
         token_type_ids: Tensor | None = None,
-        block_ids: Tensor | None = None,
         skim: bool | None = None,
         keep: Tensor | Mapping[int, Tensor] | None = None,
     ) -> SkimOutput:
         """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
-        input_ids, attention_mask, passage (bool), token_type_ids and block_ids (given blocks, -1
-        outside the passage) are (B, L).
+        input_ids, attention_mask, passage (bool) and token_type_ids are (B, L).
 
         skim     whether blocks are pruned, by default if ``self.training`` is false. Otherwise
                  every predictor is run and nothing is pruned; gradients flow either way.
@@ -212,7 +205,7 @@ class Skimmer(nn.Module):
         Raises QalibError if the model is not one that this skimmer was made for.
         """
         encoder, size = self.check_compatible(model), self.config.predictor.block_size
-        blocks = make_blocks(input_ids, attention_mask.bool(), passage, None, size, block_ids)
+        blocks = make_blocks(input_ids, attention_mask.bool(), passage, None, size)
         trains = self.training or model.training or torch.is_grad_enabled()
         start = PaddedForward.start if trains else PackedForward.start
         state = start(encoder, input_ids, token_type_ids, blocks)
@@ -231,32 +224,32 @@ class Skimmer(nn.Module):
         inference = skim and not self.training
         scoring = config.prune_layers if inference else config.layers
         reading = [n for n in scoring if self.predictors[str(n)].layers]  # of activations
-        scores, scored, kept, early = {}, {}, {}, {}
+        scores, scored, kept = {}, {}, {}
         tokens = [state.token_counts()]
         for number, layer in enumerate(state.encoder.layers, 1):
             # Rows only get shorter: one too short to be scored now never will be.
             rows = tokens[-1] >= (config.min_tokens if inference else 0)
             needed = number in reading and bool(rows.any())
-            context, seen = state.attend(layer, needed, config.detach_views)
+            context, seen = state.attend(layer, needed)
             if number in scoring:
                 scored[number] = state.blocks.real & rows[:, None]
                 layers = {number: seen} if needed else {}
                 inputs = PredictorInputs(layers, state.blocks, state.input_ids)
                 scores[number] = self._score(number, inputs, scored[number])
-                if config.answer_head:
-                    logits = state.full_logits(self._early_logits(number, state))
-                    early[number] = logits.unbind(dim=-1)
-            if skim and number in config.prune_layers:
+            prunes = skim and number in config.prune_layers
+            if prunes:
                 given = keep.get(number) if isinstance(keep, Mapping) else keep
                 chosen = self._select(number, state.blocks, scores[number], given)
-                logits = self._early_logits(number, state)
-                context = state.prune_tokens(chosen, context, logits)
                 kept[number] = chosen
+            if prunes and config.pruned_logits == "mask":
+                context = state.prune_tokens(chosen, context, None)
             state.hidden = layer.feed_forward(context, state.hidden)
+            if prunes and config.pruned_logits == "forward":
+                state.prune_tokens(chosen, state.hidden, span_logits(state))
             tokens.append(state.token_counts())
         start, end = state.full_logits(span_logits(state)).unbind(dim=-1)
         tokens = torch.stack(tokens, dim=1)
-        return SkimOutput(start, end, blocks, scores, scored, kept, early, tokens)
+        return SkimOutput(start, end, blocks, scores, scored, kept, tokens)
 
     def _score(self, number: int, inputs: PredictorInputs, scored: Tensor) -> Tensor:
         """Logits of the blocks that are ``scored`` at a layer.  (B, K) bool -> (B, K) float32"""
@@ -273,13 +266,6 @@ class Skimmer(nn.Module):
         else:
             kept = given.bool() & real
         return skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
-
-    def _early_logits(self, number: int, state: PaddedForward | PackedForward) -> Tensor | None:
-        """Logits of positions that a layer prunes, as ``span_logits``; None for "no answer"."""
-        if self.config.answer_head:
-            detach = self.config.detach_views
-            return self.answer_heads[str(number)](state.hidden.detach() if detach else state.hidden)
-        return span_logits(state) if self.config.pruned_logits == "forward" else None
 
 
 def span_logits(state: PaddedForward | PackedForward) -> Tensor:

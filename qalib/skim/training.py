@@ -4,7 +4,8 @@ Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a dat
 answers.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,18 +13,17 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from qalib.data.batching import Batch, collate, inference_batches
-from qalib.data.schema import Dataset, Example
+from qalib.data.batching import Batch, collate, inference_batches, training_batches
+from qalib.data.schema import Dataset
 from qalib.data.windows import Window, WindowConfig, make_windows, training_windows
-from qalib.decoding import ReaderOutput
+from qalib.decoding import ReaderOutput, mask_logits
 from qalib.losses import SkimLossConfig, block_labels, kl_divergence, skim_loss, span_loss
 from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
 from qalib.settings import settings
-from qalib.skim.blocks import batch_block_ids, sentence_blocks
-from qalib.skim.predictors import PredictorConfig
+from qalib.skim.predictors import FIXED, PredictorConfig, part_sizes, parts_of
 from qalib.skim.reader import SkimReader
 from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.training import TrainConfig, TrainingTask, choose_precision, make_optimizer, train
@@ -42,12 +42,11 @@ class PredictorTraining:
     predictor_rate: Annotated[float, Field(gt=0)] = 1.0  # times the encoder's learning rate
     layers: tuple[int, ...] = ()  # with a predictor; () = all
     frozen: bool = False  # train the predictors only
-    detached: bool = False  # no gradient of the block loss reaches the encoder
-    sentences: bool = False  # blocks end where sentences end
-    answer_head: bool = False  # a linear span head at every predictor scores pruned blocks
     prune_layers: tuple[int, ...] = ()  # prune during training, at these layers
     thresholds: tuple[float, ...] = ()  # of ``prune_layers``
+    prune_after: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps without pruning
     teacher_weight: Annotated[float, Field(ge=0)] = 0.0  # of KL(reader at the start || reader)
+    soft_labels: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the reader in the labels
 
 
 def middle_layers(depth: int) -> tuple[int, ...]:
@@ -64,8 +63,6 @@ def add_predictors(reader: EncoderReader, config: PredictorTraining) -> SkimRead
         prune_layers=config.prune_layers,
         thresholds=config.thresholds,
         pruned_logits="forward" if config.prune_layers else "mask",  # the loss must stay finite
-        answer_head=config.answer_head,
-        detach_views=config.frozen or config.detached,
     )
     torch.manual_seed(config.seed)
     skimmer = Skimmer.from_encoder(reader.encoder, skim_config)
@@ -82,48 +79,50 @@ def skim_task(
 ) -> TrainingTask:
     """The task of joint training: answer loss plus block loss (Block-Skim, Eq. 5).
 
-    With a frozen encoder only the block loss; an answer head adds a span loss, a teacher its KL
-    divergence.
+    With a frozen encoder only the block loss; a teacher adds its KL divergence. With
+    ``soft_labels`` w the label of a block is (1 - w) y + w q, where q is the probability of the
+    reader's own answer in it, see ``answer_chances``.
     """
-    tokenizer = model.tokenizer
-    windows = training_windows(make_windows(data.examples, tokenizer, config.windows))
+    pad = model.tokenizer.pad_token_id or 0
+    windows = training_windows(make_windows(data.examples, model.tokenizer, config.windows))
     if teacher is not None:
         teacher.eval().requires_grad_(False)
 
     def loss(output: ReaderOutput, batch: Batch) -> Tensor:
         spans, weights, aux = batch.answer_spans, batch.answer_weights, output.aux
         labels = block_labels(aux.blocks.membership(), spans, weights, config.skim_loss.two_tokens)
+        labels = _soften(labels, output, config.soft_labels)
         total = sum(
-            skim_loss([logits], labels, aux.scored[layer], config.skim_loss)
+            skim_loss([logits], labels, aux.blocks.sizes * aux.scored[layer], config.skim_loss)
             for layer, logits in aux.scores.items()
         )
-        outputs = [] if config.frozen else [output]
-        outputs += [output._replace(start_logits=s, end_logits=e) for s, e in aux.early.values()]
-        total = total + sum(span_loss(one, spans, weights, config.loss) for one in outputs)
+        if not config.frozen:
+            total = total + span_loss(output, spans, weights, config.loss)
         if teacher is not None:
             total = total + config.teacher_weight * kl_divergence(output, teacher(batch))
         return total
 
     def collate_rows(rows: Sequence[int]) -> Batch:
-        return skim_batch([windows[i] for i in rows], data.examples, config, tokenizer)
+        return collate([windows[i] for i in rows], pad, config.windows.null)
 
     return TrainingTask([len(window) for window in windows], collate_rows, loss)
 
 
-def skim_batch(
-    windows: list[Window], examples: Sequence[Example], config: PredictorTraining, tokenizer
-) -> Batch:
-    """A batch of windows; with ``config.sentences`` its inputs hold the blocks."""
-    batch = collate(windows, tokenizer.pad_token_id or 0, config.windows.null)
-    if config.sentences:
-        size = config.predictor.block_size
-        blocks = [sentence_blocks(w, examples[w.example].context, size) for w in windows]
-        batch.inputs["block_ids"] = batch_block_ids(blocks, windows, batch.mask.shape[1])
-    return batch
+def answer_chances(output: ReaderOutput) -> Tensor:
+    """Mean of the probabilities that a reader's answer starts and ends in a block.  -> (B, K)"""
+    both = (mask_logits(logits, output.mask).softmax(dim=1) for logits in output[:2])
+    mean = sum(both).detach() / 2
+    return output.aux.blocks.membership().float() @ mean[..., None].float()
+
+
+def _soften(labels: Tensor, output: ReaderOutput, share: float) -> Tensor:
+    """(B, K) bool -> (B, K) float32"""
+    labels = labels.float()
+    return labels.lerp(answer_chances(output).squeeze(2), share) if share else labels
 
 
 def skim_optimizer(model: SkimReader, config: PredictorTraining) -> torch.optim.Optimizer:
-    """AdamW, with ``predictor_rate`` times the learning rate for predictors and answer heads."""
+    """AdamW, with ``predictor_rate`` times the learning rate for predictors."""
     optimizer = make_optimizer(model, config.train)
     encoder = {id(p) for p in model.reader.parameters()}
     for group in list(optimizer.param_groups):
@@ -142,13 +141,142 @@ def fit(
     config: PredictorTraining,
     folder: Path,
     teacher: EncoderReader | None = None,
+    features: "BlockFeatures | None" = None,
     **options,
 ) -> dict:
-    """Train what is not frozen; ``folder``, ``options`` and the result as of ``training.train``."""
+    """Train what is not frozen; ``folder``, ``options`` and the result as of ``training.train``.
+
+    ``features``: those of ``data``, which predictors beside a frozen reader then read in place of
+    its activations.
+    """
     if not any(p.requires_grad for p in model.parameters()):  # kind "random" has no parameters
         return {}
-    task, optimizer = skim_task(model, data, config, teacher), skim_optimizer(model, config)
-    return train(model, task, config.train, folder, config.seed, optimizer=optimizer, **options)
+    optimizer, trained = skim_optimizer(model, config), model
+    if features is None:
+        task = skim_task(model, data, config, teacher)
+        plan = config.train
+        batches = (
+            training_batches(task.lengths, plan.tokens_per_batch, config.seed, epoch)
+            for epoch in range(plan.num_train_epochs)
+        )
+        model.first_skim = math.ceil(config.prune_after * sum(map(len, batches)))
+    else:
+        task, trained = features.task(config), FeatureReader(model.skimmer)
+    return train(trained, task, config.train, folder, config.seed, optimizer=optimizer, **options)
+
+
+# --- predictors beside a frozen reader: their features are computed once ---
+
+
+@dataclass(frozen=True)
+class BlockFeatures:
+    """Features of the passage blocks of W training windows, the windows in order.
+
+    The parts ``FIXED`` of a predictor's features have no weights. The diagonal maps of "cnn" and
+    the states of "tokens" and "match" are 60 and 20 times as large: for these kinds the reader
+    stays in the loop.
+    """
+
+    question: Tensor  # (W,) int64
+    lengths: Tensor  # (W,) int64, tokens
+    counts: Tensor  # (W,) int64, blocks
+    sizes: Tensor  # (N,) int64, tokens
+    labels: Tensor  # (N,) float32, 0 to 1
+    parts: Mapping[str, Tensor]  # "<layer> <part>": (N, C) float32
+
+    def of_questions(self, chosen: Tensor) -> "BlockFeatures":
+        """Some questions only.  (questions,) bool"""
+        windows = chosen[self.question]
+        blocks = windows.repeat_interleave(self.counts)
+        parts = {name: x[blocks] for name, x in self.parts.items()}
+        heads = (x[windows] for x in (self.question, self.lengths, self.counts))
+        return BlockFeatures(*heads, self.sizes[blocks], self.labels[blocks], parts)
+
+    def task(self, config: PredictorTraining) -> TrainingTask:
+        """The block loss of predictors; batches are those of ``skim_task``."""
+        parts = [part for part in FIXED if part in (parts_of(config.predictor) or ())]
+        layers = sorted({int(name.split()[0]) for name in self.parts})
+        joined = {
+            str(n): torch.cat([self.parts[f"{n} {part}"] for part in parts], dim=1)
+            for n in config.layers or layers
+        }
+        firsts = self.counts.cumsum(0) - self.counts
+
+        def collate_rows(rows: Sequence[int]) -> Batch:
+            windows = torch.as_tensor(rows)
+            count = self.counts[windows]
+            place = torch.arange(max(1, int(count.max())))
+            real = place < count[:, None]  # (B, K)
+            blocks = torch.where(real, firsts[windows][:, None] + place, 0)
+            inputs = {name: x[blocks] * real[..., None] for name, x in joined.items()}
+            inputs |= {"sizes": self.sizes[blocks] * real, "labels": self.labels[blocks] * real}
+            spans = torch.zeros(len(rows), 1, 2, dtype=torch.int64)
+            tokens = int(self.lengths[windows].sum())
+            return Batch(inputs, real, spans, spans[..., 0].float(), tokens)
+
+        def loss(scores: Mapping[int, Tensor], batch: Batch) -> Tensor:
+            labels, sizes = batch.inputs["labels"], batch.inputs["sizes"]
+            return skim_loss(scores.values(), labels, sizes, config.skim_loss)
+
+        return TrainingTask(self.lengths.tolist(), collate_rows, loss)
+
+
+class FeatureReader(nn.Module):
+    """Predictors alone, on the features of a batch."""
+
+    def __init__(self, skimmer: Skimmer):
+        super().__init__()
+        self.skimmer = skimmer
+
+    def forward(self, batch: Batch) -> dict[int, Tensor]:
+        """Logits (B, K) by layer."""
+        given, real = batch.inputs, batch.mask
+        predictors = self.skimmer.predictors.items()
+        return {int(n): p.score_features(given[n], real) for n, p in predictors}
+
+
+@torch.no_grad()
+def block_features(
+    model: SkimReader, data: Dataset, config: PredictorTraining, tokens_per_batch: int = 8192
+) -> BlockFeatures:
+    """The ``FIXED`` features of all training windows, of the layers with predictors.
+
+    The predictors of ``model`` are of kind "combined" and read these parts.
+    """
+    windows = training_windows(make_windows(data.examples, model.tokenizer, config.windows))
+    device, pad = next(model.eval().parameters()).device, model.tokenizer.pad_token_id or 0
+    sizes_of = part_sizes(model.skimmer.shape)
+    found: dict[str, Tensor] = {}
+
+    def note(predictor, args: tuple) -> None:
+        parts = predictor.block_features(args[0]).split([sizes_of[p] for p in FIXED], dim=2)
+        layer = predictor.layers[0]
+        found.update({f"{layer} {p}": x for p, x in zip(FIXED, parts, strict=True)})
+
+    hooks = [p.register_forward_pre_hook(note) for p in model.skimmer.predictors.values()]
+    rows: list[dict[str, Tensor]] = [{}] * len(windows)
+    for chosen in inference_batches([len(window) for window in windows], tokens_per_batch):
+        batch = collate([windows[i] for i in chosen], pad).to(device)
+        aux = model.run(batch, skim=False)
+        output = ReaderOutput(aux.start_logits, aux.end_logits, batch.mask, aux=aux)
+        gold = batch.answer_spans, batch.answer_weights, config.skim_loss.two_tokens
+        labels = _soften(block_labels(aux.blocks.membership(), *gold), output, config.soft_labels)
+        arrays = {"sizes": aux.blocks.sizes, "labels": labels, **found}
+        arrays = {name: x.cpu() for name, x in arrays.items()}
+        for place, number in enumerate(chosen):
+            count = int(aux.blocks.real[place].sum())
+            rows[number] = {name: x[place, :count].clone() for name, x in arrays.items()}
+    for hook in hooks:
+        hook.remove()
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return BlockFeatures(
+        torch.tensor([window.example for window in windows]),
+        torch.tensor([len(window) for window in windows]),
+        torch.tensor([len(row["sizes"]) for row in rows]),
+        joined.pop("sizes"),
+        joined.pop("labels"),
+        joined,
+    )
 
 
 # --- block predictions ----------------------------------------------------------------------------
@@ -189,7 +317,7 @@ def block_predictions(
     parts: list[dict] = [{}] * len(windows)
     with progress_bar(len(windows), "score blocks", "window", show=progress) as bar:
         for rows in inference_batches([len(window) for window in windows], tokens_per_batch):
-            batch = skim_batch([windows[i] for i in rows], data.examples, config, model.tokenizer)
+            batch = collate([windows[i] for i in rows], model.tokenizer.pad_token_id or 0)
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
                 output = model.run(batch.to(torch.device(device)), skim=False)
             for place, number in enumerate(rows):

@@ -23,14 +23,15 @@ from qalib.losses import SkimLossConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.skim.calibration import budget_at_recall, recall_at_budget, recall_curve
-from qalib.skim.predictors import PredictorConfig
+from qalib.skim.predictors import FIXED, PredictorConfig
 from qalib.skim.training import (
+    BlockFeatures,
     BlockPredictions,
     PredictorTraining,
     add_predictors,
+    block_features,
     block_predictions,
     fit,
-    skim_batch,
     skim_task,  # noqa: F401, for notebook 05
 )
 from qalib.study.run_cache import Run, RunCache, stage
@@ -72,42 +73,99 @@ class SkimStudy:
 
     epochs: Annotated[int, Field(ge=1)] = 1  # in place of the section [encoder]'s
     learning_rate: float = 0.0  # 0 = that of the section [encoder]
+    tokens_per_batch: int = 0  # 0 = that of the section [encoder]
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of everything in these notebooks
+    frozen_epochs: Annotated[int, Field(ge=1)] = 1  # of predictors beside a frozen reader
+    frozen_tokens_per_batch: int = 0
     start: Literal["pretrained", "shipped"] = "pretrained"
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     loss: SkimLossConfig = field(default_factory=SkimLossConfig)
     predictor_rate: Annotated[float, Field(gt=0)] = 10.0
     seeds: Annotated[int, Field(ge=1)] = 1
     alphas: tuple[float, ...] = (1.0, 0.1)  # tried on held-out passages
+    rates: tuple[float, ...] = (10.0,)  # values of predictor_rate tried there
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     early: int = 2  # layers of the tables, at the depth of the paper's 4 and 6 of 12
     middle: int = 3
 
     def training(self, base: EncoderTraining, **changes) -> SkimTraining:
         """Joint training of encoder and predictors with the settings of an encoder reader."""
-        rate = self.learning_rate or base.train.learning_rate
         shared = {f.name: getattr(base, f.name) for f in fields(EncoderTraining)}
-        shared["train"] = replace(base.train, num_train_epochs=self.epochs, learning_rate=rate)
+        shared["train"] = replace(
+            base.train,
+            num_train_epochs=self.epochs,
+            learning_rate=self.learning_rate or base.train.learning_rate,
+            tokens_per_batch=self.tokens_per_batch or base.train.tokens_per_batch,
+            precision=self.precision,
+        )
         own = {name: getattr(self, name) for name in ("predictor", "start", "predictor_rate")}
         return SkimTraining(**{**shared, **own, "skim_loss": self.loss, **changes})
+
+    def beside(self, joint: SkimTraining, **changes) -> SkimTraining:
+        """Training of the predictors alone, beside the reader of another run."""
+        tokens = self.frozen_tokens_per_batch or joint.train.tokens_per_batch
+        train = replace(joint.train, num_train_epochs=self.frozen_epochs, tokens_per_batch=tokens)
+        return replace(joint, **{"start": "run", "frozen": True, "train": train, **changes})
+
+
+@stage("cache-features", publish=())
+def cache_features(
+    config: SkimTraining, work: Path, data: Dataset, start: Run | str | None = None
+) -> dict:
+    """The features that predictors beside a frozen reader read, once for all of their trainings.
+
+    ``config`` and ``start`` as of :func:`train_skim`; kind and rate of the predictors are not used.
+    """
+    from safetensors.torch import save_file
+
+    from qalib.inference import choose_device
+
+    parts = PredictorConfig("combined", config.predictor.block_size, parts=FIXED)
+    model = build_skim_reader(replace(config, predictor=parts), start)
+    found = block_features(model.to(choose_device()), data, config)
+    arrays = {f.name: getattr(found, f.name) for f in fields(BlockFeatures)}
+    save_file(arrays.pop("parts") | arrays, work / "features.safetensors")
+    return {"blocks": len(found.sizes), "windows": len(found.counts)}
+
+
+def read_features(run: Run) -> BlockFeatures:
+    """The features of a ``cache-features`` run. Raises QalibError if they are not here."""
+    from qalib.checkpoints import load_weights
+
+    arrays = load_weights(run.file("features.safetensors"))
+    names = [f.name for f in fields(BlockFeatures) if f.name != "parts"]
+    return BlockFeatures(**{name: arrays.pop(name) for name in names}, parts=arrays)
 
 
 @stage("train-skim")
 def train_skim(
-    config: SkimTraining, work: Path, data: Dataset, start: Run | str | None = None
+    config: SkimTraining,
+    work: Path,
+    data: Dataset,
+    start: Run | str | None = None,
+    features: Run | None = None,
 ) -> dict:
     """Train block predictors, and the encoder with them unless it is frozen.
 
     ``start`` is the run to begin with where ``config.start`` is "run", and the hash of the
-    published checkpoint where it is "shipped". Writes log.jsonl and weights.safetensors (the
-    trained tensors). Raises QalibError if ``start`` and ``config.start`` do not fit.
+    published checkpoint where it is "shipped"; ``features``: a ``cache-features`` run of the same
+    reader and data, for predictors that read fixed features. Writes log.jsonl and
+    weights.safetensors (the trained tensors). Raises QalibError if ``start`` and ``config.start``
+    do not fit.
     """
+    import torch
+
     from qalib.checkpoints import save_weights, trained_tensors
     from qalib.training import make_accelerator
 
     model = build_skim_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
     teacher = _starting_reader(config, start) if config.teacher_weight else None
-    summary = fit(model, rest, config, work, teacher)
+    found = read_features(features) if features else None
+    if found and config.held_out:
+        kept = {example.id for example in rest.examples}
+        found = found.of_questions(torch.tensor([e.id in kept for e in data.examples]))
+    summary = fit(model, rest, config, work, teacher, found)
     if make_accelerator().is_main_process:
         save_weights(trained_tensors(model), work / "weights.safetensors")
     parameters = sum(p.numel() for p in model.skimmer.parameters())
@@ -183,12 +241,7 @@ def skim_answerer(run: Run, settings: SkimAnswerConfig | AnswerConfig) -> Questi
         settings = SkimAnswerConfig(settings)
     model = load_skim_reader(run)
     model.skimmer.set_options(**asdict(settings.pruning))
-    answerer, config = QuestionAnswerer(model, settings.answer), run.settings(SkimTraining)
-    if config.sentences:
-        answerer.collate = lambda windows, examples: skim_batch(
-            windows, examples, config, model.tokenizer
-        )
-    return answerer
+    return QuestionAnswerer(model, settings.answer)
 
 
 # --- block predictions ----------------------------------------------------------------------------
@@ -202,18 +255,29 @@ class BlockPrediction:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
-@stage("predict-blocks", publish=("curves.csv",))
+@stage("predict-blocks", publish=("curves.csv", "counts.safetensors"))
 def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Dataset) -> dict:
     """Predict the probability of every block of ``data`` with a ``train-skim`` run, pruning none.
 
-    Writes blocks.safetensors (:class:`BlockPredictions`, some 30 bytes a block) and curves.csv
-    (:func:`curve_table`). Metrics: :func:`summarize_blocks`.
+    Writes blocks.safetensors (:class:`BlockPredictions`, some 30 bytes a block), curves.csv
+    (:func:`curve_table`) and counts.safetensors, from which :func:`block_f1` has the F1 of every
+    question. Metrics: :func:`summarize_blocks`.
     """
     from safetensors.numpy import save_file
 
+    from qalib.inference import choose_device
+
     training = weights.settings(SkimTraining)
     training = replace(training, windows=config.windows or training.windows)
-    found = block_predictions(load_skim_reader(weights), data, training, config.precision)
+    model = load_skim_reader(weights).to(choose_device())
+    found = block_predictions(model, data, training, config.precision)
+    counts = {}
+    for layer, scores in found.scores.items():
+        said = scores >= 0.5
+        columns = said & found.labels, said.astype(int) + found.labels
+        both = [np.bincount(found.row, x, len(data)).astype(np.uint16) for x in columns]
+        counts[str(layer)] = np.stack(both)
+    save_file(counts, work / "counts.safetensors")
     arrays = asdict(found)
     arrays |= {f"layer {n}": x for n, x in arrays.pop("scores").items()}
     save_file(arrays, work / "blocks.safetensors")
@@ -230,17 +294,33 @@ def read_blocks(run: Run) -> BlockPredictions:
     return BlockPredictions(scores=scores, **arrays)
 
 
+def block_f1(run: Run, layer: int) -> np.ndarray:
+    """Block F1 of a ``predict-blocks`` run as a mean over questions.  (Q,) percent
+
+        F = 2 H / B,  H hits, B predicted plus labelled positives
+        z_q = F + (2 h_q - F b_q) / mean(b)
+
+    F1 is no mean over questions; z has F as its mean and, to first order, its variance.
+    """
+    from safetensors.numpy import load_file
+
+    hits, both = load_file(run.file("counts.safetensors"))[str(layer)].astype(float)
+    f1 = 2 * hits.sum() / max(1.0, both.sum())
+    return 100 * (f1 + (2 * hits - f1 * both) / max(both.mean(), 1e-9))
+
+
 def summarize_blocks(found: BlockPredictions) -> dict:
     """Metrics of block predictions, by layer.
 
-    precision, recall, f1 and accuracy of the class "holds an answer" in percent; "kept at 0.99",
+    precision, recall, f1 and accuracy of the class "holds an answer" in percent, and the area under
+    the ROC curve, which does not depend on a threshold; "kept at 0.99",
     the least share of tokens that keeps 99 % of the answers, with its threshold; "found at 0.6",
     the share of the answers in at most 60 % of the tokens. ``oracle`` is the share of tokens that
     holds 99 % of the answers; ``two_tokens`` has the scores by the labels of the released code,
     and ``lost``, the percent of the questions that have no positive block by these.
     """
 
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
     def percent(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         predicted = scores >= 0.5
@@ -255,6 +335,7 @@ def summarize_blocks(found: BlockPredictions) -> dict:
     for layer, scores in found.scores.items():
         curve = recall_curve(scores, found.answers, found.sizes, found.row)
         row = layers[str(layer)] = percent(scores, found.labels)
+        row["auc"] = 100 * float(roc_auc_score(found.labels, scores))
         two[str(layer)] = percent(scores, found.two_tokens)
         for share in RECALLS:
             row[f"kept at {share:g}"], threshold = budget_at_recall(curve, share)

@@ -127,7 +127,7 @@ def _batch_features(reader: "EncoderReader", batch, size: int) -> list[tuple[np.
         overlap = word_overlap(ids, blocks)[..., None]
         tensors = [
             torch.stack(features, dim=2).float(),
-            torch.cat([overlap, relative(overlap, blocks), block_position(blocks)], dim=2),
+            torch.cat([overlap, relative(overlap, blocks.real), block_position(blocks)], dim=2),
             answer_blocks(blocks, batch.answer_spans, batch.answer_weights),
         ]
     arrays = [tensor.cpu().numpy() for tensor in tensors]
