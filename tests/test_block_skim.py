@@ -1,5 +1,6 @@
-"""Block-Skim stages: joint, frozen and detached training, and block predictions; tiny."""
+"""Block-Skim stages: joint and frozen training, and block predictions; tiny."""
 
+import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from qalib.checkpoints import load_weights
+from qalib.checkpoints import load_weights, put_weights, trained_tensors
 from qalib.data.batching import collate
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset, hold_out
@@ -18,10 +19,9 @@ from qalib.inference import AnswerConfig
 from qalib.losses import RELEASED, SkimLossConfig, block_labels, span_loss
 from qalib.models.encoder import EncoderConfig
 from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-from qalib.skim.blocks import sentence_blocks
 from qalib.skim.calibration import recall_curve
 from qalib.skim.predictors import PredictorConfig
-from qalib.skim.training import skim_optimizer
+from qalib.skim.training import answer_chances, fit, skim_optimizer
 from qalib.study.run_cache import Run, RunCache
 from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, train_encoder
 from qalib.study.stages.block_skim import (
@@ -33,13 +33,14 @@ from qalib.study.stages.block_skim import (
     SkimAnswerConfig,
     SkimStudy,
     SkimTraining,
+    block_f1,
     block_predictions,
     build_skim_reader,
+    cache_features,
     curve_table,
     load_skim_reader,
     predict_blocks,
     read_blocks,
-    skim_answerer,
     skim_task,
     summarize_blocks,
     train_skim,
@@ -114,20 +115,73 @@ def test_answer_loss_and_block_loss_add_up(data):
         torch.testing.assert_close(total[row], answers[row] + expected, rtol=1e-4, atol=0)
 
 
-def test_a_frozen_or_detached_encoder_is_not_changed_by_predictors(cache, data, plain):
+def test_a_frozen_encoder_is_not_changed_by_predictors(cache, data, plain):
     frozen = replace(JOINT, start="run", frozen=True)
     frozen = cache.run(train_skim, frozen, {"data": data, "start": plain})
     assert not encoder_tensors(frozen)
     assert frozen.metrics["skim_parameters"] > 0
-    unclipped = replace(JOINT.train, max_grad_norm=1e9)  # one norm for all gradients
-    detached = replace(JOINT, train=unclipped, detached=True)
-    configs = (detached, replace(detached, skim_loss=NO_LOSS), replace(detached, detached=False))
-    beside, silent, both = (
-        encoder_tensors(cache.run(train_skim, config, {"data": data})) for config in configs
+
+
+@pytest.mark.parametrize("kind", ["question", "lexical", "handcrafted", "late_interaction"])
+def test_cached_features_train_the_same_predictors(cache, data, plain, kind):
+    """Beside a frozen reader; with held-out passages and the reader's chances in the labels."""
+    config = replace(JOINT, start="run", frozen=True, held_out=0.3, soft_labels=0.5)
+    config = replace(config, predictor=replace(JOINT.predictor, kind=kind, dropout=0.1))
+    inputs = {"data": data, "start": plain}
+    inputs["features"] = cache.run(cache_features, replace(config, held_out=0.0), inputs)
+    cached, looped = (
+        cache.run(train_skim, config, {n: x for n, x in inputs.items() if n in names})
+        for names in (("data", "start", "features"), ("data", "start"))
     )
-    for name, tensor in beside.items():
-        torch.testing.assert_close(tensor, silent[name], atol=1e-6, rtol=0)
-    assert any(not torch.allclose(beside[name], both[name], atol=1e-4) for name in both)
+    assert cached.metrics["loss"] == pytest.approx(looped.metrics["loss"], rel=1e-4)
+    own, other = (load_weights(run.file("weights.safetensors")) for run in (cached, looped))
+    trained = [name for name in other if name.startswith("skimmer.")]
+    assert trained
+    for name in trained:
+        torch.testing.assert_close(own[name], other[name], rtol=1e-3, atol=1e-5)
+
+
+def test_only_fixed_features_can_be_cached(cache, data, plain):
+    config = replace(JOINT, start="run", frozen=True)
+    features = cache.run(cache_features, config, {"data": data, "start": plain})
+    for wrong in (
+        replace(config, predictor=PredictorConfig("tokens")),
+        replace(config, frozen=False),
+    ):
+        with pytest.raises(QalibError, match="cached features"):
+            cache.run(train_skim, wrong, {"data": data, "start": plain, "features": features})
+
+
+def test_pruning_starts_after_a_share_of_the_steps(data, tmp_path):
+    """And counts from the checkpoint on where a run was stopped."""
+    config = replace(JOINT, prune_layers=(1,), thresholds=(1.0,), prune_after=0.6)
+    config = replace(config, train=replace(config.train, num_train_epochs=3, max_steps=0))
+    model, seen = build_skim_reader(config), []
+    model.skimmer.predictors["1"].register_forward_hook(lambda *_: seen.append(int(model.steps)))
+    model.register_forward_hook(lambda _, __, output: seen.append(bool(output.aux.kept)))
+    summary = fit(model, data, config, tmp_path, save_steps=2)
+    first = math.ceil(0.6 * summary["steps"])
+    pruned = [x for x in seen if isinstance(x, bool)]
+    assert pruned == [False] * first + [True] * (summary["steps"] - first)
+    again = build_skim_reader(config)
+    put_weights(again, trained_tensors(model))
+    assert int(again.steps) == summary["steps"]
+
+
+def test_soft_labels_mix_in_the_chances_of_the_reader(data):
+    config = replace(JOINT, soft_labels=0.25, skim_loss=SkimLossConfig(beta=1.0))
+    model = build_skim_reader(config).train()
+    task = skim_task(model, data, config)
+    batch = task.collate([0, 1, 2])
+    output = model(batch)
+    hard = skim_task(model, data, replace(config, soft_labels=0.0)).loss(output, batch)
+    soft = skim_task(model, data, replace(config, soft_labels=1.0)).loss(output, batch)
+    chances, blocks = answer_chances(output), output.aux.blocks
+    starts, ends = (x.masked_fill(~output.mask, -torch.inf).softmax(1) for x in output[:2])
+    inside = (blocks.block_ids[0] == 1).float()
+    expected = (starts[0] + ends[0]) @ inside / 2
+    torch.testing.assert_close(chances[0, 1, 0], expected)
+    torch.testing.assert_close(task.loss(output, batch), 0.75 * hard + 0.25 * soft)
 
 
 def test_a_frozen_encoder_stays_in_evaluation_mode(plain):
@@ -142,11 +196,11 @@ def test_a_trained_reader_is_loaded_and_trained_further(cache, data, joint):
     kept = load_weights(joint.file("weights.safetensors"))
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     assert all(torch.equal(own[name], tensor) for name, tensor in kept.items())
-    more = replace(JOINT, start="run", teacher_weight=1.0, sentences=True, answer_head=True)
+    more = replace(JOINT, start="run", teacher_weight=1.0)
     more = replace(more, prune_layers=(1,), thresholds=(0.5,))
     later = cache.run(train_skim, more, {"data": data, "start": joint})
     assert np.isfinite(later.metrics["loss"])
-    assert load_skim_reader(later).skimmer.config.answer_head
+    assert load_skim_reader(later).skimmer.config.prune_layers == (1,)
 
 
 def test_the_teacher_is_the_reader_at_the_start(data, joint):
@@ -159,24 +213,6 @@ def test_the_teacher_is_the_reader_at_the_start(data, joint):
     torch.testing.assert_close(task.loss(same, batch), alone.loss(same, batch))
     moved = same._replace(start_logits=same.start_logits.flip(1).masked_fill(~same.mask, 0.0))
     assert (task.loss(moved, batch) > alone.loss(moved, batch)).all()
-
-
-def test_an_answer_head_has_a_span_loss_of_its_own(data):
-    config = replace(JOINT, answer_head=True)
-    model = build_skim_reader(config).train()
-    task = skim_task(model, data, config)
-    batch = task.collate([0, 1, 2])
-    output = model(batch)
-    expected = skim_task(model, data, JOINT).loss(output._replace(aux=without_heads(output)), batch)
-    for start, end in output.aux.early.values():
-        early = output._replace(start_logits=start, end_logits=end)
-        expected = expected + span_loss(early, batch.answer_spans, batch.answer_weights)
-    assert len(output.aux.early) == 2
-    torch.testing.assert_close(task.loss(output, batch), expected)
-
-
-def without_heads(output):
-    return replace(output.aux, early={})
 
 
 @pytest.mark.parametrize(
@@ -241,8 +277,10 @@ def test_the_profile_section_gives_joint_training():
     assert (config.encoder, config.windows, config.seed) == (BASE.encoder, BASE.windows, 4)
     assert (config.predictor, config.skim_loss) == (JOINT.predictor, RELEASED)
     assert (config.frozen, config.start, config.predictor_rate) == (True, "run", 10.0)
-    faster = replace(plan, learning_rate=0.5).training(BASE)
-    assert faster.train.learning_rate == 0.5
+    faster = replace(plan, learning_rate=0.5, tokens_per_batch=7, frozen_epochs=5).training(BASE)
+    assert (faster.train.learning_rate, faster.train.tokens_per_batch) == (0.5, 7)
+    beside = replace(plan, frozen_epochs=5).beside(config, layers=(1,))
+    assert beside == replace(config, layers=(1,), train=replace(config.train, num_train_epochs=5))
 
 
 # --- answering ------------------------------------------------------------------------------------
@@ -259,20 +297,6 @@ def test_pruning_is_reported_as_token_fraction(cache, data, joint):
     assert full["token_fraction"] == none["token_fraction"] == 1.0
     assert none["f1"] == pytest.approx(full["f1"])
     assert least["token_fraction"] < 0.9
-
-
-def test_blocks_are_sentences_where_they_were_in_training(cache, data):
-    config = replace(JOINT, sentences=True)
-    run = cache.run(train_skim, config, {"data": data})
-    pruned = SkimAnswerConfig(AnswerConfig(), Pruning((2,), (1.0,)))
-    answerer = skim_answerer(run, pruned)
-    windows = make_windows(data.examples, answerer.reader.tokenizer, config.windows)
-    for window, found in zip(windows, answerer.predict(data.examples), strict=True):
-        blocks = sentence_blocks(window, data.examples[window.example].context, 16)
-        shares = np.bincount(blocks) / len(blocks)  # one block is kept
-        assert np.isclose(shares, found.token_fraction, atol=1e-6).any()
-    full = skim_answerer(run, AnswerConfig())
-    assert {p.token_fraction for p in full.predict(data.examples)} == {1.0}
 
 
 # --- block predictions ----------------------------------------------------------------------------
@@ -344,6 +368,23 @@ def test_predictions_are_kept_and_summarized(predicted):
         assert two["f1"] == pytest.approx(100 * by_two)
     assert predicted.metrics["positive"] == pytest.approx(found.labels.mean())
     assert predicted.metrics["blocks"] == len(found.row)
+
+
+def test_block_f1_is_a_mean_over_questions_with_its_variance(cache, data, joint, predicted):
+    found = read_blocks(predicted)
+    for layer, scores in found.scores.items():
+        by_question = block_f1(predicted, layer)
+        assert by_question.shape == (len(data),)
+        assert by_question.mean() == pytest.approx(predicted.metrics["layers"][str(layer)]["f1"])
+        said = scores >= 0.5
+        draws = []
+        for seed in range(500):  # bootstrap over questions
+            weights = np.bincount(np.random.default_rng(seed).integers(0, len(data), len(data)))
+            weights = np.pad(weights, (0, len(data) - len(weights)))[found.row]
+            both = (weights * (said.astype(int) + found.labels)).sum()
+            draws.append(200 * (weights * (said & found.labels)).sum() / max(1, both))
+        error = by_question.std(ddof=1) / len(data) ** 0.5
+        assert error == pytest.approx(np.std(draws), rel=0.25, abs=0.2)
 
 
 def test_other_windows_than_those_of_training(cache, data, joint):

@@ -1,22 +1,16 @@
 """Blocks against their slow definitions, independence of rows, and sentence blocks."""
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import examples, tiny_reader
 
-from qalib.data.schema import Example
-from qalib.data.windows import Window, WindowConfig, make_windows
 from qalib.skim.blocks import (
     NO_BLOCK,
     PADDING,
     Blocks,
     answer_blocks,
-    batch_block_ids,
     blocks_of_answers,
     make_blocks,
-    sentence_blocks,
 )
 
 PAD, CLS, SEP = 0, 1, 2
@@ -121,14 +115,6 @@ def test_without_special_ids_separators_are_what_a_row_ends_with():
     assert [x.nonzero().flatten().tolist() for x in blocks.separators] == [[2, 6], [2, 6]]
 
 
-def test_blocks_cut_otherwise_are_taken_as_they_are():
-    ids, real, passage = batch_of([(1, 4), (2, 2)])
-    of = torch.tensor([[-1, -1, -1, 0, 1, 1, 1, -1], [-1, -1, -1, -1, 0, 0, -1, -1]])
-    blocks = make_blocks(ids, real, passage, SPECIAL, size=99, block_ids=of)
-    assert blocks.block_ids.tolist() == [of[0].tolist(), [*of[1, :7].tolist(), PADDING]]
-    assert blocks.sizes.tolist() == [[1, 3], [2, 0]]
-
-
 def test_no_passage_no_block():
     blocks = blocks_for([(3, 0)], size=4)
     assert blocks.count == 0
@@ -162,79 +148,3 @@ def test_answer_blocks_are_those_that_share_a_token(rows, size, data):
                     expected[row, blocks.block_ids[row, position], answer] = True
     assert torch.equal(blocks_of_answers(blocks, spans, weights), expected)
     assert torch.equal(answer_blocks(blocks, spans, weights), expected.any(dim=2))
-
-
-# Windows
-
-
-# Sentences
-
-
-def window_of(lengths: list[int]) -> tuple[Window, str]:
-    """A window over sentences of so many words, each one token."""
-    text, offsets = "", []
-    for length in lengths:
-        for word in range(length):
-            token = "End" if word == 0 else "end"
-            token += "." * (word == length - 1)
-            offsets.append((len(text), len(text) + len(token)))
-            text += token + " "
-    table = np.array(offsets, dtype=np.int32).reshape(-1, 2)
-    count = len(table)
-    ids = np.arange(count + 3, dtype=np.int32) + 10
-    none = np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.float32)
-    return Window(0, ids, np.zeros(count + 3, dtype=np.int8), 2, table, *none), text
-
-
-@settings(max_examples=150, deadline=None)
-@given(lengths=st.lists(st.integers(2, 90), max_size=12), size=st.integers(1, 40))
-def test_blocks_follow_sentences_within_bounds(lengths, size):
-    window, text = window_of(lengths)
-    blocks = sentence_blocks(window, text, size)
-    assert blocks.shape == (sum(lengths),)
-    if not lengths:
-        return
-    assert blocks[0] == 0
-    assert set(np.diff(blocks).tolist()) <= {0, 1}
-    sizes = np.bincount(blocks)
-    assert sizes.max() <= 2 * size
-    edges = set(np.flatnonzero(np.diff(blocks)) + 1)
-    begin = 0
-    for length in lengths:  # only long sentences are cut, and they into nearly equal parts
-        inside = [edge for edge in edges if begin < edge < begin + length]
-        if length <= 2 * size:
-            assert not inside
-        else:
-            parts = np.diff([begin, *sorted(inside), begin + length])
-            assert parts.max() - parts.min() <= 1
-            assert size / 2 < parts.max() <= 1.5 * size or size == 1
-        begin += length
-
-
-def test_real_windows_get_whole_sentences():
-    """Also where a passage is read in several windows."""
-    tokenizer = tiny_reader().tokenizer
-    long = Example("long", "Who?", "The baker sold bread. He was old. " * 40, ())
-    given = [*examples(6), long]
-    windows = make_windows(
-        given, tokenizer, WindowConfig(max_length=128, doc_stride=32, max_query_length=32)
-    )
-    assert len(windows) > len(given)
-    blocks = [sentence_blocks(w, given[w.example].context, 12) for w in windows]
-    length = max(len(w) for w in windows)
-    of = batch_block_ids(blocks, windows, length)
-    ids = torch.zeros(len(windows), length, dtype=torch.int64)
-    passage = torch.zeros(len(windows), length, dtype=torch.bool)
-    for row, window in enumerate(windows):
-        ids[row, : len(window)] = torch.from_numpy(window.input_ids)
-        passage[row, window.context_start : window.context_start + len(window.offsets)] = True
-    made = make_blocks(ids, ids != 0, passage, tokenizer.all_special_ids, block_ids=of)
-    for row, window in enumerate(windows):
-        context = given[window.example].context
-        assert made.count >= blocks[row].max() + 1
-        first = np.unique(blocks[row], return_index=True)[1][1:]
-        for token in first:  # every block but a window's first begins a sentence
-            begin = window.offsets[token, 0]
-            assert context[:begin].rstrip().endswith(".")
-        at = made.block_ids[row][passage[row]]
-        assert at.tolist() == blocks[row].tolist()

@@ -133,7 +133,7 @@ def test_the_simulator_does_what_the_skimmer_would(simulator, threshold):
     kept, found = slow_kept(simulator, threshold), []
     assert set(np.flatnonzero(simulator.kept(2, threshold)).tolist()) == set().union(*kept)
     cost = CostModel(
-        COST.layers, COST.head, predictors={2: lambda n, q: 100.0 * n * (q + 1)}, early_logits=1000
+        COST.layers, COST.head, predictors={2: lambda n, q: 100.0 * n * (q + 1)}, forwarded=1000
     )
     total = full = 0.0
     for question, chosen in enumerate(kept):
@@ -144,7 +144,7 @@ def test_the_simulator_does_what_the_skimmer_would(simulator, threshold):
         before, after = (19 + simulator.sizes[list(x)].sum() for x in (mine, chosen))
         full += cost.encoder_macs([before] * 7)
         total += cost.encoder_macs([before] * 2 + [after] * 5)
-        total += 100.0 * (before - 19) * 17 + 1000 * before
+        total += 100.0 * (before - 19) * 17 + 1000 * (before - after)
     assert (simulator.conformity_scores(2) >= threshold).tolist() == found
     tokens = simulator.sizes[list(set().union(*kept))].sum()
     assert simulator.token_fraction(2, threshold) == pytest.approx(tokens / simulator.sizes.sum())

@@ -150,12 +150,21 @@ def test_predictors_cost_what_the_packed_pass_computes_for_them(kind):
     assert cost.predictor_macs(2, 224, 16) == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("answer_head", [False, True])
-def test_predictors_and_early_logits_are_counted(answer_head):
-    model, logits = tiny_encoder(), {"pruned_logits": "forward", "answer_head": answer_head}
-    config = SkimConfig(PredictorConfig("combined", block_size=4), (1, 3), **logits)
-    skimmer = Skimmer.from_encoder(model, config)
-    cost = CostModel.of(model, skimmer)
-    assert cost.early_logits == 2 * 16
-    counted = predictor_macs(config.predictor, skimmer.shape, 32, 3, packed=True)
+@torch.no_grad()
+def test_forwarded_tokens_are_counted():
+    """Pruned tokens whose output the span head reads: exact but for the head of kept tokens."""
+    model = tiny_encoder()
+    config = SkimConfig(PredictorConfig("random", 4), (1,), (1,), (0.5,), pruned_logits="forward")
+    skimmer = Skimmer.from_encoder(model, config).eval()
+    inputs, cost = windows(rows=((3, 20),)), CostModel.of(model, skimmer)
+    keep = torch.tensor([[True, False, True, False, False]])
+    output = skimmer.run(model, **inputs, keep=keep)
+    given, left = output.tokens[0, 0].item(), output.tokens[0, -1].item()
+    assert left < given
+    counted = counted_macs(lambda: skimmer.run(model, **inputs, keep=keep))
+    expected = cost.encoder_macs(output.tokens[0].numpy()) + cost.forwarded * (given - left)
+    assert counted == expected + cost.head * left
+    counted = predictor_macs(PredictorConfig("combined", 4), skimmer.shape, 32, 3, packed=True)
+    config = SkimConfig(PredictorConfig("combined", block_size=4), (1, 3))
+    cost = CostModel.of(model, Skimmer.from_encoder(model, config))
     assert cost.predictor_macs(3, [32, 0], 3).tolist() == [counted, 0.0]

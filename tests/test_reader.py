@@ -12,7 +12,6 @@ from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.pretrained import save_model
-from qalib.skim.blocks import batch_block_ids, sentence_blocks
 from qalib.skim.calibration import Calibration, Measurement
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import (
@@ -79,16 +78,6 @@ def test_training_runs_all_predictors_and_prunes_only_where_asked(encoder_reader
     assert pruning.skimmer.training
     encoder_reader.requires_grad_(True)
     encoder_reader.eval()
-
-
-def test_given_blocks_replace_even_ones(reader):
-    data = [Example("1", "Who?", "The baker sold bread. He was old. " * 2)]
-    windows = make_windows(data, reader.tokenizer, WINDOWS)
-    batch = collate(windows, 0)
-    given = [sentence_blocks(w, data[w.example].context, 8) for w in windows]
-    batch.inputs["block_ids"] = batch_block_ids(given, windows, batch.mask.shape[1])
-    blocks = reader.run(batch).blocks
-    assert blocks.block_ids[0][blocks.passage[0]].tolist() == given[0].tolist()
 
 
 def test_without_pruning_answers_are_those_of_the_encoder(encoder_reader, reader):

@@ -296,31 +296,6 @@ def test_the_second_pruning_layer_has_remaining_blocks_only():
 
 
 @torch.no_grad()
-def test_what_was_skipped_is_answered_by_the_answer_head():
-    model, inputs = tiny_encoder(), windows()
-    skimmer = tiny_skimmer(model, prune_layers=(2,), answer_head=True, pruned_logits="forward")
-    watched = skimmer.run(model, **inputs, skim=False)
-    keep = torch.zeros(3, 8).bool()
-    keep[:, 0] = True
-    output = skimmer.run(model, **inputs, keep=keep)
-    hidden = parts_hidden(model, inputs, 2)
-    expected = skimmer.answer_heads["2"](hidden)
-    real = inputs["attention_mask"].bool()
-    torch.testing.assert_close(torch.stack(watched.early[2], dim=-1)[real], expected[real])
-    skipped = inputs["passage"] & (output.blocks.block_ids != 0)
-    for got, wanted in zip(logits(output), expected.unbind(-1), strict=True):
-        torch.testing.assert_close(got[skipped], wanted[skipped])
-        stays = inputs["attention_mask"].bool() & ~skipped
-        assert not torch.isclose(got[stays], wanted[stays]).all()
-
-
-def parts_hidden(model, inputs, layer: int):
-    """What a BERT layer is given, from the model's own record of hidden states."""
-    inputs = {name: x for name, x in inputs.items() if name != "passage"}
-    return model(**inputs, output_hidden_states=True).hidden_states[layer - 1]
-
-
-@torch.no_grad()
 def test_bounds_of_what_can_come_in():
     """Shorter than a block, empty, one row, a row of padding, nothing but padding."""
     model = tiny_encoder()
@@ -355,28 +330,15 @@ def gradient_sums(module: nn.Module) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("skim", [False, True])
-@pytest.mark.parametrize("detach", [False, True])
-def test_what_the_predictors_learn_from(detach, skim):
-    """Their loss reaches the encoder, or with ``detach_views`` nothing of it."""
+def test_the_block_loss_reaches_the_encoder(skim):
     model, inputs = tiny_encoder().train(), windows()
-    skimmer = tiny_skimmer(
-        model,
-        prune_layers=(2,),
-        min_blocks=2,
-        thresholds=(1.0,),
-        answer_head=True,
-        detach_views=detach,
-    ).train()
+    skimmer = tiny_skimmer(model, prune_layers=(2,), min_blocks=2, thresholds=(1.0,)).train()
     output = skimmer.run(model, **inputs, skim=skim)
     assert list(output.scores) == [1, 2, 3]
     loss = sum(x[output.scored[n]].sigmoid().sum() for n, x in output.scores.items())
-    real = inputs["attention_mask"].bool()
-    loss = loss + sum(start[real].sigmoid().sum() for start, _ in output.early.values() if not skim)
     loss.backward()
     assert all(gradient_sums(skimmer.predictors).values())
-    encoder = gradient_sums(model)
-    reached = encoder["bert.encoder.layer.0.attention.self.query.weight"]
-    assert (sum(encoder.values()) == 0) if detach else (reached > 0)
+    assert gradient_sums(model)["bert.encoder.layer.0.attention.self.query.weight"] > 0
 
 
 def test_the_answer_loss_reaches_the_encoder_when_skimming():

@@ -32,7 +32,6 @@ def trained_skimmer(model, kind: str = "question") -> Skimmer:
         thresholds=(0.4,),
         neighbours=1,
         pruned_logits="forward",
-        answer_head=True,
     )
     skimmer = Skimmer.from_encoder(model, config)
     torch.manual_seed(5)
@@ -131,8 +130,11 @@ def test_weights_that_do_not_fit_their_settings_are_named(tmp_path):
     save_skimmer(tmp_path, trained_skimmer(tiny_encoder()))
     tensors = load_file(tmp_path / WEIGHTS)
     for changed, words in (
-        ({n: t for n, t in tensors.items() if n != "answer_heads.1.bias"}, "Missing key"),
-        (tensors | {"answer_heads.1.bias": torch.zeros(3)}, "size mismatch"),
+        (
+            {n: t for n, t in tensors.items() if n != "predictors.1.scorer.layers.0.bias"},
+            "Missing key",
+        ),
+        (tensors | {"predictors.1.scorer.layers.0.bias": torch.zeros(3)}, "size mismatch"),
         (tensors | {"more": torch.zeros(3)}, "does not fit.*Unexpected key"),
     ):
         save_file(changed, tmp_path / WEIGHTS)

@@ -181,7 +181,7 @@ class PruningSimulator:
         left = QUESTION + SPECIAL + np.bincount(self.question, weights=self.sizes * kept)
         total = cost.encoder_macs(token_counts(given, {layer: left}, depth)).sum()
         total += cost.predictor_macs(layer, passage, QUESTION).sum()
-        total += cost.early_logits * given.sum()
+        total += cost.forwarded * (given - left).sum()
         return float(total / cost.encoder_macs(token_counts(given, {}, depth)).sum())
 
 

@@ -55,13 +55,13 @@ class CostModel:
     head: int  # for each token after the last layer
     embedding: int = 0  # for each token, where embeddings are projected
     predictors: Mapping[int, PredictorCost] = field(default_factory=dict)  # by layer
-    early_logits: int = 0  # for each token at a pruning layer: logits in case it is pruned
+    forwarded: int = 0  # for each pruned token: its output of the pruning layer, and logits
 
     @classmethod
     def of(cls, model: nn.Module, skimmer: Skimmer | None = None) -> "CostModel":
         """Cost of a model, counted with one token through each of its parts.
 
-        With ``skimmer``, predictors and early logits are counted too.
+        With ``skimmer``, predictors and the output of pruned tokens are counted too.
         """
         encoder = adapt_encoder(model)
         token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
@@ -71,8 +71,9 @@ class CostModel:
         if skimmer is None:
             return cls(tuple(layers), head, embedding)
         predictors = dict.fromkeys(skimmer.config.layers, _predictor_cost(skimmer))
-        early = head if skimmer.config.pruned_logits == "forward" else 0
-        return cls(tuple(layers), head, embedding, predictors, early)
+        forwards = skimmer.config.pruned_logits == "forward"
+        forwarded = layers[0].output_macs + head if forwards else 0
+        return cls(tuple(layers), head, embedding, predictors, forwarded)
 
     @classmethod
     def bert(cls, layers: int, width: int) -> "CostModel":

@@ -399,8 +399,8 @@ def part_sizes(shape: ModelShape) -> dict[Part, int]:
     return sizes | {"match": 2 * MATCH_HEADS}
 
 
-def parts_of(config: PredictorConfig) -> tuple[Part, ...] | None:
-    """Features that a kind reads, None if it does not read features."""
+def parts_of(config: PredictorConfig) -> tuple[Part, ...]:
+    """Features that a kind reads; none if it reads no features."""
     match config.kind:
         case "handcrafted":
             return ("paper",)
@@ -408,7 +408,12 @@ def parts_of(config: PredictorConfig) -> tuple[Part, ...] | None:
             return (part,)
         case "combined":
             return config.parts
-    return None
+    return ()
+
+
+def reads_fixed_features(config: PredictorConfig) -> bool:
+    """Whether all that a kind reads can be computed before its training."""
+    return set() < set(parts_of(config)) <= set(FIXED)
 
 
 def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> BlockPredictor:

@@ -194,7 +194,7 @@ class BlockFeatures:
 
     def task(self, config: PredictorTraining) -> TrainingTask:
         """The block loss of predictors; batches are those of ``skim_task``."""
-        parts = [part for part in FIXED if part in (parts_of(config.predictor) or ())]
+        parts = [part for part in FIXED if part in parts_of(config.predictor)]
         layers = sorted({int(name.split()[0]) for name in self.parts})
         joined = {
             str(n): torch.cat([self.parts[f"{n} {part}"] for part in parts], dim=1)

@@ -18,12 +18,12 @@ from pydantic import Field
 from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.inference import AnswerConfig, QuestionAnswerer
+from qalib.inference import AnswerConfig, QuestionAnswerer, choose_device
 from qalib.losses import SkimLossConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.skim.calibration import budget_at_recall, recall_at_budget, recall_curve
-from qalib.skim.predictors import FIXED, PredictorConfig
+from qalib.skim.predictors import FIXED, PredictorConfig, reads_fixed_features
 from qalib.skim.training import (
     BlockFeatures,
     BlockPredictions,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from qalib.skim.reader import SkimReader
 
 RECALLS = (0.99, 0.98, 0.95)  # share of the questions whose answer is kept
-BUDGETS = (0.6, 0.4)  # share of the passage tokens that is kept
+BUDGETS = (0.8, 0.6, 0.4)  # share of the passage tokens that is kept
 GRID = 201  # points of a recorded recall curve
 ORACLE = 0  # the "layer" of the curve of a predictor that knows the answers
 
@@ -118,8 +118,6 @@ def cache_features(
     """
     from safetensors.torch import save_file
 
-    from qalib.inference import choose_device
-
     parts = PredictorConfig("combined", config.predictor.block_size, parts=FIXED)
     model = build_skim_reader(replace(config, predictor=parts), start)
     found = block_features(model.to(choose_device()), data, config)
@@ -161,6 +159,10 @@ def train_skim(
     model = build_skim_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
     teacher = _starting_reader(config, start) if config.teacher_weight else None
+    if features and not (config.frozen and reads_fixed_features(config.predictor)):
+        raise QalibError(
+            "cached features are for predictors that read no others, beside a frozen reader."
+        )
     found = read_features(features) if features else None
     if found and config.held_out:
         kept = {example.id for example in rest.examples}
@@ -241,7 +243,7 @@ def skim_answerer(run: Run, settings: SkimAnswerConfig | AnswerConfig) -> Questi
         settings = SkimAnswerConfig(settings)
     model = load_skim_reader(run)
     model.skimmer.set_options(**asdict(settings.pruning))
-    return QuestionAnswerer(model, settings.answer)
+    return QuestionAnswerer(model.to(choose_device()), settings.answer)
 
 
 # --- block predictions ----------------------------------------------------------------------------
@@ -264,8 +266,6 @@ def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Data
     question. Metrics: :func:`summarize_blocks`.
     """
     from safetensors.numpy import save_file
-
-    from qalib.inference import choose_device
 
     training = weights.settings(SkimTraining)
     training = replace(training, windows=config.windows or training.windows)
@@ -313,13 +313,12 @@ def summarize_blocks(found: BlockPredictions) -> dict:
     """Metrics of block predictions, by layer.
 
     precision, recall, f1 and accuracy of the class "holds an answer" in percent, and the area under
-    the ROC curve, which does not depend on a threshold; "kept at 0.99",
-    the least share of tokens that keeps 99 % of the answers, with its threshold; "found at 0.6",
-    the share of the answers in at most 60 % of the tokens. ``oracle`` is the share of tokens that
-    holds 99 % of the answers; ``two_tokens`` has the scores by the labels of the released code,
-    and ``lost``, the percent of the questions that have no positive block by these.
+    the ROC curve, which does not depend on a threshold; "kept at 0.99", the least share of tokens
+    that keeps 99 % of the answers, with its threshold; "found at 0.6", the share of the answers in
+    at most 60 % of the tokens, with its threshold. ``oracle`` is the share of tokens that holds
+    99 % of the answers; ``two_tokens`` has the scores by the labels of the released code, and
+    ``lost``, the percent of the questions that have no positive block by these.
     """
-
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
     def percent(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -340,6 +339,9 @@ def summarize_blocks(found: BlockPredictions) -> dict:
         for share in RECALLS:
             row[f"kept at {share:g}"], threshold = budget_at_recall(curve, share)
             row[f"threshold at {share:g}"] = threshold
+        for share in BUDGETS:  # the lowest threshold that keeps no more
+            place = max(0, int((curve.kept <= share).sum()) - 1)
+            row[f"threshold in {share:g}"] = float(curve.thresholds[place])
         row |= {f"found at {share:g}": recall_at_budget(curve, share) for share in BUDGETS}
     kept, answered = _oracle_curve(found)
     has, has_two = (np.bincount(found.row, x) > 0 for x in (found.labels, found.two_tokens))
