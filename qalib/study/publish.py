@@ -130,13 +130,17 @@ def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -
 class PublishedSkimmer:
     """Which predictors are published, and how they were trained.
 
-    ``held_out``: passages that were left out; ``min_pruned_fraction`` and ``min_tokens`` as of
-    ``SkimConfig``
+    ``data``: section of the training data; ``held_out``: passages that were left out;
+    ``min_pruned_fraction`` and ``min_tokens`` as of ``SkimConfig``
     """
+
+    data: str = "data"
 
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
     layers: tuple[int, ...] = (2, 3, 4)
     epochs: Annotated[int, Field(ge=1)] = 1
+    predictor_rate: Annotated[float, Field(gt=0)] = 10.0
+    soft_labels: float = 0.0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     min_pruned_fraction: float = 0.1
     min_tokens: int = 96
@@ -148,9 +152,14 @@ def skimmer_training(study: Study) -> block_skim.SkimTraining:
     shared = study.config("skim", block_skim.SkimStudy)
     base = study.config("encoder", baseline.EncoderTraining)
     base = replace(base, held_out=plan.held_out, seed=study.seed)
-    return replace(shared, epochs=plan.epochs).training(
-        base, start="shipped", frozen=True, predictor=plan.predictor, layers=plan.layers
-    )
+    own = {n: getattr(plan, n) for n in ("predictor", "layers", "predictor_rate", "soft_labels")}
+    shared = replace(shared, frozen_epochs=plan.epochs)
+    return shared.beside(shared.training(base), start="shipped", **own)
+
+
+def skimmer_data(study: Study) -> Dataset:
+    """The questions of which a part trains the published predictors."""
+    return study.data("train", study.config("published_skimmer", PublishedSkimmer).data)
 
 
 def train_skimmer(study: Study) -> Run:
@@ -158,14 +167,14 @@ def train_skimmer(study: Study) -> Run:
     from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 
     start = checkpoint_hash(DEFAULT_CHECKPOINT)
-    data, config = study.data("train"), skimmer_training(study)
-    return study.run(block_skim.train_skim, config, data=data, start=start)
+    config = skimmer_training(study)
+    return study.run(block_skim.train_skim, config, data=skimmer_data(study), start=start)
 
 
 def held_out_questions(study: Study) -> Dataset:
     """The passages that the predictors were not trained on, with their questions."""
     share = study.config("published_skimmer", PublishedSkimmer).held_out
-    return hold_out(study.data("train"), share)[1]
+    return hold_out(skimmer_data(study), share)[1]
 
 
 def export_skimmer(study: Study) -> Path:
@@ -178,7 +187,7 @@ def export_skimmer(study: Study) -> Path:
         min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
     )
     save_skimmer(DEFAULT_SKIMMER, model.skimmer, model.reader.encoder)
-    card = skimmer_card(run, study.data("train"), plan)
+    card = skimmer_card(run, skimmer_data(study), plan)
     (DEFAULT_SKIMMER / "README.md").write_text(card, encoding="utf-8")
     return DEFAULT_SKIMMER
 

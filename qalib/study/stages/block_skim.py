@@ -22,7 +22,12 @@ from qalib.inference import AnswerConfig, QuestionAnswerer, choose_device
 from qalib.losses import SkimLossConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
-from qalib.skim.calibration import budget_at_recall, recall_at_budget, recall_curve
+from qalib.skim.calibration import (
+    RecallCurve,
+    budget_at_recall,
+    recall_at_budget,
+    recall_curve,
+)
 from qalib.skim.predictors import FIXED, PredictorConfig, reads_fixed_features
 from qalib.skim.training import (
     BlockFeatures,
@@ -339,10 +344,8 @@ def summarize_blocks(found: BlockPredictions) -> dict:
         for share in RECALLS:
             row[f"kept at {share:g}"], threshold = budget_at_recall(curve, share)
             row[f"threshold at {share:g}"] = threshold
-        for share in BUDGETS:  # the lowest threshold that keeps no more
-            place = max(0, int((curve.kept <= share).sum()) - 1)
-            row[f"threshold in {share:g}"] = float(curve.thresholds[place])
         row |= {f"found at {share:g}": recall_at_budget(curve, share) for share in BUDGETS}
+        row |= {f"threshold in {share:g}": threshold_in_budget(curve, share) for share in BUDGETS}
     kept, answered = _oracle_curve(found)
     has, has_two = (np.bincount(found.row, x) > 0 for x in (found.labels, found.two_tokens))
     return {
@@ -371,12 +374,23 @@ def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curve_table(found: BlockPredictions) -> pd.DataFrame:
-    """Recall curves on an even grid.  columns layer (0 = oracle), kept, found: shares, 0 to 1"""
-    kept = np.linspace(0, 1, GRID)
+    """Recall curves on an even grid.
+
+    columns layer (0 = oracle), kept and found (shares, 0 to 1), threshold (the lowest that keeps no
+    more)
+    """
+    grid = np.linspace(0, 1, GRID)
     costs, answered = _oracle_curve(found)
-    curves = {ORACLE: np.append(0.0, answered)[np.searchsorted(costs, kept, side="right")]}
+    least = np.append(0.0, answered)[np.searchsorted(costs, grid, side="right")]
+    parts = [pd.DataFrame({"layer": ORACLE, "kept": grid, "found": least})]
     for layer, scores in sorted(found.scores.items()):
         curve = recall_curve(scores, found.answers, found.sizes, found.row)
-        curves[layer] = [recall_at_budget(curve, share) for share in kept]
-    parts = [pd.DataFrame({"layer": n, "kept": kept, "found": x}) for n, x in curves.items()]
+        table = {"found": [recall_at_budget(curve, share) for share in grid]}
+        table["threshold"] = [threshold_in_budget(curve, share) for share in grid]
+        parts.append(pd.DataFrame({"layer": layer, "kept": grid, **table}))
     return pd.concat(parts, ignore_index=True).round(6)
+
+
+def threshold_in_budget(curve: RecallCurve, budget: float) -> float:
+    """Lowest threshold that keeps at most a share of the tokens; the highest if none does."""
+    return float(curve.thresholds[max(0, int((curve.kept <= budget).sum()) - 1)])
