@@ -219,6 +219,33 @@ def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int 
     return np.array(ranks, dtype=np.int64)
 
 
+VERSION = "-high-conf"  # begins the suffix in the ids of AddSent's and AddOneSent's versions
+
+
+def has_versions(dataset: Dataset) -> bool:
+    """Whether questions stand in a data set together with adversarial versions of them."""
+    return any(VERSION in example.id for example in dataset)
+
+
+def adversarial_scores(
+    dataset: Dataset, em: np.ndarray, overlap: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """EM and F1 of the original questions of AddSent or AddOneSent, from those of all versions.
+
+    As in the published script, the adversarial version with the lowest F1 counts, with its EM,
+    even if it is above the original, which counts only where there is no version. In order of
+    the originals' first appearance. Source: Jia and Liang 2017, ``eval_squad.py``.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, example in enumerate(dataset):
+        rows.setdefault(example.id.split(VERSION)[0], []).append(row)
+    chosen = []
+    for id, several in rows.items():
+        versions = [row for row in several if dataset.examples[row].id != id]
+        chosen.append(min(versions or several, key=lambda row: overlap[row]))
+    return em[chosen], overlap[chosen]
+
+
 @dataclass(frozen=True)
 class PairedBootstrap:
     """Mean difference a - b in the unit of the scores, its 95 % interval (percentiles), the share

@@ -666,3 +666,15 @@ def test_a_version_2_file_is_scored_by_its_rule_even_if_all_can_be_answered(tmp_
     (tmp_path / "predictions.json").write_text('{"q": "Ada"}')
     scores = metrics.score_files(tmp_path / "data.json", tmp_path / "predictions.json")
     assert {"exact", "f1", "total", "HasAns_f1"} <= set(scores)
+
+
+def test_the_worst_version_of_an_adversarial_question_counts():
+    ids = ["a", "b", "a-high-conf-turk0", "a-high-conf-turk1", "c", "b-high-conf-turk0"]
+    rome = (Answer("Rome", 0),)
+    dataset = make_dataset("AddSent", [Example(id, "Where?", "Rome or Oslo", rome) for id in ids])
+    em = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+    overlap = np.array([1.0, 0.5, 1.0, 0.25, 1.0, 0.75])
+    worst = metrics.adversarial_scores(dataset, em, overlap)
+    assert [scores.tolist() for scores in worst] == [[0.0, 1.0, 1.0], [0.25, 0.75, 1.0]]
+    assert metrics.has_versions(dataset)
+    assert not metrics.has_versions(make_dataset("plain", dataset.examples[:2]))

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_distill import DATA, HOPS, WordReader, WordRows, random_cache, random_output
+from tiny_distill import DATA, HOPS, WordReader, WordRows, random_cache, random_output, targets_of
 
 from qalib.data.bytes import ByteConfig, QuestionRows, passage_features
 from qalib.distill.alignment import byte_spans, span_positions, token_spans
 from qalib.distill.distractors import DistractorMiner, DistractorSpans, random_distractors
 from qalib.distill.objective import Distillation
-from qalib.distill.teacher_cache import TeacherTargets, cache_teacher_outputs
+from qalib.distill.teacher_cache import cache_teacher_outputs
 from qalib.errors import QalibError
 from qalib.losses import (
     DistillationLosses,
@@ -243,7 +243,7 @@ def test_the_mnemonic_reader_has_nothing_to_learn_from_itself(tmp_path):
             yield from ((rows, teacher(batch_of(rows))) for rows in ([5, 2], [0, 1, 3, 4]))
 
     cache_teacher_outputs(tmp_path, spans, [outputs], DistractorMiner(DATA), HOPS)
-    targets = TeacherTargets(tmp_path, [0])
+    targets = targets_of(tmp_path, [0])
     objective = Distillation(batch_of, spans, targets, PAPER)
     batch, logged = objective.collate([0, 5, 3]), []
     for student in (teacher, reader_of(1)):

@@ -84,7 +84,12 @@ def random_cache(folder, spans, seeds=(1, 2), hops=HOPS, length=15, size=2):
     teachers = [lambda seed=seed: random_outputs(spans, seed, size, hops=hops) for seed in seeds]
     miner = DistractorMiner(DATA, MiningConfig(max_length=length))
     cache_teacher_outputs(folder, spans, teachers, miner, hops)
-    return TeacherTargets(folder, range(len(seeds)))
+    return targets_of(folder, range(len(seeds)))
+
+
+def targets_of(folder, teachers):
+    """The targets of some teachers of a folder, by number."""
+    return TeacherTargets([folder / f"teacher-{number}" for number in teachers])
 
 
 class WordRows:

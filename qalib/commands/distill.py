@@ -89,7 +89,7 @@ def distill_command(
         if is_main_process():
             cache_outputs(work / "cache", teachers, dataset, read)
         make_accelerator().wait_for_everyone()
-        targets = TeacherTargets(work / "cache", range(len(teachers)))
+        targets = TeacherTargets([work / "cache" / f"teacher-{n}" for n in range(len(teachers))])
         known = {span.id for span in targets.spans}  # questions with an answer in one input
         examples = [example for example in dataset if example.id in known]
         task, rows = encoder_task(reader, examples, windows)
@@ -135,7 +135,7 @@ def cache_outputs(
     from qalib.distill.encoders import teacher_outputs
     from qalib.distill.teacher_cache import cache_teacher_outputs
     from qalib.models.pretrained import load_reader
-    from qalib.training import encoder_task, make_accelerator
+    from qalib.training import encoder_task
 
     first = load_reader(teachers[0])
     task, rows = encoder_task(first, dataset.examples, windows)
@@ -150,8 +150,7 @@ def cache_outputs(
                 "choose teachers with the same one (the student may have another)."
             )
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")
-        reader.to(make_accelerator().device).eval()
-        return teacher_outputs(reader, task, f"teacher {number + 1}", progress=True)
+        return teacher_outputs(reader, task, progress=f"teacher {number + 1}")
 
     functions = [lambda number=number: outputs(number) for number in range(len(teachers))]
     spans = token_spans(rows, dataset.examples)

@@ -172,70 +172,67 @@ def stem(word: str) -> str:
     return ENDING.sub("", word)
 
 
-class _Word(NamedTuple):
-    """What depends on a word alone."""
-
-    features: tuple[float, ...]  # title, upper, digit, symbol
-    match_ids: tuple[int, ...]  # cased, uncased, stem
-    characters: np.ndarray  # (C,) uint8
-
-
-class _WordTable(dict[str, _Word]):
-    """A cache from words to what depends on them alone, for one call of ``word_windows``."""
+class _WordTable(dict[str, int]):
+    """The distinct words of one call of ``word_windows``, with what depends on a word alone."""
 
     def __init__(self, characters: int):
         super().__init__()
-        self.characters = characters
+        self.width = characters
         self.ids: dict[tuple[str, str], int] = {}
+        self.features: list[tuple[float, ...]] = []  # title, upper, digit, symbol
+        self.match_ids: list[tuple[int, ...]] = []  # cased, uncased, stem
+        self.characters: list[np.ndarray] = []  # (C,) uint8
 
     def id(self, kind: str, text: str) -> int:
         """The same number for the same text of the same kind."""
         return self.ids.setdefault((kind, text), len(self.ids))
 
-    def __missing__(self, word: str) -> _Word:
+    def __missing__(self, word: str) -> int:
         lower = word.lower()
         forms = zip(MATCHES[1:], (word, lower, stem(lower)), strict=True)
-        characters = np.zeros(self.characters, dtype=np.uint8)
-        codes = code_points(word)[: self.characters]
-        characters[: len(codes)] = codes
-        entry = self[word] = _Word(
-            features=(
+        self.match_ids.append(tuple(self.id(kind, form) for kind, form in forms))
+        self.features.append(
+            (
                 float(word[:1].isupper()),
                 float(word.isupper() and len(word) > 1),
                 float(any(c.isdigit() for c in word)),
                 float(not any(c.isalnum() for c in word)),
-            ),
-            match_ids=tuple(self.id(kind, form) for kind, form in forms),
-            characters=characters,
+            )
         )
-        return entry
+        characters = np.zeros(self.width, dtype=np.uint8)
+        codes = code_points(word)[: self.width]
+        characters[: len(codes)] = codes
+        self.characters.append(characters)
+        row = self[word] = len(self.characters) - 1
+        return row
 
     def texts(self, texts: Sequence[str], vocabulary: WordPieces) -> dict[str, Tokens]:
         """The tokens of every distinct text."""
-        distinct = list(dict.fromkeys(texts))
-        tokenized = vocabulary.tokenize(distinct)
-        return {text: self.tokens(text, t) for text, t in zip(distinct, tokenized, strict=True)}
-
-    def tokens(self, text: str, tokenized: Tokenized) -> Tokens:
-        """A text's tokens with their features."""
-        ids, offsets, spans = tokenized
-        words = [self[text[a:b]] for a, b in spans.tolist()]
-        continues = offsets[:, 0] > spans[:, 0]
-        pieces = [
-            self.id(f"token {inside}", text[a:b].lower())
-            for inside, (a, b) in zip(continues.tolist(), offsets.tolist(), strict=True)
-        ]
-        match_ids = np.column_stack([pieces, [word.match_ids for word in words]]).astype(np.int32)
-        _, inverse, counts = np.unique(match_ids[:, 0], return_inverse=True, return_counts=True)
-        frequency = counts[inverse] / counts.max()  # relative to the text's most common token
-        features = np.column_stack([continues, [word.features for word in words], frequency])
-        return Tokens(
-            ids=ids,
-            offsets=offsets,
-            features=features.astype(np.float32),
-            match_ids=match_ids,
-            characters=np.stack([word.characters for word in words]),
-        )
+        texts = list(dict.fromkeys(texts))
+        tokenized = dict(zip(texts, vocabulary.tokenize(texts), strict=True))
+        words = [[self[t[a:b]] for a, b in tokenized[t].words.tolist()] for t in texts]
+        features = np.array(self.features, dtype=np.float32)
+        match_ids = np.array(self.match_ids, dtype=np.int32)
+        characters = np.stack(self.characters)
+        tokens = {}
+        for text, rows in zip(texts, words, strict=True):
+            own, (ids, offsets, spans) = match_ids[rows], tokenized[text]
+            continues = offsets[:, 0] > spans[:, 0]
+            pieces = [
+                self.id(f"token {inside}", text[a:b].lower())
+                for inside, (a, b) in zip(continues.tolist(), offsets.tolist(), strict=True)
+            ]
+            _, inverse, counts = np.unique(pieces, return_inverse=True, return_counts=True)
+            common = counts[inverse, None] / counts.max()  # relative to the most common token
+            columns = [continues[:, None], features[rows], common]
+            tokens[text] = Tokens(
+                ids=ids,
+                offsets=offsets,
+                features=np.concatenate(columns, axis=1, dtype=np.float32),
+                match_ids=np.concatenate([np.array(pieces, np.int32)[:, None], own], axis=1),
+                characters=characters[rows],
+            )
+        return tokens
 
 
 def collate_words(windows: Sequence[WordWindow]) -> Batch:

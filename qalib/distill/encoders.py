@@ -14,6 +14,7 @@ from qalib.distill.alignment import TokenSpan
 from qalib.distill.objective import Distillation
 from qalib.distill.teacher_cache import Outputs, TeacherTargets
 from qalib.errors import QalibError
+from qalib.inference import choose_device
 from qalib.losses import DistillConfig
 from qalib.progress import progress_bar
 from qalib.training import TrainingTask, choose_precision
@@ -32,12 +33,16 @@ def distilled_task(
 
 
 def teacher_outputs(
-    reader: nn.Module, task: TrainingTask, name: str = "teacher", progress: bool = False
+    reader: nn.Module, task: TrainingTask, precision: str = "auto", progress: str = ""
 ) -> Outputs:
-    """A reader's outputs for all rows of a task, in batches of similar length."""
+    """A reader's outputs for all rows of a task, in batches of similar length.
+
+    ``progress``: the label of a progress bar, none if it is empty.
+    """
+    reader = reader.to(choose_device()).eval()
     device = next(reader.parameters()).device
-    bf16 = choose_precision("auto", device.type)[0] == "bf16"
-    bar = progress_bar(len(task.lengths), name, "window", show=progress)
+    bf16 = choose_precision(precision, device.type)[0] == "bf16"
+    bar = progress_bar(len(task.lengths), progress, "window", show=bool(progress))
     for rows in inference_batches(task.lengths, 8192):
         batch = task.collate(rows).to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -18,11 +18,10 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from qalib.decoding import ReaderOutput
@@ -37,15 +36,14 @@ Outputs = Iterable[tuple[Sequence[int], ReaderOutput]]  # (rows, the teacher's o
 
 @settings
 class TeacherCacheConfig:
-    """What is cached, next to the teachers and their data.
+    """What is cached, next to the teacher and its data.
 
-    ``folds``: teacher k was not trained on the passages of fold k, and only it contributes
-    confusing answers there (out-of-fold); 0 = all teachers were trained on everything.
+    ``precision`` of the teacher's forward pass.
     """
 
     mining: MiningConfig = MiningConfig()
     attention: bool = True
-    folds: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
 
 def cache_teacher_outputs(
@@ -152,22 +150,30 @@ class _Writer:
 
 
 class TeacherTargets:
-    """The soft targets of some teachers of a cache: one teacher, or an ensemble of them."""
+    """The soft targets of one teacher, or of an ensemble, from the ``teacher-<n>`` folders.
 
-    def __init__(self, folder: Path, teachers: Sequence[int]):
-        rows = json.loads((folder / "rows.json").read_text(encoding="ascii"))
-        self.teachers = tuple(sorted(teachers))  # so that no result depends on their order
+    Raises QalibError if the teachers were cached for different rows.
+    """
+
+    def __init__(self, folders: Sequence[Path]):
+        first = folders[0].parent / "rows.json"
+        for other in {folder.parent for folder in folders} - {first.parent}:
+            if (other / "rows.json").read_bytes() != first.read_bytes():
+                raise QalibError(
+                    f"{first.parent} and {other} are of different rows; cache all teachers of a "
+                    "student for the same data and with the same tokens."
+                )
+        rows = json.loads(first.read_text(encoding="ascii"))
         self.hops = rows["hops"]
         tokens, question = (np.array(rows[name]) for name in ("tokens", "question_tokens"))
         self.begin = _begins(tokens)  # (R + 1,) of a row's tokens in the flat arrays
         self.map_begin = _begins(tokens * question)  # (R + 1,) of its attention map
-        offsets = np.split(np.load(folder / "offsets.npy"), self.begin[1:-1])
+        offsets = np.split(np.load(first.with_name("offsets.npy")), self.begin[1:-1])
         columns = (rows["ids"], offsets, rows["context_start"], rows["question_tokens"])
         self.spans = [TokenSpan(*column) for column in zip(*columns, strict=True)]
-        folders = [folder / f"teacher-{number}" for number in self.teachers]
         self._sides = [_memory_maps(folders, side) for side in ("start", "end")]
-        self._maps = {hop: _memory_maps(folders, hop) for hop in self.hops}
-        mined = [np.load(f / "distractors.npz") for f in folders]
+        self._maps = {hop: _mean(_memory_maps(folders, hop)) for hop in self.hops}
+        mined = [np.load(folder / "distractors.npz") for folder in folders]
         self.distractor_spans = np.stack([m["spans"] for m in mined])  # (T, R, 2), characters
         self.confidence = np.stack([m["confidence"] for m in mined])  # (T, R)
 
@@ -183,31 +189,45 @@ class TeacherTargets:
 
         They are known up to a constant; the largest of each row is 0.
         """
-        index, real = _padded(self.begin[rows], np.diff(self.begin)[rows])
-        start, end = (
-            torch.from_numpy(np.stack([flat[index] for flat in side]).astype(np.float32))
-            for side in self._sides
-        )
+        tokens = np.diff(self.begin)[rows]
+        real = np.arange(tokens.max(initial=0)) < tokens[:, None]
+        tables = np.zeros((2, len(self._sides[0]), *real.shape), dtype=np.float32)
+        for place, row in enumerate(rows):
+            part = slice(self.begin[row], self.begin[row + 1])
+            for side, flats in enumerate(self._sides):
+                for teacher, flat in enumerate(flats):
+                    tables[side, teacher, place, : tokens[place]] = flat[part]
+        start, end = torch.from_numpy(tables)
         return start, end, torch.from_numpy(real)
 
     def attention(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The teachers' mean map of each hop (B, P, N) float32; padding is 0."""
-        question_tokens = np.array([self.spans[row].question_tokens for row in rows])
-        tokens = np.diff(self.begin)[rows]
-        question = np.arange(question_tokens.max(initial=0)) < question_tokens[:, None]
-        words = np.arange(tokens.max(initial=0)) < tokens[:, None]
-        real = words[:, :, None] & question[:, None]  # (B, P, N), in the order of the flat arrays
-        index, taken = _padded(self.map_begin[rows], tokens * question_tokens)
+        """The teachers' mean map of each hop (B, P, N) float16; padding is 0."""
+        spans = [self.spans[row] for row in rows]
+        size = max(len(s.offsets) for s in spans), max(s.question_tokens for s in spans)
         maps = {}
-        for hop, flats in self._maps.items():
-            table = np.zeros(real.shape, dtype=np.float32)
-            table[real] = sum(flat[index[taken]].astype(np.float32) for flat in flats) / len(flats)
+        for hop, flat in self._maps.items():
+            table = np.zeros((len(spans), *size), dtype=np.float16)
+            for place, (row, span) in enumerate(zip(rows, spans, strict=True)):
+                part = flat[self.map_begin[row] : self.map_begin[row + 1]]
+                shape = len(span.offsets), span.question_tokens
+                table[place, : shape[0], : shape[1]] = part.reshape(shape)
             maps[hop] = torch.from_numpy(table)
         return maps
 
 
 def _memory_maps(folders: Sequence[Path], name: str) -> list[np.ndarray]:
-    return [np.load(folder / _file(name), mmap_mode="r") for folder in folders]
+    maps = [np.load(folder / _file(name), mmap_mode="r") for folder in folders]
+    return [np.asarray(flat) for flat in maps]  # plain arrays, which are sliced faster
+
+
+def _mean(flats: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of arrays, in memory; a single one stays where it is."""
+    if len(flats) == 1:
+        return flats[0]
+    total = torch.zeros(len(flats[0]))
+    for flat in flats:
+        total += torch.from_numpy(flat.copy())
+    return (total / len(flats)).half().numpy()
 
 
 def _file(name: str) -> str:
@@ -217,16 +237,6 @@ def _file(name: str) -> str:
 def _begins(lengths: np.ndarray) -> np.ndarray:
     """Where each row begins in a flat array, and where the last ends.  (R,) -> (R + 1,)"""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _padded(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of rows in a flat array, padded to the longest, and which are real.  -> (B, P) x 2
-
-    Padding points at the first value, so that every index is valid.
-    """
-    steps = np.arange(lengths.max(initial=0))
-    real = steps < lengths[:, None]
-    return np.where(real, begin[:, None] + steps, 0), real
 
 
 def _on_cpu(output: ReaderOutput) -> ReaderOutput:

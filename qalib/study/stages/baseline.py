@@ -212,14 +212,21 @@ def evaluate(
     ``weights``: the run that trained the reader, or a list of them for an ensemble;
     ``checkpoint``: the hash of the published reader; with neither it is the lexical baseline.
     ``skimmer``: the hash of the published skimmer, with which the published reader then answers.
-    Writes predictions.json, scores.safetensors (see :func:`recorded_scores`) and ranks.json (the
+    AddSent and AddOneSent are scored by their own rule, once for each original question. Writes
+    predictions.json, scores.safetensors (see :func:`recorded_scores`) and ranks.json (the
     rank of the first correct answer to every question, 0 if it is not among five).
 
     Raises QalibError if ``test`` is only the content hash of a data set: such runs are recorded.
     """
     from safetensors.numpy import save_file
 
-    from qalib.metrics import correct_ranks, question_scores, score
+    from qalib.metrics import (
+        adversarial_scores,
+        correct_ranks,
+        has_versions,
+        question_scores,
+        score,
+    )
 
     if isinstance(test, str):
         raise QalibError(
@@ -231,9 +238,13 @@ def evaluate(
     predictions = {id: texts[0] for id, texts in ranked.items()}
     (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
     exact, overlap = question_scores(test, predictions)
+    metrics = score(test, predictions)
+    if has_versions(test):  # one score for each original question
+        exact, overlap = adversarial_scores(test, exact, overlap)
+        metrics = {"exact_match": 100 * exact.mean(), "f1": 100 * overlap.mean()}
     scores = {"EM": exact.astype(bool), "F1": overlap.astype(np.float32)}
     save_file(scores, work / "scores.safetensors")
-    metrics = {**score(test, predictions), "token_fraction": fraction, "questions": len(test)}
+    metrics |= {"token_fraction": fraction, "questions": len(exact)}
     if getattr(config.settings, "n_best_size", 1) > 1:
         ranks = correct_ranks(test, ranked)
         metrics |= {f"p@{n}": 100 * (ranks == n).mean() for n in range(1, 6)}

@@ -1,11 +1,13 @@
 """Stages of notebooks 08 and 09: train teachers, cache their outputs, train students.
 
-Teacher n is the plain reader with seed n. A student has the seed, and so the initial weights and
-the order of the questions, of a plain reader: the two differ only in what they are taught.
+Teacher n is the plain reader with seed n. Students have seeds that no teacher has; a plain reader
+of the same seed has the same initial weights and order of questions as the student.
 
 Notation: P passage tokens, N question tokens, T teachers, R rows.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from hashlib import sha256
@@ -15,46 +17,40 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors.numpy import save_file
 from torch import nn
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
-from qalib.data.bytes import QuestionRows, passage_features
-from qalib.data.schema import Dataset, hold_out
+from qalib.data.batching import inference_batches
+from qalib.data.schema import Dataset, Example, hold_out
 from qalib.data.windows import training_windows
 from qalib.data.words import WordConfig, collate_words, word_windows
-from qalib.distill.alignment import TokenSpan, byte_spans, match_rows, token_spans
+from qalib.decoding import decode_spans
+from qalib.distill.alignment import TokenSpan, match_rows, span_positions, token_spans
 from qalib.distill.distractors import (
     DistractorMiner,
     DistractorSpans,
+    MiningConfig,
     mining_report,
     random_distractors,
 )
-from qalib.distill.encoders import distilled_task, keep_layers, teacher_outputs
+from qalib.distill.encoders import distilled_task, teacher_outputs
 from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
-from qalib.inference import (
-    AnswerConfig,
-    ByteQuestionAnswerer,
-    QuestionAnswerer,
-    WordQuestionAnswerer,
-)
-from qalib.losses import (
-    DistillConfig,
-    smoothed_span_loss,
-)
-from qalib.metrics import score
-from qalib.models.byte_reader import build_byte_reader
+from qalib.inference import AnswerConfig, QuestionAnswerer, WordQuestionAnswerer, choose_device
+from qalib.losses import DistillConfig, smoothed_span_loss, teacher_probabilities
+from qalib.metrics import f1, score
 from qalib.models.encoder import build_encoder
 from qalib.models.ensemble import Ensemble
 from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
 from qalib.study.stages.baseline import EncoderTraining, encoder_training, load_encoder_reader
-from qalib.study.stages.bytes import ByteTraining, byte_optimizer, byte_task
 from qalib.training import TrainConfig, TrainingTask, encoder_task, make_accelerator, train
 
 Task = tuple[TrainingTask, list[TokenSpan]]  # and the passage tokens of its rows
 MAX_ANSWER = 20  # word pieces of an answer, in mining and decoding
+DECODING = AnswerConfig(max_answer_length=MAX_ANSWER, precision="fp32")
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -84,55 +80,29 @@ class StudentTraining:
 
     base: WordTraining = field(default_factory=WordTraining)
     loss: DistillConfig = field(default_factory=DistillConfig)
-    teachers: tuple[int, ...] = (0,)  # their numbers in the cache
     distractors: Literal["mined", "random", "out-of-fold"] = "mined"
 
 
 @settings
-class ShallowTraining:
-    """An encoder that starts with some layers of the pretrained one, counted from 1.
-
-    It has ``teachers`` and a ``loss``, or neither.
-    """
+class EncoderStudent:
+    """An encoder that is trained with teachers and a ``loss``, or with neither."""
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
-    layers: tuple[int, ...] = (2, 4, 6)
     loss: DistillConfig | None = None
-    teachers: tuple[int, ...] = ()
-
-
-@settings
-class ByteStudent:
-    """A byte-level reader with teachers; ``loss`` is added to its Gaussian loss."""
-
-    base: ByteTraining
-    loss: DistillConfig
-    teachers: tuple[int, ...]
 
 
 @settings
 class DistillStudy:
     """Section [distill] of a profile: what notebooks 08 and 09 train."""
 
-    base: WordTraining = field(default_factory=WordTraining)  # of teachers and students
+    choices: tuple[WordTraining, ...]  # the best on held-out passages is used; one needs no choice
+    tests: tuple[tuple[str, str], ...]  # (title, section): clean, then with misleading sentences
     teachers: Count = 4
-    seeds: Count = 1  # of the single reader, which is a teacher, and of the student
-    choices: tuple[tuple[float, int], ...] = ()  # (learning rate, epochs), scored on held-out data
-    held_out: Share = 0.1
-    folds: int = 0  # of the out-of-fold teachers; 0 = none
-    ablation_epochs: int = 0  # 0 = as ``base``
+    seeds: Count = 1  # of the student
     row_seeds: Count = 1  # of each row of the ablations
+    temperatures: tuple[float, ...] = ()  # of the soft targets, compared on held-out passages
+    folds: int = 0  # of the out-of-fold teachers; 0 = none
     counts: tuple[int, ...] = ()  # numbers of teachers below ``teachers``
-    misleading: dict[str, str] = field(default_factory=dict)  # hashes of recorded test sets
-
-
-@settings
-class OtherStudents:
-    """Section [distill_others]: encoders that teach a shallow encoder and a byte-level reader."""
-
-    teachers: Count = 2
-    layers: tuple[int, ...] = (2, 4, 6)  # of the pretrained encoder, where the shallow one starts
-    epochs: int = 0  # of the shallow one; 0 = as its teachers
 
 
 # --- word-level readers -----------------------------------------------------------------------
@@ -152,21 +122,27 @@ def train_student(
     config: StudentTraining,
     work: Path,
     data: Dataset,
-    cache: Run,
+    caches: list[Run],
     start: Run | None = None,
-    out_of_fold: Run | None = None,
+    out_of_fold: list[Run] | None = None,
 ) -> dict:
     """Train a word-level reader on gold answers and on the cached outputs of its teachers.
 
-    ``start``: a student to continue from. ``out_of_fold``: the ``cache_teachers`` run with folds,
-    for distractors of that name. The log has the parts of the loss. Raises QalibError if the
-    teachers have not read the data.
+    ``start``: a student to continue from. ``out_of_fold``: caches of which number k is that of a
+    teacher not trained on fold k, for distractors of that name. The log has the parts of the
+    loss. Raises QalibError if the teachers have not read the data.
     """
 
     def make_task(reader: nn.Module, rest: Dataset) -> TrainingTask:
-        return student_task(reader, rest, config, cache, out_of_fold)
+        return student_task(reader, rest, config, caches, out_of_fold)
 
     return _train_words(config.base, work, data, make_task, start)
+
+
+def best_choice(runs: Sequence[Run]) -> WordTraining:
+    """The settings of the ``train-words`` run with the best F1 on held-out passages."""
+    best = max(runs, key=lambda run: run.metrics["held_out_f1"])
+    return replace(best.settings(WordTraining), held_out=0.0)
 
 
 def new_reader(config: WordTraining) -> nn.Module:
@@ -176,8 +152,15 @@ def new_reader(config: WordTraining) -> nn.Module:
 
 def word_task(reader: nn.Module, data: Dataset, config: WordTraining) -> Task:
     """Cross-entropy on windows with a gold answer."""
-    windows = word_windows(data.examples, reader.vocabulary, config.text)
-    return _task(training_windows(windows), data, collate_words, config.smoothing)
+    windows = training_windows(word_windows(data.examples, reader.vocabulary, config.text))
+    task = TrainingTask(
+        lengths=[len(window) for window in windows],
+        collate=lambda rows: collate_words([windows[row] for row in rows]),
+        loss=lambda output, batch: smoothed_span_loss(
+            output, batch.answer_spans, batch.answer_weights, config.smoothing
+        ),
+    )
+    return task, token_spans(windows, data.examples)
 
 
 def encoder_rows(reader: nn.Module, data: Dataset, config: EncoderTraining) -> Task:
@@ -186,26 +169,15 @@ def encoder_rows(reader: nn.Module, data: Dataset, config: EncoderTraining) -> T
     return task, token_spans(windows, data.examples)
 
 
-def _task(windows: list, data: Dataset, make_batch: Callable, smoothing: float = 0.0) -> Task:
-    task = TrainingTask(
-        lengths=[len(window) for window in windows],
-        collate=lambda rows: make_batch([windows[row] for row in rows]),
-        loss=lambda output, batch: smoothed_span_loss(
-            output, batch.answer_spans, batch.answer_weights, smoothing
-        ),
-    )
-    return task, token_spans(windows, data.examples)
-
-
 def student_task(
     reader: nn.Module,
     data: Dataset,
     config: StudentTraining,
-    cache: Run,
-    out_of_fold: Run | None = None,
+    caches: Sequence[Run],
+    out_of_fold: Sequence[Run] | None = None,
 ) -> TrainingTask:
     """The joint objective of a word-level student: windows with their teachers' targets."""
-    targets = teacher_targets(cache, config.teachers)
+    targets = teacher_targets(caches)
     return distilled_task(
         *word_task(reader, data, config.base),
         targets,
@@ -215,18 +187,20 @@ def student_task(
 
 
 def _distractors(
-    targets: TeacherTargets, data: Dataset, config: StudentTraining, out_of_fold: Run | None
+    targets: TeacherTargets,
+    data: Dataset,
+    config: StudentTraining,
+    out_of_fold: Sequence[Run] | None,
 ) -> DistractorSpans:
     """The distractor of every row of the targets; none where there is nothing to mine from."""
     if (out_of_fold is not None) != (config.distractors == "out-of-fold"):
         raise QalibError("the input out_of_fold and distractors = 'out-of-fold' need each other.")
     mined = targets.distractors()
     if out_of_fold is not None:
-        folds = out_of_fold.config["folds"]
-        theirs = teacher_targets(out_of_fold, range(folds))
+        theirs = teacher_targets(out_of_fold)
         rows = match_rows(theirs.spans, targets.spans)
         spans, confidence = np.full_like(mined.spans, -1), np.zeros_like(mined.confidence)
-        allowed = _not_trained_on(theirs.spans, data, folds)
+        allowed = not_trained_on(theirs.spans, data, len(out_of_fold))
         spans[rows], confidence[rows] = theirs.distractors(allowed)
         return DistractorSpans(spans, confidence)
     if config.distractors == "random":
@@ -250,9 +224,7 @@ def _train_words(
     def held_out_scores(epoch: int = 0) -> dict:
         if held is None:
             return {}
-        decoding = AnswerConfig(max_answer_length=MAX_ANSWER)
-        answerer = WordQuestionAnswerer(reader, decoding, config.text)
-        found = answerer.predictions(held.examples)
+        found = WordQuestionAnswerer(reader, DECODING, config.text).predictions(held.examples)
         return {f"held_out_{name}": value for name, value in score(held, found).items()}
 
     task = make_task(reader, rest)
@@ -279,33 +251,29 @@ def _train(
 # --- the teachers' outputs --------------------------------------------------------------------
 
 
-@stage("cache-teachers", publish=())
-def cache_teachers(
-    config: TeacherCacheConfig, work: Path, data: Dataset, teachers: list[Run]
-) -> dict:
-    """Cache what word-level readers or encoders predict for ``data``, in the folder "cache".
+@stage("cache-teacher", publish=())
+def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher: Run) -> dict:
+    """Cache what a word-level reader or an encoder predicts for ``data``, in "teacher-0".
 
-    A killed run resumes with the teacher that it was processing. The metrics describe the
-    distractors, see :func:`qalib.distill.distractors.mining_report`.
+    The metrics describe its distractors, see :func:`qalib.distill.distractors.mining_report`.
     """
-    first = load_word_reader(teachers[0])
-    if teachers[0].stage in ("train-encoder", "train-adapter"):
-        task, spans = encoder_rows(first, data, encoder_training(teachers[0]))
-        hops = ["align 1"]  # which encoders do not have: set config.attention to false
+    reader = load_word_reader(teacher)
+    if teacher.stage in ("train-encoder", "train-adapter"):
+        task, spans = encoder_rows(reader, data, encoder_training(teacher))
+        hops = []  # encoders have no alignment
     else:
-        task, spans = word_task(first, data, word_training(teachers[0]))
-        hops = [f"align {n}" for n in range(1, first.config.hops + 1)]
-    hops = hops if config.attention else []
-    miner, folder = DistractorMiner(data, config.mining), work / "cache"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    functions = [
-        lambda run=run: teacher_outputs(load_word_reader(run).to(device), task) for run in teachers
-    ]
-    cache_teacher_outputs(folder, spans, functions, miner, hops)
-    targets = TeacherTargets(folder, range(len(teachers)))
-    allowed = _not_trained_on(spans, data, config.folds) if config.folds else None
-    report = mining_report(targets.distractors(allowed), spans, miner)
-    return {"windows": len(spans), "teachers": len(teachers), **report}
+        task, spans = word_task(reader, data, word_training(teacher))
+        hops = [f"align {n}" for n in range(1, reader.config.hops + 1)]
+    miner, hops = DistractorMiner(data, config.mining), hops if config.attention else []
+    outputs = lambda: teacher_outputs(reader, task, config.precision)  # noqa: E731
+    cache_teacher_outputs(work, spans, [outputs], miner, hops)
+    mined = TeacherTargets([work / "teacher-0"]).distractors()
+    return {"windows": len(spans), **mining_report(mined, spans, miner)}
+
+
+def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
+    """The targets of ``cache_teacher`` runs. Raises QalibError if a cache is not here."""
+    return TeacherTargets([run.file("teacher-0/start.npy").parent for run in caches])
 
 
 def fold_of(context: str, folds: int) -> int:
@@ -314,65 +282,138 @@ def fold_of(context: str, folds: int) -> int:
     return int.from_bytes(digest[4:8]) % folds  # other bytes than those that ``hold_out`` reads
 
 
-def _not_trained_on(spans: Sequence[TokenSpan], data: Dataset, folds: int) -> np.ndarray:
+def not_trained_on(spans: Sequence[TokenSpan], data: Dataset, folds: int) -> np.ndarray:
     """Which teacher was not trained on which row: teacher k on fold k.  -> (T, R) bool"""
     contexts = {example.id: example.context for example in data.examples}
     fold = np.array([fold_of(contexts[span.id], folds) for span in spans])
     return np.arange(folds)[:, None] == fold
 
 
-def teacher_targets(cache: Run, teachers: Sequence[int] | None = None) -> TeacherTargets:
-    """The targets of some teachers of a ``cache_teachers`` run, by default of all.
+@settings
+class TargetSummary:
+    """How many rows are summarized, and the temperature that softens."""
 
-    Raises QalibError if the run has fewer teachers, or if its files are not on this machine.
+    rows: Count = 2000
+    temperature: float = 2.0
+
+
+@stage("summarize-targets", publish=())
+def summarize_targets(config: TargetSummary, work: Path, data: Dataset, caches: list[Run]) -> dict:
+    """What targets hold beyond the label: means over some training rows.
+
+    ``gold`` (percent) and ``entropy`` (bits) for one teacher, all, and all softened; ``agree``, in
+    how many percent of the rows all teachers have the same best start and end; ``yield_percent``
+    and ``confidence`` of the ensemble's distractors and the five most confident ``mistakes``.
     """
-    count = sum(name.startswith("teachers.") for name in cache.inputs)
-    teachers = range(count) if teachers is None else teachers
-    if max(teachers, default=count) >= count:
-        raise QalibError(f"{cache.short} has teachers 0 to {count - 1}, not {tuple(teachers)}.")
-    return TeacherTargets(cache.file("cache/rows.json").parent, teachers)
+    targets, sums = teacher_targets(caches), Counter()
+    examples = {e.id: e for e in data}
+    for row in range(0, len(targets), -(-len(targets) // config.rows)):
+        span = targets.spans[row]._replace(context_start=0)
+        answer = examples[span.id].answers[0]
+        gold = span_positions(answer.start, answer.end, span)
+        if gold is None:
+            continue  # the window does not hold all of it
+        sides = [x[:, :1] for x in targets.logits([row])[:2]]  # (T, 1, P)
+        real = torch.ones(1, len(span.offsets), dtype=torch.bool)
+        kinds = {"one": [([t], 1.0) for t in range(len(caches))]}
+        kinds |= {"all": [(slice(None), 1.0)], "softened": [(slice(None), config.temperature)]}
+        for name, members in kinds.items():
+            for who, tau in members:
+                q1, q2 = (teacher_probabilities(x[who], real, tau)[0] for x in sides)
+                bits = torch.special.entr(torch.cat([q1, q2])).sum().item() / math.log(2)
+                sums["gold", name] += 100 * (q1[gold[0]] * q2[gold[1]]).item() / len(members)
+                sums["entropy", name] += bits / len(members)
+        best = {tuple(x[t].argmax().item() for x in sides) for t in range(len(caches))}
+        sums["agree", ""] += 100 * (len(best) == 1)
+        sums["rows", ""] += 1
+    count = sums["rows", ""]
+    means = {what: {n: sums[what, n] / count for n in kinds} for what in ("gold", "entropy")}
+    mined = targets.distractors()
+    report = mining_report(mined, targets.spans, DistractorMiner(data))
+    agree = sums["agree", ""] / count
+    return {
+        "rows": count,
+        "agree": agree,
+        **means,
+        **report,
+        "mistakes": _mistakes(mined, targets, examples),
+    }
 
 
-# --- other students ---------------------------------------------------------------------------
+def _mistakes(
+    mined: DistractorSpans, targets: TeacherTargets, examples: dict[str, Example], count: int = 5
+) -> list[dict]:
+    """The most confident distractors, each question once."""
+    found: dict[str, dict] = {}
+    for row in np.argsort(-mined.confidence, kind="stable").tolist():
+        example, (a, b) = examples[targets.spans[row].id], mined.spans[row].tolist()
+        if mined.confidence[row] > 0 and len(found) < count:
+            mistake = {
+                "question": example.question,
+                "gold": example.answers[0].text,
+                "predicted": example.context[a:b],
+                "probability": float(mined.confidence[row]),
+            }
+            found.setdefault(example.id, mistake)
+    return list(found.values())
+
+
+@stage("confusing-answers", publish=("confusing.safetensors",))
+@torch.inference_mode()
+def confusing_answers(
+    config: MiningConfig, work: Path, test: Dataset, teachers: list[Run], readers: list[Run]
+) -> dict:
+    """The ensemble's confusing answer to every test question, and what readers make of it.
+
+    For questions whose passage is one window, confusing.safetensors has ``row``, the question's
+    place in ``test`` (Q,); ``teachers``, the ensemble's probability of its most probable wrong
+    span among the k best (Q,), 0 where there is none; ``readers``, their probabilities of this
+    span, and ``f1`` of their answers, each (readers, Q).
+    """
+    device = choose_device()
+    ensemble = Ensemble([load_word_reader(run) for run in teachers]).to(device)
+    others = [load_word_reader(run).to(device) for run in readers]
+    windows = word_windows(test.examples, ensemble.vocabulary, word_training(teachers[0]).text)
+    counts = Counter(window.example for window in windows)
+    windows = [window for window in windows if counts[window.example] == 1]
+    spans, miner = token_spans(windows, test.examples), DistractorMiner(test, config)
+    confidence = np.zeros(len(windows), dtype=np.float32)
+    probability, right = np.zeros((2, len(others), len(windows)), dtype=np.float32)
+    for rows in inference_batches([len(window) for window in windows], 8192):
+        batch = collate_words([windows[row] for row in rows]).to(device)
+        mined = miner.mine(*ensemble(batch)[:3], [spans[row] for row in rows])
+        confidence[rows] = mined.confidence
+        for number, reader in enumerate(others):
+            output = reader(batch)
+            p1, p2 = (x.masked_fill(~batch.mask, -torch.inf).softmax(1).cpu() for x in output[:2])
+            best = decode_spans(*output[:3], k=1, max_length=config.max_length)
+            for line, row in enumerate(rows):
+                example = test.examples[windows[row].example]
+                a, b = windows[row].characters(int(best.starts[line, 0]), int(best.ends[line, 0]))
+                right[number, row] = 100 * f1(example.context[a:b], example.answer_texts)
+                wrong = span_positions(*mined.spans[line].tolist(), spans[row])
+                if wrong is not None:
+                    probability[number, row] = p1[line, wrong[0]] * p2[line, wrong[1]]
+    row = np.array([window.example for window in windows])
+    arrays = {"row": row, "teachers": confidence, "readers": probability, "f1": right}
+    save_file(arrays, work / "confusing.safetensors")
+    return {"questions": len(windows), "confusing": int((confidence > 0).sum())}
+
+
+# --- encoders ---------------------------------------------------------------------------------
 
 
 @stage("student-encoder")
-def train_shallow(
-    config: ShallowTraining, work: Path, data: Dataset, cache: Run | None = None
+def train_encoder_student(
+    config: EncoderStudent, work: Path, data: Dataset, caches: list[Run] | None = None
 ) -> dict:
-    """Train an encoder of few layers, with teachers (``cache``) or without.
-
-    Encoders attend to passage and question at once, so attention is not distilled.
-    """
-    reader, base = _shallow_reader(config), config.base
-    task, spans = encoder_rows(reader, data, base)
-    if cache is not None:
-        task = distilled_task(task, spans, teacher_targets(cache, config.teachers), config.loss)
-    return {"questions": len(data), **_train(reader, task, base.train, work, base.seed)}
-
-
-def _shallow_reader(config: ShallowTraining) -> nn.Module:
-    """The pretrained encoder with some of its layers and a new span head."""
-    reader = build_encoder(config.base.encoder, config.base.seed)
-    keep_layers(reader.encoder, config.layers)
-    return reader
-
-
-@stage("student-bytes")
-def train_byte_student(config: ByteStudent, work: Path, data: Dataset, cache: Run) -> dict:
-    """Train a byte-level reader on its Gaussian loss and on encoders' outputs.
-
-    Probabilities of word pieces are projected onto the bytes; attention is not distilled.
-    """
+    """Train an encoder with teachers (``caches``) or without."""
     base = config.base
-    reader, task = build_byte_reader(base.reader, base.seed), byte_task(data, base)
-    rows = QuestionRows(passage_features(data.examples, base.text))  # those of the task
-    spans, targets = byte_spans(rows, data.examples), teacher_targets(cache, config.teachers)
-    joint = distilled_task(task, spans, targets, config.loss)
-    both = replace(joint, loss=lambda out, batch: task.loss(out, batch) + joint.loss(out, batch))
-    optimizer = byte_optimizer(reader, base)
-    summary = _train(reader, both, base.train, work, base.seed, optimizer=optimizer)
-    return {"questions": len(data), **summary}
+    reader = build_encoder(base.encoder, base.seed)
+    task, spans = encoder_rows(reader, data, base)
+    if caches is not None:
+        task = distilled_task(task, spans, teacher_targets(caches), config.loss)
+    return {"questions": len(data), **_train(reader, task, base.train, work, base.seed)}
 
 
 # --- loading ----------------------------------------------------------------------------------
@@ -390,9 +431,8 @@ def load_word_reader(run: Run) -> nn.Module:
     if run.stage in ("train-encoder", "train-adapter"):
         return load_encoder_reader(run).eval()
     if run.stage == "student-encoder":
-        reader = _shallow_reader(run.settings(ShallowTraining))
-    elif run.stage == "student-bytes":
-        reader = build_byte_reader(run.settings(ByteStudent).base.reader)
+        base = run.settings(EncoderStudent).base
+        reader = build_encoder(base.encoder, base.seed)
     else:
         reader = new_reader(word_training(run))
     _put_weights(reader, run)
@@ -407,9 +447,7 @@ def _put_weights(reader: nn.Module, run: Run) -> None:
 def word_answerer(weights: Run | Sequence[Run], settings: Any):
     """A run of this module, or an ensemble of word-level readers, ready to answer questions."""
     runs = [weights] if isinstance(weights, Run) else list(weights)
-    readers = [load_word_reader(run) for run in runs]
-    if runs[0].stage == "student-bytes":
-        return ByteQuestionAnswerer(readers[0], settings)
+    readers = [load_word_reader(run).to(choose_device()) for run in runs]
     if runs[0].stage == "student-encoder":
         return QuestionAnswerer(readers[0], settings)
     reader = readers[0] if len(readers) == 1 else Ensemble(readers)
