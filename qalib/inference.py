@@ -210,22 +210,12 @@ class QuestionAnswerer(_Answering):
         return [_ScoredWindow(*row) for row in zip(*columns, strict=True)]
 
     def _merge(self, example: Example, parts: list[tuple[Window, "_ScoredWindow"]]) -> Prediction:
-        """The prediction for one question from all its windows."""
+        """The prediction for one question: the n best distinct answers over all its windows."""
         tokens = sum(len(window.offsets) for window, _ in parts)
         processed = sum(len(window.offsets) * scored.token_fraction for window, scored in parts)
-        fraction = processed / tokens if tokens else 1.0
         null = min(scored.null for _, scored in parts)
         best = max(torch.finfo(torch.float32).min, *(scored.scores[0] for _, scored in parts))
-        return Prediction(self._rank(example, parts), fraction, len(parts), null - best)
-
-    def _rank(
-        self, example: Example, parts: list[tuple[Window, "_ScoredWindow"]]
-    ) -> list[AnswerCandidate]:
-        """The n best distinct answers over all windows of one question."""
-        logs = [scored.log_total for _, scored in parts]
-        null = min(scored.null for _, scored in parts)
-        if self.config.windows.null:
-            logs.append(null)
+        logs = [scored.log_total for _, scored in parts] + [null] * self.config.windows.null
         total = torch.tensor(logs).logsumexp(dim=0).item()
         found: dict[str, AnswerCandidate] = {}
         for window, scored in parts:
@@ -240,17 +230,15 @@ class QuestionAnswerer(_Answering):
         ranked = sorted(found.values(), key=lambda c: -c.score)
         if self.config.windows.null or not ranked:
             no_answer = AnswerCandidate("", 0, 0, _probability(null, total), null)
-            ranked = self._with_null(ranked, no_answer)
-        return ranked[: self.config.n_best_size]
-
-    def _with_null(
-        self, ranked: list[AnswerCandidate], no_answer: AnswerCandidate
-    ) -> list[AnswerCandidate]:
-        """Rank "no answer" first if its score passes the threshold, else by its score."""
-        threshold = self.config.null_score_diff_threshold
-        if not ranked or no_answer.score - ranked[0].score > threshold:
-            return [no_answer, *ranked]
-        return [ranked[0], *sorted([*ranked[1:], no_answer], key=lambda c: -c.score)]
+            threshold = self.config.null_score_diff_threshold
+            # "no answer" is first if its score passes the threshold, else ranked by its score
+            if ranked and null - ranked[0].score <= threshold:
+                ranked = [ranked[0], *sorted([*ranked[1:], no_answer], key=lambda c: -c.score)]
+            else:
+                ranked = [no_answer, *ranked]
+        fraction = processed / tokens if tokens else 1.0
+        candidates = ranked[: self.config.n_best_size]
+        return Prediction(candidates, fraction, len(parts), null - best)
 
 
 class WordQuestionAnswerer(QuestionAnswerer):

@@ -194,7 +194,6 @@ def test_a_student_may_have_another_tokenizer_and_teachers_may_not(run):
     ("words", "said"),
     [
         ("train missing.json", "missing.json"),
-        ("train encoder", "qalib study train encoder"),
         ("train data.json --output model-0", "exists already"),
         ("train data.json --model model-0 --output data.json/x", "data.json.*: cannot be written"),
         ("train data.json --model model-0 --precision fp8", "precision"),

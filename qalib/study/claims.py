@@ -20,7 +20,6 @@ Notation: S seeds, Q questions.
 """
 
 import csv
-import difflib
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +33,7 @@ from pydantic import Field
 from qalib.errors import QalibError
 from qalib.files import log_usage
 from qalib.paths import ROOT
-from qalib.settings import build, settings
+from qalib.settings import build, nearest, settings
 
 PAPER = ROOT / "data" / "paper"
 NOT_RUN = "not run at this profile"
@@ -212,9 +211,9 @@ def compare(
     claims = load_claims() if claims is None else claims
     for claim_id in measured:
         if claim_id not in claims:
-            near = difflib.get_close_matches(claim_id, claims, n=1)
-            hint = f"did you mean {near[0]!r}" if near else "add it to data/paper"
-            raise QalibError(f"No paper's claim is called {claim_id!r}; {hint}.")
+            raise QalibError(
+                f"No paper's claim is called {claim_id!r}; {nearest(claim_id, claims)}."
+            )
         log_usage("claim", claim_id)
     scores = {name: _scores(name, value) for name, value in measured.items()}
     rows = []

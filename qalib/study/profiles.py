@@ -66,41 +66,18 @@ class Profile:
 def load_profile(name: str, path: Path = PROFILES) -> Profile:
     """The profile of that name, merged with those that it extends.
 
-    Raises QalibError for an unknown name, cyclic extension and a file that is not TOML.
+    Raises QalibError for an unknown name and a file that is not TOML.
     """
-    tables = _read(path)
-    line: list[str] = []  # the profile and its ancestors, the nearest first
-    following: object = name
-    while following is not None:
-        if not isinstance(following, str) or following not in tables:
-            said = f"[{line[-1]}] extends" if line else "there is no profile"
-            raise QalibError(f"{_shown(path)}: {said} {following!r}; {nearest(name, tables)}.")
-        if following in line:
-            circle = " -> ".join([*line, following])
-            raise QalibError(f"{_shown(path)}: the profiles {circle} extend each other in a cycle.")
-        line.append(following)
-        following = tables[following].get("extends")
-    merged: dict = {}
-    for ancestor in reversed(line):
-        merged = _over(merged, tables[ancestor])
-    merged.pop("extends", None)
-    for key, value in merged.items():
-        if not isinstance(value, dict):
-            raise QalibError(
-                f"{_shown(path)}: {key!r} is set in [{name}] itself; move it into a section."
-            )
-    return Profile(name, merged, path)
-
-
-def _read(path: Path) -> dict[str, dict]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise QalibError(f"{_shown(path)}: cannot be read as TOML: {error}.") from None
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise QalibError(f"{_shown(path)}: {name!r} is outside of every profile.")
-    return tables
+    if name not in tables:
+        raise QalibError(f"{_shown(path)}: there is no profile {name!r}; {nearest(name, tables)}.")
+    sections = tables[name]
+    if (base := sections.pop("extends", None)) is not None:
+        sections = _over(load_profile(base, path).sections, sections)
+    return Profile(name, sections, path)
 
 
 def _over(base: dict, top: Mapping) -> dict:

@@ -70,57 +70,39 @@ def export_reader(study: Study) -> Path:
     from qalib.inference import AnswerConfig
     from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 
-    trained = baseline.profile_encoder(study)
+    trained, data = baseline.profile_encoder(study), study.data("train")
     rank = study.config("adapter", Adapter).rank
-    passages = passage_digests(study.data("train"), SAMPLE)
-    write_reader(DEFAULT_CHECKPOINT, trained, rank, passages)
+    write_reader(DEFAULT_CHECKPOINT, trained, rank, passage_digests(data, SAMPLE))
     settings = AnswerConfig(windows=trained.settings(baseline.EncoderTraining).windows)
-    rows = {
-        "encoder": {"weights": trained},
-        "shipped": {"checkpoint": checkpoint_hash(DEFAULT_CHECKPOINT)},
-    }
-    scored = [
-        study.run(
-            baseline.evaluate,
-            baseline.Evaluation(name, settings),
-            test=study.data("test"),
-            **weights,
-        )
-        for name, weights in rows.items()
-    ]
-    text = reader_card(trained, study.data("train"), scored, rank)
-    (DEFAULT_CHECKPOINT / "README.md").write_text(text, encoding="utf-8")
+    rows = []
+    for label, name, weights in (
+        ("as trained", "encoder", {"weights": trained}),
+        ("as published", "shipped", {"checkpoint": checkpoint_hash(DEFAULT_CHECKPOINT)}),
+    ):
+        config = baseline.Evaluation(name, settings)
+        run = study.run(baseline.evaluate, config, test=study.data("test"), **weights)
+        scores = {"EM": f"{run.metrics['exact_match']:.1f}", "F1": f"{run.metrics['f1']:.1f}"}
+        questions = {"test questions": run.metrics["questions"]}
+        rows.append({"reader": label, **questions, **scores, "run": run.short})
+    write_card(DEFAULT_CHECKPOINT, "reader", trained, data, rank=rank, scores=markdown_table(rows))
     return DEFAULT_CHECKPOINT
 
 
-def reader_card(trained: Run, data: Dataset, scored: Sequence[Run], rank: int) -> str:
-    """The model card of the published reader; ``scored``: as trained, and as published."""
-    rows = [
-        {
-            "reader": name,
-            "test questions": run.metrics["questions"],
-            "EM": f"{run.metrics['exact_match']:.1f}",
-            "F1": f"{run.metrics['f1']:.1f}",
-            "run": run.short,
-        }
-        for name, run in zip(("as trained", "as published"), scored, strict=True)
-    ]
-    return (
-        (CARDS / "reader.md")
-        .read_text(encoding="utf-8")
-        .format(
-            rank=rank,
-            data=data.name.replace("+", ", "),
-            questions=len(data),
-            content=data.content_sha256[:16],
-            seed=trained.config["seed"],
-            precision=trained.metrics["precision"],
-            steps=trained.metrics["steps"],
-            run=trained.short,
-            commit=(trained.env["git"]["commit"] or "none")[:12],
-            scores=markdown_table(rows),
-        )
+def write_card(folder: Path, template: str, run: Run, data: Dataset, **facts: object) -> None:
+    """Write a model card from its template: what was trained, on which data, by which run."""
+    text = (CARDS / f"{template}.md").read_text(encoding="utf-8")
+    card = text.format(
+        data=data.name.replace("+", ", "),
+        content=data.content_sha256[:16],
+        questions=run.metrics["questions"],
+        seed=run.config["seed"],
+        precision=run.metrics["precision"],
+        steps=run.metrics["steps"],
+        run=run.short,
+        commit=(run.env["git"]["commit"] or "none")[:12],
+        **facts,
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 # --- the skimmer ----------------------------------------------------------------------------------
@@ -187,29 +169,15 @@ def export_skimmer(study: Study) -> Path:
         min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
     )
     save_skimmer(DEFAULT_SKIMMER, model.skimmer, model.reader.encoder)
-    card = skimmer_card(run, skimmer_data(study), plan)
-    (DEFAULT_SKIMMER / "README.md").write_text(card, encoding="utf-8")
-    return DEFAULT_SKIMMER
-
-
-def skimmer_card(run: Run, data: Dataset, plan: PublishedSkimmer) -> str:
-    """The model card of the published skimmer, from its recorded run."""
-    return (
-        (CARDS / "skimmer.md")
-        .read_text(encoding="utf-8")
-        .format(
-            layers=", ".join(map(str, plan.layers)),
-            size=plan.predictor.block_size,
-            parameters=run.metrics["skim_parameters"],
-            min_tokens=plan.min_tokens,
-            least=100 * plan.min_pruned_fraction,
-            questions=run.metrics["questions"],
-            data=data.name.replace("+", ", "),
-            content=data.content_sha256[:16],
-            seed=run.config["seed"],
-            precision=run.metrics["precision"],
-            steps=run.metrics["steps"],
-            run=run.short,
-            commit=(run.env["git"]["commit"] or "none")[:12],
-        )
+    write_card(
+        DEFAULT_SKIMMER,
+        "skimmer",
+        run,
+        skimmer_data(study),
+        layers=", ".join(map(str, plan.layers)),
+        size=plan.predictor.block_size,
+        parameters=run.metrics["skim_parameters"],
+        min_tokens=plan.min_tokens,
+        least=100 * plan.min_pruned_fraction,
     )
+    return DEFAULT_SKIMMER

@@ -7,7 +7,6 @@ modules of the library does not count: the tests hold those, and a notebook is r
 recorded runs in seconds.
 """
 
-import ast
 import contextlib
 import hashlib
 import json
@@ -81,9 +80,7 @@ class Notebook:
             raise QalibError(
                 f"{self.path.name}: {len(tagged)} cells are tagged 'parameters'; tag exactly one."
             )
-        names = list(ast.walk(_parse(tagged[0]["source"])))
-        names = [node for node in names if isinstance(node, ast.Name)]
-        return sorted({name.id for name in names if isinstance(name.ctx, ast.Store)})
+        return sorted(re.findall(r"^(\w+) =", tagged[0]["source"], re.M))
 
     def stages(self) -> list[str]:
         """The modules of ``qalib.study.stages`` that its cells import."""
@@ -232,13 +229,6 @@ def check(profile: str = "study", paths: ProjectPaths | None = None) -> list[str
         if path.name.partition(".")[0] not in known:
             problems.append(f"figures/{profile}/{path.name}: no notebook makes it; delete it.")
     return problems
-
-
-def _parse(source: str) -> ast.AST:
-    try:
-        return ast.parse(source)
-    except SyntaxError:
-        return ast.Module(body=[], type_ignores=[])
 
 
 def _hash(value: object) -> str:
