@@ -1,4 +1,4 @@
-"""Benchmarks of training, Block-Skim and answering, on this machine's CPU.
+"""Benchmarks of training, of readers that prune, and of answering, on this machine's CPU.
 
 All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
 ``python -m qalib bench`` and ``study bench`` run them; notebooks 03, 06 and 08 record some.
@@ -191,59 +191,43 @@ def time_training(
     return rows
 
 
-# --- Block-Skim -----------------------------------------------------------------------------------
+# --- full, pruned and quantized readers -----------------------------------------------------------
 
 
 @settings
-class Grid:
-    """One model and the inputs it is timed on.
-
-    ``layers`` 0 is the published reader, otherwise a BERT of this shape with random weights.
-    ``kept``: fractions of the tokens, question included, that are kept where blocks are drawn at
-    random or by word overlap.
-    """
+class TimedReader:
+    """One way to use a reader; ``options`` of its skimmer say where it prunes, none: nowhere."""
 
     name: str
-    layers: int = 0
-    width: int = 0
-    heads: int = 0
-    prune_layer: Count = 3
-    kept: tuple[Fraction, ...] = (0.5,)
-    lengths: tuple[Annotated[int, Field(ge=24, multiple_of=8)], ...] = (128, 384)
-    batches: tuple[Count, ...] = (1, 16)
-    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = ("fp32", "bf16 weights", "int8")
-    candidates: tuple[Kind, ...] = get_args(Kind)
+    reader: int = 0  # its number among the input runs
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @settings
-class BlockSkimBenchmark:
-    """All cells (model, length, batch size) together take about ``seconds``.
+class ReaderBenchmark:
+    """Readers in every dtype, on inputs of one length a batch.
 
-    A cell has up to ``rounds`` rounds, and ``min_rounds`` even if they take longer; cells that
-    cannot begin in time are skipped.
+    ``padded``: the first reader is timed in fp32 with inputs padded to this, too; ``onnx``: numbers
+    of the readers that onnxruntime runs, too.
     """
 
-    grids: Annotated[tuple[Grid, ...], Field(min_length=1)] = (Grid("MiniLM-L6"),)
-    rounds: Count = 25
-    min_rounds: Count = 1
-    seconds: Annotated[float, Field(ge=0)] = 200.0
-    predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
-    seed: int = 0
+    timed: Annotated[tuple[TimedReader, ...], Field(min_length=1)]
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    padded: int = 384
+    onnx: tuple[int, ...] = ()
+    batches: tuple[Count, ...] = (1, 16)
+    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = ("fp32", "bf16 weights", "int8")
+    rounds: Count = 3
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to process a batch. ``prepare`` is applied to all batches before timing."""
+    """One way to process a batch; ``full`` names the one that its speed-up is over."""
 
     reader: str
     dtype: str
     model: "nn.Module"
-    prepare: Callable[[Batch], Batch] = lambda batch: batch
-
-    @property
-    def name(self) -> str:
-        """Unique within a cell."""
-        return f"{self.reader}, {self.dtype}"
+    full: str
 
     def __call__(self, batch: Batch) -> Any:
         """What is timed."""
@@ -254,201 +238,99 @@ class Candidate:
             return self.model(batch)
 
 
-def grid_candidates(
-    grid: Grid, config: BlockSkimBenchmark, trained: "Skimmer | None", folder: Path
-) -> tuple["EncoderReader", list[Candidate]]:
-    """The model of a grid in fp32, and the candidates of all its cells.
+@stage("bench-readers", publish=())
+def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: list[Run]) -> dict:
+    """Every way to use the readers (``train-skim`` or ``train-adapter`` runs), in turn on ``data``.
 
-    "block-skim" and "oracle" run new predictors, but the blocks to keep are given; "trained"
-    decides by itself, with its own layers and thresholds, and belongs to the published reader.
+    The full encoder never prunes. Where transformers has no fused attention for a model (MPNet), it
+    is the layer-by-layer pass without padding of ``skim.packed``, which is faster. Rows as of
+    :func:`time_candidates`, with batch; ``megabytes`` by reader and dtype.
     """
+    found, megabytes = [], {}
+    for number, run in enumerate(readers):
+        model = _load(run)
+        encoder_reader = getattr(model, "reader", model)
+        full = next(t.name for t in config.timed if t.reader == number and not t.options)
+        for dtype, reader in in_dtypes(encoder_reader, config.dtypes).items():
+            megabytes[f"{full}, {dtype}"] = _megabytes(reader)
+            for timed in (t for t in config.timed if t.reader == number):
+                way = _prunes(reader, model, timed.options)
+                found.append(Candidate(timed.name, dtype, way.eval(), full))
+        if number == 0:
+            first, tokenizer = encoder_reader, encoder_reader.tokenizer
+            padded = PaddedReader(first.eval(), config.padded)
+            found.append(Candidate(f"{full}, padded to {config.padded}", "fp32", padded, full))
+        for dtype in ("fp32", "int8") if number in config.onnx else ():
+            onnx = OnnxReader(encoder_reader, work / "scratch", int8=dtype == "int8")
+            found.append(Candidate(f"{full}, onnxruntime", dtype, onnx, full))
+    windows = sorted(make_windows(data.examples, tokenizer, config.windows), key=len)
+    rows = []
+    for size in config.batches:
+        starts = range(0, len(windows), size)
+        pad = tokenizer.pad_token_id or 0
+        batches = [collate(windows[i : i + size], pad) for i in starts]
+        rows += [{"batch": size} | row for row in time_candidates(found, batches, config.rounds)]
+    tokens = float(np.mean([len(window) for window in windows]))
+    return {"rows": rows, "megabytes": megabytes, "inputs": len(windows), "tokens": tokens}
+
+
+def _load(run: Run) -> "nn.Module":
+    if run.stage == "train-skim":
+        return load_skim_reader(run)
+    return load_encoder_reader(run)
+
+
+def _prunes(reader: "EncoderReader", model: "nn.Module", options: dict) -> "nn.Module":
+    """The reader with the skimmer of ``model`` at an operating point; without, the full encoder."""
+    fused = reader.encoder.config.model_type != "mpnet"
+    if not hasattr(model, "skimmer") or (not options and fused):
+        return reader
+    skimmer = copy.copy(model.skimmer)  # the same weights
+    skimmer.set_options(**{"prune_layers": (), "thresholds": ()} | options)
+    return SkimReader(reader, skimmer)
+
+
+def _megabytes(reader: "nn.Module") -> float:
+    """Size of the parameters as stored."""
     import torch
 
-    from qalib.models.encoder import build_encoder
-    from qalib.models.pretrained import load_reader
-    from qalib.skim.baselines import LexicalReader, OnnxReader
-    from qalib.skim.reader import SkimReader
-    from qalib.skim.skimmer import SkimConfig, Skimmer
-
-    shape = {"layers": grid.layers, "width": grid.width, "heads": grid.heads}
-    random = EncoderConfig(random_start=True, **shape)
-    fp32 = build_encoder(random, config.seed) if grid.layers else load_reader().eval()
-    at, kinds, size = (grid.prune_layer,), grid.candidates, config.predictor.block_size
-    torch.manual_seed(config.seed)
-    skim_config = SkimConfig(config.predictor, at, at, (0.5,))
-    skimmer = Skimmer.from_encoder(fp32.encoder, skim_config).eval()
-    prepared = {}
-    if "block-skim" in kinds:
-        for kept in grid.kept:
-            prepared[f"Block-Skim, {kept:g} kept"] = random_blocks(fp32, size, kept, config.seed)
-    if "oracle" in kinds:
-        prepared["Block-Skim, oracle"] = oracle_blocks(fp32, size)
-    found = []
-    for dtype, reader in in_dtypes(fp32, grid.dtypes).items():
-        found.append(Candidate(FULL, dtype, reader))
-        skims = SkimReader(reader, skimmer).eval()
-        found += [Candidate(name, dtype, skims, prepare) for name, prepare in prepared.items()]
-        if "trained" in kinds and trained is not None and not grid.layers:
-            skims = SkimReader(reader, trained).eval()
-            found.append(Candidate("Block-Skim, trained", dtype, skims))
-    for kept in grid.kept if "lexical" in kinds else ():
-        lexical = LexicalReader(fp32, kept, size).eval()
-        found.append(Candidate(f"lexical blocks, {kept:g} kept", "fp32", lexical))
-    for dtype in ("fp32", "int8") if "onnx" in kinds else ():
-        onnx = OnnxReader(fp32, folder / grid.name, int8=dtype == "int8")
-        found.append(Candidate("onnxruntime", dtype, onnx))
-    return fp32, found
-
-
-def random_blocks(reader: "EncoderReader", size: int, fraction: float, seed: int) -> Callable:
-    """Has a skimmer keep blocks drawn at random, up to a fraction of the tokens."""
-    import torch
-
-    from qalib.skim.baselines import passage_blocks, top_blocks
-
-    def prepare(batch: Batch) -> Batch:
-        blocks = passage_blocks(reader.tokenizer, batch, size)
-        generator = torch.Generator().manual_seed(seed)
-        scores = torch.rand(blocks.real.shape, generator=generator)
-        keep = top_blocks(scores, blocks, fraction)
-        return replace(batch, inputs={**batch.inputs, "keep": keep})
-
-    return prepare
-
-
-def oracle_blocks(reader: "EncoderReader", size: int) -> Callable:
-    """Has a skimmer keep the blocks with an answer, or the first block if there is none."""
-    from qalib.skim.baselines import passage_blocks
-    from qalib.skim.blocks import answer_blocks
-
-    def prepare(batch: Batch) -> Batch:
-        blocks = passage_blocks(reader.tokenizer, batch, size)
-        keep = answer_blocks(blocks, batch.answer_spans, batch.answer_weights)
-        keep[:, :1] |= ~keep.any(dim=1, keepdim=True)
-        return replace(batch, inputs={**batch.inputs, "keep": keep})
-
-    return prepare
-
-
-def padded_candidate(reader: "EncoderReader", length: int) -> Candidate:
-    """The full encoder in fp32 with every input padded to ``length``."""
-    from qalib.skim.baselines import PaddedReader
-
-    return Candidate(f"padded to {length}", "fp32", PaddedReader(reader.eval(), length))
-
-
-def full_batches(reader: "EncoderReader", data: Dataset, length: int, size: int) -> list[Batch]:
-    """Batches of ``size`` questions, all of exactly ``length`` tokens.
-
-    From windows that a passage fills, those with an answer first; if there are few, they are
-    repeated. Raises QalibError if there is none.
-    """
-    config = WindowConfig(length, doc_stride=0, max_query_length=min(64, length // 4))
-    windows = [w for w in make_windows(data.examples, reader.tokenizer, config) if len(w) == length]
-    if not windows:
-        raise QalibError(
-            f"no passage of {data.name} fills {length} tokens; use data with longer passages, or "
-            "shorter lengths."
-        )
-    windows.sort(key=lambda window: not len(window.spans))
-    count = min(DISTINCT_BATCHES, math.ceil(len(windows) / size))
-    rows = [[windows[(b * size + i) % len(windows)] for i in range(size)] for b in range(count)]
-    return [collate(chosen, reader.tokenizer.pad_token_id or 0) for chosen in rows]
-
-
-@stage("bench-block-skim", publish=())
-def bench_block_skim(
-    config: BlockSkimBenchmark,
-    work: Path,
-    data: Dataset,
-    checkpoint: str | None = None,
-    skimmer: str | None = None,
-) -> dict:
-    """:func:`time_block_skim` of the published files, which ``checkpoint`` and ``skimmer`` hash."""
-    from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
-
-    return time_block_skim(config, data, load_skimmer(DEFAULT_SKIMMER) if skimmer else None)
-
-
-def time_block_skim(
-    config: BlockSkimBenchmark,
-    data: Dataset,
-    trained: "Skimmer | None" = None,
-    progress: Progress | None = None,
-) -> dict:
-    """Block-Skim and other ways to run the same encoders, on the same batches of ``data``.
-
-    ``rows``: see :func:`time_candidates`, with model, length and batch; ``skipped``: cells. Every
-    cell gets an equal share of the time that is left.
-    """
-    deadline, rows, skipped, model = time.perf_counter() + config.seconds, [], [], None
-    cells = [(g, length, size) for g in config.grids for length in g.lengths for size in g.batches]
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (grid, length, size) in enumerate(cells):
-            if rows and time.perf_counter() > deadline:
-                skipped.append(f"{grid.name}, {length} tokens, batch {size}")
-                continue
-            if grid is not model:
-                reader, shared = grid_candidates(grid, config, trained, Path(folder))
-                model = grid
-            padded = [padded_candidate(reader, PADDED if length <= PADDED else 512)]
-            left = max(0.0, deadline - time.perf_counter())
-            found = time_candidates(
-                shared + (padded if "padded" in grid.candidates else []),
-                full_batches(reader, data, length, size),
-                config.rounds,
-                left / (len(cells) - number),
-                min_rounds=config.min_rounds,
-                items_per_round=1,
-                progress=progress,
-            )
-            rows += [{"model": grid.name, "length": length, "batch": size} | row for row in found]
-    return {"rows": rows, "skipped": skipped}
+    buffer = io.BytesIO()
+    torch.save(reader.encoder.state_dict(), buffer)
+    return round(buffer.tell() / 1e6, 1)
 
 
 def time_candidates(
-    candidates: Sequence[Candidate],
-    batches: Sequence[Batch],
-    rounds: int,
-    seconds: float = math.inf,
-    items_per_round: int = 0,
-    **options: Any,
+    candidates: Sequence[Candidate], batches: Sequence[Batch], rounds: int, **options: Any
 ) -> list[dict]:
     """Time candidates on the same batches; ``options`` as of ``interleave``. A row each:
 
     reader, dtype, rounds
-    seconds              for a question (median; _low and _high are quartiles over rounds)
-    speedup              over the full encoder in the same dtype
-    speedup_over_padded  over the full encoder in fp32 with every input padded
+    seconds              for an input (median; _low and _high are quartiles over rounds)
+    speedup              over the same reader unpruned, in the same dtype
+    speedup_over_padded  over the first reader in fp32 with every input padded
     kept, ideal_eq6      fraction of the tokens in the last layer; ideal speed-up
     """
-    tokens: dict[str, dict[int, tuple]] = {c.name: {} for c in candidates}
+    names = {c: f"{c.reader}, {c.dtype}" for c in candidates}
+    tokens: dict[str, dict[int, tuple]] = {name: {} for name in names.values()}
 
     def observe(number: int, name: str, item: int, output: Any) -> None:
         if output.aux is not None:
             given, left = batches[item].num_tokens, output.aux.tokens.double()
             tokens[name][item] = given, left[:, :-1].mean(1).sum().item(), left[:, -1].sum().item()
 
-    def process(candidate: Candidate) -> Callable[[int], Any]:
-        prepared = [candidate.prepare(batch) for batch in batches]
-        return lambda item: candidate(prepared[item])
-
     timings = interleave(
-        {c.name: process(c) for c in candidates},
+        {name: lambda item, c=c: c(batches[item]) for c, name in names.items()},
         range(len(batches)),
         rounds,
-        seconds,
-        items_per_round=items_per_round,
         repeat=True,
         observe=observe,
         **options,
     )
-    questions = sum(map(len, batches)) / len(batches) * (items_per_round or len(batches))
-    padded = next((c.name for c in candidates if c.reader.startswith("padded to")), None)
+    questions = sum(map(len, batches))
+    padded = next((n for c, n in names.items() if "padded to" in c.reader), None)
     rows = []
-    for candidate in candidates:
-        name, base = candidate.name, f"{FULL}, {candidate.dtype}"
-        base = base if base in tokens else f"{FULL}, fp32"
+    for candidate, name in names.items():
+        base = f"{candidate.full}, {candidate.dtype}"
         row = {"reader": candidate.reader, "dtype": candidate.dtype, "rounds": timings.rounds}
         row |= columns("seconds", [s / questions for s in timings.seconds[name]])
         row |= columns("speedup", timings.speedups(name, base))
