@@ -1,20 +1,19 @@
 """Benchmarks of training, of readers that prune, and of answering, on this machine's CPU.
 
 All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
-``python -m qalib bench`` and ``study bench`` run them; notebooks 03, 06 and 08 record some.
+``python -m qalib bench`` runs them; notebooks 03, 06, 08 and 10 record some.
 
 dtypes are "fp32"; "bf16", autocast that rounds the weights in every pass; "bf16 weights", rounded
 and laid out once; "int8", dynamically quantised linear layers. The *full encoder* is the same model
 in the same dtype on inputs without padding.
 
-Notation: B batch, K blocks, N layers.
+Notation: B batch, N layers.
 """
 
-import math
-import tempfile
-import time
+import copy
+import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -24,11 +23,13 @@ from pydantic import Field
 from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.schema import Dataset
 from qalib.data.windows import Window, WindowConfig, make_windows
-from qalib.errors import QalibError
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
-from qalib.skim.predictors import PredictorConfig
-from qalib.study.run_cache import stage
+from qalib.skim.baselines import OnnxReader, PaddedReader
+from qalib.skim.reader import SkimReader
+from qalib.study.run_cache import Run, stage
+from qalib.study.stages.baseline import load_encoder_reader
+from qalib.study.stages.block_skim import load_skim_reader
 from qalib.timing import Progress, columns, interleave, quartiles
 from qalib.training import TrainConfig, choose_precision
 
@@ -37,16 +38,10 @@ if TYPE_CHECKING:
 
     from qalib.inference import QuestionAnswerer
     from qalib.models.encoder import EncoderReader
-    from qalib.skim.skimmer import Skimmer
 
-FULL = "full encoder"
-PADDED = 384  # tokens that inputs were padded to in the Block-Skim paper
-DISTINCT_BATCHES = 8  # of a cell, at most
 Dtype = Literal["fp32", "bf16", "bf16 weights", "int8"]
 DTYPES = get_args(Dtype)
-Kind = Literal["padded", "block-skim", "trained", "oracle", "lexical", "onnx"]
 Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 def best_precision() -> str:
