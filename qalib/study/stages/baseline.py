@@ -96,7 +96,7 @@ def train_adapter(
     from qalib.study.stages.distillation import teacher_targets
 
     def taught(task, windows, examples):
-        spans, targets = token_spans(windows, examples), teacher_targets(cache)
+        spans, targets = token_spans(windows, examples), teacher_targets([cache])
         return distilled_task(task, spans, targets, config.loss)
 
     reader, taught = low_rank_reader(config), taught if cache else None

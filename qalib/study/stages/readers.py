@@ -38,7 +38,7 @@ from qalib.study.stages.block_skim import (
     load_skim_reader,
     train_skim,
 )
-from qalib.study.stages.distillation import cache_teachers
+from qalib.study.stages.distillation import cache_teacher
 from qalib.training import TrainConfig, make_accelerator
 
 Size = Literal["base", "small"]
@@ -111,7 +111,7 @@ def teacher_cache(study: Study) -> Run:
     """What the best base reader predicts for the training data."""
     config = TeacherCacheConfig(MiningConfig(k=1), attention=False)
     data, _ = reader_data(study)
-    return study.run(cache_teachers, config, data=data, teachers=[best_reader(study, "base")])
+    return study.run(cache_teacher, config, data=data, teacher=best_reader(study, "base"))
 
 
 def taught_reader(study: Study, seed: int = 0) -> Run:
@@ -182,12 +182,15 @@ class BaseSkim:
     shallow_layers: tuple[int, ...] = (1, 2)
     train: TrainConfig = field(default_factory=TrainConfig)
     joint: TrainConfig = field(default_factory=TrainConfig)
-    predictor_rate: float = 10.0
+    predictor_rate: float = 20.0
     loss: SkimLossConfig = field(default_factory=SkimLossConfig)
     recalls: tuple[float, ...] = (0.95, 0.98, 0.99)
     every: int = 4  # of the test questions that operating points are compared on
     min_pruned_fraction: float = 0.1
     min_tokens: int = 96
+    timed: tuple[int, ...] = (16, 8)  # questions of each test set that are timed; the last for all
+    rounds: Annotated[int, Field(ge=1)] = 3
+    quantized: int = 400  # test questions that int8 readers answer
 
 
 def train_skimmer(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -> Run:
