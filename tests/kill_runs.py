@@ -84,7 +84,9 @@ def main(kills: int, seed: int) -> None:
                 while True:
                     process = start(words, killed)
                     try:
-                        _, errors = process.communicate(timeout=rng.uniform(0, 1.5 * seconds[command]))
+                        _, errors = process.communicate(
+                            timeout=rng.uniform(0, 1.5 * seconds[command])
+                        )
                     except subprocess.TimeoutExpired:
                         process.kill()
                         process.communicate()

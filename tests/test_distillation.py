@@ -20,16 +20,17 @@ from qalib.models.mnemonic_reader import MnemonicConfig
 from qalib.study.profiles import load_profile
 from qalib.study.run_cache import RunCache
 from qalib.study.stages.baseline import (
+    AdapterTraining,
     EncoderTraining,
     Evaluation,
     evaluate,
     recorded_scores,
+    train_adapter,
     train_encoder,
 )
 from qalib.study.stages.distillation import (
     DECODING,
     DistillStudy,
-    EncoderStudent,
     StudentTraining,
     TargetSummary,
     WordTraining,
@@ -42,7 +43,6 @@ from qalib.study.stages.distillation import (
     student_task,
     summarize_targets,
     teacher_targets,
-    train_encoder_student,
     train_student,
     train_words,
     word_answerer,
@@ -228,22 +228,18 @@ def test_impossible_students_are_refused(runs, caches):
         runs.run(train_student, answers, {"data": TEST, "caches": caches})
 
 
-# Other students
+# Encoders
 
 
-def test_an_encoder_learns_from_encoders(runs):
+def test_an_encoder_is_cached_without_attention_and_teaches_another(runs):
     windows = WindowConfig(max_length=128, doc_stride=32, max_query_length=32)
     base = EncoderTraining(windows=windows, train=replace(TRAIN, max_steps=1))
     teacher = runs.run(train_encoder, base, {"data": PART})
     cached = runs.run(cache_teacher, CACHED, {"data": PART, "teacher": teacher})
-    answers = DistillConfig(attention_weight=0.0)
-    inputs = {"data": PART, "caches": [cached]}
-    run = runs.run(train_encoder_student, EncoderStudent(base, answers), inputs)
-    assert "kd" in run.log()
-    plain = runs.run(train_encoder_student, EncoderStudent(base), {"data": PART})
-    assert "kd" not in plain.log()
-    found = word_answerer(run, AnswerConfig(windows=base.windows)).predictions(TEST.examples)
-    assert set(found) == {example.id for example in TEST}
+    assert not teacher_targets([cached]).hops
+    config = AdapterTraining(base, rank=2, loss=DistillConfig(attention_weight=0.0))
+    run = runs.run(train_adapter, config, {"data": PART, "cache": cached})
+    assert {"kd", "ans"} <= set(run.log())
 
 
 # Scores

@@ -33,8 +33,6 @@ ANSWERERS = {  # what makes an answerer of a run, f(run, settings), by the stage
     "train-skim": "block_skim.skim_answerer",
     "train-words": "distillation.word_answerer",
     "train-student": "distillation.word_answerer",
-    "student-encoder": "distillation.word_answerer",
-    "student-bytes": "distillation.word_answerer",
 }
 
 
@@ -87,7 +85,7 @@ def train_adapter(
     watch: Dataset | None = None,
     cache: Run | None = None,
 ) -> dict:
-    """As :func:`train_encoder` with low-rank changes; ``cache``: outputs of teachers to learn from.
+    """As :func:`train_encoder` with low-rank changes; ``cache``: a teacher's outputs to learn from.
 
     Biases, norms, positions and the span head are trained in full, word embeddings are not.
     """

@@ -37,10 +37,9 @@ from qalib.distill.distractors import (
 from qalib.distill.encoders import distilled_task, teacher_outputs
 from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
-from qalib.inference import AnswerConfig, QuestionAnswerer, WordQuestionAnswerer, choose_device
+from qalib.inference import AnswerConfig, WordQuestionAnswerer, choose_device
 from qalib.losses import DistillConfig, smoothed_span_loss, teacher_probabilities
 from qalib.metrics import f1, score
-from qalib.models.encoder import build_encoder
 from qalib.models.ensemble import Ensemble
 from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 from qalib.settings import settings
@@ -81,14 +80,6 @@ class StudentTraining:
     base: WordTraining = field(default_factory=WordTraining)
     loss: DistillConfig = field(default_factory=DistillConfig)
     distractors: Literal["mined", "random", "out-of-fold"] = "mined"
-
-
-@settings
-class EncoderStudent:
-    """An encoder that is trained with teachers and a ``loss``, or with neither."""
-
-    base: EncoderTraining = field(default_factory=EncoderTraining)
-    loss: DistillConfig | None = None
 
 
 @settings
@@ -400,22 +391,6 @@ def confusing_answers(
     return {"questions": len(windows), "confusing": int((confidence > 0).sum())}
 
 
-# --- encoders ---------------------------------------------------------------------------------
-
-
-@stage("student-encoder")
-def train_encoder_student(
-    config: EncoderStudent, work: Path, data: Dataset, caches: list[Run] | None = None
-) -> dict:
-    """Train an encoder with teachers (``caches``) or without."""
-    base = config.base
-    reader = build_encoder(base.encoder, base.seed)
-    task, spans = encoder_rows(reader, data, base)
-    if caches is not None:
-        task = distilled_task(task, spans, teacher_targets(caches), config.loss)
-    return {"questions": len(data), **_train(reader, task, base.train, work, base.seed)}
-
-
 # --- loading ----------------------------------------------------------------------------------
 
 
@@ -430,11 +405,7 @@ def load_word_reader(run: Run) -> nn.Module:
     """The reader of a run of this module, or of an encoder teacher, in evaluation mode."""
     if run.stage in ("train-encoder", "train-adapter"):
         return load_encoder_reader(run).eval()
-    if run.stage == "student-encoder":
-        base = run.settings(EncoderStudent).base
-        reader = build_encoder(base.encoder, base.seed)
-    else:
-        reader = new_reader(word_training(run))
+    reader = new_reader(word_training(run))
     _put_weights(reader, run)
     return reader.eval()
 
@@ -448,7 +419,5 @@ def word_answerer(weights: Run | Sequence[Run], settings: Any):
     """A run of this module, or an ensemble of word-level readers, ready to answer questions."""
     runs = [weights] if isinstance(weights, Run) else list(weights)
     readers = [load_word_reader(run).to(choose_device()) for run in runs]
-    if runs[0].stage == "student-encoder":
-        return QuestionAnswerer(readers[0], settings)
     reader = readers[0] if len(readers) == 1 else Ensemble(readers)
     return WordQuestionAnswerer(reader, settings, word_training(runs[0]).text)
