@@ -13,10 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalib.data.bytes import ByteBatch, byte_vector
+from qalib.data.bytes import SYMBOLS, ByteBatch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.models.byte_reader import ByteReader, ConvolutionLayer
+
+
+def byte_vector(text: str) -> Tensor:
+    """One-hot text as the page defines it: entry (min(255, ord(c_i)), i) is 1.  (256, length)"""
+    vector = torch.zeros(SYMBOLS, len(text))
+    for i, character in enumerate(text):
+        vector[min(SYMBOLS - 1, ord(character)), i] = 1.0
+    return vector
 
 
 class LiteralLayer(nn.Module):

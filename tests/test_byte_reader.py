@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from byte_reference import LiteralReader
+from byte_reference import LiteralReader, byte_vector
 from torch import nn
 
-from qalib.data.bytes import ByteConfig, byte_vector, collate_passages, passage_features
+from qalib.data.bytes import ByteConfig, collate_passages, passage_features
 from qalib.data.schema import Answer, Example
 from qalib.decoding import decode_spans, mask_logits
 from qalib.errors import QalibError

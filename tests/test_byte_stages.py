@@ -203,7 +203,6 @@ def test_distance_of_the_questions_words(question, answer, expected):
         (ByteTraining, {"optimizer": "lion"}, "optimizer"),
         (ByteTraining, {"batch_size": 0}, "batch_size"),
         (ByteTraining, {"held_out": 1.0}, "held_out"),
-        (ByteStudy, {"variants": ("plain", "dense")}, "'recurrent'"),
     ],
 )
 def test_wrong_settings_are_named(kind, wrong, message):

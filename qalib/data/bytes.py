@@ -38,22 +38,8 @@ SYMBOLS = 256  # different numbers a position can hold
 PASSAGE_MULTIPLE, QUESTION_MULTIPLE = 64, 32
 
 
-def byte_vector(text: str) -> Tensor:
-    """One-hot text as the byte-level page defines it: entry (min(255, ord(c_i)), i) is 1.
-
-    Returns float32 of shape (256, length). The readers never build it: they look up the rows of
-    their first layer instead.
-    """
-    import torch
-
-    vector = torch.zeros(SYMBOLS, len(text))
-    for i, character in enumerate(text):
-        vector[min(SYMBOLS - 1, ord(character)), i] = 1.0
-    return vector
-
-
 def code_points(text: str) -> np.ndarray:
-    """min(255, code point) of every character: ``byte_vector`` without the one-hot.  (L,) uint8"""
+    """min(255, code point) of every character, as the byte-level page numbers them.  (L,) uint8"""
     raw = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     return np.minimum(raw, SYMBOLS - 1).astype(np.uint8)
 

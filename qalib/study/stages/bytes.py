@@ -103,11 +103,6 @@ class ByteStudy:
         """Trainings of a variant."""
         return self.more_seeds if name in ("plain", "dense") else self.seeds
 
-    def __post_init__(self):
-        for name in ("plain", "dense", self.recurrent, self.page):
-            if name not in self.variants:
-                raise QalibError(f"variants must include {name!r}, which others are compared with.")
-
 
 # --- training -------------------------------------------------------------------------------------
 
