@@ -244,7 +244,7 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
     found, megabytes = [], {}
     for number, run in enumerate(readers):
         model = _load(run)
-        encoder_reader = getattr(model, "reader", model)
+        encoder_reader = getattr(model, "reader", model).eval()
         full = next(t.name for t in config.timed if t.reader == number and not t.options)
         for dtype, reader in in_dtypes(encoder_reader, config.dtypes).items():
             megabytes[f"{full}, {dtype}"] = _megabytes(reader)
@@ -253,7 +253,7 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
                 found.append(Candidate(timed.name, dtype, way.eval(), full))
         if number == 0:
             first, tokenizer = encoder_reader, encoder_reader.tokenizer
-            padded = PaddedReader(first.eval(), config.padded)
+            padded = PaddedReader(first, config.padded).eval()
             found.append(Candidate(f"{full}, padded to {config.padded}", "fp32", padded, full))
         for dtype in ("fp32", "int8") if number in config.onnx else ():
             onnx = OnnxReader(encoder_reader, work / "scratch", int8=dtype == "int8")
@@ -267,6 +267,13 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
         rows += [{"batch": size} | row for row in time_candidates(found, batches, config.rounds)]
     tokens = float(np.mean([len(window) for window in windows]))
     return {"rows": rows, "megabytes": megabytes, "inputs": len(windows), "tokens": tokens}
+
+
+def load_way(run: Run, timed: TimedReader, dtype: str) -> "nn.Module | None":
+    """One way to use a reader in a dtype; None for bf16 on a processor without units for it."""
+    model = _load(run)
+    readers = in_dtypes(getattr(model, "reader", model).eval(), [dtype])
+    return _prunes(readers[dtype], model, timed.options).eval() if readers else None
 
 
 def _load(run: Run) -> "nn.Module":
