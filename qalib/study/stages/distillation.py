@@ -6,6 +6,7 @@ of the same seed has the same initial weights and order of questions as the stud
 Notation: P passage tokens, N question tokens, T teachers, R rows.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -94,6 +95,7 @@ class DistillStudy:
     temperatures: tuple[float, ...] = ()  # of the soft targets, compared on held-out passages
     folds: int = 0  # of the out-of-fold teachers; 0 = none
     counts: tuple[int, ...] = ()  # numbers of teachers below ``teachers``
+    story_teachers: Count = 2  # of the readers of stories, with free-form answers
 
 
 # --- word-level readers -----------------------------------------------------------------------
@@ -389,6 +391,17 @@ def confusing_answers(
     arrays = {"row": row, "teachers": confidence, "readers": probability, "f1": right}
     save_file(arrays, work / "confusing.safetensors")
     return {"questions": len(windows), "confusing": int((confidence > 0).sum())}
+
+
+@stage("free-form-answers", publish=("predictions.json",))
+def free_form_answers(
+    config: AnswerConfig, work: Path, test: Dataset, weights: Run | Sequence[Run]
+) -> dict:
+    """The answers of a reader or an ensemble, for metrics of free text: predictions.json."""
+    predictions = word_answerer(weights, config).predictions(test.examples)
+    text = json.dumps(predictions, ensure_ascii=False)
+    (work / "predictions.json").write_text(text, encoding="utf-8")
+    return {"questions": len(test), **score(test, predictions)}
 
 
 # --- loading ----------------------------------------------------------------------------------
