@@ -13,7 +13,7 @@ Notation: B batch, N layers.
 import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -29,7 +29,7 @@ from qalib.skim.baselines import OnnxReader, PaddedReader
 from qalib.skim.reader import SkimReader
 from qalib.study.run_cache import Run, stage
 from qalib.study.stages.baseline import load_encoder_reader
-from qalib.study.stages.block_skim import load_skim_reader
+from qalib.study.stages.block_skim import Pruning, load_skim_reader
 from qalib.timing import Progress, columns, interleave, quartiles
 from qalib.training import TrainConfig, choose_precision
 
@@ -191,11 +191,11 @@ def time_training(
 
 @settings
 class TimedReader:
-    """One way to use a reader; ``options`` of its skimmer say where it prunes, none: nowhere."""
+    """One way to use a reader; without ``pruning`` it processes every token."""
 
     name: str
     reader: int = 0  # its number among the input runs
-    options: dict[str, Any] = field(default_factory=dict)
+    pruning: Pruning | None = None
 
 
 @settings
@@ -245,11 +245,11 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
     for number, run in enumerate(readers):
         model = _load(run)
         encoder_reader = getattr(model, "reader", model).eval()
-        full = next(t.name for t in config.timed if t.reader == number and not t.options)
+        full = next(t.name for t in config.timed if t.reader == number and not t.pruning)
         for dtype, reader in in_dtypes(encoder_reader, config.dtypes).items():
             megabytes[f"{full}, {dtype}"] = _megabytes(reader)
             for timed in (t for t in config.timed if t.reader == number):
-                way = _prunes(reader, model, timed.options)
+                way = _prunes(reader, model, timed.pruning)
                 found.append(Candidate(timed.name, dtype, way.eval(), full))
         if number == 0:
             first, tokenizer = encoder_reader, encoder_reader.tokenizer
@@ -273,7 +273,7 @@ def load_way(run: Run, timed: TimedReader, dtype: str) -> "nn.Module | None":
     """One way to use a reader in a dtype; None for bf16 on a processor without units for it."""
     model = _load(run)
     readers = in_dtypes(getattr(model, "reader", model).eval(), [dtype])
-    return _prunes(readers[dtype], model, timed.options).eval() if readers else None
+    return _prunes(readers[dtype], model, timed.pruning).eval() if readers else None
 
 
 def _load(run: Run) -> "nn.Module":
@@ -282,13 +282,13 @@ def _load(run: Run) -> "nn.Module":
     return load_encoder_reader(run)
 
 
-def _prunes(reader: "EncoderReader", model: "nn.Module", options: dict) -> "nn.Module":
+def _prunes(reader: "EncoderReader", model: "nn.Module", pruning: Pruning | None) -> "nn.Module":
     """The reader with the skimmer of ``model`` at an operating point; without, the full encoder."""
     fused = reader.encoder.config.model_type != "mpnet"
-    if not hasattr(model, "skimmer") or (not options and fused):
+    if not hasattr(model, "skimmer") or (not pruning and fused):
         return reader
     skimmer = copy.copy(model.skimmer)  # the same weights
-    skimmer.set_options(**{"prune_layers": (), "thresholds": ()} | options)
+    skimmer.set_options(**asdict(pruning or Pruning()))
     return SkimReader(reader, skimmer)
 
 

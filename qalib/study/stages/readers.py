@@ -263,20 +263,16 @@ def operating_points(study: Study, skimmer: Run) -> list[dict]:
     return run.metrics["rows"]
 
 
-def pruning_options(plan: BaseSkim, point: dict) -> dict:
-    """How a skimmer is set at an operating point."""
-    return {
-        "prune_layers": (point["layer"],),
-        "thresholds": (point["threshold"],),
-        "min_pruned_fraction": plan.min_pruned_fraction,
-        "min_tokens": plan.min_tokens,
-    }
+def pruning_at(plan: BaseSkim, point: dict) -> Pruning:
+    """How a reader prunes at an operating point."""
+    shared = {name: getattr(plan, name) for name in ("min_pruned_fraction", "min_tokens")}
+    return Pruning((point["layer"],), (point["threshold"],), **shared)
 
 
 def score_point(study: Study, name: str, skimmer: Run, point: dict | None, data: Dataset) -> Run:
     """EM and F1 of a reader that prunes at an operating point; None for no pruning."""
     plan, windows = study.config("base_skim", BaseSkim), skimmer.settings(SkimTraining).windows
-    pruning = Pruning(**pruning_options(plan, point)) if point else Pruning()
+    pruning = pruning_at(plan, point) if point else Pruning()
     answer = AnswerConfig(windows=windows, precision="fp32")
     config = Evaluation(name, SkimAnswerConfig(answer, pruning))
     return study.run(evaluate, config, weights=skimmer, test=data)
