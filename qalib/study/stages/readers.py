@@ -32,10 +32,12 @@ from qalib.study.stages.baseline import (
     train_encoder,
 )
 from qalib.study.stages.block_skim import (
+    BlockPrediction,
     Pruning,
     SkimAnswerConfig,
     SkimTraining,
     load_skim_reader,
+    predict_blocks,
     train_skim,
 )
 from qalib.study.stages.distillation import cache_teacher
@@ -261,6 +263,19 @@ def operating_points(study: Study, skimmer: Run) -> list[dict]:
     held = hold_out(study.data("train", "readers_data"), skimmer.config["held_out"])[1]
     run = study.run(choose_thresholds, Thresholds(plan.recalls), weights=skimmer, data=held)
     return run.metrics["rows"]
+
+
+def predict_everywhere(study: Study, skimmer: Run) -> dict[str, tuple[Dataset, Run]]:
+    """Blocks of the held-out passages and of a part of the first five test sets, by name."""
+    plan = study.config("base_skim", BaseSkim)
+    held = hold_out(study.data("train", "readers_data"), skimmer.config["held_out"])[1]
+    tests = list(reader_tests(study).items())[:5]
+    sets = {"held out": held, **{name: every(data, plan.every) for name, data in tests}}
+    config = BlockPrediction(precision="fp32")
+    return {
+        name: (data, study.run(predict_blocks, config, weights=skimmer, data=data))
+        for name, data in sets.items()
+    }
 
 
 def pruning_at(plan: BaseSkim, point: dict) -> Pruning:
