@@ -1,7 +1,5 @@
 """Question answerers: n-best, long passages, null answers, any batch."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -103,14 +101,6 @@ def test_odd_passages_get_an_answer(reader, passage):
     assert all(passage[c.start : c.end] == c.text for c in found)
 
 
-def test_no_questions_give_no_answers_and_equal_ids_do_not_mix_them(reader):
-    answerer = QuestionAnswerer(reader, FP32)
-    assert answerer.answer_many([]) == []
-    found = answerer.answer_many([Example("same", "Who?", "Ada"), Example("same", "Who?", "Bo")])
-    assert found[0][0].text in "Ada"
-    assert found[1][0].text in "Bo"
-
-
 @pytest.mark.parametrize("field", ["n_best_size", "max_answer_length", "tokens_per_batch"])
 def test_impossible_settings_are_refused(field):
     with pytest.raises(QalibError, match=field):
@@ -147,15 +137,6 @@ def test_what_a_model_raises_is_one_sentence(reader):
         QuestionAnswerer(Failing(), FP32).answer("Who?", "Ada met Bo.")
 
 
-def test_answering_imports_neither_skimming_nor_studies():
-    code = (
-        "import sys, qalib.inference; "
-        "print([m for m in sys.modules if m.startswith(('qalib.skim', 'qalib.study'))])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 # --- long passages ---
 
 
@@ -183,12 +164,6 @@ def test_many_questions_are_answered_as_one_by_one(reader):
         alone = answerer.answer(question, LONG)
         assert [c.text for c in found] == [c.text for c in alone]
         assert found[0].score == pytest.approx(alone[0].score, abs=1e-4)
-
-
-def test_an_empty_question_among_many_is_named(reader):
-    data = [*long_examples(), Example("7", " ", LONG)]
-    with pytest.raises(QalibError, match="question '7': the question is empty"):
-        QuestionAnswerer(reader, LONG_CONFIG).answer_many(data)
 
 
 # --- byte-level readers ---

@@ -100,15 +100,7 @@ def test_a_budget_is_a_number_of_seconds(tmp_path):
         ("stesp = 1", r"profiles\.toml: \[ci\.train\] has no key 'stesp'; did you mean 'steps'"),
         ("steps = 1\nzzz = 1", "has no key 'zzz'; the known names are steps, rate, model"),
         ("rate = 0.5", "must set 'steps'"),
-        ("steps = 1.5", "steps is 1.5, but input should be a valid integer"),
         ("steps = true", "steps is True, but input should be a valid integer"),
-        ("steps = 1\nrate = '0.1'", "rate is '0.1', but input should be a valid number"),
-        ("steps = 1\nquick = 1", "quick is 1, but input should be a valid boolean"),
-        ("steps = 1\nseeds = [1, 'a']", r"seeds\.1 is 'a', but input should be a valid integer"),
-        ("steps = 1\nseeds = 3", "seeds is 3, but"),
-        ("steps = 1\nspan = [1]", r"span\.1|must set"),
-        ("steps = 1\ndevice = 'tpu'", "device is 'tpu', but input should be 'cpu' or 'cuda'"),
-        ("steps = 1\nmodel = 3", "model is 3, but"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path, text, message):

@@ -66,14 +66,6 @@ def test_first_call_installs_and_second_does_nothing(clone: Clone) -> None:
     assert clone.make() == []
 
 
-def test_changed_lock_installs_into_what_is_there(clone: Clone) -> None:
-    clone.make()
-    with (clone.folder / "requirements.lock").open("a") as lock:
-        lock.write("six==1.17.0\n")
-    assert clone.make() == [LOCK, ITSELF]
-    assert clone.make() == []
-
-
 def test_moved_folder_starts_anew(clone: Clone) -> None:
     clone.make()
     (clone.folder / ".venv" / "old").touch()
@@ -97,49 +89,11 @@ def test_killed_install_starts_anew(clone: Clone) -> None:
     assert clone.make() == [VENV, LOCK, ITSELF]
 
 
-def test_environment_made_by_hand_is_used(clone: Clone) -> None:
-    subprocess.run(
-        [clone.folder / "python", "-m", "venv", clone.folder / ".venv"],
-        env={"LOG": os.devnull, "PATH": os.defpath},
-        check=True,
-    )
-    assert clone.make() == [LOCK, ITSELF]
-
-
 def test_old_python_is_told_what_to_do(clone: Clone) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         clone.make(PYTHON_IS="1")
     assert "qalib needs Python 3.11 or newer" in clone.run.stdout
     assert not (clone.folder / ".venv").exists()
-
-
-def test_profile_reaches_the_runner(clone: Clone) -> None:
-    clone.make()
-    assert clone.make("figures") == ["-m qalib study run-notebooks --profile laptop"]
-    assert clone.make("figures", PROFILE="study") == [
-        "-m qalib study run-notebooks --profile study"
-    ]
-
-
-def test_check_runs_in_order(clone: Clone) -> None:
-    clone.make()
-    linter = clone.folder / ".venv" / "bin" / "lint-imports"
-    linter.write_text('#!/bin/sh\necho lint-imports >> "$LOG"\n')
-    linter.chmod(0o755)
-    calls = clone.make("test")
-    heads = [" ".join(call.removeprefix("-m ").split()[:2]) for call in calls]
-    assert heads == [
-        "ruff check",
-        "ruff format",
-        "lint-imports",
-        "pytest -n",
-        "pytest notebooks",
-        "qalib study",
-        "qalib study",
-    ]
-    assert "--nbval-lax" in calls[4]
-    assert calls[5].endswith("--profile ci --only 00,05")
-    assert calls[6].endswith("--check")
 
 
 def test_notebook_hooks(tmp_path: Path) -> None:
