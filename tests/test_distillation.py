@@ -24,6 +24,7 @@ from qalib.study.stages.baseline import (
     EncoderTraining,
     Evaluation,
     evaluate,
+    load_encoder_reader,
     recorded_scores,
     train_adapter,
     train_encoder,
@@ -231,15 +232,22 @@ def test_impossible_students_are_refused(runs, caches):
 # Encoders
 
 
-def test_an_encoder_is_cached_without_attention_and_teaches_another(runs):
+def test_an_encoder_teaches_another_by_all_four_losses(runs):
     windows = WindowConfig(max_length=128, doc_stride=32, max_query_length=32)
     base = EncoderTraining(windows=windows, train=replace(TRAIN, max_steps=1))
     teacher = runs.run(train_encoder, base, {"data": PART})
     cached = runs.run(cache_teacher, CACHED, {"data": PART, "teacher": teacher})
-    assert not teacher_targets([cached]).hops
-    config = AdapterTraining(base, rank=2, loss=DistillConfig(attention_weight=0.0))
+    targets = teacher_targets([cached])
+    assert targets.hops == ["align 1", "align 2", "align 3"]
+    for row in (0, 7):
+        span, question = targets.spans[row], PART.examples[row].question
+        pieces = load_encoder_reader(teacher).tokenizer.tokenize(question)
+        table = targets.attention([row])["align 2"][0].float()
+        assert table.shape == (len(span.offsets), len(pieces))
+        assert torch.allclose(table.sum(dim=1), torch.ones(len(table)), atol=5e-3)
+    config = AdapterTraining(base, rank=2, layers=(2, 4, 6), loss=DistillConfig())
     run = runs.run(train_adapter, config, {"data": PART, "cache": cached})
-    assert {"kd", "ans"} <= set(run.log())
+    assert {"kd", "ans", "att"} <= set(run.log())
 
 
 # Scores

@@ -39,18 +39,21 @@ class TokenSpan(NamedTuple):
 
 
 def token_spans(
-    windows: Sequence[Window | WordWindow], examples: Sequence[Example]
+    windows: Sequence[Window | WordWindow], examples: Sequence[Example], before: int | None = None
 ) -> list[TokenSpan]:
-    """The token spans of windows made from ``examples``, of encoders or word-level readers."""
-    return [
-        TokenSpan(
-            examples[w.example].id,
-            w.offsets,
-            w.context_start,
-            len(w.question) if isinstance(w, WordWindow) else 0,
-        )
-        for w in windows
-    ]
+    """The token spans of windows made from ``examples``, of encoders or word-level readers.
+
+    ``before``: special tokens before an encoder's passage; without it no attention is covered.
+    """
+    spans = []
+    for window in windows:
+        if isinstance(window, WordWindow):
+            asked = len(window.question)
+        else:
+            asked = 0 if before is None else window.context_start - before
+        id, offsets = examples[window.example].id, window.offsets
+        spans.append(TokenSpan(id, offsets, window.context_start, asked))
+    return spans
 
 
 def byte_spans(rows: QuestionRows, examples: Sequence[Example]) -> list[TokenSpan]:

@@ -1,6 +1,8 @@
 """Encoders as teachers and students: their outputs, and a student of fewer layers.
 
-An encoder attends to passage and question at once, so there is no attention map to distil.
+An encoder attends to passage and question at once; what its passage tokens attend to in the
+question is its alignment. Encoders of different depth are matched at a third, two thirds and all of
+their layers.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from qalib.distill.teacher_cache import Outputs, TeacherTargets
 from qalib.errors import QalibError
 from qalib.inference import choose_device
 from qalib.losses import DistillConfig
+from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
 from qalib.training import TrainingTask, choose_precision
 
@@ -49,6 +52,12 @@ def teacher_outputs(
             yield rows, reader(batch)
         bar.update(len(rows))
     bar.close()
+
+
+def align_layers(reader: EncoderReader, count: int = 3) -> int:
+    """Make the attention of ``count`` layers at equal distances an output.  -> ``count``"""
+    reader.align(spread_layers(count, reader.encoder.config.num_hidden_layers))
+    return count
 
 
 def spread_layers(count: int, depth: int) -> tuple[int, ...]:

@@ -88,8 +88,9 @@ class Distillation:
                      default
 
     A row of the student is taught by the teachers' row of the same question that has most text in
-    common with it. Raises QalibError if a question has none, or if attention is to be distilled
-    and the two do not have the same tokens or no attention was cached.
+    common with it; attention only where both have the same tokens. Raises QalibError if a question
+    has no row, or if attention is to be distilled and no row has the same tokens or none was
+    cached.
     """
 
     def __init__(
@@ -103,28 +104,38 @@ class Distillation:
         self.student_batch, self.spans, self.targets = collate, spans, targets
         self.config = config
         self.teacher_row = match_rows(spans, targets.spans)  # (student's rows,)
-        if config.attention_weight:
-            self._check_attention()
+        self.same = self._same_tokens() if config.attention_weight else None
         mined = targets.distractors() if distractors is None else distractors
         self.distractors, self.found = self._in_positions(mined)
         self._sums, self._rows = None, 0
 
-    def _check_attention(self) -> None:
-        """Raise QalibError unless teachers and student attend from and to the same tokens."""
+    def _same_tokens(self) -> np.ndarray:
+        """In which rows teachers and student attend from and to the same tokens.  -> (rows,) bool
+
+        Raises QalibError if that is so in no row.
+        """
         if not self.targets.hops:
             raise QalibError(
                 "attention distillation: no attention was cached; set attention_weight to 0."
             )
-        for span, row in zip(self.spans, self.teacher_row.tolist(), strict=True):
-            theirs = self.targets.spans[row]
-            same = np.array_equal(span.offsets, theirs.offsets)
-            if not same or span.question_tokens != theirs.question_tokens:
-                raise QalibError(
-                    f"attention distillation: question {span.id!r} has {len(span.offsets)} x "
-                    f"{span.question_tokens} tokens of passage and question, its teachers have "
-                    f"{len(theirs.offsets)} x {theirs.question_tokens}; set attention_weight to 0, "
-                    "or use the teachers' tokenizer for the student."
-                )
+        theirs = [self.targets.spans[row] for row in self.teacher_row]
+        pairs = list(zip(self.spans, theirs, strict=True))
+        same = np.array(
+            [
+                ours.question_tokens == theirs.question_tokens
+                and np.array_equal(ours.offsets, theirs.offsets)
+                for ours, theirs in pairs
+            ]
+        )
+        if not same.any():
+            ours, theirs = pairs[0]
+            raise QalibError(
+                f"attention distillation: question {ours.id!r} has {len(ours.offsets)} x "
+                f"{ours.question_tokens} tokens of passage and question, its teachers have "
+                f"{len(theirs.offsets)} x {theirs.question_tokens}; set attention_weight to 0, "
+                "or use the teachers' tokenizer for the student."
+            )
+        return same
 
     def _in_positions(self, mined: DistractorSpans) -> tuple[Tensor, Tensor]:
         """Every row's distractor in the student's positions.  -> (rows, 2), (rows,) bool"""
@@ -150,7 +161,8 @@ class Distillation:
         maps = {}
         if self.config.attention_weight:
             maps = self.targets.attention(teacher_rows)
-            maps = {hop: _at_positions(table, students, length) for hop, table in maps.items()}
+            placed = [s if self.same[row] else None for s, row in zip(students, rows, strict=True)]
+            maps = {hop: _at_positions(table, placed, length) for hop, table in maps.items()}
         distractors, found = self.distractors[rows], self.found[rows]
         return DistillationBatch(batch, BatchTargets(*sides, distractors, found, maps))
 
@@ -173,6 +185,8 @@ class Distillation:
             if question is not None:  # the student's is padded to the longest of its batch
                 maps = {hop: pad(x, (0, question.shape[1] - x.shape[2])) for hop, x in maps.items()}
             attention = hops_loss(output.attentions, maps, output.mask, question)
+            taught = torch.stack([x.flatten(1).any(dim=1) for x in maps.values()]).any(dim=0)
+            attention = attention.masked_fill(~taught, 0.0)
         return DistillationLosses(ce, kd, margin, attention)
 
     def _record(
@@ -208,9 +222,10 @@ class Distillation:
         return {name: value for name, value in values.items() if "att" not in name}
 
 
-def _at_positions(table: Tensor, students: Sequence[TokenSpan], length: int) -> Tensor:
-    """Maps of passage tokens at the student's positions.  (B, P, N) -> (B, L, N)"""
+def _at_positions(table: Tensor, students: Sequence[TokenSpan | None], length: int) -> Tensor:
+    """Maps of passage tokens at the student's positions, 0 for None.  (B, P, N) -> (B, L, N)"""
     placed = table.new_zeros((len(table), length, table.shape[2]))
     for row, span in enumerate(students):
-        placed[row, span.positions] = table[row, : len(span.offsets)]
+        if span is not None:
+            placed[row, span.positions] = table[row, : len(span.offsets)]
     return placed

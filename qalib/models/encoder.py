@@ -13,7 +13,7 @@ Notation: B batch, H heads, L tokens, D head width.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -79,14 +79,36 @@ class EncoderReader(nn.Module):
             and "token_type_ids" in signature(encoder.forward).parameters
             and getattr(encoder.config, "type_vocab_size", 2) > 1
         )
+        self.before = tokenizer.num_special_tokens_to_add(pair=True) - 1  # the passage
+        self.aligned: tuple[int, ...] = ()
+
+    def align(self, layers: Sequence[int]) -> None:
+        """Add the attention of some layers (from 1) on the question to the outputs."""
+        self.encoder.set_attn_implementation("eager")  # fused kernels do not return it
+        self.aligned = tuple(layers)
 
     def forward(self, batch: Batch) -> ReaderOutput:
-        """Logits over every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)"""
+        """Logits over every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)
+
+        With :meth:`align`, also "align 1", ... (B, L, M), of each position on the M question
+        tokens, the mean over heads scaled to the sum 1; and "question" (B, M) bool.
+        """
         inputs = dict(batch.inputs)
         if not self.uses_types:
             inputs.pop("token_type_ids")
-        output = self.encoder(**inputs)
-        return ReaderOutput(output.start_logits, output.end_logits, batch.mask)
+        if not self.aligned:
+            output = self.encoder(**inputs)
+            return ReaderOutput(output.start_logits, output.end_logits, batch.mask)
+        output = self.encoder(**inputs, output_attentions=True)
+        count = batch.mask[:, 1:].int().argmax(dim=1) + 1 - self.before  # 0 may be "no answer"
+        real = torch.arange(int(count.max()), device=count.device) < count[:, None]
+        maps = {"question": real}
+        for number, layer in enumerate(self.aligned, 1):
+            heads = output.attentions[layer - 1].float().mean(dim=1)  # (B, L, L)
+            on_question = heads[:, :, 1 : 1 + real.shape[1]] * real[:, None]
+            total = on_question.sum(dim=2, keepdim=True)
+            maps[f"align {number}"] = on_question / total.clamp(min=torch.finfo().tiny)
+        return ReaderOutput(output.start_logits, output.end_logits, batch.mask, maps)
 
 
 def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = True) -> EncoderReader:

@@ -90,14 +90,16 @@ def train_adapter(
     Biases, norms, positions and the span head are trained in full, word embeddings are not.
     """
     from qalib.distill.alignment import token_spans
-    from qalib.distill.encoders import distilled_task
+    from qalib.distill.encoders import align_layers, distilled_task
     from qalib.study.stages.distillation import teacher_targets
 
     def taught(task, windows, examples):
-        spans, targets = token_spans(windows, examples), teacher_targets([cache])
+        spans, targets = token_spans(windows, examples, reader.before), teacher_targets([cache])
         return distilled_task(task, spans, targets, config.loss)
 
     reader, taught = low_rank_reader(config), taught if cache else None
+    if config.loss and config.loss.attention_weight:
+        align_layers(reader)
     return _train(reader, config.base, work, data, watch, taught, torch.float16)
 
 

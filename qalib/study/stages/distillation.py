@@ -35,7 +35,7 @@ from qalib.distill.distractors import (
     mining_report,
     random_distractors,
 )
-from qalib.distill.encoders import distilled_task, teacher_outputs
+from qalib.distill.encoders import align_layers, distilled_task, teacher_outputs
 from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, WordQuestionAnswerer, choose_device
@@ -159,7 +159,7 @@ def word_task(reader: nn.Module, data: Dataset, config: WordTraining) -> Task:
 def encoder_rows(reader: nn.Module, data: Dataset, config: EncoderTraining) -> Task:
     """As :func:`word_task`, for an encoder."""
     task, windows = encoder_task(reader, data.examples, config.windows)
-    return task, token_spans(windows, data.examples)
+    return task, token_spans(windows, data.examples, reader.before)
 
 
 def student_task(
@@ -253,11 +253,11 @@ def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher
     reader = load_word_reader(teacher)
     if teacher.stage in ("train-encoder", "train-adapter"):
         task, spans = encoder_rows(reader, data, encoder_training(teacher))
-        hops = []  # encoders have no alignment
+        count = align_layers(reader) if config.attention else 0
     else:
         task, spans = word_task(reader, data, word_training(teacher))
-        hops = [f"align {n}" for n in range(1, reader.config.hops + 1)]
-    miner, hops = DistractorMiner(data, config.mining), hops if config.attention else []
+        count = reader.config.hops if config.attention else 0
+    miner, hops = DistractorMiner(data, config.mining), [f"align {n + 1}" for n in range(count)]
     outputs = lambda: teacher_outputs(reader, task, config.precision)  # noqa: E731
     cache_teacher_outputs(work, spans, [outputs], miner, hops)
     mined = TeacherTargets([work / "teacher-0"]).distractors()
