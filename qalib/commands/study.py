@@ -50,14 +50,17 @@ def run_notebooks_command(
 
 @app.command("export-checkpoint")
 def export_checkpoint(
-    what: Annotated[str, typer.Argument(help="reader or skimmer")] = "reader",
+    what: Annotated[str, typer.Argument(help="reader, base or skimmer")] = "reader",
     profile: Annotated[str, typer.Option("--profile", "-P", help="ci to paper")] = "study",
 ) -> None:
     """Write data/checkpoints from what a profile trained: adapter, scores, model card."""
+    from functools import partial
+
     from qalib.study.publish import export_reader, export_skimmer
     from qalib.study.session import open_study
 
-    known = {"reader": export_reader, "skimmer": export_skimmer}
+    base = partial(export_reader, size="base")
+    known = {"reader": export_reader, "base": base, "skimmer": export_skimmer}
     if what not in known:
         raise QalibError(f"{what!r} is not shipped; choose {' or '.join(known)}.")
     print(known[what](open_study("export-checkpoint", profile)))

@@ -39,6 +39,7 @@ ATTENTION = "qalib"  # the name of :func:`attention` in transformers
 SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # despite attention masks
 MINILM = "minilm-l6"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # the same weights on the hub
+MPNET_HUB = "sentence-transformers/all-mpnet-base-v2"
 MINILM_CRC32 = 388471533  # of 90 MB, on every start: SHA-256 takes ten times as long
 
 

@@ -2,11 +2,10 @@
 
 :func:`save_model` writes a plain folder of transformers, with the windows in ``qalib.json``.
 
-The shipped reader is stored as an adapter. Its folder holds ``qalib.json`` (encoder, windows,
-SHA-256 of the weights), the adapter in the format of ``peft`` (adapter_config.json and
-adapter_model.safetensors, fp16) and a model card. The change of every weight matrix is stored at
-low rank, W + B A; biases, norms, small embeddings and the span head are stored in full; word
-embeddings are not trained.
+A shipped reader is an adapter. Its folder holds ``qalib.json`` (encoder, windows, SHA-256 of the
+weights), the adapter in the format of ``peft`` (adapter_config.json and adapter_model.safetensors,
+fp16) and a model card. Of every weight matrix a change of low rank was trained, W + B A; biases,
+norms, small embeddings and the span head are stored in full; word embeddings are not trained.
 """
 
 import json
@@ -29,6 +28,7 @@ from qalib.models.bf16 import linear_layers
 from qalib.models.encoder import (
     MINILM,
     MINILM_HUB,
+    MPNET_HUB,
     EncoderConfig,
     EncoderReader,
     build_encoder,
@@ -36,6 +36,7 @@ from qalib.models.encoder import (
     quiet,
 )
 from qalib.models.folders import (
+    MPNET,
     first_line,
     load_config,
     load_tokenizer,
@@ -45,9 +46,10 @@ from qalib.paths import ROOT, store_dir
 from qalib.settings import build
 
 DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
+BASE_CHECKPOINT = ROOT / "data" / "checkpoints" / "mpnet-base-squad"
 SETTINGS, ADAPTER, WEIGHTS = "qalib.json", "adapter_config.json", "adapter_model.safetensors"
 RENAMED = {"max_question": "max_query_length", "stride": "doc_stride"}  # in older runs
-LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense|attn\.[qkvo])"  # matrices of BERT and MPNet
+LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense|attn\.[qkvo])"  # of BERT and MPNet
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
 WHOLE += ["relative_attention_bias"]
 CARD = "---\nlibrary_name: transformers\npipeline_tag: question-answering\n---\n"
@@ -81,13 +83,6 @@ def merge_low_rank(encoder: nn.Module) -> None:
         parametrize.remove_parametrizations(encoder.get_submodule(name), "weight")
 
 
-def low_rank(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-R approximation B A of a weight change.  (M, N) -> (M, R), (R, N)"""
-    u, s, v = torch.linalg.svd(change.float(), full_matrices=False)
-    scale = s[:rank].sqrt()
-    return u[:, :rank] * scale, scale[:, None] * v[:rank]
-
-
 def save_reader(
     folder: Path,
     encoder: EncoderConfig,
@@ -96,14 +91,13 @@ def save_reader(
     rank: int,
     passages: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint folder from the trained tensors, by parameter name.
+    """Write a checkpoint folder from what :func:`train_low_rank` trained, by parameter name.
 
     ``passages`` as of :func:`save_model`.
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     reader = build_encoder(encoder)
-    base = {name: p.detach().clone() for name, p in reader.named_parameters()}
     lora = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=LINEAR, bias="lora_only", modules_to_save=WHOLE
     )
@@ -112,15 +106,12 @@ def save_reader(
         adapter = get_peft_model(reader.encoder, lora)
     tensors = {}
     for key in get_peft_model_state_dict(adapter):
-        name = _parameter(key)
-        if name.endswith(".lora_A.weight"):
-            weight = name.replace(".lora_A.weight", ".weight")
-            left, right = low_rank(trained[weight] - base[weight], rank)
-            tensors[key], tensors[key.replace("lora_A", "lora_B")] = right, left
-        elif not name.endswith(".lora_B.weight"):
-            tensors[key] = trained[name]
+        change = ".parametrizations.weight.0."
+        name = _parameter(key).replace(".lora_A.weight", f"{change}right")
+        tensors[key] = trained[name.replace(".lora_B.weight", f"{change}left")]
     folder.mkdir(parents=True, exist_ok=True)
-    lora.base_model_name_or_path = MINILM_HUB if encoder.name == MINILM else encoder.name
+    hub = {MINILM: MINILM_HUB, MPNET: MPNET_HUB}
+    lora.base_model_name_or_path = hub.get(encoder.name, encoder.name)
     lora.save_pretrained(folder)
     save_weights({n: t.to(torch.float16) for n, t in tensors.items()}, folder / WEIGHTS)
     sha256 = file_sha256(folder / WEIGHTS)

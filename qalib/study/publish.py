@@ -1,14 +1,13 @@
 """Publishing checkpoints with a model card: the reader, and a skimmer for it.
 
-Of the reader, what training changed is kept as a low-rank adapter, whose rank is chosen on training
-passages that were held out (stage ``adapter-cost``). The skimmer's predictors are trained with the
-published reader, which stays as it is; ``qalib skim calibrate`` chooses its threshold.
+A reader is a low-rank adapter of a public encoder (stage ``train-adapter``). The skimmer's
+predictors are trained with the published reader, which stays as it is; ``qalib skim calibrate``
+chooses its threshold.
 """
 
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from pydantic import Field
@@ -17,75 +16,56 @@ from qalib.data.schema import SAMPLE, Dataset, hold_out, passage_digests
 from qalib.settings import settings
 from qalib.skim.predictors import PredictorConfig
 from qalib.study.claims import markdown_table
-from qalib.study.run_cache import Run, stage
+from qalib.study.run_cache import Run
 from qalib.study.session import Study
-from qalib.study.stages import baseline, block_skim
-from qalib.training import reader_scores
+from qalib.study.stages import baseline, block_skim, readers
 
 CARDS = Path(__file__).with_name("cards")  # templates of the model cards
 
 
-@settings
-class Adapter:
-    """``rank`` of the published adapter, and the ranks that were compared."""
-
-    rank: Annotated[int, Field(ge=1)] = 88
-    tried: tuple[int, ...] = (48, 88)
-
-
-@stage("adapter-cost")
-def adapter_cost(config: Adapter, work: Path, weights: Run, data: Dataset) -> dict:
-    """EM and F1 of adapters of each rank on the passages that the training ``weights`` held out."""
-    from qalib.models.pretrained import WEIGHTS
-    from qalib.models.pretrained import load_reader as load_checkpoint
-
-    training = weights.settings(baseline.EncoderTraining)
-    _, held = hold_out(data, training.held_out)
-    reader = baseline.load_encoder_reader(weights)
-    scores = {"trained weights": reader_scores(reader, held, training.windows)}
-    for rank in config.tried:
-        with TemporaryDirectory() as folder:
-            write_reader(Path(folder), weights, rank)
-            size = round((Path(folder) / WEIGHTS).stat().st_size / 1e6, 2)
-            found = reader_scores(load_checkpoint(folder), held, training.windows)
-        scores[f"adapter, rank {rank}"] = {"megabytes": size, **found}
-    return scores
-
-
-def write_reader(folder: Path, trained: Run, rank: int, passages: Sequence[str] = ()) -> None:
-    """Write the reader of a ``train-encoder`` run as a checkpoint folder.
+def write_reader(folder: Path, trained: Run, passages: Sequence[str] = ()) -> None:
+    """Write the reader of a ``train-adapter`` run as a checkpoint folder.
 
     ``passages``: digests of those that it was trained on.
     """
     from qalib.checkpoints import load_weights
     from qalib.models.pretrained import save_reader
 
-    config = trained.settings(baseline.EncoderTraining)
+    config = trained.settings(baseline.AdapterTraining)
     changed = load_weights(trained.file("weights.safetensors"))
-    save_reader(folder, config.encoder, config.windows, changed, rank, passages)
+    base = config.base
+    save_reader(folder, base.encoder, base.windows, changed, config.rank, passages)
 
 
-def export_reader(study: Study) -> Path:
-    """Write the published checkpoint from the profile's reader, score it, and write its card."""
+def export_reader(study: Study, size: readers.Size = "small") -> Path:
+    """Write a published checkpoint, score it as trained and as published, and write its card.
+
+    "small" is the taught reader and the default of ``qalib answer``; "base" is its teacher, stored
+    as it was trained and not scored again.
+    """
     from qalib.inference import AnswerConfig
-    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
+    from qalib.models.pretrained import BASE_CHECKPOINT, DEFAULT_CHECKPOINT, checkpoint_hash
 
-    trained, data = baseline.profile_encoder(study), study.data("train")
-    rank = study.config("adapter", Adapter).rank
-    write_reader(DEFAULT_CHECKPOINT, trained, rank, passage_digests(data, SAMPLE))
-    settings = AnswerConfig(windows=trained.settings(baseline.EncoderTraining).windows)
+    small, test = size == "small", study.data("test", "readers_data")
+    trained = readers.taught_reader(study) if small else readers.best_reader(study, "base")
+    data, config = study.data("train", "readers_data"), trained.settings(baseline.AdapterTraining)
+    folder = DEFAULT_CHECKPOINT if small else BASE_CHECKPOINT
+    read = hold_out(data, config.base.held_out)[0]
+    write_reader(folder, trained, passage_digests(read, SAMPLE))
+    name = "small, taught" if small else "base"
+    runs = {"as trained": readers.score_reader(study, name, trained, test)}
+    if small:
+        decoding = baseline.Evaluation("shipped", AnswerConfig(windows=config.base.windows))
+        shipped = {"checkpoint": checkpoint_hash(folder)}
+        runs["as published"] = study.run(baseline.evaluate, decoding, test=test, **shipped)
     rows = []
-    for label, name, weights in (
-        ("as trained", "encoder", {"weights": trained}),
-        ("as published", "shipped", {"checkpoint": checkpoint_hash(DEFAULT_CHECKPOINT)}),
-    ):
-        config = baseline.Evaluation(name, settings)
-        run = study.run(baseline.evaluate, config, test=study.data("test"), **weights)
+    for label, run in runs.items():
         scores = {"EM": f"{run.metrics['exact_match']:.1f}", "F1": f"{run.metrics['f1']:.1f}"}
         questions = {"test questions": run.metrics["questions"]}
         rows.append({"reader": label, **questions, **scores, "run": run.short})
-    write_card(DEFAULT_CHECKPOINT, "reader", trained, data, rank=rank, scores=markdown_table(rows))
-    return DEFAULT_CHECKPOINT
+    facts = {"rank": config.rank, "seed": config.base.seed, "scores": markdown_table(rows)}
+    write_card(folder, "reader" if small else "base", trained, data, **facts)
+    return folder
 
 
 def write_card(folder: Path, template: str, run: Run, data: Dataset, **facts: object) -> None:
@@ -95,7 +75,6 @@ def write_card(folder: Path, template: str, run: Run, data: Dataset, **facts: ob
         data=data.name.replace("+", ", "),
         content=data.content_sha256[:16],
         questions=run.metrics["questions"],
-        seed=run.config["seed"],
         precision=run.metrics["precision"],
         steps=run.metrics["steps"],
         run=run.short,
@@ -179,5 +158,6 @@ def export_skimmer(study: Study) -> Path:
         parameters=run.metrics["skim_parameters"],
         min_tokens=plan.min_tokens,
         least=100 * plan.min_pruned_fraction,
+        seed=run.config["seed"],
     )
     return DEFAULT_SKIMMER
