@@ -1,5 +1,6 @@
 """The commands of the study: notebooks, the runs of its profiles, the published checkpoints."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,6 +65,59 @@ def export_checkpoint(
     if what not in known:
         raise QalibError(f"{what!r} is not shipped; choose {' or '.join(known)}.")
     print(known[what](open_study("export-checkpoint", profile)))
+
+
+@app.command("paper-row")
+def paper_row_command(
+    name: Annotated[str, typer.Argument(help="such as bert-base/squad; default: all")] = "",
+    output: Annotated[Path | None, typer.Option(help="train it into this new folder")] = None,
+    plain: Annotated[bool, typer.Option(help="without the loss of the modules")] = False,
+    model: Annotated[str, typer.Option(help="another encoder in its place")] = "",
+    data: Annotated[str, typer.Option(help="other questions to train on")] = "",
+    max_steps: Annotated[int, typer.Option(help="stop after so many steps; 0: never")] = 0,
+) -> None:
+    """Print shape and cost of rows of Block-Skim's Table 1, or train one with --output.
+
+    Printing needs no weights and no network. Training works under `accelerate launch -m qalib`.
+    """
+    from tabulate import tabulate
+
+    from qalib.study.paper import describe_row, paper_rows
+
+    rows = paper_rows()
+    if output is not None:
+        _train_row(name, output, rows.training(name, plain, max_steps), model, data)
+        return
+    names = [name] if name else [f"{encoder}/squad" for encoder in rows.encoders]
+    names += [] if name else [f"bert-base/{data}" for data in rows.sets if data != "squad"]
+    found = [describe_row(rows, row) for row in names]
+    print(tabulate(found, headers="keys", tablefmt="github", floatfmt=".3g"))
+
+
+def _train_row(name: str, output: Path, config, model: str, data: str) -> None:
+    from qalib.commands import train
+    from qalib.data.sources import load_data
+    from qalib.models.encoder import EncoderConfig, build_encoder
+    from qalib.models.pretrained import save_model
+    from qalib.skim.storage import save_skimmer
+    from qalib.skim.training import add_predictors, fit
+    from qalib.study.paper import paper_rows
+
+    encoder, sets = paper_rows().find(name)
+    train.check_new_folder(output)
+    dataset, model = load_data(data or sets.train), model or encoder.hub
+    full = EncoderConfig(model, attention_dropout=0.1, train_embeddings=True)
+    skims = add_predictors(build_encoder(full, config.seed), config)
+    settings = {"row": name, "model": model, "skim": config, "data": dataset.content_sha256}
+    with train.working_folder(output, settings) as work:
+        facts = {"row": name, "base model": model, "data": dataset.name}
+        facts |= fit(skims, dataset, config, work)
+        if train.is_main_process():
+            card = train.model_card(output.name, facts)
+            save_model(work / "model", skims.reader, config.windows, card)
+            save_skimmer(work / "model", skims.skimmer, skims.reader.encoder)
+            train.publish_folder(work, output)
+            print(to_json(facts))
 
 
 @app.command("runs")
