@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from squad_files import write_squad
-from tiny import LAUNCH, TINY, examples, launched, tiny_reader
+from tiny import TINY, examples, tiny_reader
 from typer.testing import CliRunner
 
 from qalib.__main__ import app
@@ -102,16 +102,6 @@ def test_a_data_set_is_answered_and_scored(checkpoint, tmp_path):
     null = ("--null", "--null-score-diff-threshold", third)
     assert run(*words, *null, "--model", checkpoint).exit_code == 0
     assert list(json.loads(output.read_text()).values()).count("") == 3  # odds above the third
-
-
-def test_two_processes_share_a_data_set_and_write_what_one_writes(checkpoint, tmp_path):
-    write_squad(examples(7), tmp_path / "data.json")
-    words = ["answer", str(tmp_path / "data.json"), "--model", checkpoint, "--n-best-size", "2"]
-    assert run(*words, "--output", tmp_path / "one.json").exit_code == 0
-    launched([*LAUNCH, "-m", "qalib", *words, "--output", str(tmp_path / "two.json")])
-    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
-    one, two = (json.loads((tmp_path / f"{n}.nbest.json").read_text()) for n in ("one", "two"))
-    assert list(one) == list(two) == [example.id for example in examples(7)]
 
 
 def test_options_of_run_qa_change_inputs_and_answers(checkpoint):
