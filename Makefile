@@ -36,10 +36,8 @@ test: $(STAMP) ## check style, imports, unit tests, and every notebook with nbva
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
-	$(PY) -m pytest -n 2 --dist loadfile
-	QALIB_WAIT=300 $(PY) -m pytest notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+	QALIB_WAIT=300 $(PY) -m pytest notebooks tests -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 	    --nbval-cell-timeout=300 -p no:cacheprovider
-	$(PY) -m qalib study run-notebooks --profile ci --only 00,05
 	$(PY) -m qalib study run-notebooks --check
 
 lab: $(STAMP) ## open the notebooks in JupyterLab

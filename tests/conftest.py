@@ -22,3 +22,9 @@ def real_data() -> Path:
     if not folder or not (Path(folder) / "squad-dev-v1.1.json").exists():
         pytest.skip("QALIB_DATA names no directory with squad-dev-v1.1.json")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Notebooks wait for runs that others compute (QALIB_WAIT in the Makefile); tests do not."""
+    monkeypatch.delenv("QALIB_WAIT", raising=False)

@@ -23,7 +23,7 @@ def run(*words):
         (("study", "run-notebooks", "--profile", "ci", "--only", "77"), "77"),
         (("study", "run-notebooks", "--profile", "ci", "-p", "sead=3"), "sead"),
         (("study", "export-checkpoint", "reader", "--profile", "huge"), "huge"),
-        (("study", "export-checkpoint", "decoder"), "reader or skimmer"),
+        (("study", "export-checkpoint", "decoder"), "is not shipped"),
     ],
 )
 def test_mistakes_are_one_sentence(words, message, tmp_path, monkeypatch):
