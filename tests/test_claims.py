@@ -17,7 +17,6 @@ from qalib.study.claims import (
     load_claims,
     seed_variance,
     verdict,
-    with_seeds,
 )
 from qalib.study.readme import readme_table, updated_readme
 from qalib.study.run_cache import RunCache, stage
@@ -85,14 +84,6 @@ def test_one_seed_without_others_to_pool_gives_an_incomplete_interval():
     assert found.high - found.mean == pytest.approx(1.966 * scores.std(ddof=1) / 20, rel=1e-3)
     assert (found.seeds, found.complete) == (1, False)
     assert interval([[50.0]]).high == np.inf
-
-
-def test_a_bootstrap_interval_is_widened_by_the_seeds():
-    found = Interval(1.0, 1.0 - 1.96 * 3, 1.0 + 1.96 * 3)
-    wide = with_seeds(found, SeedVariance(8.0, 10**6))
-    assert wide.high - 1.0 == pytest.approx(1.96 * 5, rel=1e-3)  # 9 + 2 * 8 = 25
-    assert wide.complete
-    assert not with_seeds(found, SeedVariance(0.0, 0)).complete
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3])

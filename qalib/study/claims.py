@@ -148,16 +148,6 @@ def interval(
     return Interval(mean, mean - half, mean + half, min(map(len, several)), pool.df > 0)
 
 
-def with_seeds(found: Interval, pool: SeedVariance, runs: int = 2) -> Interval:
-    """A 95 % interval over questions (from a bootstrap) with the variance over seeds added.
-
-    ``runs``: how many single trainings the quantity is made of, two for a difference.
-    """
-    questions = ((found.high - found.low) / 2 / 1.96) ** 2
-    half = _half_width((questions, math.inf), (runs * pool.variance, pool.df))
-    return Interval(found.mean, found.mean - half, found.mean + half, 1, pool.df > 0)
-
-
 def _half_width(*parts: tuple[float, float]) -> float:
     """Half a 95 % interval from the variances of independent parts and their degrees of freedom."""
     from scipy.stats import t

@@ -3,6 +3,7 @@
 Nothing here names a person, a host or a folder, so that it can be committed with the result.
 """
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -27,50 +28,41 @@ PACKAGES = (
 
 
 def environment() -> dict:
-    """Versions, platform, processor, device, commit and command line, as plain JSON data."""
+    """Versions, platform, processor, device, commit and command line, as plain JSON data.
+
+    Versions of the installed packages that can move a number, read without importing them. Device
+    and threads are those of torch if it is in use; a table or a plot need not load it.
+    """
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    device, torch = "cpu", sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    elif torch and torch.backends.mps.is_available():
+        device = "mps"
     return {
         "python": platform.python_version(),
-        "packages": versions(),
+        "packages": packages,
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": {"model": cpu_model(), "cores": os.cpu_count()},
-        **torch_device(),
+        "device": device,
+        "torch_threads": torch.get_num_threads() if torch else None,
         "git": git_state(),
         "command": command_line(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that can move a number, read without importing them."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def cpu_model() -> str:
     """The processor's name, as its maker gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
-
-
-def torch_device() -> dict:
-    """Device and thread count, if torch is in use; a table or a plot need not load it."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return {"device": "cpu", "torch_threads": None}
-    device = "cpu"
-    if torch.cuda.is_available():
-        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    elif torch.backends.mps.is_available():
-        device = "mps"
-    return {"device": device, "torch_threads": torch.get_num_threads()}
+    with contextlib.suppress(OSError):
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
 
 
 def peak_memory_gb() -> float | None:

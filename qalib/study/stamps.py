@@ -75,7 +75,7 @@ class Notebook:
 
         Raises QalibError if there is no such cell, or more than one.
         """
-        tagged = [c for c in self.code if "parameters" in c.get("metadata", {}).get("tags", [])]
+        tagged = [c for c in self.code if "parameters" in c["metadata"].get("tags", [])]
         if len(tagged) != 1:
             raise QalibError(
                 f"{self.path.name}: {len(tagged)} cells are tagged 'parameters'; tag exactly one."
