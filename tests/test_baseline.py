@@ -246,6 +246,14 @@ def test_a_written_reader_answers_as_the_trained_one(tmp_path, adapted, test_set
     np.testing.assert_allclose(*scores, atol=1e-4)  # both are stored in half precision
 
 
+def test_a_run_is_a_model_of_the_commands(adapted):
+    reader = load_checkpoint(adapted.folder)
+    other = baseline.load_encoder_reader(adapted)
+    assert windows_of(adapted.folder) == TINY.windows
+    for one, two in zip(reader.parameters(), other.parameters(), strict=True):
+        assert one.equal(two)
+
+
 def test_publishing_writes_weights_and_card(study, tmp_path, monkeypatch):
     for name in ("DEFAULT_CHECKPOINT", "BASE_CHECKPOINT"):
         monkeypatch.setattr(f"qalib.models.pretrained.{name}", tmp_path / name)

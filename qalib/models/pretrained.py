@@ -259,24 +259,35 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
 
 
 def _load_run(folder: Path, run: dict) -> EncoderReader:
-    """The reader of a run of the stage ``train-encoder``."""
-    if run.get("stage") != "train-encoder":
+    """The reader of a run of the stages ``train-encoder`` and ``train-adapter``."""
+    own = run["config"]
+    whole = not own.get("layers") and not own.get("heads")  # of its encoder
+    if run.get("stage") not in ("train-encoder", "train-adapter") or not whole:
         raise QalibError(
             f"{folder}: a run of the stage {run.get('stage')!r}; only those of 'train-encoder' and "
-            "models of transformers can be loaded."
+            "'train-adapter' with a whole encoder, and models of transformers, can be loaded."
         )
-    place = folder / "config.json"
+    place, weights = folder / "config.json", folder / "weights.safetensors"
     try:
-        config = build(run["config"].get("encoder"), EncoderConfig, f"{place}, encoder")
-        return trained_encoder(config, folder / "weights.safetensors")
+        config = build(own.get("encoder"), EncoderConfig, f"{place}, encoder")
+        return trained_encoder(config, weights, own.get("seed", 0), own.get("rank", 0))
     except QalibError as error:
         raise QalibError(f"{folder}: the encoder of this run cannot be loaded: {error}") from None
 
 
-def trained_encoder(config: EncoderConfig, weights: Path, seed: int = 0) -> EncoderReader:
-    """The encoder with the tensors that its training changed. Raises QalibError if they misfit."""
+def trained_encoder(
+    config: EncoderConfig, weights: Path, seed: int = 0, rank: int = 0
+) -> EncoderReader:
+    """The encoder with the tensors that its training changed; ``rank``: of :func:`train_low_rank`.
+
+    Raises QalibError if they misfit.
+    """
     reader, tensors = build_encoder(config, seed), load_weights(weights)
+    if rank:
+        train_low_rank(reader.encoder, rank)
     put_weights(reader, tensors, str(weights))
+    if rank:
+        merge_low_rank(reader.encoder)
     reader.untrained -= {key.removeprefix("encoder.") for key in tensors}
     return reader
 
@@ -321,6 +332,7 @@ def _run_settings(folder: Path) -> dict:
     stored = _read(path) if path.is_file() else {}
     if not isinstance(config := stored.get("config"), dict) or "stage" not in stored:
         return {}
+    config |= config.get("base", {})  # of train-adapter
     if isinstance(windows := config.get("windows"), dict):  # of runs before a renaming
         config["windows"] = {RENAMED.get(key, key): value for key, value in windows.items()}
     return stored

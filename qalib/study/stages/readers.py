@@ -195,7 +195,7 @@ class BaseSkim:
     quantized: int = 400  # test questions that int8 readers answer
 
 
-def train_skimmer(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -> Run:
+def skim_beside(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -> Run:
     """Predictors beside a reader of [readers], which stays as it is."""
     plan, data = study.config("base_skim", BaseSkim), study.data("train", "readers_data")
     base = encoder_training(reader)
