@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -15,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.data import corpus
-from qalib.data.corpus import CorpusConfig, build_corpus, draw_facts, resolve, write_passage
+from qalib.data.corpus import CorpusConfig, build_corpus, draw_facts
 from qalib.data.schema import check_example
 from qalib.errors import QalibError
 from qalib.metrics import score
@@ -35,26 +32,6 @@ def lexical_f1(**changes):
 
 
 # ---- the same everywhere ------------------------------------------------------------------------
-
-
-def test_bytes_do_not_depend_on_the_process():
-    code = (
-        "from qalib.data.corpus import *; import hashlib; "
-        "d = build_corpus(CorpusConfig(60, seed=5, split='test')); "
-        "print(d.content_sha256, hashlib.sha256(repr(d.examples).encode()).hexdigest())"
-    )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    }
-    assert len(printed) == 1
-    assert len(printed.pop().split()) == 2
 
 
 @pytest.mark.parametrize(
@@ -131,16 +108,6 @@ def test_offsets_point_at_the_right_occurrence_of_a_repeated_text():
     assert any(e.context.find(a.text) != a.start for e in dataset for a in e.answers)
 
 
-def test_golds_differ_in_number_and_the_main_one_comes_first(corpora):
-    counts = Counter(len(e.answers) for e in corpora["train"])
-    assert set(counts) == {1, 2, 3}
-    for example in corpora["train"]:
-        first = example.answers[0].text
-        if re.fullmatch(r"[\d,]+", example.answers[-1].text):  # "42 people" and "42 metres"
-            assert re.match(r"[\d,]+", first)
-        assert not first.startswith(("in ", "because ", "Dr ", "Captain "))
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     split=st.sampled_from(SPLITS),
@@ -162,25 +129,6 @@ def test_length_and_number_of_questions_hold(split, seed, length, distractors):
 # ---- facts and phrasings ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("distractors", [0, 1, 3, 8])
-def test_each_fact_has_its_distractors_and_only_one_can_be_meant(distractors):
-    for seed in range(60):
-        rng = random.Random(seed)
-        _, region, subjects, facts = draw_facts(rng, SPLITS[seed % 3], 3, distractors + 1)
-        assert set(Counter(f.relation.type for f in facts).values()) == {distractors + 1}
-        assert len({(f.subject, f.relation.key) for f in facts}) == len(facts)
-        assert len({f.value for f in facts}) == len(facts)
-        names = [name for subject in subjects for name in subject.names]
-        assert len(set(names)) == len(names)
-        context, golds = resolve(write_passage(rng, SPLITS[seed % 3], 800, region, subjects, facts))
-        assert set(golds) == {fact.number for fact in facts}  # the passage states them all
-        for fact in facts:
-            main = re.sub("[<>]", "", fact.value.split("=")[1]).strip('"')
-            gold = golds[fact.number][0]
-            assert main.startswith(gold.text[1:], 1)  # but for a capital at the start
-            assert context[gold.start : gold.end] == gold.text
-
-
 def test_names_are_not_shared_between_splits():
     kinds = ("person", "place", "organisation", "title", "material", "product", "trade", "reason")
     names = {split: set() for split in SPLITS}
@@ -193,27 +141,6 @@ def test_names_are_not_shared_between_splits():
     assert all(len(found) > 1000 for found in names.values())
     for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
         assert not names[one] & names[other]
-
-
-def test_relations_have_their_phrasings_and_none_is_in_two_splits():
-    assert len(corpus.relations()) >= 16
-    for relation in corpus.relations():
-        assert min(len(set(relation.statements)), len(set(relation.questions))) >= 6
-        assert min(len(set(relation.test_statements)), len(set(relation.test_questions))) >= 3
-        for phrasing in relation.statements + relation.test_statements:
-            assert phrasing.count("{V}") == 1
-            assert len(re.findall(r"\{(?:S|N|O|S's)\}", phrasing)) == 1
-        for question in relation.questions + relation.test_questions:
-            assert question.count("{N}") == 1
-            assert question.endswith("?")
-    for train, test in (("statements", "test_statements"), ("questions", "test_questions")):
-        both = [
-            {re.sub(r"[|\[\]]", "", p) for r in corpus.relations() for p in getattr(r, field)}
-            for field in (train, test)
-        ]
-        assert not both[0] & both[1]
-    named = {key for kind in corpus.kinds() for key in kind.relations}
-    assert named == {relation.key for relation in corpus.relations()}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -248,18 +175,6 @@ def test_text_is_well_formed(corpora, split):
         assert all(s[0].isupper() or s[0] in '"123456789' for s in re.split(r"(?<=\.) ", text)), (
             text
         )
-
-
-def test_no_pronoun_follows_a_filler_sentence(corpora):
-    fillers = sorted(corpus.words()["fillers"])
-    for text in {e.context for split in SPLITS for e in corpora[split]}:
-        for line in fillers:
-            _, found, rest = text.partition(f"{line} ")
-            if found and not rest.startswith(tuple(fillers)):
-                assert not re.match(
-                    r"(It(?! was in)|She|He|Its|Her|His|The former|The latter)\b", rest
-                ), rest
-            assert text.count(line) <= 1
 
 
 # ---- how hard it is -----------------------------------------------------------------------------

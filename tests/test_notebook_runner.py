@@ -1,7 +1,6 @@
 """The notebook runner: toy notebooks run for real once, and what the stamps then see."""
 
 import base64
-import contextlib
 import errno
 import io
 import json
@@ -17,7 +16,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from qalib.errors import QalibError
-from qalib.files import exclusive
 from qalib.paths import ROOT
 from qalib.study.notebooks import (
     LARGEST,
@@ -226,11 +224,6 @@ def test_force_or_a_spoilt_figure_runs_it_again(kit, monkeypatch):
 # --- what makes a stamp stale ------------------------------------------------------------------
 
 
-def test_unused_sections_change_nothing(kit):
-    change(kit, "[ci.other]\nsize = 3", "[ci.other]\nsize = 4", "study")
-    assert check("study", kit) == []
-
-
 @pytest.mark.parametrize(
     ("old", "new", "profile", "reason"),
     [
@@ -336,19 +329,6 @@ def test_parameters_are_strict(tmp_path, tags, params, message):
         check_parameters(notebook, params)
 
 
-def test_nothing_is_run_if_one_notebook_lacks_a_parameter(kit, monkeypatch):
-    monkeypatch.setattr("papermill.execute_notebook", None)
-    with pytest.raises(QalibError, match="no parameter 'speed'"):
-        run_notebooks("study", params={"speed": 1}, force=True, paths=kit)
-    check_parameters(good(kit), {"seed": 3})
-
-
-def test_a_parameters_cell_without_profile_is_refused(kit):
-    change(kit, "profile = os", "prof = os")
-    with pytest.raises(QalibError, match="must set 'profile'"):
-        check_parameters(good(kit), {})
-
-
 def test_a_file_that_is_no_notebook_is_named(kit):
     (kit.notebooks / "00_good.ipynb").write_text("{")
     with pytest.raises(QalibError, match=r"00_good\.ipynb: is not a notebook"):
@@ -363,13 +343,6 @@ def test_choosing_notebooks(ran):
     assert len(list_notebooks(None, paths)) == len(list_notebooks([], paths)) == 4
     with pytest.raises(QalibError, match="No notebook begins with '09'; there are 00_good, 01"):
         list_notebooks("00,09", paths)
-
-
-def test_two_runners_at_once_are_refused(kit):
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(exclusive(kit.build / "figures.lock", "the notebooks"))
-        stack.enter_context(pytest.raises(QalibError, match=f"Process {os.getpid()} is working"))
-        run_notebooks("study", paths=kit, say=print)
 
 
 def test_a_full_disk_is_one_sentence(kit, monkeypatch):

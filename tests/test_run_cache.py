@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.errors import QalibError
-from qalib.files import canonical, exclusive, write_atomically
+from qalib.files import canonical, write_atomically
 from qalib.paths import ROOT
 from qalib.study.provenance import command_line, environment
 from qalib.study.run_cache import (
@@ -30,7 +30,6 @@ from qalib.study.run_cache import (
     run_key,
     stage,
 )
-from qalib.training import TrainConfig
 
 LEAVES = (
     st.none()
@@ -97,19 +96,6 @@ def test_the_order_of_keys_does_not_matter(tree):
     assert canonical(dict(reversed(tree.items()))) == canonical(tree)
 
 
-@settings(deadline=None)
-@given(TREES, TREES)
-def test_different_values_have_different_texts(one, other):
-    same = canonical(one) == canonical(other)
-    assert same == (repr(_sorted(one)) == repr(_sorted(other)))
-
-
-def _sorted(tree):
-    if isinstance(tree, dict):
-        return {key: _sorted(tree[key]) for key in sorted(tree)}
-    return [_sorted(item) for item in tree] if isinstance(tree, list) else tree
-
-
 def test_tuples_are_lists_and_dataclasses_dictionaries():
     assert canonical(Settings()) == canonical({"steps": 10, "rates": [0.1, 1e-05]})
     assert canonical({"b": 1.0, "a": (1, "é")}) == '{"a":[1,"\\u00e9"],"b":1.0}'
@@ -148,11 +134,6 @@ def test_inputs_are_hashed_by_content(cache):
     assert input_hashes(inputs) == {"weights.0": run.key, "weights.1": run.key, "label": "a"}
     with pytest.raises(QalibError, match="'data' is a int"):
         input_hashes({"data": 3})
-
-
-def test_logging_and_saving_are_no_part_of_a_training_configuration():
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert not names & {"logging_steps", "save_steps", "log_every", "checkpoint_every"}
 
 
 # --- computing and finding ---------------------------------------------------------------------
@@ -342,16 +323,6 @@ def test_a_process_may_wait_for_a_run_that_another_one_computes(tmp_path, monkey
     assert run.file("weights.bin").exists()
 
 
-def test_a_lock_is_for_one_at_a_time(tmp_path):
-    lock = tmp_path / "deep" / "work.lock"
-    with exclusive(lock, "this"):
-        blocked = pytest.raises(QalibError, match=f"Process {os.getpid()} is working on this")
-        with blocked, exclusive(lock, "this"):
-            raise AssertionError("two holders")
-    with exclusive(lock, "this"):
-        assert lock.exists()
-
-
 def test_a_run_stopped_before_it_got_its_name_is_not_computed_again(cache):
     run = call(cache, {}, weigh)
     partial = run.folder.with_name(f"{run.folder.name}.partial")
@@ -390,15 +361,6 @@ def test_a_damaged_run_is_named_and_never_used(cache, name, harm):
     assert cache.runs() == []
     shutil.rmtree(run.folder)
     assert call(cache, {}, weigh).metrics == run.metrics
-
-
-@pytest.mark.parametrize("text", ["[]", "{}", '{"files": {}}', '{"files": {"config.json": 1}}'])
-def test_a_listing_of_the_wrong_kind_is_damage(cache, text):
-    run = call(cache, {}, weigh)
-    listing = text.replace("1", '1, "metrics.json": 1, "env.json": 1')
-    (run.folder / "DONE.json").write_text(listing)
-    with pytest.raises(QalibError, match="damaged"):
-        call(cache, {}, never)
 
 
 def test_an_entry_under_the_wrong_name_is_not_believed(cache):
