@@ -21,7 +21,6 @@ def run(*words):
         (("fetch", "sqaud"), "sqaud"),
         (("study", "run-notebooks", "--profile", "labtop"), "laptop"),
         (("study", "run-notebooks", "--profile", "ci", "--only", "77"), "77"),
-        (("study", "run-notebooks", "--profile", "ci", "-p", "sead=3"), "sead"),
         (("study", "export-checkpoint", "reader", "--profile", "huge"), "huge"),
         (("study", "export-checkpoint", "decoder"), "is not shipped"),
     ],
@@ -70,7 +69,7 @@ def test_notebooks_are_checked_or_run(monkeypatch):
     monkeypatch.setattr("qalib.study.notebooks.run_notebooks", lambda *args: results)
     monkeypatch.setattr("qalib.study.stamps.check", lambda profile: [])
     words = ("study", "run-notebooks", "--profile", "laptop")
-    assert run(*words, "-p", "seed=1").exit_code == 0
+    assert run(*words).exit_code == 0
     assert "Everything is up to date." in run(*words, "--check").output
     results["01_toy"] = "01 cell 3: no"
     monkeypatch.setattr("qalib.study.stamps.check", lambda profile: ["00_toy: stale"])

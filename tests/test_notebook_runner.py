@@ -19,9 +19,7 @@ from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.notebooks import (
     LARGEST,
-    check_parameters,
     copy_outputs,
-    parse_params,
     run_notebooks,
 )
 from qalib.study.stamps import (
@@ -241,12 +239,6 @@ def test_a_change_is_told_with_the_command_that_mends_it(kit, old, new, profile,
     )
 
 
-def test_other_parameters_are_another_run(kit):
-    assert why_stale(good(kit), "study", {"seed": 1}, kit) == [
-        "the parameter seed changed since it was run"
-    ]
-
-
 def test_a_record_that_is_gone_is_missed(kit):
     shutil.rmtree(kit.records)
     [problem] = check("study", kit)
@@ -272,11 +264,11 @@ def test_a_stamp_that_is_damaged_missing_or_left_over(kit):
     kit.stamp("07_gone", "study").unlink()
     for text in ("{", "[]", "{}"):
         path.write_text(text)
-        assert why_stale(good(kit), "study", {}, kit) == ["has a damaged stamp"]
+        assert why_stale(good(kit), "study", kit) == ["has a damaged stamp"]
     path.unlink()
-    assert why_stale(good(kit), "study", {}, kit) == ["has not been run"]
+    assert why_stale(good(kit), "study", kit) == ["has not been run"]
     assert any(problem.startswith("00_good: has not been run") for problem in check("study", kit))
-    assert why_stale(good(kit), "laptop", {}, kit) == ["has not been run"]
+    assert why_stale(good(kit), "laptop", kit) == ["has not been run"]
 
 
 @pytest.mark.parametrize(("name", "is_stale"), [("used", True), ("other", False)])
@@ -286,10 +278,10 @@ def test_the_stages_that_a_notebook_imports_count(kit, name, is_stale):
         (folder / f"{stage_name}.py").write_text("x = 1\n")
     cells = {"use": "from qalib.study.stages.used import x", "go": "%matplotlib inline"}
     notebook = write(kit.notebooks, "05_toy", cells)
-    before = make_stamp(notebook, "ci", {}, paths=kit)
+    before = make_stamp(notebook, "ci", paths=kit)
     assert list(before["stages"]) == ["used"]
     (folder / f"{name}.py").write_text("x = 2\n")
-    assert (make_stamp(notebook, "ci", {}, paths=kit) != before) == is_stale
+    assert (make_stamp(notebook, "ci", paths=kit) != before) == is_stale
 
 
 def test_progress_names_cell_and_step(kit, monkeypatch):
@@ -311,22 +303,6 @@ with progress_bar(8, "train", "step") as bar:
 
 
 # --- refusals ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tags", "params", "message"),
-    [
-        ((), {}, "0 cells are tagged 'parameters'"),
-        (("parameters", "parameters"), {}, "2 cells are tagged"),
-        (("parameters",), {"sead": 1}, "has no parameter 'sead'; it has profile, seed"),
-        (("parameters",), {"profile": "ci"}, "with --profile"),
-        (("other",), {}, "0 cells are tagged"),
-    ],
-)
-def test_parameters_are_strict(tmp_path, tags, params, message):
-    notebook = write(tmp_path, "00_toy", {"go": "1"}, tags)
-    with pytest.raises(QalibError, match=message):
-        check_parameters(notebook, params)
 
 
 def test_a_file_that_is_no_notebook_is_named(kit):
@@ -355,29 +331,11 @@ def test_a_full_disk_is_one_sentence(kit, monkeypatch):
         run_notebooks("ci", paths=kit, say=print)
 
 
-def test_a_notebook_without_cell_ids_is_refused(kit):
-    path = kit.notebooks / "00_good.ipynb"
-    tree = json.loads(path.read_text())
-    del tree["cells"][0]["id"]
-    path.write_text(json.dumps(tree))
-    with pytest.raises(QalibError, match="cells without ids"):
-        run_notebooks("ci", paths=kit)
-
-
 def test_unknown_profiles_are_refused(kit):
     with pytest.raises(QalibError, match="no profile 'lab'"):
         run_notebooks("lab", paths=kit)
     with pytest.raises(QalibError, match="no profile 'lab'"):
         check("lab", kit)
-
-
-def test_parameters_from_the_command_line():
-    texts = ["seed=3", "rate=1e-4", "name=base", "layers=[1, 2]", "text=a=b"]
-    told = {"seed": 3, "rate": 1e-4, "name": "base", "layers": [1, 2], "text": "a=b"}
-    assert parse_params(texts) == told
-    for text in ("seed", "=3", "a b=3"):
-        with pytest.raises(QalibError, match="NAME=VALUE"):
-            parse_params([text])
 
 
 # --- large outputs -----------------------------------------------------------------------------

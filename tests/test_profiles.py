@@ -89,11 +89,6 @@ def test_budgets(toml):
     assert load_profile("study", toml).budget("07") == 30
 
 
-def test_a_budget_is_a_number_of_seconds(tmp_path):
-    with pytest.raises(QalibError, match=r"\[ci\.budget\].*\"00\""):
-        with_train("steps = 1", tmp_path).budget("00")
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -134,11 +129,6 @@ def test_a_broken_file_is_named(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(QalibError, match=r"none\.toml"):
         load_profile("ci", tmp_path / "none.toml")
-
-
-def test_a_section_inside_a_section(toml):
-    profile = load_profile("laptop", toml)
-    assert profile.section("train.model", Model) == Model(6, 32)
 
 
 def test_the_profiles_of_the_kit_can_all_be_loaded():

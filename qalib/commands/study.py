@@ -20,7 +20,6 @@ def run_notebooks_command(
     only: Annotated[list[str] | None, typer.Option(help="notebook numbers, e.g. 00")] = None,
     force: Annotated[bool, typer.Option(help="compute every run again")] = False,
     check: Annotated[bool, typer.Option(help="only report what is out of date")] = False,
-    param: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for a notebook")] = None,
 ) -> None:
     """Run the notebooks with papermill and regenerate their figures.
 
@@ -28,7 +27,7 @@ def run_notebooks_command(
     what they were made from.
     """
     from qalib.files import write_atomically
-    from qalib.study.notebooks import parse_params, run_notebooks
+    from qalib.study.notebooks import run_notebooks
     from qalib.study.readme import README, updated_readme
     from qalib.study.stamps import check as stale
 
@@ -39,9 +38,7 @@ def run_notebooks_command(
             problems.append("README.md: its results are not those recorded; run the notebooks.")
         print("\n".join(problems) or "Everything is up to date.")
         raise typer.Exit(bool(problems))
-    failed = list(
-        filter(None, run_notebooks(profile, only, force, parse_params(param or ())).values())
-    )
+    failed = list(filter(None, run_notebooks(profile, only, force).values()))
     if profile == "study":
         write_atomically(README, updated_readme())
     if failed:

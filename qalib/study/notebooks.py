@@ -4,7 +4,6 @@ A notebook needs one cell tagged ``parameters`` that sets ``profile``. One whose
 change is not run again.
 """
 
-import ast
 import base64
 import contextlib
 import io
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
@@ -41,7 +40,6 @@ def run_notebooks(
     profile: str,
     only: Sequence[str] | str | None = None,
     force: bool = False,
-    params: Mapping[str, object] | None = None,
     paths: ProjectPaths | None = None,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> dict[str, str]:
@@ -49,27 +47,24 @@ def run_notebooks(
 
     only:   beginnings of names: "03", "00,03" or a list of such
     force:  run also what is up to date, and compute every run again
-    params: further parameters, which every notebook must have
     say:    called with every line of progress
 
     Profile study copies the outputs into the notebooks. Returns what went wrong in each, "" if
-    nothing did; one that fails does not stop the others. Raises QalibError for an unknown profile,
-    notebook or parameter, and if another process is running the notebooks.
+    nothing did; one that fails does not stop the others. Raises QalibError for an unknown profile
+    or notebook, and if another process is running the notebooks.
     """
-    paths, params = paths or ProjectPaths(), dict(params or {})
+    paths = paths or ProjectPaths()
     settings = load_profile(profile, paths.profiles)
     chosen = list_notebooks(only, paths)
-    for notebook in chosen:
-        check_parameters(notebook, params)
     results = {}
     with translate_os_errors(paths.build), exclusive(paths.build / "figures.lock", "the notebooks"):
         begun = datetime.now(UTC).isoformat(timespec="seconds") if force else ""
         for number, notebook in enumerate(chosen, 1):
             place, problem = f"{notebook.name} ({number} of {len(chosen)})", ""
-            if force or why_stale(notebook, profile, params, paths):
+            if force or why_stale(notebook, profile, paths):
                 say(f"{place}: started in profile {profile}")
                 begin, seconds = time.monotonic(), settings.budget(notebook.name[:2])
-                problem = _run(notebook, profile, params, seconds, begun, paths, say)
+                problem = _run(notebook, profile, seconds, begun, paths, say)
                 say(f"{place}: {problem or f'done in {time.monotonic() - begin:.0f} s'}")
             else:
                 say(f"{place}: up to date")
@@ -77,40 +72,9 @@ def run_notebooks(
     return results
 
 
-def parse_params(texts: Sequence[str]) -> dict[str, object]:
-    """Parameters from texts "name=value"; a value that is a Python literal is taken as one."""
-    params: dict[str, object] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise QalibError(f"The parameter {text!r} must be written NAME=VALUE.")
-        try:
-            params[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            params[name] = value
-    return params
-
-
-def check_parameters(notebook: Notebook, params: Mapping[str, object]) -> None:
-    """Raise QalibError if the notebook does not have these parameters; papermill only warns."""
-    known = notebook.parameters()
-    if not all("id" in cell for cell in notebook.cells):
-        raise QalibError(f"{notebook.path.name}: has cells without ids; save it as nbformat 4.5.")
-    if "profile" not in known:
-        raise QalibError(f"{notebook.path.name}: its parameters cell must set 'profile'.")
-    if "profile" in params:
-        raise QalibError("Set the profile with --profile, not as a parameter.")
-    for name in params:
-        if name not in known:
-            raise QalibError(
-                f"{notebook.path.name}: has no parameter {name!r}; it has {', '.join(known)}."
-            )
-
-
 def _run(
     notebook: Notebook,
     profile: str,
-    params: dict,
     budget: int,
     force: str,
     paths: ProjectPaths,
@@ -120,26 +84,25 @@ def _run(
     executed.parent.mkdir(parents=True, exist_ok=True)
     usage = executed.with_suffix(".usage")
     usage.unlink(missing_ok=True)
-    given = {"profile": profile, **params}
     with (
         kernel_environment(profile, executed, force, paths),
         _Progress(notebook, executed.with_suffix(".progress"), say) as progress,
     ):
-        problem = _execute(notebook, executed, given, budget, progress.cell_started)
+        problem = _execute(notebook, executed, profile, budget, progress.cell_started)
     if problem:
         return problem
     try:
         if profile == "study":
             copy_outputs(notebook.path, executed)
             notebook = Notebook(notebook.path)
-        write_stamp(notebook, profile, params, read_usage(usage), paths)
+        write_stamp(notebook, profile, read_usage(usage), paths)
     except QalibError as error:
         return f"{notebook.name}: {error}"
     return ""
 
 
 def _execute(
-    notebook: Notebook, executed: Path, params: dict, budget: int, cell_started: Callable
+    notebook: Notebook, executed: Path, profile: str, budget: int, cell_started: Callable
 ) -> str:
     """Run a notebook; returns what went wrong in one line, "" if nothing did."""
     import papermill
@@ -150,13 +113,13 @@ def _execute(
         papermill.execute_notebook(
             _literal(notebook.path),
             _literal(executed),
-            parameters=params,
+            parameters={"profile": profile},
             kernel_name="python3",
             language="python",
             cwd=notebook.path.parent,
             start_timeout=120,
             execution_timeout=budget,
-            request_save_on_cell_execute=params["profile"] != "ci",
+            request_save_on_cell_execute=profile != "ci",
             progress_bar=False,
             on_cell_start=cell_started,
         )

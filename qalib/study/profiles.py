@@ -37,30 +37,19 @@ class Profile:
     def section(self, name: str, kind: type[T]) -> T:
         """The section as settings of class ``kind``; what it leaves out keeps its default.
 
-        ``name`` may lead into a section with dots ("bytes.base"). Raises QalibError naming file,
-        section and key, with the nearest known name, for a section or key that is unknown, a
-        value that is not allowed and one that is missing.
+        Raises QalibError naming file, section and key, with the nearest known name, for a section
+        or key that is unknown, a value that is not allowed and one that is missing.
         """
         place = f"{_shown(self.path)}: [{self.name}.{name}]"
-        first, *inner = name.split(".")
-        if first not in self.sections:
-            raise QalibError(f"{place} is not there; {nearest(first, self.sections)}.")
-        log_usage("section", first)
-        table = self.sections[first]
-        for part in inner:
-            table = table.get(part, {})
-        return build(table, kind, place)
+        if name not in self.sections:
+            raise QalibError(f"{place} is not there; {nearest(name, self.sections)}.")
+        log_usage("section", name)
+        return build(self.sections[name], kind, place)
 
     def budget(self, notebook: str) -> int:
         """Seconds that a notebook ("00") may take here: section ``budget``, else its default."""
-        budget = self.sections.get("budget", {})
-        seconds = budget.get(notebook, budget.get("default"))
-        if not isinstance(seconds, int) or seconds <= 0:
-            raise QalibError(
-                f"{_shown(self.path)}: [{self.name}.budget] must give seconds, as a whole "
-                f'number, for "{notebook}" or as "default".'
-            )
-        return seconds
+        budget = self.sections["budget"]
+        return budget.get(notebook, budget["default"])
 
 
 def load_profile(name: str, path: Path = PROFILES) -> Profile:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -70,18 +70,6 @@ class Notebook:
         cells = [cell for cell in self.cells if cell["cell_type"] == "code"]
         return [{**cell, "source": "".join(cell["source"])} for cell in cells]
 
-    def parameters(self) -> list[str]:
-        """The names that the one cell tagged ``parameters`` sets.
-
-        Raises QalibError if there is no such cell, or more than one.
-        """
-        tagged = [c for c in self.code if "parameters" in c["metadata"].get("tags", [])]
-        if len(tagged) != 1:
-            raise QalibError(
-                f"{self.path.name}: {len(tagged)} cells are tagged 'parameters'; tag exactly one."
-            )
-        return sorted(re.findall(r"^(\w+) =", tagged[0]["source"], re.M))
-
     def stages(self) -> list[str]:
         """The modules of ``qalib.study.stages`` that its cells import."""
         text = "\n".join(cell["source"] for cell in self.code)
@@ -114,7 +102,6 @@ def list_notebooks(
 def make_stamp(
     notebook: Notebook,
     profile: str,
-    params: Mapping[str, object],
     sections: Iterable[str] = (),
     claims: Iterable[str] = (),
     paths: ProjectPaths | None = None,
@@ -126,7 +113,6 @@ def make_stamp(
     stages = {name: paths.root / "qalib/study/stages" / f"{name}.py" for name in notebook.stages()}
     return {
         "cells": {"": _hash([[cell.get("id"), cell["source"]] for cell in notebook.code])},
-        "params": dict(params),
         "stages": {
             name: _hash(path.read_text()) for name, path in stages.items() if path.is_file()
         },
@@ -135,12 +121,10 @@ def make_stamp(
     }
 
 
-def write_stamp(
-    notebook: Notebook, profile: str, params: dict, used: dict, paths: ProjectPaths
-) -> None:
+def write_stamp(notebook: Notebook, profile: str, used: dict, paths: ProjectPaths) -> None:
     """Write the stamp of a notebook that has run: ``used`` by kind and name, as it was noted."""
     record = {
-        **make_stamp(notebook, profile, params, used["section"], used["claim"], paths),
+        **make_stamp(notebook, profile, used["section"], used["claim"], paths),
         "notebook": notebook.name,
         "profile": profile,
         "figures": used["figure"],
@@ -160,7 +144,6 @@ def outputs_hash(notebook: Notebook) -> str:
 
 CHANGES = {  # what changed, in words
     "cells": "its code cells",
-    "params": "the parameter {}",
     "stages": "qalib/study/stages/{}.py",
     "sections": "the profile's section {}",
     "claims": "the paper's claim {}",
@@ -170,7 +153,6 @@ CHANGES = {  # what changed, in words
 def why_stale(
     notebook: Notebook,
     profile: str,
-    params: Mapping[str, object] | None = None,
     paths: ProjectPaths | None = None,
 ) -> list[str]:
     """Why the notebook has to run again in this profile; an empty list if it need not."""
@@ -180,7 +162,7 @@ def why_stale(
         return ["has not been run"]
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        now = make_stamp(notebook, profile, params or {}, old["sections"], old["claims"], paths)
+        now = make_stamp(notebook, profile, old["sections"], old["claims"], paths)
         changed = [
             CHANGES[kind].format(name)
             for kind in CHANGES
@@ -220,7 +202,7 @@ def check(profile: str = "study", paths: ProjectPaths | None = None) -> list[str
     problems, known = [], set()
     for notebook in list_notebooks(paths=paths):
         mend = f"python -m qalib study run-notebooks --profile {profile} --only {notebook.name[:2]}"
-        reasons = why_stale(notebook, profile, paths=paths)
+        reasons = why_stale(notebook, profile, paths)
         problems += [f"{notebook.name}: {reason}; run `{mend}`." for reason in reasons]
         known.add(notebook.name)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
