@@ -2,27 +2,24 @@
 
 ``figures/<profile>/`` gets four files for every figure: ``name.png``, ``name.svg`` (the same bytes
 whenever the points are the same), ``name.csv`` with the points and ``name.json`` with the
-provenance. Only ``figures/study/`` is committed, and only the profile study writes into it.
+provenance: notebook and cell, runs and data. Versions, commit and date are in the stamp of the
+notebook (``qalib.study.stamps``) and in the records of the runs. Only ``figures/study/`` is committed, and only the profile study writes into it.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from qalib.errors import QalibError
-from qalib.files import log_usage, pretty, to_json_data, write_atomically
+from qalib.files import log_usage, pretty, write_atomically
 from qalib.paths import ROOT
-from qalib.study.provenance import environment
 
 FIGURES = ROOT / "figures"
 NOTEBOOKS = ROOT / "notebooks"
 STABLE_SVG = {"svg.fonttype": "path", "svg.hashsalt": "qalib"}  # the same bytes on every machine
-PASSING = ("created", "git", "command")  # provenance that may differ though nothing else does
 
 
 def save_figure(
@@ -74,10 +71,8 @@ def save_figure(
         "runs": sorted(set(runs)),
         "data": dict(datasets or {}),
         "sha256": {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment(),
     }
-    _write_record(stem.with_name(f"{name}.json"), to_json_data(record, f"figure {name}"))
+    write_atomically(stem.with_name(f"{name}.json"), pretty(record, f"figure {name}"))
     log_usage("figure", name, record["sha256"])
     for dataset, content_hash in record["data"].items():
         log_usage("data", dataset, content_hash)
@@ -91,15 +86,6 @@ def _render(fig, kind: str, metadata: dict) -> bytes:
     with matplotlib.rc_context(STABLE_SVG):
         fig.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
-
-
-def _write_record(path: Path, record: dict) -> None:
-    """Write provenance, unless all that would change is when and at which commit it was made."""
-    with contextlib.suppress(OSError, ValueError):
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if {**old, **{key: record[key] for key in PASSING}} == record:
-            return
-    write_atomically(path, pretty(record))
 
 
 def _cell_that_names(notebook: str, name: str) -> str | None:
