@@ -19,7 +19,6 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -246,16 +245,12 @@ def adversarial_scores(
     return em[chosen], overlap[chosen]
 
 
-@dataclass(frozen=True)
-class PairedBootstrap:
-    """Mean difference a - b in the unit of the scores, its 95 % interval (percentiles), the share
-    of resamples above 0 and the two-sided p."""
+class PairedBootstrap(NamedTuple):
+    """Mean difference a - b in the unit of the scores, and its 95 % interval (percentiles)."""
 
     difference: float
     low: float
     high: float
-    share_above: float
-    p_value: float
 
 
 def paired_bootstrap(
@@ -265,8 +260,7 @@ def paired_bootstrap(
 
     ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
     Tibshirani 1993). Two or three seeds say little about others: the interval is then too narrow.
-    p is twice the smaller tail, with resamples at 0 in both, and never 0. Raises QalibError for
-    scores that cannot be paired or are not finite.
+    Raises QalibError for scores that cannot be paired or are not finite.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim not in (1, 2) or not a.size or not np.isfinite([a, b]).all():
@@ -284,9 +278,7 @@ def paired_bootstrap(
         drawn = rng.integers(questions, size=(len(part), questions))
         part[:] = np.take_along_axis(weights @ delta, drawn, axis=1).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    tail = 1 + min((means <= 0).sum(), (means >= 0).sum())
-    p_value = min(1.0, 2 * int(tail) / (samples + 1))
-    return PairedBootstrap(delta.mean().item(), low, high, (means > 0).mean().item(), p_value)
+    return PairedBootstrap(delta.mean().item(), low, high)
 
 
 class ConfidenceInterval(NamedTuple):

@@ -1,6 +1,6 @@
 """Interleaved timing: all candidates on the same items in turn, compared within each round.
 
-    timings = interleave({"plain": plain, "pruned": pruned}, batches, rounds=9, seconds=60)
+    timings = interleave({"plain": plain, "pruned": pruned}, batches, rounds=9)
     quartiles(timings.speedups("pruned", baseline="plain"))     # median and quartiles
 
 A shared or throttling machine changes its speed from minute to minute by more than what is to be
@@ -59,9 +59,7 @@ def interleave(
     candidates: Mapping[str, Callable[[Any], object]],
     items: Sequence,
     rounds: int,
-    seconds: float = math.inf,
     *,
-    min_rounds: int = 1,
     items_per_round: int = 0,
     repeat: bool = False,
     observe: Callable[[int, str, Any, object], None] | None = None,
@@ -71,9 +69,6 @@ def interleave(
     """Time candidates in turn, item by item, after one round to warm up.
 
     candidates       by name: a function that processes one item
-    rounds, seconds  stop after so many rounds, or as soon as the time is over; an unfinished round
-                     is discarded
-    min_rounds       rounds that are completed even if they take longer; 0 allows none at all
     items_per_round  that each round takes, going on where the last one stopped; 0 = all items
     repeat           process each item twice and time the second pass: whoever follows another
                      candidate finds the caches full of the other's weights
@@ -93,10 +88,8 @@ def interleave(
         spent = dict.fromkeys(candidates, 0.0)
         for item, (name, process) in ((i, c) for i in chosen for c in candidates.items()):
             now = clock()
-            if number > min_rounds and now - begin > seconds:
-                return timings
             if progress and now - reported > PROGRESS_INTERVAL:
-                progress(f"round {number} of up to {rounds}, {now - begin:.0f} s: {name}")
+                progress(f"round {number} of {rounds}, {now - begin:.0f} s: {name}")
                 reported = now
             if repeat:
                 process(item)

@@ -349,7 +349,6 @@ def test_the_bootstrap_finds_a_shift_that_unpaired_noise_would_hide():
     spread = 1.96 * (a - b).std() / math.sqrt(400)
     assert result.low == pytest.approx(result.difference - spread, abs=spread / 5)
     assert result.high == pytest.approx(result.difference + spread, abs=spread / 5)
-    assert (result.share_above, result.p_value) == (1.0, pytest.approx(2 / 2001))
     reverse = metrics.paired_bootstrap(b, a, samples=2000)
     assert (reverse.low, reverse.high) == pytest.approx((-result.high, -result.low))
 
@@ -380,9 +379,6 @@ def test_the_bootstrap_has_the_distribution_of_all_resamples(delta):
     a = delta + 0.5
     result = metrics.paired_bootstrap(a, np.full_like(a, 0.5), samples=40_000)
     assert result.difference == pytest.approx(delta.mean())
-    assert result.share_above == pytest.approx((means > 1e-12).mean(), abs=0.01)
-    tail = min((means < 1e-12).mean(), (means > -1e-12).mean())
-    assert result.p_value == pytest.approx(min(1, 2 * tail), abs=0.02)
     for bound, share in ((result.low, 0.025), (result.high, 0.975)):
         assert (means < bound - 1e-9).mean() <= share + 0.005
         assert (means <= bound + 1e-9).mean() >= share - 0.005
