@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from squad_files import write_squad
-from tiny import TINY, examples, tiny_reader
+from tiny import examples, tiny_reader
 from typer.testing import CliRunner
 
 from qalib.__main__ import app
 from qalib.commands.output import write_output
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.models.pretrained import load_reader, save_reader
+from qalib.models.pretrained import load_reader, save_model
 from qalib.skim.calibration import Calibration, Measurement
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer
@@ -27,9 +27,8 @@ PASSAGE = "Ada met Bo in Oslo."
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A folder with a reader and its calibrated skimmer."""
-    folder = tmp_path_factory.mktemp("reader")
-    trained = {name: p for name, p in tiny_reader().named_parameters() if p.requires_grad}
-    save_reader(folder, TINY, WindowConfig(), trained, rank=4)
+    folder = tmp_path_factory.mktemp("place") / "reader"
+    save_model(folder, tiny_reader(), WindowConfig())
     config = SkimConfig(PredictorConfig("question", block_size=8), (1,), (1,), (0.4,))
     encoder = load_reader(folder).encoder
     measured = (Measurement("made up", 100, 98, 0.4),)

@@ -13,9 +13,16 @@ from qalib.study import publish
 def test_the_card_tells_what_was_trained(tmp_path):
     metrics = {"skim_parameters": 1234, "questions": 50, "precision": "bf16", "steps": 7}
     env = {"git": {"commit": None}}
-    run = SimpleNamespace(metrics=metrics, config={"seed": 3}, env=env, short="train-skim-abc")
+    run = SimpleNamespace(metrics=metrics, env=env, short="train-skim-abc")
     data = build_corpus(CorpusConfig(questions=2))
-    facts = {"layers": "2, 3", "size": 32, "parameters": 1234, "min_tokens": 96, "least": 10.0}
+    facts = {
+        "seed": 3,
+        "layers": "2, 3",
+        "size": 32,
+        "parameters": 1234,
+        "min_tokens": 96,
+        "least": 10.0,
+    }
     publish.write_card(tmp_path, "skimmer", run, data, **facts)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     for text in ("layers 2, 3", "1,234", "fewer than 96 tokens", "less than 10 %", "abc"):
