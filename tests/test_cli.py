@@ -60,7 +60,10 @@ def test_what_is_tolerated_in_data_is_one_line(monkeypatch, capsys, tmp_path):
     assert printed.err.count("\n") == 1
 
 
-def test_sources_are_listed():
+def test_sources_and_commands_are_listed():
+    shown = run("--help").output
+    for command in ("answer", "score", "train", "distill", "skim", "bench", "fetch", "study"):
+        assert command in shown
     assert "squad-dev-v1.1" in run("fetch").output
 
 

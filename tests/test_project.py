@@ -190,13 +190,6 @@ def test_citation_is_of_this_version() -> None:
 # Commands
 
 
-def test_command_line_lists_its_commands() -> None:
-    shown = python("-m", "qalib", "--help")
-    assert shown.returncode == 0, shown.stderr
-    for command in ("answer", "score", "train", "distill", "skim", "bench", "fetch", "study"):
-        assert command in shown.stdout
-
-
 def test_answering_needs_the_core_packages_only() -> None:
     """Everything behind `answer` and `score` imports without the packages of other groups."""
     needed, waiting = set(), list(CORE)
