@@ -141,7 +141,7 @@ def fit(
     config: PredictorTraining,
     folder: Path,
     teacher: EncoderReader | None = None,
-    features: "BlockFeatures | None" = None,
+    features: "FixedFeatures | None" = None,
     **options,
 ) -> dict:
     """Train what is not frozen; ``folder``, ``options`` and the result as of ``training.train``.
@@ -169,7 +169,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class BlockFeatures:
+class FixedFeatures:
     """Features of the passage blocks of W training windows, the windows in order.
 
     The parts ``FIXED`` of a predictor's features have no weights. The diagonal maps of "cnn" and
@@ -184,13 +184,13 @@ class BlockFeatures:
     labels: Tensor  # (N,) float32, 0 to 1
     parts: Mapping[str, Tensor]  # "<layer> <part>": (N, C) float32
 
-    def of_questions(self, chosen: Tensor) -> "BlockFeatures":
+    def of_questions(self, chosen: Tensor) -> "FixedFeatures":
         """Some questions only.  (questions,) bool"""
         windows = chosen[self.question]
         blocks = windows.repeat_interleave(self.counts)
         parts = {name: x[blocks] for name, x in self.parts.items()}
         heads = (x[windows] for x in (self.question, self.lengths, self.counts))
-        return BlockFeatures(*heads, self.sizes[blocks], self.labels[blocks], parts)
+        return FixedFeatures(*heads, self.sizes[blocks], self.labels[blocks], parts)
 
     def task(self, config: PredictorTraining) -> TrainingTask:
         """The block loss of predictors; batches are those of ``skim_task``."""
@@ -236,9 +236,9 @@ class FeatureReader(nn.Module):
 
 
 @torch.no_grad()
-def block_features(
+def fixed_features(
     model: SkimReader, data: Dataset, config: PredictorTraining, tokens_per_batch: int = 8192
-) -> BlockFeatures:
+) -> FixedFeatures:
     """The ``FIXED`` features of all training windows, of the layers with predictors.
 
     The predictors of ``model`` are of kind "combined" and read these parts.
@@ -269,7 +269,7 @@ def block_features(
     for hook in hooks:
         hook.remove()
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    return BlockFeatures(
+    return FixedFeatures(
         torch.tensor([window.example for window in windows]),
         torch.tensor([len(window) for window in windows]),
         torch.tensor([len(row["sizes"]) for row in rows]),
