@@ -23,12 +23,14 @@ SIZE = 6
 
 @pytest.fixture(scope="module")
 def reader() -> EncoderReader:
-    return tiny_reader()
+    reader = tiny_reader().eval()
+    reader.encoder.set_attn_implementation("eager")  # which returns its maps
+    return reader
 
 
 @pytest.fixture(scope="module")
 def data(reader) -> BlockFeatures:
-    return block_features(reader, examples(), WINDOWS, SIZE, tokens_per_batch=256)
+    return block_features(reader, examples(), WINDOWS, SIZE)
 
 
 # --- features ----------------------------------------------------------------------------------

@@ -9,54 +9,44 @@ that an implementation which computes only these can answer the same three queri
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qalib.skim.blocks import Blocks
 
-
-class Attention(Protocol):
-    """Attention probabilities of one layer, P (B, H, L, L), rows sum to 1 over real keys."""
-
-    def attention_to(self, sets: Tensor) -> Tensor:
-        """Attention of every position to a set X: sum_{j in X} P_ij.
-
-        (B, G, L) bool -> (B, H, G, L)
-        """
-
-    def attention_from(self, sets: Tensor) -> Tensor:
-        """Attention of a set X to every position: mean_{i in X} P_ij.
-
-        (B, G, L) bool -> (B, H, G, L); 0 where the set is empty
-        """
-
-    def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
-        """Attention within every block, zero where it is shorter than ``size``.
-
-        -> (B, H, K, S, S)
-        """
+if TYPE_CHECKING:
+    from qalib.skim.packed import GroupedAttention
 
 
 @dataclass(frozen=True)
 class FullAttention:
-    """The whole map: for training, and as the reference of the faster implementation."""
+    """The whole map: for training, and as the reference of ``packed.GroupedAttention``.
 
-    probabilities: Tensor  # (B, H, L, L)
+    P (B, H, L, L): attention probabilities of one layer, rows sum to 1 over real keys.
+    """
+
+    probabilities: Tensor
 
     def attention_to(self, sets: Tensor) -> Tensor:
+        """Attention of every position to a set X, sum_{j in X} P_ij.  (B, G, L) -> (B, H, G, L)"""
         near = _extent(sets)
         chosen = sets[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
         return chosen @ self.probabilities[..., near].transpose(2, 3)
 
     def attention_from(self, sets: Tensor) -> Tensor:
+        """Attention of a set X to every position: mean_{i in X} P_ij, 0 if X is empty.
+
+        (B, G, L) bool -> (B, H, G, L)
+        """
         near = _extent(sets)
         share = sets.float() / sets.sum(dim=2, keepdim=True).clamp(min=1)
         share = share[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
         return share @ self.probabilities[:, :, near]
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
+        """Attention within every block, 0 where it is shorter.  -> (B, H, K, S, S)"""
         positions, real = blocks.positions(size)  # each (B, K, S)
         cells = positions[..., None] * self.probabilities.shape[-1] + positions[..., None, :]
         cells = cells.flatten(1)[:, None].expand(-1, self.probabilities.shape[1], -1)
@@ -75,7 +65,7 @@ def _extent(sets: Tensor) -> slice:
 class LayerActivations:
     """Attention and states of one layer."""
 
-    attention: Attention
+    attention: "FullAttention | GroupedAttention"
     hidden: Tensor  # (B, L, D), input of the layer
     context: Tensor | None = None  # (B, L, D), output of its attention
 

@@ -1,12 +1,11 @@
 """Other ways to process fewer tokens, for comparison with Block-Skim; each from Batch to logits.
 
-Notation: B batch, L positions of the input, K blocks, N layers.
+Notation: B batch, L positions of the input.
 """
 
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +15,15 @@ from qalib.data.batching import Batch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.models.encoder import EncoderReader
-from qalib.skim.activations import gather, scatter
-from qalib.skim.adapters import adapt_encoder
-from qalib.skim.blocks import Blocks, make_blocks
-from qalib.skim.features import word_overlap
-from qalib.skim.padded import MIN_LOGIT, kept_positions
 
 
-class TokenCounts(NamedTuple):
-    """``ReaderOutput.aux`` of :class:`LexicalReader`."""
-
-    tokens: Tensor  # (B, N + 1) int64: in the input, and behind each layer
-
-
-class Baseline(nn.Module):
-    """A reader around an encoder reader."""
-
-    def __init__(self, reader: EncoderReader):
-        super().__init__()
-        self.reader, self.tokenizer = reader, reader.tokenizer
-        self.fills = {"input_ids": reader.tokenizer.pad_token_id or 0}  # at padding; 0 elsewhere
-
-
-class PaddedReader(Baseline):
-    """Every input padded to ``length`` positions; longer ones stay as they are."""
+class PaddedReader(nn.Module):
+    """An encoder reader whose every input is padded to ``length`` positions, or stays longer."""
 
     def __init__(self, reader: EncoderReader, length: int = 384):
-        super().__init__(reader)
-        self.length = length
+        super().__init__()
+        self.reader, self.tokenizer, self.length = reader, reader.tokenizer, length
+        self.fills = {"input_ids": reader.tokenizer.pad_token_id or 0}  # at padding; 0 elsewhere
 
     def forward(self, batch: Batch) -> ReaderOutput:
         """Logits of the input's own positions.  (B, L)"""
@@ -52,59 +32,6 @@ class PaddedReader(Baseline):
         inputs = {n: pad(x, (0, room), value=self.fills.get(n, 0)) for n, x in batch.inputs.items()}
         output = self.reader(replace(batch, inputs=inputs))
         return ReaderOutput(output.start_logits[:, :own], output.end_logits[:, :own], batch.mask)
-
-
-def passage_blocks(tokenizer, batch: Batch, size: int) -> Blocks:
-    """The passage blocks of a batch, of ``size`` tokens. [CLS] belongs to none."""
-    passage = batch.mask.clone()
-    passage[:, 0] = False  # may stand for "no answer"
-    ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
-    return make_blocks(ids, real, passage, tokenizer.all_special_ids, size)
-
-
-def top_blocks(scores: Tensor, blocks: Blocks, fraction: float) -> Tensor:
-    """The highest-scoring blocks of a row, as many as come closest to a fraction of its tokens.
-
-    Question and special tokens count and are always kept, so small fractions may be unreachable;
-    at least one block is kept. scores (B, K) -> (B, K) bool
-    """
-    real, sizes = blocks.real, blocks.sizes
-    tokens = (~blocks.padding).sum(dim=1)
-    room = fraction * tokens - (tokens - sizes.sum(dim=1))
-    ranked = scores.float().masked_fill(~real, -torch.inf).sort(dim=1, descending=True, stable=True)
-    lengths = sizes.gather(1, ranked.indices)
-    middle = lengths.cumsum(dim=1) - lengths / 2  # a block comes closer if its larger half fits
-    fits = middle <= room[:, None]
-    fits[:, :1] = True
-    return torch.zeros_like(real).scatter(1, ranked.indices, fits) & real
-
-
-class LexicalReader(Baseline):
-    """The encoder gets only the blocks that share most words with the question.
-
-    They are read as one shorter text, at positions 0, 1, 2 and so on. ``fraction`` of an input's
-    tokens is kept, see ``top_blocks``; dropped positions get the minimum logit.
-    """
-
-    def __init__(self, reader: EncoderReader, fraction: float, block_size: int = 32):
-        super().__init__(reader)
-        self.fraction, self.block_size = fraction, block_size
-
-    def forward(self, batch: Batch) -> ReaderOutput:
-        """(B, L)"""
-        blocks = passage_blocks(self.tokenizer, batch, self.block_size)
-        overlap = word_overlap(batch.inputs["input_ids"], blocks)
-        positions = kept_positions(blocks, top_blocks(overlap, blocks, self.fraction))
-        inputs = {n: gather(x, positions, self.fills.get(n, 0)) for n, x in batch.inputs.items()}
-        mask = gather(batch.mask, positions, False)
-        output = self.reader(replace(batch, inputs=inputs, mask=mask))
-        logits = torch.stack(output[:2], dim=-1).float()
-        start, end = scatter(
-            logits, positions, logits.new_full((*batch.mask.shape, 2), MIN_LOGIT)
-        ).unbind(dim=-1)
-        layers = len(adapt_encoder(self.reader.encoder).layers)
-        tokens = (positions >= 0).sum(dim=1, keepdim=True).expand(-1, layers + 1)
-        return ReaderOutput(start, end, batch.mask, aux=TokenCounts(tokens))
 
 
 class OnnxReader(nn.Module):

@@ -83,7 +83,7 @@ def eager_attention_with_lse(
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """``activations.Attention`` from queries, keys and log-sum-exps; results are float32.
+    """As ``activations.FullAttention``, from queries, keys and log-sum-exps; results are float32.
 
     Diagonal blocks are ``squares``. Products are computed in the dtype of queries and keys.
     """
@@ -309,7 +309,6 @@ class PackedForward:
         contexts, seen = [], []
         for group, mask in self.groups:
             q, k, v = (group.pad(x) for x in (query, key, value))
-            mask = layer.bias(q, k, mask)
             if record:
                 context, lse = sdpa_with_lse(q, k, v, mask)
                 seen.append((group, FusedAttention(q, k, lse, mask)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from qalib.data.schema import Dataset, Example
+from qalib.data.schema import Dataset, Example, make_dataset
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.settings import settings
@@ -69,19 +69,18 @@ def probed_reader(weights: Run | None, fine_tuned: bool) -> "EncoderReader":
 
 
 def block_features(
-    reader: "EncoderReader",
-    examples: Sequence[Example],
-    windows: WindowConfig,
-    size: int = 32,
-    tokens_per_batch: int = 2048,
+    reader: "EncoderReader", examples: Sequence[Example], windows: WindowConfig, size: int = 32
 ) -> BlockFeatures:
     """Features and labels of all passage blocks of ``size`` tokens, in every layer of a reader.
 
-    The reader is left in evaluation mode, with "eager" attention. Of a long passage only the
-    windows with a whole gold answer count. Raises QalibError if there are none.
+    The reader is left in evaluation mode. Of a long passage only the windows with a whole gold
+    answer count. Raises QalibError if there are none.
     """
-    from qalib.data.batching import collate, inference_batches
+    import torch
+
     from qalib.data.windows import make_windows, training_windows
+    from qalib.skim.predictors import FIXED, PredictorConfig
+    from qalib.skim.training import PredictorTraining, add_predictors, fixed_features
 
     cut = training_windows(make_windows(examples, reader.tokenizer, windows))
     if not cut:
@@ -89,47 +88,25 @@ def block_features(
             f"none of the {len(examples)} questions has a passage with its answer in it; a probe "
             "needs blocks with and without answers."
         )
-    reader.eval().encoder.set_attn_implementation("eager")
-    parts: list[tuple[np.ndarray, ...]] = [()] * len(cut)
-    for rows in inference_batches([len(window) for window in cut], tokens_per_batch):
-        batch = collate([cut[i] for i in rows], reader.tokenizer.pad_token_id or 0)
-        for row, arrays in zip(rows, _batch_features(reader, batch, size), strict=True):
-            parts[row] = arrays
-    attention, lexical, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    owners = np.repeat([window.example for window in cut], [len(part[2]) for part in parts])
+    predictor = PredictorConfig("combined", size, parts=FIXED)
+    config = PredictorTraining(windows=windows, predictor=predictor)
+    found = fixed_features(add_predictors(reader, config), make_dataset("probed", examples), config)
+    layers = range(1, reader.encoder.config.num_hidden_layers + 1)
+    attention = [found.parts[f"{n} paper"].unflatten(1, (-1, 6)) for n in layers]
+    overlap, place = (found.parts[f"1 {part}"].numpy() for part in ("lexical", "position"))
+    window = np.repeat(np.arange(len(cut)), found.counts.numpy())
+    mean = np.bincount(window, overlap[:, 0]) / found.counts.numpy()
+    compared = overlap - mean[window, None].astype(np.float32)
+    owners = found.question.numpy()[window]
     numbers = {text: n for n, text in enumerate(dict.fromkeys(e.context for e in examples))}
-    passages = np.array([numbers[examples[i].context] for i in owners])
     starts = [window.offsets[::size, 0] for window in cut]
     ends = [np.append(window.offsets[size - 1 :: size, 1], window.offsets[-1, 1]) for window in cut]
     ends = [end[: len(start)] for start, end in zip(starts, ends, strict=True)]
-    characters = np.stack([np.concatenate(starts), np.concatenate(ends)], axis=1).astype(np.int64)
-    return BlockFeatures(attention, lexical, labels, passages, owners, characters)
-
-
-def _batch_features(reader: "EncoderReader", batch, size: int) -> list[tuple[np.ndarray, ...]]:
-    """Attention features, lexical features and labels of the blocks of every window."""
-    import torch
-
-    from qalib.skim.activations import FullAttention, LayerActivations
-    from qalib.skim.blocks import answer_blocks, make_blocks
-    from qalib.skim.features import block_position, paper_features, relative, word_overlap
-
-    batch = batch.to(next(reader.parameters()).device)
-    ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
-    inputs = {k: v for k, v in batch.inputs.items() if k != "token_type_ids" or reader.uses_types}
-    with torch.inference_mode():
-        output = reader.encoder(**inputs, output_attentions=True, output_hidden_states=True)
-        blocks = make_blocks(ids, real, batch.mask, reader.tokenizer.all_special_ids, size)
-        layers = zip(output.attentions, output.hidden_states, strict=False)  # one state more
-        features = [
-            paper_features(LayerActivations(FullAttention(p), h), blocks) for p, h in layers
-        ]
-        overlap = word_overlap(ids, blocks)[..., None]
-        tensors = [
-            torch.stack(features, dim=2).float(),
-            torch.cat([overlap, relative(overlap, blocks.real), block_position(blocks)], dim=2),
-            answer_blocks(blocks, batch.answer_spans, batch.answer_weights),
-        ]
-    arrays = [tensor.cpu().numpy() for tensor in tensors]
-    counts = blocks.real.sum(dim=1).tolist()
-    return [tuple(array[row, :count] for array in arrays) for row, count in enumerate(counts)]
+    return BlockFeatures(
+        torch.stack(attention, dim=1).numpy(),
+        np.concatenate([overlap, compared, place], axis=1),
+        found.labels.numpy() > 0,
+        np.array([numbers[examples[i].context] for i in owners]),
+        owners,
+        np.stack([np.concatenate(starts), np.concatenate(ends)], axis=1).astype(np.int64),
+    )
