@@ -8,8 +8,6 @@ from qalib.skim.blocks import (
     NO_BLOCK,
     PADDING,
     Blocks,
-    answer_blocks,
-    blocks_of_answers,
     make_blocks,
 )
 
@@ -120,31 +118,6 @@ def test_no_passage_no_block():
     assert blocks.count == 0
     assert blocks.real.shape == blocks.sizes.shape == (1, 0)
     assert blocks.to_positions(torch.zeros(1, 0), 1.0).tolist() == [[1.0] * 6]
-    assert answer_blocks(blocks, torch.zeros(1, 1, 2).long(), torch.ones(1, 1)).shape == (1, 0)
     nothing = make_blocks(*(torch.zeros(2, 4, dtype=t) for t in (int, bool, bool)), SPECIAL)
     assert nothing.count == 0
     assert nothing.padding.all()
-
-
-# Answers
-
-
-@settings(max_examples=60, deadline=None)
-@given(rows=ROWS, size=SIZES, data=st.data())
-def test_answer_blocks_are_those_that_share_a_token(rows, size, data):
-    blocks = blocks_for(rows, size)
-    length, count = blocks.block_ids.shape[1], 3
-    spans = torch.zeros(len(rows), count, 2, dtype=torch.int64)
-    weights = torch.zeros(len(rows), count)
-    expected = torch.zeros(len(rows), blocks.count, count, dtype=torch.bool)
-    for row in range(len(rows)):
-        for answer in range(count):
-            start = data.draw(st.integers(0, length - 1))
-            end = data.draw(st.integers(start, min(length - 1, start + 4)))
-            spans[row, answer] = torch.tensor([start, end])
-            weights[row, answer] = weight = data.draw(st.sampled_from([0.0, 0.5]))
-            for position in range(start, end + 1):
-                if weight and blocks.block_ids[row, position] >= 0:
-                    expected[row, blocks.block_ids[row, position], answer] = True
-    assert torch.equal(blocks_of_answers(blocks, spans, weights), expected)
-    assert torch.equal(answer_blocks(blocks, spans, weights), expected.any(dim=2))

@@ -122,19 +122,3 @@ def make_blocks(
     outside = real & ~passage & (position > 0)
     count = int(block_ids.max()) + 1 if block_ids.numel() else 0
     return Blocks(block_ids, outside & ~special, outside & special, max(0, count))
-
-
-def blocks_of_answers(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
-    """Blocks that hold a token of each gold answer.  -> (B, K, A) bool
-
-    spans (B, A, 2) int64 inclusive positions, weights (B, A), 0 where there is no answer.
-    """
-    position = torch.arange(blocks.block_ids.shape[1], device=spans.device)
-    start, end = spans[..., :1], spans[..., 1:]
-    inside = (position >= start) & (position <= end) & (weights > 0)[..., None]  # (B, A, L)
-    return blocks.membership().float() @ inside.float().transpose(1, 2) > 0
-
-
-def answer_blocks(blocks: Blocks, spans: Tensor, weights: Tensor) -> Tensor:
-    """Blocks that hold a token of any gold answer; see ``blocks_of_answers``.  -> (B, K) bool"""
-    return blocks_of_answers(blocks, spans, weights).any(dim=2)

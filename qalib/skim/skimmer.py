@@ -159,8 +159,6 @@ class Skimmer(nn.Module):
         shape = ModelShape(len(encoder.layers), encoder.heads, encoder.width)
         return cls(config, shape, encoder.config.model_type)
 
-    beside = from_encoder  # its name in earlier versions
-
     def set_options(self, **changes) -> None:
         """Change settings that need no other weights.
 
