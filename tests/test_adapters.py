@@ -74,6 +74,22 @@ def test_gradients_in_training_are_the_models_own(kind, in_view):
         )
 
 
+DEBERTA = [  # as v2, and with some of the terms only
+    {"share_att_key": False, "type_vocab_size": 2, "norm_rel_ebd": "none"},
+    {"share_att_key": False, "pos_att_type": ["p2c"], "position_buckets": -1},
+    {"pos_att_type": ["c2p"], "max_relative_positions": 6},
+    {"pos_att_type": ["c2p", "p2c"], "relative_attention": False, "position_biased_input": True},
+    {"pos_att_type": []},
+]
+
+
+@pytest.mark.parametrize("changes", DEBERTA)
+@torch.no_grad()
+def test_every_form_of_disentangled_attention_is_driven(changes):
+    model, inputs = tiny_encoder("deberta-v2", **changes), windows("deberta-v2")
+    assert_same_where_real(driven(model, inputs), own(model, inputs), inputs, atol=2e-5, rtol=1e-4)
+
+
 def test_masks_are_computed_from_positions_in_the_input():
     """Rows and columns of the full mask are the mask of the positions that are left."""
     encoder = adapt_encoder(tiny_encoder("mpnet"))
@@ -153,5 +169,7 @@ def test_what_cannot_be_driven_is_named():
         adapt_encoder(nn.Linear(2, 2))
     with pytest.raises(QalibError, match="BertModel has no head"):
         adapt_encoder(AutoModel.from_config(CONFIGS["bert"]))
+    with pytest.raises(QalibError, match="convolution"):
+        adapt_encoder(tiny_encoder("deberta-v2", conv_kernel_size=3))
     with pytest.raises(QalibError, match="decoder"):
         adapt_encoder(tiny_encoder(is_decoder=True))

@@ -21,7 +21,6 @@ from qalib.data.windows import WindowConfig, make_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
-from qalib.skim.baselines import TokenCounts
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import SkimReader
 from qalib.skim.skimmer import SkimConfig, Skimmer
@@ -147,7 +146,7 @@ def test_rows_by_hand(reader, data):
         def run(batch):
             for _ in range(seconds[name] - 1):
                 next(clock)
-            aux = TokenCounts(tokens) if name == "half" else None
+            aux = SimpleNamespace(tokens=tokens) if name == "half" else None
             return ReaderOutput(batch.mask, batch.mask, batch.mask, aux=aux)
 
         return Candidate(name, dtype, run, "full")

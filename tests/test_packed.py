@@ -94,7 +94,7 @@ PREDICTORS = (
 )
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 def test_the_kits_predictors_see_the_same(kind):
     """From entries of the map and packed states as from the whole map and padded ones."""
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
@@ -156,7 +156,7 @@ def halves(values):
     return values[: len(values) // 2], values[len(values) // 2 :]
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 @torch.inference_mode()
 def test_a_batch_is_its_members_in_any_order(kind):
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
@@ -178,7 +178,7 @@ def test_a_batch_is_its_members_in_any_order(kind):
             assert torch.equal(kept[0], together.kept[layer][row, : kept.shape[1]])
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 def test_rows_side_by_side_with_padding_are_the_same(kind, monkeypatch):
     """As it is done on a GPU: one stack of all rows, padding hidden by the mask."""
 

@@ -190,7 +190,7 @@ def test_skimming_is_its_literal_reference(prune_layers, pruned_logits):
 
 
 LAYER = ("BertLayer", "RobertaLayer", "AlbertLayer", "TransformerBlock", "ElectraLayer")
-LAYER += ("XLMRobertaLayer", "CamembertLayer", "MPNetLayer")
+LAYER += ("XLMRobertaLayer", "CamembertLayer", "MPNetLayer", "DebertaV2Layer")
 
 
 def own_forward_with_hidden_keys(model, inputs, hidden_after: dict[int, torch.Tensor]):
@@ -353,7 +353,7 @@ def test_the_answer_loss_reaches_the_encoder_when_skimming():
     assert not any(gradient_sums(skimmer).values())
 
 
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "deberta-v2"])
 @torch.no_grad()
 def test_bf16_autocast_is_close(kind):
     model, inputs = tiny_encoder(kind, scale=1.0), windows(kind)

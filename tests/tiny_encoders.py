@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     BertConfig,
     CamembertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     MPNetConfig,
@@ -49,6 +50,17 @@ CONFIGS = {
     ),
     "electra": ElectraConfig(**SIZE, **PLAIN, embedding_size=8),
     "mpnet": MPNetConfig(**SIZE, **PLAIN, pad_token_id=1),
+    "deberta-v2": DebertaV2Config(  # as v3 is
+        **SIZE,
+        **PLAIN,
+        type_vocab_size=0,
+        relative_attention=True,
+        position_biased_input=False,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+    ),
 }
 TYPED = ("bert", "albert", "electra")  # those that tell question and passage apart by type
 

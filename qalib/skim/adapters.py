@@ -7,18 +7,19 @@ layer is split at its attention, using the model's own submodules:
 
 All that is particular to a model family is in this file: one small class each, and a table from
 ``config.model_type``. Supported are the encoders that transformers builds as BERT, RoBERTa (also
-XLM-RoBERTa and CamemBERT), ALBERT, DistilBERT, ELECTRA and MPNet.
+XLM-RoBERTa and CamemBERT), ALBERT, DistilBERT, ELECTRA, MPNet and DeBERTa-v2 (also DeBERTa-v3).
 
 Notation: B batch, L positions, D width, H heads, d = D / H, "..." any leading dimensions: (B, L)
 for padded batches, or a single one for sequences packed one after the other.
 
-After pruning, a token keeps the position it had in the input: relative positions (MPNet) are
-computed from original positions.
+After pruning, a token keeps the position it had in the input: relative positions (MPNet, DeBERTa)
+are computed from original positions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ class LayerAdapter:
     """context (..., D), the layer's input (..., D) -> the next layer's input (..., D): output
     projection, residual, norm and feed-forward, with the model's own dropout"""
     dropout: float  # of attention probabilities, in training
+    bias: Callable = lambda query, key, mask: mask
+    """query, key (B, L, H, d), ``EncoderAdapter.attention_mask`` -> what is added to the scores"""
+    bias_macs: int = 0  # multiply-adds of it for each token
 
 
 class EncoderAdapter:
@@ -187,6 +191,87 @@ class MPNetAdapter(EncoderAdapter):
         return bias.to(dtype).masked_fill(~real[:, None, None, :], torch.finfo(dtype).min)
 
 
+class RelativeMask(NamedTuple):
+    """Relative positions and padding of a batch, for DeBERTa."""
+
+    bucket: Tensor  # (B or 1, L, L) int64, row of the table of relative positions
+    mask: Tensor | None  # that of EncoderAdapter.attention_mask
+
+
+class DebertaV2Adapter(EncoderAdapter):
+    """DeBERTa-v2 and v3: scores also compare content with relative positions.
+
+        score_ij = s (q_i k_j + q_i k'_r + k_j q'_r),   r the bucket of i - j
+
+    k', q': projected embeddings of relative positions. s = 1 / sqrt(n d), n the number of terms, of
+    which 1 / sqrt(d) is left to the attention. Raises QalibError for a model with a convolution
+    behind the first layer, which mixes tokens outside attention.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        if getattr(self.body.encoder, "conv", None) is not None:
+            raise QalibError(
+                "this DeBERTa model has a convolution (conv_kernel_size, as in deberta-v2-xlarge) "
+                "and cannot be skimmed; use one without, such as deberta-v3-base."
+            )
+
+    def layer(self, module: nn.Module) -> LayerAdapter:
+        inner, encoder = module.attention.self, self.body.encoder
+        terms = [kind for kind in ("c2p", "p2c") if kind in inner.pos_att_type]
+        shrink = (1 + len(terms)) ** -0.5
+        projection = self.projection(inner.query_proj, inner.key_proj, inner.value_proj)
+
+        def qkv_proj(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            query, key, value = projection(hidden)
+            return query * shrink, key, value
+
+        def feed_forward(context: Tensor, hidden: Tensor) -> Tensor:
+            attended = module.attention.output(context, hidden)
+            return module.output(module.intermediate(attended), attended)
+
+        @cache  # a packed pass asks once for every group of rows
+        def relative() -> tuple[Tensor | None, ...]:
+            """k' and q', each (R, H, d)"""
+            rows = inner.pos_dropout(encoder.get_rel_embedding()[: 2 * inner.pos_ebd_size])
+            shared = inner.share_att_key
+            key = inner.key_proj if shared else getattr(inner, "pos_key_proj", None)
+            query = inner.query_proj if shared else getattr(inner, "pos_query_proj", None)
+            modules = key if "c2p" in terms else None, query if "p2c" in terms else None
+            return tuple(m and m(rows).unflatten(-1, (self.heads, -1)) for m in modules)
+
+        def bias(query: Tensor, key: Tensor, mask: RelativeMask) -> Tensor:
+            bucket, total = mask.bucket[:, None], 0.0
+            bucket = bucket.expand(len(query), self.heads, -1, -1)
+            keys, queries = relative()
+            if keys is not None:
+                total = torch.einsum("blhd,rhd->bhlr", query, keys).gather(3, bucket)
+            if queries is not None:
+                found = torch.einsum("blhd,rhd->bhrl", key * shrink, queries)
+                total = total + found.gather(2, bucket)
+            total = total * query.shape[-1] ** -0.5
+            return total if mask.mask is None else total + mask.mask
+
+        adapter = LayerAdapter(inner, qkv_proj, feed_forward, inner.dropout.p)
+        if not encoder.relative_attention or not terms:
+            return adapter
+        macs = 2 * inner.pos_ebd_size * len(terms) * inner.all_head_size
+        return replace(adapter, bias=bias, bias_macs=macs)
+
+    def attention_mask(self, positions: Tensor, real: Tensor, dtype: torch.dtype):
+        from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+        mask, inner = super().attention_mask(positions, real, dtype), self.layers[0].attention
+        if self.layers[0].bias_macs == 0:
+            return mask
+        bucket = positions[:, :, None] - positions[:, None, :]  # query minus key
+        if inner.position_buckets > 0:
+            most = inner.max_relative_positions
+            bucket = make_log_bucket_position(bucket, inner.position_buckets, most).long()
+        span = inner.pos_ebd_size
+        return RelativeMask((bucket + span).clamp(0, 2 * span - 1), mask)
+
+
 FAMILIES: Mapping[str, type[EncoderAdapter]] = {
     "bert": EncoderAdapter,
     "roberta": EncoderAdapter,
@@ -196,6 +281,7 @@ FAMILIES: Mapping[str, type[EncoderAdapter]] = {
     "distilbert": DistilBertAdapter,
     "electra": ElectraAdapter,
     "mpnet": MPNetAdapter,
+    "deberta-v2": DebertaV2Adapter,
 }
 
 

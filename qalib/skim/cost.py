@@ -120,7 +120,7 @@ def _predictor_cost(skimmer: Skimmer) -> PredictorCost:
 def _layer_cost(layer: LayerAdapter, hidden: Tensor) -> LayerCost:
     (query, _, value), inputs = _count_macs(lambda: layer.qkv_proj(hidden))
     _, outputs = _count_macs(lambda: layer.feed_forward(value.flatten(2), hidden))
-    return LayerCost(inputs, query.numel() + value.numel(), outputs)
+    return LayerCost(inputs + layer.bias_macs, query.numel() + value.numel(), outputs)
 
 
 def _count_macs(step: Callable) -> tuple:

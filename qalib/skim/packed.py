@@ -309,6 +309,7 @@ class PackedForward:
         contexts, seen = [], []
         for group, mask in self.groups:
             q, k, v = (group.pad(x) for x in (query, key, value))
+            mask = layer.bias(q, k, mask)
             if record:
                 context, lse = sdpa_with_lse(q, k, v, mask)
                 seen.append((group, FusedAttention(q, k, lse, mask)))

@@ -30,6 +30,7 @@ def fused_attention(
     layer: LayerAdapter, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Context only, by the fastest kernel.  (B, L, H, d) x 3 -> (B, L, D)"""
+    mask = layer.bias(query, key, mask)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     dropout = layer.dropout if layer.attention.training else 0.0
     scale = query.shape[-1] ** -0.5
@@ -44,6 +45,7 @@ def eager_attention(
 
     (B, L, H, d) x 3 -> (B, L, D), P (B, H, L, L)
     """
+    mask = layer.bias(query, key, mask)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     probabilities = (scores if mask is None else scores + mask).softmax(dim=-1)

@@ -8,7 +8,7 @@ chooses its threshold.
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -89,14 +89,15 @@ def write_card(folder: Path, template: str, run: Run, data: Dataset, **facts: ob
 
 @settings
 class PublishedSkimmer:
-    """Which predictors are published, and how they were trained.
+    """Which predictors are published, beside which reader, and how they were trained.
 
-    ``data``: section of the training data; ``held_out``: passages that were left out;
-    ``min_pruned_fraction`` and ``min_tokens`` as of ``SkimConfig``
+    ``reader``: "taught", the small one of the section [readers], or "shipped", as it is published;
+    ``data``: section of the training data; ``held_out``: passages that are left out, for "taught"
+    those that it has not read itself; ``min_pruned_fraction``, ``min_tokens``: as of ``SkimConfig``
     """
 
+    reader: Literal["shipped", "taught"] = "shipped"
     data: str = "data"
-
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
     layers: tuple[int, ...] = (2, 3, 4)
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -107,42 +108,39 @@ class PublishedSkimmer:
     min_tokens: int = 96
 
 
-def skimmer_training(study: Study) -> block_skim.SkimTraining:
-    """How the published predictors are trained."""
-    plan = study.config("published_skimmer", PublishedSkimmer)
-    shared = study.config("skim", block_skim.SkimStudy)
-    base = study.config("encoder", baseline.EncoderTraining)
-    base = replace(base, held_out=plan.held_out, seed=study.seed)
-    own = {n: getattr(plan, n) for n in ("predictor", "layers", "predictor_rate", "soft_labels")}
-    shared = replace(shared, frozen_epochs=plan.epochs)
-    return shared.beside(shared.training(base), start="shipped", **own)
-
-
 def skimmer_data(study: Study) -> Dataset:
     """The questions of which a part trains the published predictors."""
     return study.data("train", study.config("published_skimmer", PublishedSkimmer).data)
 
 
-def train_skimmer(study: Study) -> Run:
-    """The published predictors."""
+def published_skimmer(study: Study) -> Run:
+    """The training of the published predictors."""
     from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 
-    start = checkpoint_hash(DEFAULT_CHECKPOINT)
-    config = skimmer_training(study)
+    plan = study.config("published_skimmer", PublishedSkimmer)
+    if plan.reader == "taught":
+        start = readers.taught_reader(study)
+        base = baseline.encoder_training(start)
+    else:
+        start = checkpoint_hash(DEFAULT_CHECKPOINT)
+        base = replace(study.config("encoder", baseline.EncoderTraining), held_out=plan.held_out)
+    own = {n: getattr(plan, n) for n in ("predictor", "layers", "predictor_rate", "soft_labels")}
+    own["start"] = "run" if plan.reader == "taught" else "shipped"
+    skim = replace(study.config("skim", block_skim.SkimStudy), frozen_epochs=plan.epochs)
+    config = skim.beside(skim.training(base, seed=study.seed), **own)
     return study.run(block_skim.train_skim, config, data=skimmer_data(study), start=start)
 
 
 def held_out_questions(study: Study) -> Dataset:
     """The passages that the predictors were not trained on, with their questions."""
-    share = study.config("published_skimmer", PublishedSkimmer).held_out
-    return hold_out(skimmer_data(study), share)[1]
+    return hold_out(skimmer_data(study), published_skimmer(study).config["held_out"])[1]
 
 
 def export_skimmer(study: Study) -> Path:
     """Write the published skimmer and its card; `skim calibrate` adds the threshold to both."""
     from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 
-    plan, run = study.config("published_skimmer", PublishedSkimmer), train_skimmer(study)
+    plan, run = study.config("published_skimmer", PublishedSkimmer), published_skimmer(study)
     model = block_skim.load_skim_reader(run)
     model.skimmer.set_options(
         min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
