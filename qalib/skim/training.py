@@ -112,13 +112,12 @@ def answer_chances(output: ReaderOutput) -> Tensor:
     """Mean of the probabilities that a reader's answer starts and ends in a block.  -> (B, K)"""
     both = (mask_logits(logits, output.mask).softmax(dim=1) for logits in output[:2])
     mean = sum(both).detach() / 2
-    return output.aux.blocks.membership().float() @ mean[..., None].float()
+    return (output.aux.blocks.membership().float() @ mean[..., None].float()).squeeze(2)
 
 
 def _soften(labels: Tensor, output: ReaderOutput, share: float) -> Tensor:
     """(B, K) bool -> (B, K) float32"""
-    labels = labels.float()
-    return labels.lerp(answer_chances(output).squeeze(2), share) if share else labels
+    return labels.float().lerp(answer_chances(output), share) if share else labels.float()
 
 
 def skim_optimizer(model: SkimReader, config: PredictorTraining) -> torch.optim.Optimizer:
