@@ -6,15 +6,9 @@ chooses its threshold.
 """
 
 from collections.abc import Sequence
-from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
 
 from qalib.data.schema import SAMPLE, Dataset, hold_out, passage_digests
-from qalib.settings import settings
-from qalib.skim.predictors import PredictorConfig
 from qalib.study.claims import markdown_table
 from qalib.study.run_cache import Run
 from qalib.study.session import Study
@@ -87,72 +81,27 @@ def write_card(folder: Path, template: str, run: Run, data: Dataset, **facts: ob
 # --- the skimmer ----------------------------------------------------------------------------------
 
 
-@settings
-class PublishedSkimmer:
-    """Which predictors are published, beside which reader, and how they were trained.
-
-    ``reader``: "taught", the small one of the section [readers], or "shipped", as it is published;
-    ``data``: section of the training data; ``held_out``: passages that are left out, for "taught"
-    those that it has not read itself; ``min_pruned_fraction``, ``min_tokens``: as of ``SkimConfig``
-    """
-
-    reader: Literal["shipped", "taught"] = "shipped"
-    data: str = "data"
-    predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig("combined"))
-    layers: tuple[int, ...] = (2, 3, 4)
-    epochs: Annotated[int, Field(ge=1)] = 1
-    predictor_rate: Annotated[float, Field(gt=0)] = 10.0
-    soft_labels: float = 0.0
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    min_pruned_fraction: float = 0.1
-    min_tokens: int = 96
-
-
-def skimmer_data(study: Study) -> Dataset:
-    """The questions of which a part trains the published predictors."""
-    return study.data("train", study.config("published_skimmer", PublishedSkimmer).data)
-
-
-def published_skimmer(study: Study) -> Run:
-    """The training of the published predictors."""
-    from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-
-    plan = study.config("published_skimmer", PublishedSkimmer)
-    if plan.reader == "taught":
-        start = readers.taught_reader(study)
-        base = baseline.encoder_training(start)
-    else:
-        start = checkpoint_hash(DEFAULT_CHECKPOINT)
-        base = replace(study.config("encoder", baseline.EncoderTraining), held_out=plan.held_out)
-    own = {n: getattr(plan, n) for n in ("predictor", "layers", "predictor_rate", "soft_labels")}
-    own["start"] = "run" if plan.reader == "taught" else "shipped"
-    skim = replace(study.config("skim", block_skim.SkimStudy), frozen_epochs=plan.epochs)
-    config = skim.beside(skim.training(base, seed=study.seed), **own)
-    return study.run(block_skim.train_skim, config, data=skimmer_data(study), start=start)
-
-
-def held_out_questions(study: Study) -> Dataset:
-    """The passages that the predictors were not trained on, with their questions."""
-    return hold_out(skimmer_data(study), published_skimmer(study).config["held_out"])[1]
-
-
 def export_skimmer(study: Study) -> Path:
-    """Write the published skimmer and its card; `skim calibrate` adds the threshold to both."""
+    """Write the published skimmer and its card; `skim calibrate` adds the threshold to both.
+
+    It was trained beside the small reader that the base encoder taught, which is published, too.
+    """
+    from qalib.models.pretrained import load_reader
     from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 
-    plan, run = study.config("published_skimmer", PublishedSkimmer), published_skimmer(study)
-    model = block_skim.load_skim_reader(run)
-    model.skimmer.set_options(
-        min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens
-    )
-    save_skimmer(DEFAULT_SKIMMER, model.skimmer, model.reader.encoder)
+    plan = study.config("base_skim", readers.BaseSkim)
+    reader = readers.taught_reader(study)
+    run = readers.train_skimmer(study, reader, "combined", plan.small_layers)
+    skimmer = block_skim.load_skim_reader(run).skimmer
+    skimmer.set_options(min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens)
+    save_skimmer(DEFAULT_SKIMMER, skimmer, load_reader().encoder)
     write_card(
         DEFAULT_SKIMMER,
         "skimmer",
         run,
-        skimmer_data(study),
-        layers=", ".join(map(str, plan.layers)),
-        size=plan.predictor.block_size,
+        study.data("train", "readers_data"),
+        layers=", ".join(map(str, plan.small_layers)),
+        size=skimmer.config.predictor.block_size,
         parameters=run.metrics["skim_parameters"],
         min_tokens=plan.min_tokens,
         least=100 * plan.min_pruned_fraction,
