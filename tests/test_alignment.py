@@ -7,12 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_distill import DATA, toy_spans
 
-from qalib.data.bytes import ByteConfig, QuestionRows, passage_features
 from qalib.distill.alignment import (
     TokenSpan,
-    byte_spans,
     character_alignment,
     end_positions,
     match_rows,
@@ -91,27 +88,6 @@ def test_tokens_of_one_character_keep_their_places_too():
     assert end_positions(nothing, place).tolist() == [1, 4, 5]
     blind = TokenSpan("q", np.zeros((0, 2), dtype=np.int32), 3)
     assert start_positions(pieces, blind).tolist() == [-1, -1, -1]
-
-
-def test_projected_gold_answers_are_the_gold_labels():
-    """A teacher that is sure of the gold answer teaches the gold label, token by token."""
-    features = passage_features(DATA.examples, ByteConfig(unit="utf-8"))
-    rows = QuestionRows(features)
-    students, batch = byte_spans(rows, DATA.examples), rows.collate(range(len(rows)))
-    teachers = toy_spans(DATA.examples)
-    of = match_rows(students, teachers)
-    for row, student in enumerate(students):
-        example, offsets = DATA.examples[rows.example(row)], teachers[of[row]].offsets
-        assert (student.id, teachers[of[row]].id) == (example.id, example.id)
-        for answer, gold in zip(example.answers, batch.answer_spans[row].tolist(), strict=False):
-            start = np.flatnonzero(offsets[:, 0] == answer.start)
-            end = np.flatnonzero(offsets[:, 1] == answer.end)
-            carried = [
-                start_positions(offsets, student)[start],
-                end_positions(offsets, student)[end],
-            ]
-            assert [int(x[0]) for x in carried] == gold
-            assert span_positions(answer.start, answer.end, student) == tuple(gold)
 
 
 def test_spans_outside_the_students_text_are_dropped():

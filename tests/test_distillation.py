@@ -154,28 +154,27 @@ def test_what_targets_hold_beyond_the_label(runs, caches):
 
 
 def test_out_of_fold_distractors_come_from_teachers_not_trained_on_the_passage(runs, caches):
-    folds = [
-        make_dataset(f"fold {k}", [e for e in PART if fold_of(e.context, FOLDS) != k])
-        for k in range(FOLDS)
-    ]
-    assert sum(map(len, folds)) == len(PART)
-    others = [runs.run(train_words, BASE, {"data": data}) for data in folds]
-    config = replace(CACHED, attention=False)
-    outside = [runs.run(cache_teacher, config, {"data": PART, "teacher": run}) for run in others]
+    fold = {e.id: fold_of(e.context, FOLDS) for e in PART}
+    outside = []
+    for k in range(FOLDS):
+        within = make_dataset(f"fold {k}", [e for e in PART if fold[e.id] == k])
+        others = make_dataset("others", [e for e in PART if fold[e.id] != k])
+        run = runs.run(train_words, BASE, {"data": others})
+        config = replace(CACHED, attention=False)
+        outside.append(runs.run(cache_teacher, config, {"data": within, "teacher": run}))
     config = replace(EVERYONE, distractors="out-of-fold")
     task = student_task(new_reader(BASE), PART, config, caches, outside)
-    objective = task.loss.__self__
-    theirs, found = teacher_targets(outside), 0
-    for row, span in enumerate(theirs.spans):
-        teacher = fold_of({e.id: e.context for e in PART}[span.id], FOLDS)
-        expected = theirs.distractor_spans[teacher, row]
-        (own,) = [n for n, other in enumerate(objective.spans) if other.id == span.id]
-        assert bool(objective.found[own]) == bool(theirs.confidence[teacher, row] > 0)
-        if objective.found[own]:
-            first, last = objective.distractors[own].tolist()
-            offsets = objective.spans[own].offsets
-            assert [offsets[first, 0], offsets[last, 1]] == expected.tolist()
-            found += 1
+    objective, found = task.loss.__self__, 0
+    for run in outside:
+        theirs = teacher_targets([run])
+        for span, mined, confidence in zip(theirs.spans, *theirs.distractors(), strict=True):
+            (own,) = [n for n, other in enumerate(objective.spans) if other.id == span.id]
+            assert bool(objective.found[own]) == bool(confidence > 0)
+            if confidence > 0:
+                first, last = objective.distractors[own].tolist()
+                offsets = objective.spans[own].offsets
+                assert [offsets[first, 0], offsets[last, 1]] == mined.tolist()
+                found += 1
     assert found
 
 

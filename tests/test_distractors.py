@@ -15,7 +15,6 @@ from qalib.distill.distractors import (
     DistractorMiner,
     DistractorSpans,
     MiningConfig,
-    answer_kind,
     mining_report,
     most_confident,
     random_distractors,
@@ -154,18 +153,9 @@ CONFIDENCE = np.array([[0.2, 0.9, 0.0], [0.6, 0.3, 0.0]], dtype=np.float32)
 
 def test_the_most_confident_teacher_counts():
     mined = most_confident(SPANS, CONFIDENCE)
+    assert mined.spans.dtype == np.int32
     assert mined.spans.tolist() == [[5, 6], [3, 4], [-1, -1]]
     assert mined.confidence.tolist() == pytest.approx([0.6, 0.9, 0.0])
-
-
-def test_out_of_fold_only_teachers_not_trained_on_a_row_count():
-    allowed = np.array([[True, False, True], [False, True, True]])
-    mined = most_confident(SPANS, CONFIDENCE, allowed)
-    assert mined.spans.tolist() == [[1, 2], [7, 8], [-1, -1]]
-    assert mined.confidence.tolist() == pytest.approx([0.2, 0.3, 0.0])
-    none = most_confident(SPANS, CONFIDENCE, np.zeros_like(allowed))
-    assert (none.spans == -1).all()
-    assert none.spans.dtype == np.int32
 
 
 # Controls and reports
@@ -206,20 +196,8 @@ def test_where_no_other_wrong_answer_fits_there_is_none():
 
 
 def test_the_report_counts():
-    miner = DistractorMiner([example("The Denver Broncos"), example("2015", id="r")])
-    panthers, won = PASSAGE.index("Carolina"), PASSAGE.index("won again")
-    spans = [words_of(PASSAGE, id=id) for id in ("q", "r", "q", "r")]
-    found = [[panthers, panthers + 17], [won, won + 9], [-1, -1], [-1, -1]]
     confidence = np.array([0.5, 0.1, 0, 0], dtype=np.float32)
-    mined = DistractorSpans(np.array(found, dtype=np.int32), confidence)
-    report = mining_report(mined, spans, miner)
-    expected = {"yield_percent": 50.0, "confidence": 0.3, "same_kind_percent": 50.0}
-    assert report == pytest.approx(expected)
-    none = DistractorSpans(spans=np.full((4, 2), -1), confidence=np.zeros(4))
-    nothing = mining_report(none, spans, miner)
-    assert nothing == {"yield_percent": 0.0, "confidence": 0.0, "same_kind_percent": 0.0}
-    assert [answer_kind(text) for text in ("in 2015", "Rome", "a dog")] == [
-        "number",
-        "name",
-        "words",
-    ]
+    report = mining_report(DistractorSpans(np.zeros((4, 2)), confidence))
+    assert report == pytest.approx({"yield_percent": 50.0, "confidence": 0.3})
+    nothing = mining_report(DistractorSpans(np.full((4, 2), -1), np.zeros(4)))
+    assert nothing == {"yield_percent": 0.0, "confidence": 0.0}

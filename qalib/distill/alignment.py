@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qalib.data.bytes import QuestionRows
 from qalib.data.schema import Example
 from qalib.data.windows import Window
 from qalib.data.words import WordWindow
@@ -53,16 +52,6 @@ def token_spans(
             asked = 0 if before is None else window.context_start - before
         id, offsets = examples[window.example].id, window.offsets
         spans.append(TokenSpan(id, offsets, window.context_start, asked))
-    return spans
-
-
-def byte_spans(rows: QuestionRows, examples: Sequence[Example]) -> list[TokenSpan]:
-    """The token spans of a byte reader's rows: each position is its character."""
-    spans = []
-    for row in range(len(rows)):
-        begin = rows.feature(row).offsets
-        offsets = np.stack([begin, begin + 1], axis=1)
-        spans.append(TokenSpan(examples[rows.example(row)].id, offsets))
     return spans
 
 

@@ -97,17 +97,11 @@ class DistractorMiner:
         return DistractorSpans(found, found_confidence)
 
 
-def most_confident(
-    spans: np.ndarray, confidence: np.ndarray, allowed: np.ndarray | None = None
-) -> DistractorSpans:
+def most_confident(spans: np.ndarray, confidence: np.ndarray) -> DistractorSpans:
     """The ensemble's confusing answers: for each row that of its most confident teacher (3.4).
 
-    spans (T, R, 2), confidence (T, R). ``allowed`` (T, R) bool restricts rows to the teachers
-    that were not trained on them (out-of-fold): a teacher makes few mistakes on passages that it
-    has memorized. Ties go to the first teacher.
+    spans (T, R, 2), confidence (T, R). Ties go to the first teacher.
     """
-    if allowed is not None:
-        confidence = np.where(allowed, confidence, 0.0)
     rows, teacher = np.arange(confidence.shape[1]), confidence.argmax(axis=0)
     found = confidence[teacher, rows].astype(np.float32)
     return DistractorSpans(np.where(found[:, None] > 0, spans[teacher, rows], -1), found)
@@ -136,27 +130,8 @@ def random_distractors(
     return DistractorSpans(drawn, (drawn[:, 0] >= 0).astype(np.float32))
 
 
-def mining_report(
-    mined: DistractorSpans, spans: Sequence[TokenSpan], miner: DistractorMiner
-) -> dict[str, float]:
-    """Statistics of mined answers: ``yield_percent`` of rows that have one, their mean
-    ``confidence``, and ``same_kind_percent``, those of the :func:`answer_kind` of a gold answer.
-    """
+def mining_report(mined: DistractorSpans) -> dict[str, float]:
+    """``yield_percent`` of rows that have a mined answer, and the mean ``confidence`` of these."""
     has = mined.confidence > 0
-    same = []
-    for row in np.flatnonzero(has).tolist():
-        example, (a, b) = miner.examples[spans[row].id], mined.spans[row]
-        golds = {answer_kind(text) for text in example.answer_texts}
-        same.append(answer_kind(example.context[a:b]) in golds)
-    return {
-        "yield_percent": 100.0 * float(has.mean()) if len(has) else 0.0,
-        "confidence": float(mined.confidence[has].mean()) if has.any() else 0.0,
-        "same_kind_percent": 100.0 * float(np.mean(same)) if same else 0.0,
-    }
-
-
-def answer_kind(text: str) -> str:
-    """A coarse guess from letters alone: "number" (a digit), "name" (a capital) or "words"."""
-    if any(c.isdigit() for c in text):
-        return "number"
-    return "name" if any(c.isupper() for c in text) else "words"
+    confidence = float(mined.confidence[has].mean()) if has.any() else 0.0
+    return {"yield_percent": 100.0 * float(has.mean()), "confidence": confidence}

@@ -121,9 +121,9 @@ def train_student(
 ) -> dict:
     """Train a word-level reader on gold answers and on the cached outputs of its teachers.
 
-    ``start``: a student to continue from. ``out_of_fold``: caches of which number k is that of a
-    teacher not trained on fold k, for distractors of that name. The log has the parts of the
-    loss. Raises QalibError if the teachers have not read the data.
+    ``start``: a student to continue from. ``out_of_fold``: for distractors of that name, caches
+    of teachers for the passages that each was not trained on. The log has the parts of the loss.
+    Raises QalibError if the teachers have not read the data.
     """
 
     def make_task(reader: nn.Module, rest: Dataset) -> TrainingTask:
@@ -190,11 +190,11 @@ def _distractors(
         raise QalibError("the input out_of_fold and distractors = 'out-of-fold' need each other.")
     mined = targets.distractors()
     if out_of_fold is not None:
-        theirs = teacher_targets(out_of_fold)
-        rows = match_rows(theirs.spans, targets.spans)
         spans, confidence = np.full_like(mined.spans, -1), np.zeros_like(mined.confidence)
-        allowed = not_trained_on(theirs.spans, data, len(out_of_fold))
-        spans[rows], confidence[rows] = theirs.distractors(allowed)
+        for run in out_of_fold:
+            theirs = teacher_targets([run])
+            rows = match_rows(theirs.spans, targets.spans)
+            spans[rows], confidence[rows] = theirs.distractors()
         return DistractorSpans(spans, confidence)
     if config.distractors == "random":
         known = {example.id for example in data.examples}  # the cache may cover more questions
@@ -261,7 +261,7 @@ def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher
     outputs = lambda: teacher_outputs(reader, task, config.precision)  # noqa: E731
     cache_teacher_outputs(work, spans, [outputs], miner, hops)
     mined = TeacherTargets([work / "teacher-0"]).distractors()
-    return {"windows": len(spans), **mining_report(mined, spans, miner)}
+    return {"windows": len(spans), **mining_report(mined)}
 
 
 def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
@@ -273,13 +273,6 @@ def fold_of(context: str, folds: int) -> int:
     """The fold of a passage, from its text alone."""
     digest = sha256(context.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[4:8]) % folds  # other bytes than those that ``hold_out`` reads
-
-
-def not_trained_on(spans: Sequence[TokenSpan], data: Dataset, folds: int) -> np.ndarray:
-    """Which teacher was not trained on which row: teacher k on fold k.  -> (T, R) bool"""
-    contexts = {example.id: example.context for example in data.examples}
-    fold = np.array([fold_of(contexts[span.id], folds) for span in spans])
-    return np.arange(folds)[:, None] == fold
 
 
 @settings
@@ -322,7 +315,7 @@ def summarize_targets(config: TargetSummary, work: Path, data: Dataset, caches: 
     count = sums["rows", ""]
     means = {what: {n: sums[what, n] / count for n in kinds} for what in ("gold", "entropy")}
     mined = targets.distractors()
-    report = mining_report(mined, targets.spans, DistractorMiner(data))
+    report = mining_report(mined)
     agree = sums["agree", ""] / count
     return {
         "rows": count,
