@@ -150,7 +150,6 @@ def test_what_targets_hold_beyond_the_label(runs, caches):
     assert found["rows"] == 20
     assert found["entropy"]["one"] < found["entropy"]["all"] < found["entropy"]["softened"]
     assert 0 < found["gold"]["all"] < 100
-    assert found["mistakes"][0]["predicted"] != found["mistakes"][0]["gold"]
 
 
 def test_out_of_fold_distractors_come_from_teachers_not_trained_on_the_passage(runs, caches):

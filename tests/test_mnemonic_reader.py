@@ -30,7 +30,6 @@ from qalib.models.mnemonic_reader import (
 from qalib.models.word_embeddings import (
     WordEmbeddings,
     packaged_embeddings,
-    word_piece_embeddings,
 )
 
 TINY = MnemonicConfig(hidden=6, width=7, characters=4, dropout=0.0)
@@ -38,7 +37,6 @@ VARIANTS = {
     "plain": TINY,
     "one hop": replace(TINY, hops=1),
     "three hops": replace(TINY, hops=3),
-    "no characters": replace(TINY, characters=0),
     "scaled": replace(TINY, scale=True),
     "reattention": replace(TINY, hops=3, reattention=True),
 }
@@ -289,11 +287,6 @@ def test_word_piece_embeddings_fit_their_vocabulary_and_are_standardised():
     assert tokens.ids.max() < len(embeddings.matrix)
     assert torch.allclose(embeddings.matrix.mean(dim=0), torch.zeros(384), atol=1e-4)
     assert torch.allclose(embeddings.matrix.std(dim=0), torch.ones(384), atol=1e-2)
-
-
-def test_a_folder_without_word_embeddings_is_named(tmp_path):
-    with pytest.raises(QalibError, match="no tokenizer with word embeddings"):
-        word_piece_embeddings(str(tmp_path))
 
 
 def test_readers_share_the_packaged_embeddings_and_do_not_train_them():

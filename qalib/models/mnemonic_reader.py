@@ -53,7 +53,7 @@ class MnemonicConfig:
     hidden: Annotated[int, Field(ge=1)] = 64  # units of an LSTM in each direction
     width: Annotated[int, Field(ge=1)] = 128  # of a token as the first LSTM reads it
     hops: Annotated[int, Field(ge=1)] = 2  # of alignment, and of the pointer
-    characters: Annotated[int, Field(ge=0)] = 32  # channels of the character encoder; 0 = none
+    characters: Annotated[int, Field(ge=1)] = 32  # channels of the character encoder
     kernel: Annotated[int, Field(ge=1)] = 5  # of the character encoder
     dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.2  # of what each LSTM reads and returns
     reattention: bool = False
@@ -75,19 +75,14 @@ class Embedding(nn.Module):
         self.table = nn.Embedding.from_pretrained(vectors, freeze=True)
         self.from_vector = nn.Linear(vectors.shape[1], config.width, bias=False)
         self.from_rest = nn.Linear(FEATURES + config.characters, config.width)
-        self.letters = None
-        if config.characters:
-            self.letters = TextConvolution(config.characters, config.kernel)
+        self.letters = TextConvolution(config.characters, config.kernel)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Passage and question of a batch.  -> (B, L, width), (B, M, width)"""
-        spelt = None if self.letters is None else self.spell(inputs["words"])
-        made = []
+        spelt, made = self.spell(inputs["words"]), []
         for text in ("passage", "question"):
-            rest = [inputs[f"{text}_features"]]
-            if spelt is not None:
-                rest.append(F.embedding(inputs[f"{text}_words"], spelt))
-            rest = self.from_rest(torch.cat(rest, dim=2))
+            letters = F.embedding(inputs[f"{text}_words"], spelt)
+            rest = self.from_rest(torch.cat([inputs[f"{text}_features"], letters], dim=2))
             made.append(self.from_vector(self.table(inputs[text])) + rest)
         return made[0], made[1]
 

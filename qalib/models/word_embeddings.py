@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 
 from qalib.data.words import WordPieces
-from qalib.errors import QalibError
 from qalib.models.encoder import MINILM, model_folder
 
 
@@ -23,34 +22,20 @@ class WordEmbeddings:
     matrix: Tensor  # (V, E) float32
 
 
-def word_piece_embeddings(name: str = MINILM) -> WordEmbeddings:
-    """Word-piece embeddings of the packaged MiniLM, or of a folder with a BERT-like model.
+@cache
+def packaged_embeddings() -> WordEmbeddings:
+    """The word-piece embeddings of the packaged MiniLM, read once and shared by all readers.
 
-    Raises QalibError if there is no such model.
+    Raises QalibError if the package is missing or damaged.
     """
     from safetensors import safe_open
     from transformers import AutoTokenizer
 
-    folder = model_folder(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-        with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
-            names = file.keys()
-            name = next(name for name in names if name.endswith("word_embeddings.weight"))
-            matrix = file.get_tensor(name)
-    except (OSError, ValueError, StopIteration) as error:
-        reason = str(error).strip().split("\n")[0] or "no word_embeddings.weight in it"
-        raise QalibError(
-            f"{folder}: no tokenizer with word embeddings ({reason}); name the folder of a "
-            f"BERT-like model in safetensors, or {MINILM!r}."
-        ) from None
+    folder = model_folder(MINILM)
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+        matrix = file.get_tensor("embeddings.word_embeddings.weight")
     return WordEmbeddings(WordPieces(tokenizer), standardise(matrix))
-
-
-@cache
-def packaged_embeddings() -> WordEmbeddings:
-    """:func:`word_piece_embeddings` of the packaged MiniLM, read once and shared by all readers."""
-    return word_piece_embeddings()
 
 
 def standardise(matrix: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import nn
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.batching import inference_batches
-from qalib.data.schema import Dataset, Example, hold_out
+from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import training_windows
 from qalib.data.words import WordConfig, collate_words, word_windows
 from qalib.decoding import decode_spans
@@ -288,8 +288,8 @@ def summarize_targets(config: TargetSummary, work: Path, data: Dataset, caches: 
     """What targets hold beyond the label: means over some training rows.
 
     ``gold`` (percent) and ``entropy`` (bits) for one teacher, all, and all softened; ``agree``, in
-    how many percent of the rows all teachers have the same best start and end; ``yield_percent``
-    and ``confidence`` of the ensemble's distractors and the five most confident ``mistakes``.
+    how many percent of the rows all teachers have the same best start and end; and the ensemble's
+    :func:`qalib.distill.distractors.mining_report`.
     """
     targets, sums = teacher_targets(caches), Counter()
     examples = {e.id: e for e in data}
@@ -314,34 +314,8 @@ def summarize_targets(config: TargetSummary, work: Path, data: Dataset, caches: 
         sums["rows", ""] += 1
     count = sums["rows", ""]
     means = {what: {n: sums[what, n] / count for n in kinds} for what in ("gold", "entropy")}
-    mined = targets.distractors()
-    report = mining_report(mined)
-    agree = sums["agree", ""] / count
-    return {
-        "rows": count,
-        "agree": agree,
-        **means,
-        **report,
-        "mistakes": _mistakes(mined, targets, examples),
-    }
-
-
-def _mistakes(
-    mined: DistractorSpans, targets: TeacherTargets, examples: dict[str, Example], count: int = 5
-) -> list[dict]:
-    """The most confident distractors, each question once."""
-    found: dict[str, dict] = {}
-    for row in np.argsort(-mined.confidence, kind="stable").tolist():
-        example, (a, b) = examples[targets.spans[row].id], mined.spans[row].tolist()
-        if mined.confidence[row] > 0 and len(found) < count:
-            mistake = {
-                "question": example.question,
-                "gold": example.answers[0].text,
-                "predicted": example.context[a:b],
-                "probability": float(mined.confidence[row]),
-            }
-            found.setdefault(example.id, mistake)
-    return list(found.values())
+    means |= mining_report(targets.distractors())
+    return {"rows": count, "agree": sums["agree", ""] / count, **means}
 
 
 @stage("confusing-answers", publish=("confusing.safetensors",))
