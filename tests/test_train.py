@@ -190,6 +190,8 @@ def test_a_student_has_layers_of_its_teacher_and_learns_from_all(run):
     run(*words, "--teachers", "model-0", "model-1", "--output", "from-two")
     run(*words, "--teachers", "model-0", "--teachers", "model-1", "--output", "from-two-again")
     assert weights("from-two") == weights("from-two-again") != weights("from-one")
+    run(*words, "--teachers", "model-0", "--attention-weight", "0.1", "--output", "aligned")
+    assert weights("aligned") != weights("from-one")
 
 
 def test_a_student_may_have_another_tokenizer_and_teachers_may_not(run):

@@ -58,17 +58,18 @@ def distill_command(
     ce_weight: Annotated[float, typer.Option(help="of gold answers")] = 1.0,
     kd_weight: Annotated[float, typer.Option(help="of soft targets")] = 1.0,
     margin_weight: Annotated[float, typer.Option(help="of confusing answers")] = 0.3,
+    attention_weight: Annotated[float, typer.Option(help="of attention on the question")] = 0.0,
 ) -> None:
     """Train a small model on gold answers and on what its teachers predict.
 
-    The losses are those of answer distillation (Hu et al. 2018), but for attention's, as in
-    notebook 08. OUTPUT becomes a Hugging Face folder with a card; give the command again to resume
-    after a kill.
+    The losses are those of answer distillation (Hu et al. 2018), as in notebook 08; attention's is
+    for teachers and students with the same tokens, and slower. OUTPUT becomes a Hugging Face folder
+    with a card; give the command again to resume after a kill.
     """
     check_new_folder(output)
     dataset, scored = training.load(data)
     from qalib.distill.alignment import token_spans
-    from qalib.distill.encoders import distilled_task
+    from qalib.distill.encoders import align_layers, distilled_task
     from qalib.distill.teacher_cache import TeacherTargets
     from qalib.losses import DistillConfig
     from qalib.training import encoder_task, make_accelerator
@@ -77,23 +78,25 @@ def distill_command(
         ce_weight=ce_weight,
         kd_weight=kd_weight,
         margin_weight=margin_weight,
-        attention_weight=0.0,
+        attention_weight=attention_weight,
         temperature=temperature,
     )
     shallow = student.startswith("layers:")
     read = training.windows(teachers[0])  # by the teachers
     windows = read if shallow else training.windows(student)
     reader = load_student(student, teachers[0])
+    if attention_weight:
+        align_layers(reader)
 
     def make_task(work: Path) -> "TrainingTask":
         if is_main_process():
-            cache_outputs(work / "cache", teachers, dataset, read)
+            cache_outputs(work / "cache", teachers, dataset, read, bool(attention_weight))
         make_accelerator().wait_for_everyone()
         targets = TeacherTargets([work / "cache" / f"teacher-{n}" for n in range(len(teachers))])
         known = {span.id for span in targets.spans}  # questions with an answer in one input
         examples = [example for example in dataset if example.id in known]
         task, rows = encoder_task(reader, examples, windows)
-        spans = token_spans(rows, examples)
+        spans = token_spans(rows, examples, reader.before)
         return distilled_task(task, spans, targets, loss)
 
     models = list(teachers) if shallow else [student, *teachers]
@@ -124,6 +127,7 @@ def cache_outputs(
     teachers: Sequence[str],
     dataset: "Dataset",
     windows: "WindowConfig",
+    attention: bool = False,
 ) -> None:
     """Write what every teacher predicts for the windows with a gold answer to ``folder``.
 
@@ -132,7 +136,7 @@ def cache_outputs(
     """
     from qalib.distill.alignment import token_spans
     from qalib.distill.distractors import DistractorMiner
-    from qalib.distill.encoders import teacher_outputs
+    from qalib.distill.encoders import align_layers, teacher_outputs
     from qalib.distill.teacher_cache import cache_teacher_outputs
     from qalib.models.pretrained import load_reader
     from qalib.training import encoder_task
@@ -149,9 +153,12 @@ def cache_outputs(
                 f"the teachers {teachers[0]} and {teachers[number]} have different tokenizers; "
                 "choose teachers with the same one (the student may have another)."
             )
+        if attention:
+            align_layers(reader)
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")
         return teacher_outputs(reader, task, progress=f"teacher {number + 1}")
 
     functions = [lambda number=number: outputs(number) for number in range(len(teachers))]
-    spans = token_spans(rows, dataset.examples)
-    cache_teacher_outputs(folder, spans, functions, DistractorMiner(dataset))
+    spans = token_spans(rows, dataset.examples, first.before)
+    hops = [f"align {n}" for n in (1, 2, 3)] if attention else []
+    cache_teacher_outputs(folder, spans, functions, DistractorMiner(dataset), hops)

@@ -56,7 +56,8 @@ def teacher_outputs(
 
 def align_layers(reader: EncoderReader, count: int = 3) -> int:
     """Make the attention of ``count`` layers at equal distances an output.  -> ``count``"""
-    reader.align(spread_layers(count, reader.encoder.config.num_hidden_layers))
+    layers = spread_layers(count, reader.encoder.config.num_hidden_layers)
+    reader.align([max(1, layer) for layer in layers])
     return count
 
 
