@@ -87,21 +87,19 @@ class ByteStudy:
     base: ByteTraining = field(default_factory=ByteTraining)  # of the plain convolutional reader
     rates: tuple[float, ...] = (1e-3,)  # tried for each reader
     seeds: Count = 1
-    more_seeds: Count = 1  # of plain and dense
+    several: tuple[str, ...] = ("plain", "dense")  # variants with
+    more_seeds: Count = 1
     variants: tuple[str, ...] = ("plain", "dense", "dilated", "recurrent", "plain, recurrent")
     recurrent: str = "recurrent"  # the variant that is compared with plain
     page: str = "recurrent"  # the variant that is compared with the page's recurrent reader
-    sigmas: tuple[float, ...] = (0.0, 2.0)  # of the sweep
-    sweep_steps: int = 0  # training steps of a rate or in a sweep; 0 = as ``base``
+    sweep_steps: int = 0  # training steps of a rate; 0 = as ``base``
     finetune_steps: Count = 1  # with sigma 0, before a reader is evaluated
     finetune_rate: float = 1e-3
-    longer: tuple[str, ...] = ("plain",)  # variants that are trained for longer, too
-    epoch_multiplier: Count = 1  # how much longer
     gradient_batches: Count = 4
 
     def seeds_of(self, name: str) -> int:
         """Trainings of a variant."""
-        return self.more_seeds if name in ("plain", "dense") else self.seeds
+        return self.more_seeds if name in self.several else self.seeds
 
 
 # --- training -------------------------------------------------------------------------------------
