@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,6 @@ from qalib.skim.calibration import recall_curve
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.training import answer_chances, fit, skim_optimizer
 from qalib.study.run_cache import Run, RunCache
-from qalib.study.stages import block_skim
 from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, train_encoder
 from qalib.study.stages.block_skim import (
     GRID,
@@ -46,7 +44,6 @@ from qalib.study.stages.block_skim import (
     skim_task,
     summarize_blocks,
     train_skim,
-    tuned,
 )
 from qalib.training import TrainConfig, train
 
@@ -284,31 +281,6 @@ def test_the_profile_section_gives_joint_training():
     assert (faster.train.learning_rate, faster.train.tokens_per_batch) == (0.5, 7)
     beside = replace(plan, frozen_epochs=5).beside(config, layers=(1,))
     assert beside == replace(config, layers=(1,), train=replace(config.train, num_train_epochs=5))
-
-
-def test_weight_and_rate_are_chosen_on_held_out_passages(monkeypatch):
-    """The largest alpha within a standard error of the best F1; the rate of the best blocks."""
-    plan = SkimStudy(alphas=(1.0, 0.3, 0.1, 0.0), rates=(5.0, 20.0, 80.0), early=1, middle=2)
-    plan = replace(plan, loss=SkimLossConfig(alpha=0.1))
-    f1 = {(1.0, 20.0): 70.0, (0.3, 20.0): 78.8, (0.1, 20.0): 80.0, (0.0, 20.0): 79.0}
-    f1 |= {(0.1, 5.0): 10.0, (0.1, 80.0): 10.0}
-    blocks = {5.0: (40, 50), 20.0: (30, 55), 80.0: (46, 45)}
-
-    def runs(study) -> dict:
-        found = {}
-        for (alpha, rate), score in f1.items():
-            layers = {str(n): {"f1": x} for n, x in zip((1, 2), blocks[rate], strict=True)}
-            judged = SimpleNamespace(metrics={"layers": layers}) if alpha else None
-            scored = SimpleNamespace(metrics={"f1": score, "questions": 900})
-            found[alpha, rate] = scored, judged
-        return found
-
-    monkeypatch.setattr(block_skim, "tuning_runs", runs)
-    sections = {"skim": plan, "encoder": BASE}
-    study = SimpleNamespace(config=lambda name, kind: sections[name], seed=3)
-    config = tuned(study)
-    assert (config.skim_loss.alpha, config.predictor_rate, config.seed) == (0.3, 80.0, 3)
-    assert config.held_out == 0.0
 
 
 # --- answering ------------------------------------------------------------------------------------

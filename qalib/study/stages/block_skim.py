@@ -40,8 +40,7 @@ from qalib.skim.training import (
     skim_task,  # noqa: F401, for notebook 05
 )
 from qalib.study.run_cache import Run, RunCache, stage
-from qalib.study.session import Study
-from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, load_encoder_reader
+from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
 
 if TYPE_CHECKING:
     from qalib.models.encoder import EncoderReader
@@ -94,13 +93,6 @@ class SkimStudy:
     early: int = 2  # layers of the tables, at the depth of the paper's 4 and 6 of 12
     middle: int = 3
     train_every: Annotated[int, Field(ge=1)] = 1  # training F1 on every so many-th question
-
-    @property
-    def starting_point(self) -> str | None:
-        """The input ``start`` of joint training."""
-        from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-
-        return checkpoint_hash(DEFAULT_CHECKPOINT) if self.start == "shipped" else None
 
     def training(self, base: EncoderTraining, **changes) -> SkimTraining:
         """Joint training of encoder and predictors with the settings of an encoder reader."""
@@ -403,49 +395,3 @@ def curve_table(found: BlockPredictions) -> pd.DataFrame:
 def threshold_in_budget(curve: RecallCurve, budget: float) -> float:
     """Lowest threshold that keeps at most a share of the tokens; the highest if none does."""
     return float(curve.thresholds[max(0, int((curve.kept <= budget).sum()) - 1)])
-
-
-# --- settings chosen on held-out passages ---------------------------------------------------------
-
-
-def tuning_runs(study: Study) -> dict[tuple[float, float], tuple[Run, Run | None]]:
-    """Short joint trainings without the held-out passages, by (alpha, predictor_rate).
-
-    -> runs that score the reader and its modules on these passages; no modules where alpha is 0
-    """
-    plan, base = study.config("skim", SkimStudy), study.config("encoder", EncoderTraining)
-    data = study.data("train", "skim_ablations")
-    held, joint = hold_out(data, plan.held_out)[1], plan.training(base, seed=study.seed)
-    joint = replace(joint, train=replace(joint.train, num_train_epochs=1), held_out=plan.held_out)
-    middle = plan.rates[len(plan.rates) // 2]
-    pairs = [(alpha, middle) for alpha in plan.alphas]
-    pairs += [(plan.loss.alpha, rate) for rate in plan.rates]
-    answer = AnswerConfig(windows=base.windows, precision=plan.precision)
-    answer, blocks = Evaluation("skim: tuning", answer), BlockPrediction(precision=plan.precision)
-    found = {}
-    for alpha, rate in dict.fromkeys(pairs):
-        loss = replace(joint.skim_loss, alpha=alpha)
-        config = replace(joint, skim_loss=loss, predictor_rate=rate)
-        run = study.run(train_skim, config, data=data, start=plan.starting_point)
-        judged = study.run(predict_blocks, blocks, weights=run, data=held) if alpha else None
-        found[alpha, rate] = study.run(evaluate, answer, weights=run, test=held), judged
-    return found
-
-
-def tuned(study: Study) -> SkimTraining:
-    """Joint training with the settings that :func:`tuning_runs` recommend.
-
-    alpha: the largest whose F1 is within one standard error of the best; rate: the best mean block
-    F1 at the layers ``early`` and ``middle``.
-    """
-    plan, base = study.config("skim", SkimStudy), study.config("encoder", EncoderTraining)
-    runs, middle = tuning_runs(study), plan.rates[len(plan.rates) // 2]
-    f1 = {alpha: runs[alpha, middle][0].metrics["f1"] for alpha in plan.alphas}
-    best, questions = max(f1.values()), runs[plan.alphas[0], middle][0].metrics["questions"]
-    error = (best * (100 - best) / questions) ** 0.5
-    blocks = {rate: runs[plan.loss.alpha, rate][1].metrics["layers"] for rate in plan.rates}
-    tables = (str(plan.early), str(plan.middle))
-    rate = max(blocks, key=lambda rate: sum(blocks[rate][layer]["f1"] for layer in tables))
-    alpha = max(alpha for alpha in plan.alphas if alpha and f1[alpha] >= best - error)
-    loss = replace(plan.loss, alpha=alpha)
-    return plan.training(base, seed=study.seed, skim_loss=loss, predictor_rate=rate)
