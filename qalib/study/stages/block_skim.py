@@ -22,12 +22,7 @@ from qalib.inference import AnswerConfig, QuestionAnswerer, choose_device
 from qalib.losses import SkimLossConfig
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
-from qalib.skim.calibration import (
-    RecallCurve,
-    budget_at_recall,
-    recall_at_budget,
-    recall_curve,
-)
+from qalib.skim.calibration import budget_at_recall, recall_at_budget, recall_curve
 from qalib.skim.predictors import FIXED, PredictorConfig, reads_fixed_features
 from qalib.skim.training import (
     BlockPredictions,
@@ -47,7 +42,7 @@ if TYPE_CHECKING:
     from qalib.skim.reader import SkimReader
 
 RECALLS = (0.99, 0.98, 0.95)  # share of the questions whose answer is kept
-BUDGETS = (0.8, 0.6, 0.4)  # share of the passage tokens that is kept
+BUDGETS = (0.6, 0.4)  # share of the passage tokens that is kept
 GRID = 201  # points of a recorded recall curve
 ORACLE = 0  # the "layer" of the curve of a predictor that knows the answers
 
@@ -321,9 +316,9 @@ def summarize_blocks(found: BlockPredictions) -> dict:
     precision, recall, f1 and accuracy of the class "holds an answer" in percent, and the area under
     the ROC curve, which does not depend on a threshold; "kept at 0.99", the least share of tokens
     that keeps 99 % of the answers, with its threshold; "found at 0.6", the share of the answers in
-    at most 60 % of the tokens, with its threshold. ``oracle`` is the share of tokens that holds
-    99 % of the answers; ``two_tokens`` has the scores by the labels of the released code, and
-    ``lost``, the percent of the questions that have no positive block by these.
+    at most 60 % of the tokens. ``oracle`` is the share of tokens that holds 99 % of the answers;
+    ``two_tokens`` has the scores by the labels of the released code, and ``lost``, the percent of
+    the questions that have no positive block by these.
     """
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
@@ -346,7 +341,6 @@ def summarize_blocks(found: BlockPredictions) -> dict:
             row[f"kept at {share:g}"], threshold = budget_at_recall(curve, share)
             row[f"threshold at {share:g}"] = threshold
         row |= {f"found at {share:g}": recall_at_budget(curve, share) for share in BUDGETS}
-        row |= {f"threshold in {share:g}": threshold_in_budget(curve, share) for share in BUDGETS}
     kept, answered = _oracle_curve(found)
     has, has_two = (np.bincount(found.row, x) > 0 for x in (found.labels, found.two_tokens))
     return {
@@ -375,23 +369,12 @@ def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curve_table(found: BlockPredictions) -> pd.DataFrame:
-    """Recall curves on an even grid.
-
-    columns layer (0 = oracle), kept and found (shares, 0 to 1), threshold (the lowest that keeps no
-    more)
-    """
-    grid = np.linspace(0, 1, GRID)
+    """Recall curves on an even grid.  columns layer (0 = oracle), kept, found: shares, 0 to 1"""
+    kept = np.linspace(0, 1, GRID)
     costs, answered = _oracle_curve(found)
-    least = np.append(0.0, answered)[np.searchsorted(costs, grid, side="right")]
-    parts = [pd.DataFrame({"layer": ORACLE, "kept": grid, "found": least})]
+    curves = {ORACLE: np.append(0.0, answered)[np.searchsorted(costs, kept, side="right")]}
     for layer, scores in sorted(found.scores.items()):
         curve = recall_curve(scores, found.answers, found.sizes, found.row)
-        table = {"found": [recall_at_budget(curve, share) for share in grid]}
-        table["threshold"] = [threshold_in_budget(curve, share) for share in grid]
-        parts.append(pd.DataFrame({"layer": layer, "kept": grid, **table}))
+        curves[layer] = [recall_at_budget(curve, share) for share in kept]
+    parts = [pd.DataFrame({"layer": n, "kept": kept, "found": x}) for n, x in curves.items()]
     return pd.concat(parts, ignore_index=True).round(6)
-
-
-def threshold_in_budget(curve: RecallCurve, budget: float) -> float:
-    """Lowest threshold that keeps at most a share of the tokens; the highest if none does."""
-    return float(curve.thresholds[max(0, int((curve.kept <= budget).sum()) - 1)])
