@@ -180,9 +180,9 @@ class TeacherTargets:
     def __len__(self) -> int:
         return len(self.spans)
 
-    def distractors(self) -> DistractorSpans:
+    def distractors(self, allowed: np.ndarray | None = None) -> DistractorSpans:
         """The confusing answers of the ensemble, see :func:`most_confident`."""
-        return most_confident(self.distractor_spans, self.confidence)
+        return most_confident(self.distractor_spans, self.confidence, allowed)
 
     def logits(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Start and end logits (T, B, P) float32, and which of them are real (B, P) bool.

@@ -9,12 +9,6 @@
     hop t   : start = score(c, z),   z = fuse(z, softmax_L(start) c)
               end   = score(c, z),   z = fuse(z, softmax_L(end) c)
 
-With ``reattention`` (Hu et al. 2018), the scores of a later hop add how alike two tokens attended
-in the hop before, with a learnt weight gamma:
-
-    c q^T + gamma B A      A_lm = softmax_L(scores)_lm, B the passage's attention on itself
-    c c^T + gamma B B^T
-
 The last hop's start and end are the answer. The end is scored with a memory of the expected start,
 never of one chosen start. No position attends to itself.
 
@@ -25,12 +19,12 @@ Padding is excluded from every softmax and is zero for every LSTM, so a question
 depend on what else is in the batch.
 
 Notation: B windows, L passage and M question tokens, U words, C characters, h units of an LSTM,
-D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (reattention; the summary of
-the question attends to all of it instead of taking the last state).
+D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (the summary of the question
+attends to all of it instead of taking the last state).
 """
 
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -56,7 +50,6 @@ class MnemonicConfig:
     characters: Annotated[int, Field(ge=1)] = 32  # channels of the character encoder
     kernel: Annotated[int, Field(ge=1)] = 5  # of the character encoder
     dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.2  # of what each LSTM reads and returns
-    reattention: bool = False
     scale: bool = False  # divide dot products by the root of their width
 
     def __post_init__(self):
@@ -133,44 +126,30 @@ class Fusion(nn.Module):
         return x + gate.sigmoid() * (new.tanh() - x)
 
 
-class Past(NamedTuple):
-    """What the hop before attended to; reattention reads it."""
-
-    question: Tensor  # (B, L, M), for each question token a softmax over the passage
-    itself: Tensor  # (B, L, L), for each passage token a softmax over the passage
-
-
 class Hop(nn.Module):
     """One round of alignment: of the question with the passage, and of the passage with itself."""
 
-    def __init__(self, config: MnemonicConfig, first: bool):
+    def __init__(self, config: MnemonicConfig):
         super().__init__()
         width = 2 * config.hidden
         self.scale = width**-0.5 if config.scale else 1.0
         self.from_question = Fusion(width, compare=True)
         self.from_passage = Fusion(width, compare=True)
         self.aggregate = BiLSTM(width, config)
-        self.gamma = None
-        if config.reattention and not first:
-            self.gamma = nn.Parameter(torch.tensor(3.0))  # the paper's first value
 
     def forward(
-        self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor, past: Past | None
-    ) -> tuple[Tensor, Tensor, Past]:
+        self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """c (B, L, D), q (B, M, D), real (B, L), question_real (B, M)
 
-        -> c (B, L, D), alpha (B, L, M) and what the next hop's reattention reads
+        -> c (B, L, D), alpha (B, L, M)
         """
-        scores, likeness = (self.scale * c) @ q.mT, 0.0
-        if self.gamma is not None:
-            scores = scores + self.gamma * (past.itself @ past.question)
-            likeness = self.gamma * (past.itself @ past.itself.mT)
+        scores = (self.scale * c) @ q.mT
         alpha = mask_logits(scores, question_real[:, None]).softmax(dim=2)
         c = self.from_question(c, alpha @ q)
-        itself = masked_softmax((self.scale * c) @ c.mT + likeness, others(real))
-        past = Past(mask_logits(scores, real[:, :, None]).softmax(dim=1), itself)
+        itself = masked_softmax((self.scale * c) @ c.mT, others(real))
         c = self.from_passage(c, itself @ c)
-        return self.aggregate(c, real), alpha, past
+        return self.aggregate(c, real), alpha
 
 
 def others(real: Tensor) -> Tensor:
@@ -243,7 +222,7 @@ class MnemonicReader(nn.Module):
         self.config, self.vocabulary, hops = config, embeddings.vocabulary, range(config.hops)
         self.embed = Embedding(embeddings.matrix, config)
         self.encode = BiLSTM(config.width, config)
-        self.hops = nn.ModuleList(Hop(config, first=hop == 0) for hop in hops)
+        self.hops = nn.ModuleList(Hop(config) for _ in hops)
         self.summary = nn.Linear(2 * config.hidden, 1, bias=False)
         self.pointer = nn.ModuleList(PointerHop(config, last=hop == hops[-1]) for hop in hops)
 
@@ -257,9 +236,8 @@ class MnemonicReader(nn.Module):
         c, q = self.embed(batch.inputs)
         c, q = self.encode(c, real), self.encode(q, question_real)
         maps = {"question": question_real}
-        past = None
         for number, hop in enumerate(self.hops, 1):
-            c, maps[f"align {number}"], past = hop(c, q, real, question_real, past)
+            c, maps[f"align {number}"] = hop(c, q, real, question_real)
         memory = pool(q, self.summary(q)[:, :, 0], question_real)
         for hop in self.pointer:
             start, end, memory = hop(c, real, memory)

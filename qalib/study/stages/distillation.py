@@ -1,33 +1,26 @@
 """Stages of notebooks 08 and 09: train teachers, cache their outputs, train students.
 
-Teacher n is the plain reader with seed n. Students have seeds that no teacher has; a plain reader
-of the same seed has the same initial weights and order of questions as the student.
+Teacher n is the plain reader with seed n. A student has the seed, and so the initial weights and
+the order of the questions, of a plain reader: the two differ only in what they are taught.
 
 Notation: P passage tokens, N question tokens, T teachers, R rows.
 """
 
-import json
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from safetensors.numpy import save_file
 from torch import nn
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
-from qalib.data.batching import inference_batches
 from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import training_windows
 from qalib.data.words import WordConfig, collate_words, word_windows
-from qalib.decoding import decode_spans
-from qalib.distill.alignment import TokenSpan, match_rows, span_positions, token_spans
+from qalib.distill.alignment import TokenSpan, match_rows, token_spans
 from qalib.distill.distractors import (
     DistractorMiner,
     DistractorSpans,
@@ -39,18 +32,17 @@ from qalib.distill.encoders import align_layers, distilled_task, teacher_outputs
 from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, WordQuestionAnswerer, choose_device
-from qalib.losses import DistillConfig, smoothed_span_loss, teacher_probabilities
-from qalib.metrics import f1, score
+from qalib.losses import DistillConfig, smoothed_span_loss
+from qalib.metrics import score
 from qalib.models.ensemble import Ensemble
 from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import EncoderTraining, encoder_training, load_encoder_reader
+from qalib.study.stages.baseline import encoder_training, load_encoder_reader
 from qalib.training import TrainConfig, TrainingTask, encoder_task, make_accelerator, train
 
 Task = tuple[TrainingTask, list[TokenSpan]]  # and the passage tokens of its rows
 MAX_ANSWER = 20  # word pieces of an answer, in mining and decoding
-DECODING = AnswerConfig(max_answer_length=MAX_ANSWER, precision="fp32")
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -80,6 +72,7 @@ class StudentTraining:
 
     base: WordTraining = field(default_factory=WordTraining)
     loss: DistillConfig = field(default_factory=DistillConfig)
+    teachers: tuple[int, ...] = (0,)  # their numbers in the cache
     distractors: Literal["mined", "random", "out-of-fold"] = "mined"
 
 
@@ -87,15 +80,29 @@ class StudentTraining:
 class DistillStudy:
     """Section [distill] of a profile: what notebooks 08 and 09 train."""
 
-    choices: tuple[WordTraining, ...]  # the best on held-out passages is used; one needs no choice
-    tests: tuple[tuple[str, str], ...]  # (title, section): clean, then with misleading sentences
+    base: WordTraining = field(default_factory=WordTraining)  # of teachers and students
     teachers: Count = 4
-    seeds: Count = 1  # of the student
-    row_seeds: Count = 1  # of each row of the ablations
-    temperatures: tuple[float, ...] = ()  # of the soft targets, compared on held-out passages
+    seeds: Count = 1  # of the single reader, which is a teacher, and of the student
+    choices: tuple[tuple[float, int], ...] = ()  # (learning rate, epochs), scored on held-out data
+    held_out: Share = 0.1
     folds: int = 0  # of the out-of-fold teachers; 0 = none
+    ablation_epochs: int = 0  # 0 = as ``base``
+    row_seeds: Count = 1  # of each row of the ablations
     counts: tuple[int, ...] = ()  # numbers of teachers below ``teachers``
-    story_teachers: Count = 2  # of the readers of stories, with free-form answers
+    misleading: dict[str, str] = field(default_factory=dict)  # hashes of recorded test sets
+
+
+@settings
+class EnsembleCache:
+    """What is cached of several word-level readers.
+
+    ``folds``: teacher k was not trained on the passages of fold k, and only it contributes
+    confusing answers there (out-of-fold); 0 = all teachers were trained on everything.
+    """
+
+    mining: MiningConfig = MiningConfig()
+    attention: bool = True
+    folds: Annotated[int, Field(ge=0)] = 0
 
 
 # --- word-level readers -----------------------------------------------------------------------
@@ -115,27 +122,21 @@ def train_student(
     config: StudentTraining,
     work: Path,
     data: Dataset,
-    caches: list[Run],
+    cache: Run,
     start: Run | None = None,
-    out_of_fold: list[Run] | None = None,
+    out_of_fold: Run | None = None,
 ) -> dict:
     """Train a word-level reader on gold answers and on the cached outputs of its teachers.
 
-    ``start``: a student to continue from. ``out_of_fold``: for distractors of that name, caches
-    of teachers for the passages that each was not trained on. The log has the parts of the loss.
-    Raises QalibError if the teachers have not read the data.
+    ``start``: a student to continue from. ``out_of_fold``: the ``cache_teachers`` run with folds,
+    for distractors of that name. The log has the parts of the loss. Raises QalibError if the
+    teachers have not read the data.
     """
 
     def make_task(reader: nn.Module, rest: Dataset) -> TrainingTask:
-        return student_task(reader, rest, config, caches, out_of_fold)
+        return student_task(reader, rest, config, cache, out_of_fold)
 
     return _train_words(config.base, work, data, make_task, start)
-
-
-def best_choice(runs: Sequence[Run]) -> WordTraining:
-    """The settings of the ``train-words`` run with the best F1 on held-out passages."""
-    best = max(runs, key=lambda run: run.metrics["held_out_f1"])
-    return replace(best.settings(WordTraining), held_out=0.0)
 
 
 def new_reader(config: WordTraining) -> nn.Module:
@@ -156,21 +157,15 @@ def word_task(reader: nn.Module, data: Dataset, config: WordTraining) -> Task:
     return task, token_spans(windows, data.examples)
 
 
-def encoder_rows(reader: nn.Module, data: Dataset, config: EncoderTraining) -> Task:
-    """As :func:`word_task`, for an encoder."""
-    task, windows = encoder_task(reader, data.examples, config.windows)
-    return task, token_spans(windows, data.examples, reader.before)
-
-
 def student_task(
     reader: nn.Module,
     data: Dataset,
     config: StudentTraining,
-    caches: Sequence[Run],
-    out_of_fold: Sequence[Run] | None = None,
+    cache: Run,
+    out_of_fold: Run | None = None,
 ) -> TrainingTask:
     """The joint objective of a word-level student: windows with their teachers' targets."""
-    targets = teacher_targets(caches)
+    targets = ensemble_targets(cache, config.teachers)
     return distilled_task(
         *word_task(reader, data, config.base),
         targets,
@@ -180,21 +175,19 @@ def student_task(
 
 
 def _distractors(
-    targets: TeacherTargets,
-    data: Dataset,
-    config: StudentTraining,
-    out_of_fold: Sequence[Run] | None,
+    targets: TeacherTargets, data: Dataset, config: StudentTraining, out_of_fold: Run | None
 ) -> DistractorSpans:
     """The distractor of every row of the targets; none where there is nothing to mine from."""
     if (out_of_fold is not None) != (config.distractors == "out-of-fold"):
         raise QalibError("the input out_of_fold and distractors = 'out-of-fold' need each other.")
     mined = targets.distractors()
     if out_of_fold is not None:
+        folds = out_of_fold.config["folds"]
+        theirs = ensemble_targets(out_of_fold, range(folds))
+        rows = match_rows(theirs.spans, targets.spans)
         spans, confidence = np.full_like(mined.spans, -1), np.zeros_like(mined.confidence)
-        for run in out_of_fold:
-            theirs = teacher_targets([run])
-            rows = match_rows(theirs.spans, targets.spans)
-            spans[rows], confidence[rows] = theirs.distractors()
+        allowed = _not_trained_on(theirs.spans, data, folds)
+        spans[rows], confidence[rows] = theirs.distractors(allowed)
         return DistractorSpans(spans, confidence)
     if config.distractors == "random":
         known = {example.id for example in data.examples}  # the cache may cover more questions
@@ -217,7 +210,8 @@ def _train_words(
     def held_out_scores(epoch: int = 0) -> dict:
         if held is None:
             return {}
-        found = WordQuestionAnswerer(reader, DECODING, config.text).predictions(held.examples)
+        decoding = AnswerConfig(max_answer_length=MAX_ANSWER)
+        found = WordQuestionAnswerer(reader, decoding, config.text).predictions(held.examples)
         return {f"held_out_{name}": value for name, value in score(held, found).items()}
 
     task = make_task(reader, rest)
@@ -244,29 +238,41 @@ def _train(
 # --- the teachers' outputs --------------------------------------------------------------------
 
 
+@stage("cache-teachers", publish=())
+def cache_teachers(config: EnsembleCache, work: Path, data: Dataset, teachers: list[Run]) -> dict:
+    """Cache what word-level readers predict for ``data``, in the folder "cache".
+
+    A killed run resumes with the teacher that it was processing. The metrics describe the
+    distractors, see :func:`qalib.distill.distractors.mining_report`.
+    """
+    first = load_word_reader(teachers[0])
+    task, spans = word_task(first, data, word_training(teachers[0]))
+    hops = [f"align {n}" for n in range(1, first.config.hops + 1)] if config.attention else []
+    functions = [
+        lambda run=run: teacher_outputs(load_word_reader(run), task, "fp32") for run in teachers
+    ]
+    miner, folder = DistractorMiner(data, config.mining), work / "cache"
+    cache_teacher_outputs(folder, spans, functions, miner, hops)
+    targets = TeacherTargets([folder / f"teacher-{n}" for n in range(len(teachers))])
+    allowed = _not_trained_on(spans, data, config.folds) if config.folds else None
+    report = mining_report(targets.distractors(allowed))
+    return {"windows": len(spans), "teachers": len(teachers), **report}
+
+
 @stage("cache-teacher", publish=())
 def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher: Run) -> dict:
-    """Cache what a word-level reader or an encoder predicts for ``data``, in "teacher-0".
+    """Cache what an encoder predicts for ``data``, in the folder "teacher-0".
 
     The metrics describe its distractors, see :func:`qalib.distill.distractors.mining_report`.
     """
-    reader = load_word_reader(teacher)
-    if teacher.stage in ("train-encoder", "train-adapter"):
-        task, spans = encoder_rows(reader, data, encoder_training(teacher))
-        count = align_layers(reader) if config.attention else 0
-    else:
-        task, spans = word_task(reader, data, word_training(teacher))
-        count = reader.config.hops if config.attention else 0
-    miner, hops = DistractorMiner(data, config.mining), [f"align {n + 1}" for n in range(count)]
+    reader = load_encoder_reader(teacher)
+    task, windows = encoder_task(reader, data.examples, encoder_training(teacher).windows)
+    spans = token_spans(windows, data.examples, reader.before)
+    hops = [f"align {n + 1}" for n in range(align_layers(reader))] if config.attention else []
     outputs = lambda: teacher_outputs(reader, task, config.precision)  # noqa: E731
-    cache_teacher_outputs(work, spans, [outputs], miner, hops)
+    cache_teacher_outputs(work, spans, [outputs], DistractorMiner(data, config.mining), hops)
     mined = TeacherTargets([work / "teacher-0"]).distractors()
     return {"windows": len(spans), **mining_report(mined)}
-
-
-def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
-    """The targets of ``cache_teacher`` runs. Raises QalibError if a cache is not here."""
-    return TeacherTargets([run.file("teacher-0/start.npy").parent for run in caches])
 
 
 def fold_of(context: str, folds: int) -> int:
@@ -275,100 +281,29 @@ def fold_of(context: str, folds: int) -> int:
     return int.from_bytes(digest[4:8]) % folds  # other bytes than those that ``hold_out`` reads
 
 
-@settings
-class TargetSummary:
-    """How many rows are summarized, and the temperature that softens."""
+def _not_trained_on(spans: Sequence[TokenSpan], data: Dataset, folds: int) -> np.ndarray:
+    """Which teacher was not trained on which row: teacher k on fold k.  -> (T, R) bool"""
+    contexts = {example.id: example.context for example in data.examples}
+    fold = np.array([fold_of(contexts[span.id], folds) for span in spans])
+    return np.arange(folds)[:, None] == fold
 
-    rows: Count = 2000
-    temperature: float = 2.0
+
+def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
+    """The targets of ``cache_teacher`` runs. Raises QalibError if a cache is not here."""
+    return TeacherTargets([run.file("teacher-0/start.npy").parent for run in caches])
 
 
-@stage("summarize-targets", publish=())
-def summarize_targets(config: TargetSummary, work: Path, data: Dataset, caches: list[Run]) -> dict:
-    """What targets hold beyond the label: means over some training rows.
+def ensemble_targets(cache: Run, teachers: Sequence[int] | None = None) -> TeacherTargets:
+    """The targets of some teachers of a ``cache_teachers`` run, by default of all.
 
-    ``gold`` (percent) and ``entropy`` (bits) for one teacher, all, and all softened; ``agree``, in
-    how many percent of the rows all teachers have the same best start and end; and the ensemble's
-    :func:`qalib.distill.distractors.mining_report`.
+    Raises QalibError if the run has fewer teachers, or if its files are not on this machine.
     """
-    targets, sums = teacher_targets(caches), Counter()
-    examples = {e.id: e for e in data}
-    for row in range(0, len(targets), -(-len(targets) // config.rows)):
-        span = targets.spans[row]._replace(context_start=0)
-        answer = examples[span.id].answers[0]
-        gold = span_positions(answer.start, answer.end, span)
-        if gold is None:
-            continue  # the window does not hold all of it
-        sides = [x[:, :1] for x in targets.logits([row])[:2]]  # (T, 1, P)
-        real = torch.ones(1, len(span.offsets), dtype=torch.bool)
-        kinds = {"one": [([t], 1.0) for t in range(len(caches))]}
-        kinds |= {"all": [(slice(None), 1.0)], "softened": [(slice(None), config.temperature)]}
-        for name, members in kinds.items():
-            for who, tau in members:
-                q1, q2 = (teacher_probabilities(x[who], real, tau)[0] for x in sides)
-                bits = torch.special.entr(torch.cat([q1, q2])).sum().item() / math.log(2)
-                sums["gold", name] += 100 * (q1[gold[0]] * q2[gold[1]]).item() / len(members)
-                sums["entropy", name] += bits / len(members)
-        best = {tuple(x[t].argmax().item() for x in sides) for t in range(len(caches))}
-        sums["agree", ""] += 100 * (len(best) == 1)
-        sums["rows", ""] += 1
-    count = sums["rows", ""]
-    means = {what: {n: sums[what, n] / count for n in kinds} for what in ("gold", "entropy")}
-    means |= mining_report(targets.distractors())
-    return {"rows": count, "agree": sums["agree", ""] / count, **means}
-
-
-@stage("confusing-answers", publish=("confusing.safetensors",))
-@torch.inference_mode()
-def confusing_answers(
-    config: MiningConfig, work: Path, test: Dataset, teachers: list[Run], readers: list[Run]
-) -> dict:
-    """The ensemble's confusing answer to every test question, and what readers make of it.
-
-    For questions whose passage is one window, confusing.safetensors has ``row``, the question's
-    place in ``test`` (Q,); ``teachers``, the ensemble's probability of its most probable wrong
-    span among the k best (Q,), 0 where there is none; ``readers``, their probabilities of this
-    span, and ``f1`` of their answers, each (readers, Q).
-    """
-    device = choose_device()
-    ensemble = Ensemble([load_word_reader(run) for run in teachers]).to(device)
-    others = [load_word_reader(run).to(device) for run in readers]
-    windows = word_windows(test.examples, ensemble.vocabulary, word_training(teachers[0]).text)
-    counts = Counter(window.example for window in windows)
-    windows = [window for window in windows if counts[window.example] == 1]
-    spans, miner = token_spans(windows, test.examples), DistractorMiner(test, config)
-    confidence = np.zeros(len(windows), dtype=np.float32)
-    probability, right = np.zeros((2, len(others), len(windows)), dtype=np.float32)
-    for rows in inference_batches([len(window) for window in windows], 8192):
-        batch = collate_words([windows[row] for row in rows]).to(device)
-        mined = miner.mine(*ensemble(batch)[:3], [spans[row] for row in rows])
-        confidence[rows] = mined.confidence
-        for number, reader in enumerate(others):
-            output = reader(batch)
-            p1, p2 = (x.masked_fill(~batch.mask, -torch.inf).softmax(1).cpu() for x in output[:2])
-            best = decode_spans(*output[:3], k=1, max_length=config.max_length)
-            for line, row in enumerate(rows):
-                example = test.examples[windows[row].example]
-                a, b = windows[row].characters(int(best.starts[line, 0]), int(best.ends[line, 0]))
-                right[number, row] = 100 * f1(example.context[a:b], example.answer_texts)
-                wrong = span_positions(*mined.spans[line].tolist(), spans[row])
-                if wrong is not None:
-                    probability[number, row] = p1[line, wrong[0]] * p2[line, wrong[1]]
-    row = np.array([window.example for window in windows])
-    arrays = {"row": row, "teachers": confidence, "readers": probability, "f1": right}
-    save_file(arrays, work / "confusing.safetensors")
-    return {"questions": len(windows), "confusing": int((confidence > 0).sum())}
-
-
-@stage("free-form-answers", publish=("predictions.json",))
-def free_form_answers(
-    config: AnswerConfig, work: Path, test: Dataset, weights: Run | Sequence[Run]
-) -> dict:
-    """The answers of a reader or an ensemble, for metrics of free text: predictions.json."""
-    predictions = word_answerer(weights, config).predictions(test.examples)
-    text = json.dumps(predictions, ensure_ascii=False)
-    (work / "predictions.json").write_text(text, encoding="utf-8")
-    return {"questions": len(test), **score(test, predictions)}
+    count = sum(name.startswith("teachers.") for name in cache.inputs)
+    teachers = range(count) if teachers is None else sorted(teachers)
+    if max(teachers, default=count) >= count:
+        raise QalibError(f"{cache.short} has teachers 0 to {count - 1}, not {tuple(teachers)}.")
+    folder = cache.file("cache/rows.json").parent
+    return TeacherTargets([folder / f"teacher-{number}" for number in teachers])
 
 
 # --- loading ----------------------------------------------------------------------------------
@@ -382,9 +317,7 @@ def word_training(run: Run) -> WordTraining:
 
 
 def load_word_reader(run: Run) -> nn.Module:
-    """The reader of a run of this module, or of an encoder teacher, in evaluation mode."""
-    if run.stage in ("train-encoder", "train-adapter"):
-        return load_encoder_reader(run).eval()
+    """The reader of a run of this module, in evaluation mode."""
     reader = new_reader(word_training(run))
     _put_weights(reader, run)
     return reader.eval()
