@@ -45,7 +45,7 @@ from qalib.models.folders import (
 from qalib.paths import ROOT, store_dir
 from qalib.settings import build
 
-DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squadshifts"
+DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squad"
 BASE_CHECKPOINT = ROOT / "data" / "checkpoints" / "mpnet-base-squad"
 SETTINGS, ADAPTER, WEIGHTS = "qalib.json", "adapter_config.json", "adapter_model.safetensors"
 RENAMED = {"max_question": "max_query_length", "stride": "doc_stride"}  # in older runs
@@ -159,7 +159,7 @@ def save_model(
 def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader:
     """The reader of a model, in float32, with adapters merged and every parameter trainable.
 
-    ``model``: "" or "minilm-l6-squadshifts" for the shipped one, "minilm-l6", a folder of
+    ``model``: "" or "minilm-l6-squad" for the shipped one, "minilm-l6", a folder of
     transformers, peft or :func:`save_model`, a run of ``train-encoder`` (its folder, or its name in
     the store), or a name on the hub.
     ``new_head``: a missing span head is initialised (``untrained`` of the reader names it).

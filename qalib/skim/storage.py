@@ -23,7 +23,7 @@ from qalib.settings import build as build_settings
 from qalib.skim.predictors import ModelShape
 from qalib.skim.skimmer import SkimConfig, Skimmer
 
-DEFAULT_SKIMMER = ROOT / "data" / "checkpoints" / "skim-minilm-l6-squadshifts"
+DEFAULT_SKIMMER = ROOT / "data" / "checkpoints" / "skim-minilm-l6-squad"
 SETTINGS, WEIGHTS = "skim.json", "skim.safetensors"
 FORMAT = 2  # of skim.json
 

@@ -91,7 +91,7 @@ def export_skimmer(study: Study) -> Path:
 
     plan = study.config("base_skim", readers.BaseSkim)
     reader = readers.taught_reader(study)
-    run = readers.train_skimmer(study, reader, "combined", plan.small_layers)
+    run = readers.skim_beside(study, reader, "combined", plan.small_layers)
     skimmer = block_skim.load_skim_reader(run).skimmer
     skimmer.set_options(min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens)
     save_skimmer(DEFAULT_SKIMMER, skimmer, load_reader().encoder)
