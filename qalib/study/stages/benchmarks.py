@@ -28,7 +28,7 @@ from qalib.settings import settings
 from qalib.skim.baselines import OnnxReader, PaddedReader
 from qalib.skim.reader import SkimReader
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import load_encoder_reader
+from qalib.study.stages.baseline import encoder_training, load_encoder_reader
 from qalib.study.stages.block_skim import Pruning, load_skim_reader
 from qalib.timing import Progress, columns, interleave, quartiles
 from qalib.training import TrainConfig, choose_precision
@@ -203,13 +203,15 @@ class ReaderBenchmark:
     """Readers in every dtype, on inputs of one length a batch.
 
     ``padded``: the first reader is timed in fp32 with inputs padded to this, too; ``onnx``: numbers
-    of the readers that onnxruntime runs, too.
+    of the readers that onnxruntime runs, too; ``untrained``: of those that are timed with the
+    weights before their training, which takes as long and needs no weights of the run.
     """
 
     timed: Annotated[tuple[TimedReader, ...], Field(min_length=1)]
     windows: WindowConfig = field(default_factory=WindowConfig)
     padded: int = 384
     onnx: tuple[int, ...] = ()
+    untrained: tuple[int, ...] = ()
     batches: tuple[Count, ...] = (1, 16)
     dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = ("fp32", "bf16 weights", "int8")
     rounds: Count = 3
@@ -243,7 +245,7 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
     """
     found, megabytes = [], {}
     for number, run in enumerate(readers):
-        model = _load(run)
+        model = _load(run, number in config.untrained)
         encoder_reader = getattr(model, "reader", model).eval()
         full = next(t.name for t in config.timed if t.reader == number and not t.pruning)
         for dtype, reader in in_dtypes(encoder_reader, config.dtypes).items():
@@ -276,7 +278,11 @@ def load_way(run: Run, timed: TimedReader, dtype: str) -> "nn.Module | None":
     return _prunes(readers[dtype], model, timed.pruning).eval() if readers else None
 
 
-def _load(run: Run) -> "nn.Module":
+def _load(run: Run, untrained: bool = False) -> "nn.Module":
+    from qalib.models.encoder import build_encoder
+
+    if untrained:
+        return build_encoder(encoder_training(run).encoder)
     if run.stage == "train-skim":
         return load_skim_reader(run)
     return load_encoder_reader(run)
