@@ -49,7 +49,9 @@ def export_reader(study: Study, size: readers.Size = "small") -> Path:
     name = "small, taught" if small else "base"
     runs = {"as trained": readers.score_reader(study, name, trained, test)}
     if small:
-        decoding = baseline.Evaluation("shipped", AnswerConfig(windows=config.base.windows))
+        decoding = baseline.Evaluation(
+            "shipped", AnswerConfig(windows=config.base.windows, precision="fp32")
+        )
         shipped = {"checkpoint": checkpoint_hash(folder)}
         runs["as published"] = study.run(baseline.evaluate, decoding, test=test, **shipped)
     rows = []
