@@ -193,7 +193,7 @@ def test_the_mnemonic_reader_has_nothing_to_learn_from_itself(tmp_path):
     from qalib.data.words import collate_words, word_windows
     from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 
-    settings = MnemonicConfig(hidden=8, width=8, characters=0, dropout=0.0)
+    settings = MnemonicConfig(hidden=8, width=8, characters=4, dropout=0.0)
 
     def reader_of(seed):
         reader = build_mnemonic_reader(settings, seed=seed).eval()
