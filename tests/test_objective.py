@@ -223,7 +223,7 @@ def test_the_mnemonic_reader_has_nothing_to_learn_from_itself(tmp_path):
         logged.append(objective.log_metrics())
     for name in ("kd_excess", "att"):
         assert logged[0][name] == pytest.approx(0.0, abs=1e-4)
-        assert logged[1][name] > 0.01
+        assert logged[1][name] > 0.005
 
 
 def test_a_batch_moves_to_its_device_with_its_targets(targets):
