@@ -24,7 +24,7 @@ from qalib.study.profiles import load_profile
 from qalib.study.provenance import command_line
 from qalib.study.stamps import Notebook, ProjectPaths, list_notebooks, why_stale, write_stamp
 
-LARGEST = 300_000  # bytes of a committed notebook, outputs included
+LARGEST = 350_000  # bytes of a committed notebook, outputs included
 WIDEST = 900  # pixels of a picture in a notebook that would be too large
 EVERY = 20.0  # seconds between two lines of progress
 KERNEL = """
