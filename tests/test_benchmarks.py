@@ -13,6 +13,7 @@ from tiny import examples, tiny_reader
 from typer.testing import CliRunner
 
 from qalib.__main__ import app
+from qalib.checkpoints import save_weights, trained_tensors
 from qalib.commands.bench import report
 from qalib.data.batching import collate
 from qalib.data.corpus import CorpusConfig, build_corpus
@@ -24,6 +25,7 @@ from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import SkimReader
 from qalib.skim.skimmer import SkimConfig, Skimmer
+from qalib.skim.training import add_predictors
 from qalib.study.stages import benchmarks
 from qalib.study.stages.benchmarks import (
     DTYPES,
@@ -32,7 +34,7 @@ from qalib.study.stages.benchmarks import (
     ReaderBenchmark,
     TimedReader,
 )
-from qalib.study.stages.block_skim import Pruning
+from qalib.study.stages.block_skim import Pruning, SkimTraining
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,9 @@ def stored(reader, monkeypatch):
     skims = SkimReader(reader, make_skimmer(reader)).eval()
     monkeypatch.setattr(benchmarks, "load_skim_reader", lambda run: skims)
     monkeypatch.setattr(benchmarks, "load_encoder_reader", lambda run: reader)
-    return [SimpleNamespace(stage=stage) for stage in ("train-skim", "train-adapter")]
+    config = SkimTraining(predictor=PREDICTOR, layers=(1,), start="run")
+    stages = "train-skim", "train-adapter"
+    return [SimpleNamespace(stage=s, settings=lambda kind: config) for s in stages]
 
 
 def test_every_way_is_timed_in_every_dtype(stored, data, tmp_path):
@@ -118,6 +122,29 @@ def test_every_way_is_timed_in_every_dtype(stored, data, tmp_path):
     assert ((pruned["kept"] > 0) & (pruned["kept"] <= 1)).all()
     assert (table["speedup_over_padded"] > 0).all()
     assert set(found["megabytes"]) == {"a, fp32", "a, int8", "b, fp32", "b, int8"}
+
+
+def test_a_way_prunes_down_to_the_share_that_it_is_given(stored, data, tmp_path):
+    shares = 0.3, 0.6, 0.9
+    ways = (TimedReader(f"{share}", 0, PRUNING, share) for share in shares)
+    config = ReaderBenchmark((TimedReader("a"), *ways), batches=(1,), dtypes=("fp32",), rounds=1)
+    rows = benchmarks.bench_readers(config, tmp_path, data, stored[:1])["rows"]
+    kept = [row["kept"] for row in rows if row["kept"]]
+    assert kept == sorted(kept)
+    assert kept[0] < 0.7 < kept[-1]
+
+
+def test_an_untrained_encoder_gets_the_trained_predictors(monkeypatch, tmp_path):
+    config = SkimTraining(predictor=PREDICTOR, layers=(1,), start="run", frozen=True)
+    trained = add_predictors(tiny_reader(), config)
+    torch.nn.init.normal_(next(trained.skimmer.parameters()))
+    save_weights(trained_tensors(trained), tmp_path / "weights.safetensors")
+    monkeypatch.setattr("qalib.models.encoder.build_encoder", lambda _: tiny_reader(seed=1))
+    run = SimpleNamespace(stage="train-skim", settings=lambda kind: config, file=tmp_path.joinpath)
+    model = benchmarks._load(run, untrained=True)
+    same = {n: torch.equal(t, trained.state_dict()[n]) for n, t in model.state_dict().items()}
+    assert all(found for name, found in same.items() if name.startswith("skimmer"))
+    assert not all(same.values())
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from qalib.skim.storage import (
     SETTINGS,
     WEIGHTS,
     load_skimmer,
+    read_settings,
     save_skimmer,
-    skimmer_hash,
 )
 
 
@@ -147,7 +147,7 @@ def test_another_reader_is_refused(tmp_path):
     """A reader is known by its span head, also with its layers in bf16."""
     model = tiny_encoder()
     save_skimmer(tmp_path, trained_skimmer(model), model)
-    assert skimmer_hash(tmp_path) == file_sha256(tmp_path / WEIGHTS)
+    assert read_settings(tmp_path)["sha256"] == file_sha256(tmp_path / WEIGHTS)
     load_skimmer(tmp_path, to_bf16(model))
     with torch.no_grad():
         model.qa_outputs.weight[0, 0] += 0.01

@@ -100,14 +100,6 @@ def head_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def skimmer_hash(folder: str | Path) -> str:
-    """SHA-256 of the skimmer's weights in a folder, from its settings.
-
-    Raises QalibError if there is no skimmer.
-    """
-    return str(read_settings(folder).get("sha256"))
-
-
 def read_settings(folder: str | Path) -> dict:
     """Content of ``skim.json``. Raises QalibError if it is missing or of another format."""
     path = Path(folder) / SETTINGS

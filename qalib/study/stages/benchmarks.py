@@ -12,8 +12,9 @@ Notation: B batch, N layers.
 
 import copy
 import io
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -26,10 +27,12 @@ from qalib.data.windows import Window, WindowConfig, make_windows
 from qalib.models.encoder import EncoderConfig
 from qalib.settings import settings
 from qalib.skim.baselines import OnnxReader, PaddedReader
+from qalib.skim.calibration import PruningSimulator
 from qalib.skim.reader import SkimReader
+from qalib.skim.training import add_predictors, block_predictions
 from qalib.study.run_cache import Run, stage
 from qalib.study.stages.baseline import encoder_training, load_encoder_reader
-from qalib.study.stages.block_skim import Pruning, load_skim_reader
+from qalib.study.stages.block_skim import Pruning, SkimTraining, load_skim_reader
 from qalib.timing import Progress, columns, interleave, quartiles
 from qalib.training import TrainConfig, choose_precision
 
@@ -191,11 +194,16 @@ def time_training(
 
 @settings
 class TimedReader:
-    """One way to use a reader; without ``pruning`` it processes every token."""
+    """One way to use a reader; without ``pruning`` it processes every token.
+
+    ``kept``: prune at the threshold that leaves this share of the timed passages' tokens, instead
+    of that of ``pruning``. Time depends on how much is left, and hardly on what is.
+    """
 
     name: str
     reader: int = 0  # its number among the input runs
     pruning: Pruning | None = None
+    kept: float = 0.0
 
 
 @settings
@@ -203,8 +211,8 @@ class ReaderBenchmark:
     """Readers in every dtype, on inputs of one length a batch.
 
     ``padded``: the first reader is timed in fp32 with inputs padded to this, too; ``onnx``: numbers
-    of the readers that onnxruntime runs, too; ``untrained``: of those that are timed with the
-    weights before their training, which takes as long and needs no weights of the run.
+    of the readers that onnxruntime runs, too; ``untrained``: of those whose encoder is timed with
+    the weights before its training, which takes as long; their ways need ``kept``.
     """
 
     timed: Annotated[tuple[TimedReader, ...], Field(min_length=1)]
@@ -251,7 +259,10 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
         for dtype, reader in in_dtypes(encoder_reader, config.dtypes).items():
             megabytes[f"{full}, {dtype}"] = _megabytes(reader)
             for timed in (t for t in config.timed if t.reader == number):
-                way = _prunes(reader, model, timed.pruning)
+                pruning = timed.pruning
+                if timed.kept:
+                    pruning = _at_share(model, run, pruning, timed.kept, data)
+                way = _prunes(reader, model, pruning)
                 found.append(Candidate(timed.name, dtype, way.eval(), full))
         if number == 0:
             first, tokenizer = encoder_reader, encoder_reader.tokenizer
@@ -279,13 +290,30 @@ def load_way(run: Run, timed: TimedReader, dtype: str) -> "nn.Module | None":
 
 
 def _load(run: Run, untrained: bool = False) -> "nn.Module":
+    from qalib.checkpoints import load_weights, put_weights
     from qalib.models.encoder import build_encoder
 
-    if untrained:
+    pruned = run.stage == "train-skim"
+    if not untrained:
+        return load_skim_reader(run) if pruned else load_encoder_reader(run)
+    if not pruned:
         return build_encoder(encoder_training(run).encoder)
-    if run.stage == "train-skim":
-        return load_skim_reader(run)
-    return load_encoder_reader(run)
+    config, weights = run.settings(SkimTraining), run.file("weights.safetensors")
+    model = add_predictors(build_encoder(config.encoder), config)
+    put_weights(model, load_weights(weights), str(weights))
+    return model.eval()
+
+
+def _at_share(
+    model: SkimReader, run: Run, pruning: Pruning, share: float, data: Dataset
+) -> Pruning:
+    """The pruning with the lowest threshold that leaves at most a share of the passage tokens."""
+    (layer,) = pruning.prune_layers
+    b = block_predictions(model, data, run.settings(SkimTraining), "fp32")
+    simulator = PruningSimulator(b.row, b.sizes, b.answers, b.scores)
+    thresholds = np.unique(simulator.scores[layer])
+    place = bisect_left(thresholds, -share, key=lambda t: -simulator.token_fraction(layer, t))
+    return replace(pruning, thresholds=(float(thresholds[min(place, len(thresholds) - 1)]),))
 
 
 def _prunes(reader: "EncoderReader", model: "nn.Module", pruning: Pruning | None) -> "nn.Module":

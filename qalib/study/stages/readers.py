@@ -61,7 +61,6 @@ class ReadersStudy:
     tests: tuple[str, ...] = ()  # further sources to score on
     long: int = 512  # word pieces of a passage among its neighbours
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    seeds: Annotated[int, Field(ge=1)] = 1
     loss: DistillConfig = field(
         default_factory=lambda: DistillConfig(margin_weight=0.0, attention_weight=0.0)
     )
@@ -81,18 +80,12 @@ def reader_data(study: Study) -> tuple[Dataset, Dataset]:
 
 
 def train_reader(
-    study: Study,
-    size: Size,
-    rate: float,
-    seed: int = 0,
-    cache: Run | None = None,
-    squad_only: bool = False,
+    study: Study, size: Size, rate: float, seed: int = 0, cache: Run | None = None
 ) -> Run:
     """A reader of [readers]; ``cache``: the outputs of its teacher."""
     plan, (data, watch) = study.config("readers", ReadersStudy), reader_data(study)
     config = plan.training(size, rate, seed)
     config = replace(config, loss=plan.loss) if cache else config
-    data = study.data("train", "readers_squad") if squad_only else data
     return study.run(train_adapter, config, data=data, watch=watch, cache=cache)
 
 
