@@ -56,7 +56,7 @@ def outputs(tree: dict) -> list[tuple[str, dict]]:
 def cells_are_short(tree):
     sizes = {cell["id"]: len(lines(cell)) for cell in code(tree) if cell["id"] != "imports"}
     found = [name for name, size in sizes.items() if size > 32]
-    return found + (["median over 18 lines"] if statistics.median(sizes.values()) > 18 else [])
+    return found + (["median over 15 lines"] if statistics.median(sizes.values()) > 15 else [])
 
 
 @rule

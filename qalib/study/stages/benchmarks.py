@@ -15,6 +15,7 @@ import io
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -255,15 +256,14 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
     for number, run in enumerate(readers):
         model = _load(run, number in config.untrained)
         encoder_reader = getattr(model, "reader", model).eval()
-        full = next(t.name for t in config.timed if t.reader == number and not t.pruning)
+        ways = [way for way in config.timed if way.reader == number]
+        full = next(way.name for way in ways if not way.pruning)
+        prunings = _prunings(model, run, ways, data)
         for dtype, reader in in_dtypes(encoder_reader, config.dtypes).items():
             megabytes[f"{full}, {dtype}"] = _megabytes(reader)
-            for timed in (t for t in config.timed if t.reader == number):
-                pruning = timed.pruning
-                if timed.kept:
-                    pruning = _at_share(model, run, pruning, timed.kept, data)
+            for name, pruning in prunings.items():
                 way = _prunes(reader, model, pruning)
-                found.append(Candidate(timed.name, dtype, way.eval(), full))
+                found.append(Candidate(name, dtype, way.eval(), full))
         if number == 0:
             first, tokenizer = encoder_reader, encoder_reader.tokenizer
             padded = PaddedReader(first, config.padded).eval()
@@ -304,16 +304,23 @@ def _load(run: Run, untrained: bool = False) -> "nn.Module":
     return model.eval()
 
 
-def _at_share(
-    model: SkimReader, run: Run, pruning: Pruning, share: float, data: Dataset
-) -> Pruning:
-    """The pruning with the lowest threshold that leaves at most a share of the passage tokens."""
-    (layer,) = pruning.prune_layers
-    b = block_predictions(model, data, run.settings(SkimTraining), "fp32")
-    simulator = PruningSimulator(b.row, b.sizes, b.answers, b.scores)
-    thresholds = np.unique(simulator.scores[layer])
-    place = bisect_left(thresholds, -share, key=lambda t: -simulator.token_fraction(layer, t))
-    return replace(pruning, thresholds=(float(thresholds[min(place, len(thresholds) - 1)]),))
+def _prunings(
+    model: SkimReader, run: Run, ways: list[TimedReader], data: Dataset
+) -> dict[str, Pruning | None]:
+    """The pruning of each way; with ``kept``, the lowest threshold that leaves at most that."""
+    prunings = {way.name: way.pruning for way in ways}
+    matched = [way for way in ways if way.kept]
+    if matched:
+        b = block_predictions(model, data, run.settings(SkimTraining), "fp32")
+        simulator = PruningSimulator(b.row, b.sizes, b.answers, b.scores)
+    for way in matched:
+        (layer,) = way.pruning.prune_layers
+        found = np.unique(simulator.scores[layer])
+        fraction = partial(simulator.token_fraction, layer)
+        place = bisect_left(found, -way.kept, key=lambda threshold: -fraction(threshold))
+        threshold = float(found[min(place, len(found) - 1)])
+        prunings[way.name] = replace(way.pruning, thresholds=(threshold,))
+    return prunings
 
 
 def _prunes(reader: "EncoderReader", model: "nn.Module", pruning: Pruning | None) -> "nn.Module":
