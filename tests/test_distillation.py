@@ -25,6 +25,7 @@ from qalib.study.stages.baseline import (
     evaluate,
     load_encoder_reader,
     recorded_scores,
+    teacher_targets,
     train_adapter,
     train_encoder,
 )
@@ -40,7 +41,6 @@ from qalib.study.stages.distillation import (
     load_word_reader,
     new_reader,
     student_task,
-    teacher_targets,
     train_student,
     train_words,
     word_answerer,

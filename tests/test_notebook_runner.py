@@ -69,12 +69,16 @@ print(f"{profile} {seed} {toy.size} {Path.cwd().name}")
 print("a", "warning", file=sys.stderr)
 names = ["HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "QALIB_PROFILE"]
 {"python": sys.executable, **{name: os.environ[name] for name in names}}""",
-    "plot": """from matplotlib.figure import Figure
+    "plot": """from types import SimpleNamespace
+from matplotlib.figure import Figure
+from qalib.files import log_usage
 from qalib.study.figures import save_figure
+log_usage("data", "dev", "ab")
+study = SimpleNamespace(name="00_good", profile=SimpleNamespace(name=profile), seed=seed,
+                        runs={run.short: run}, datasets={})
 fig = Figure(figsize=(1, 1))
 fig.subplots().plot([1, 2])
-save_figure("00_toy", fig, {"y": [1, 2]}, profile=profile, notebook="00_good",
-            runs=[run.short], datasets={"dev": "ab"}, folder=Path("../figures"));""",
+save_figure(study, "00_toy", fig, {"y": [1, 2]}, folder=Path("../figures"));""",
 }
 
 

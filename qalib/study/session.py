@@ -75,22 +75,9 @@ class Study:
 
     def save_figure(self, name: str, fig, data, caption: str = "") -> None:
         """Save a figure with its points and their provenance, and close it."""
-        import matplotlib.pyplot as plt
-
         from qalib.study.figures import save_figure
 
-        save_figure(
-            name,
-            fig,
-            data,
-            profile=self.profile.name,
-            notebook=self.name,
-            seed=self.seed,
-            runs=sorted(self.runs),
-            datasets={d.name: d.provenance() for d in self.datasets.values()},
-            caption=caption,
-        )
-        plt.close(fig)
+        save_figure(self, name, fig, data, caption)
 
     def compare(self, measured, scale=""):
         """Show the papers' claims beside what was measured; arguments of ``claims.compare``."""
