@@ -73,15 +73,9 @@ def load_claims(folder: Path = PAPER) -> dict[str, Claim]:
     claims: dict[str, Claim] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.DictReader(file, restkey="more", restval=None)
+            lines = csv.DictReader(file, restkey="more")
             for line in lines:
-                place = f"{path}, line {lines.line_num}"
-                claim = build({k: v for k, v in line.items() if v is not None}, Claim, place)
-                if claim.claim_id in claims:
-                    raise QalibError(
-                        f"{place}: the claim_id {claim.claim_id!r} is there already; ids are "
-                        "unique over all files."
-                    )
+                claim = build(line, Claim, f"{path}, line {lines.line_num}")
                 claims[claim.claim_id] = claim
     return claims
 
