@@ -109,12 +109,12 @@ def _train_row(name: str, output: Path, config, model: str, data: str) -> None:
     with train.working_folder(output, settings) as work:
         facts = {"row": name, "base model": model, "data": dataset.name}
         facts |= fit(skims, dataset, config, work)
-        if train.is_main_process():
-            card = train.model_card(output.name, facts)
-            save_model(work / "model", skims.reader, config.windows, card)
-            save_skimmer(work / "model", skims.skimmer, skims.reader.encoder)
-            train.publish_folder(work, output)
-            print(to_json(facts))
+
+        def save(folder: Path, card: str) -> None:
+            save_model(folder, skims.reader, config.windows, card)
+            save_skimmer(folder, skims.skimmer, skims.reader.encoder)
+
+        train.save_and_publish(work, output, facts, save)
 
 
 @app.command("runs")
