@@ -124,17 +124,6 @@ def test_a_training_that_is_repeated_in_its_folder_is_not_done_twice(tmp_path, d
         assert again[name] == first[name]
 
 
-def test_the_reader_of_a_profile_is_the_one_of_notebook_00(study):
-    run = baseline.profile_encoder(study)
-    config = study.config("encoder", EncoderTraining)
-    test = study.data("test")
-    watch = make_dataset("any name", test.examples[::5])
-    same = study.run(
-        baseline.train_encoder, replace(config, seed=0), data=study.data("train"), watch=watch
-    )
-    assert same.key == run.key
-
-
 @pytest.mark.parametrize("wrong", [{"loss": "sum"}, {"held_out": 1.0}, {"held_out": -0.1}])
 def test_training_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(QalibError, match=next(iter(wrong))):

@@ -151,7 +151,7 @@ def test_one_that_fails_does_not_stop_the_others(ran):
     assert [bool(problem) for problem in results.values()] == [False, True, True, True]
     assert said[0] == "00_good (1 of 4): started in profile study"
     assert re.fullmatch(r"00_good \(1 of 4\): done in \d+ s", said[1])
-    assert said[3] == "01_bad (2 of 4): 01 cell 4 [fail] ZeroDivisionError: division by zero"
+    assert said[3] == "01_bad (2 of 4): 01 cell 4 of 5 [fail] ZeroDivisionError: division by zero"
     assert "02 the kernel died" in said[5]
     assert "03 a cell took more than the 1 s" in said[7]
 

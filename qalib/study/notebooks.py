@@ -22,7 +22,14 @@ from qalib.errors import QalibError
 from qalib.files import exclusive, translate_os_errors, write_atomically
 from qalib.study.profiles import load_profile
 from qalib.study.provenance import command_line
-from qalib.study.stamps import Notebook, ProjectPaths, list_notebooks, why_stale, write_stamp
+from qalib.study.stamps import (
+    PROJECT,
+    Notebook,
+    ProjectPaths,
+    list_notebooks,
+    why_stale,
+    write_stamp,
+)
 
 LARGEST = 350_000  # bytes of a committed notebook, outputs included
 WIDEST = 900  # pixels of a picture in a notebook that would be too large
@@ -40,7 +47,7 @@ def run_notebooks(
     profile: str,
     only: Sequence[str] | str | None = None,
     force: bool = False,
-    paths: ProjectPaths | None = None,
+    paths: ProjectPaths = PROJECT,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> dict[str, str]:
     """Execute the notebooks in a profile and write their figures, stamps and executed copies.
@@ -53,7 +60,6 @@ def run_notebooks(
     nothing did; one that fails does not stop the others. Raises QalibError for an unknown profile
     or notebook, and if another process is running the notebooks.
     """
-    paths = paths or ProjectPaths()
     settings = load_profile(profile, paths.profiles)
     chosen = list_notebooks(only, paths)
     results = {}
@@ -88,7 +94,7 @@ def _run(
         kernel_environment(profile, executed, force, paths),
         _Progress(notebook, executed.with_suffix(".progress"), say) as progress,
     ):
-        problem = _execute(notebook, executed, profile, budget, progress.cell_started)
+        problem = _execute(notebook, executed, profile, budget, progress)
     if problem:
         return problem
     try:
@@ -102,7 +108,7 @@ def _run(
 
 
 def _execute(
-    notebook: Notebook, executed: Path, profile: str, budget: int, cell_started: Callable
+    notebook: Notebook, executed: Path, profile: str, budget: int, progress: "_Progress"
 ) -> str:
     """Run a notebook; returns what went wrong in one line, "" if nothing did."""
     import papermill
@@ -121,11 +127,11 @@ def _execute(
             execution_timeout=budget,
             request_save_on_cell_execute=profile != "ci",
             progress_bar=False,
-            on_cell_start=cell_started,
+            on_cell_start=progress.cell_started,
         )
     except papermill.PapermillExecutionError as error:
         message = (str(error.evalue).strip().splitlines() or [""])[0]
-        return f"{number} {_place(notebook, error.source)} {error.ename}: {message}"
+        return f"{number} {progress.cell} {error.ename}: {message}"
     except DeadKernelError:
         return f"{number} the kernel died, probably for lack of memory; try --profile laptop"
     except RuntimeError as error:
@@ -169,13 +175,6 @@ class _Progress:
             self.say(f"  {self.notebook.name[:2]} {self.cell}, {seconds:.0f} s{task}")
 
 
-def _place(notebook: Notebook, source: str) -> str:
-    for number, cell in enumerate(notebook.code, 1):
-        if cell["source"] == source:
-            return f"cell {number} [{cell.get('id')}]"
-    return "injected parameters"
-
-
 @contextlib.contextmanager
 def kernel_environment(
     profile: str, executed: Path, force: str, paths: ProjectPaths
@@ -198,8 +197,9 @@ def kernel_environment(
         }
         if profile != "paper":  # the only one that may look for models and data elsewhere
             defaults["HF_HUB_OFFLINE"] = "1"
-        wanted = {name: value for name, value in defaults.items() if name not in os.environ}
-        wanted |= {
+        wanted = {
+            **defaults,
+            **os.environ,
             "QALIB_PROFILE": profile,
             "QALIB_NOTES": str(executed.with_suffix(".usage").resolve()),
             "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
@@ -224,18 +224,15 @@ def _literal(path: Path) -> str:
 
 
 def read_usage(path: Path) -> dict[str, dict[str, object]]:
-    """What a notebook used and made, by kind and name; the first entry of a name counts."""
-    used: dict[str, dict[str, object]] = {
-        kind: {} for kind in ("run", "figure", "data", "section", "claim")
-    }
+    """What a notebook used and made, by kind and name; the last entry of a name counts."""
+    kinds = ("run", "figure", "data", "section", "claim")
+    used: dict[str, dict[str, object]] = {kind: {} for kind in kinds}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             kind, name, value = json.loads(line)
         except ValueError:  # the kernel was killed while writing
             continue
-        if kind == "figure":
-            used[kind][name] = value  # a figure that is drawn again replaces the earlier one
-        used.setdefault(kind, {}).setdefault(name, value)
+        used[kind][name] = value
     return used
 
 

@@ -1,16 +1,13 @@
-"""Plots that several notebooks share. All take a tidy DataFrame and draw on given axes.
-
-with style():
-    fig, ax = plt.subplots()
-    sns.lineplot(curves, x="step", y="loss", hue="reader")
-    legend_below(fig, ax)
-"""
+"""Plots that several notebooks share. All take a tidy DataFrame and draw on given axes."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
+import seaborn as sns
+from matplotlib import cycler
 
 STYLE = Path(__file__).with_name("plots.mplstyle")
 
@@ -18,10 +15,6 @@ STYLE = Path(__file__).with_name("plots.mplstyle")
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Draw in the kit's style: seaborn's white grid and a palette safe for colour blindness."""
-    import matplotlib
-    import seaborn as sns
-    from matplotlib import cycler
-
     own = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
     palette = cycler(color=sns.color_palette("colorblind"))
     with matplotlib.rc_context({**sns.axes_style("whitegrid"), **own, "axes.prop_cycle": palette}):

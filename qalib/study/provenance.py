@@ -6,6 +6,7 @@ Nothing here names a person, a host or a folder, so that it can be committed wit
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -100,19 +101,6 @@ def command_line() -> str:
     A notebook's kernel cannot see the command it was started by; the runner hands it on in
     QALIB_COMMAND.
     """
-    if handed_on := os.environ.get("QALIB_COMMAND"):
-        return handed_on
-    program, *words = sys.argv or [""]
-    path = Path(program)
-    if path.name == "__main__.py":
-        words = ["-m", path.parent.name, *words]
-    elif path.name == "ipykernel_launcher.py":
-        return "jupyter"
-    else:
-        words = [path.name, *words]
-    return " ".join(["python", *(_relative(word) for word in words)])
-
-
-def _relative(word: str) -> str:
-    option, equals, value = word.rpartition("=")
-    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+    words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv]
+    command = " ".join(["python", *words]).replace("python __main__.py", "python -m qalib")
+    return os.environ.get("QALIB_COMMAND") or command

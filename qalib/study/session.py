@@ -126,8 +126,8 @@ def resolve_precision(config: T, precision: str) -> T:
     changes = {}
     for name in (f.name for f in dataclasses.fields(config)):
         value = getattr(config, name)
-        new = precision if (name, value) == ("precision", "auto") else None
-        new = resolve_precision(value, precision) if new is None else new
+        auto = (name, value) == ("precision", "auto")
+        new = precision if auto else resolve_precision(value, precision)
         if new is not value:
             changes[name] = new
     return dataclasses.replace(config, **changes) if changes else config

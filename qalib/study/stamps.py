@@ -22,12 +22,11 @@ from qalib.errors import QalibError
 from qalib.files import pretty, write_atomically
 from qalib.paths import ROOT
 from qalib.study.claims import load_claims
-from qalib.study.figures import FIGURES
+from qalib.study.figures import FIGURES, NOTEBOOKS
 from qalib.study.profiles import PROFILES, load_profile
 from qalib.study.provenance import environment
 from qalib.study.run_cache import RECORDS, read_records
 
-NOTEBOOKS = ROOT / "notebooks"
 DIGITS = 16  # of a hash in a stamp
 
 
@@ -45,6 +44,9 @@ class ProjectPaths:
     def stamp(self, name: str, profile: str) -> Path:
         """The stamp file of a notebook ("00_start_here")."""
         return self.figures / profile / f"{name}.stamp.json"
+
+
+PROJECT = ProjectPaths()
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,13 @@ class Notebook:
 
 
 def list_notebooks(
-    only: Sequence[str] | str | None = None, paths: ProjectPaths | None = None
+    only: Sequence[str] | str | None = None, paths: ProjectPaths = PROJECT
 ) -> list[Notebook]:
     """The numbered notebooks, or those whose names begin so: "03", "03,05" or a list of such.
 
     Raises QalibError if there is no such notebook.
     """
-    folder = (paths or ProjectPaths()).notebooks
+    folder = paths.notebooks
     found = [Notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
     texts = [only] if isinstance(only, str) else only or []
     wanted = [word.strip() for text in texts for word in text.split(",") if word.strip()]
@@ -104,10 +106,9 @@ def make_stamp(
     profile: str,
     sections: Iterable[str] = (),
     claims: Iterable[str] = (),
-    paths: ProjectPaths | None = None,
+    paths: ProjectPaths = PROJECT,
 ) -> dict[str, dict]:
     """What the results of a notebook depend on, as it is now."""
-    paths = paths or ProjectPaths()
     settings = load_profile(profile, paths.profiles).sections
     papers = load_claims() if claims else {}
     stages = {name: paths.root / "qalib/study/stages" / f"{name}.py" for name in notebook.stages()}
@@ -150,13 +151,8 @@ CHANGES = {  # what changed, in words
 }
 
 
-def why_stale(
-    notebook: Notebook,
-    profile: str,
-    paths: ProjectPaths | None = None,
-) -> list[str]:
+def why_stale(notebook: Notebook, profile: str, paths: ProjectPaths = PROJECT) -> list[str]:
     """Why the notebook has to run again in this profile; an empty list if it need not."""
-    paths = paths or ProjectPaths()
     path = paths.stamp(notebook.name, profile)
     if not path.exists():
         return ["has not been run"]
@@ -192,12 +188,11 @@ def _is_recorded(short: str, records: Path) -> bool:
     return any(key.startswith(digits) for key in read_records(records / f"{stage}.jsonl"))
 
 
-def check(profile: str = "study", paths: ProjectPaths | None = None) -> list[str]:
+def check(profile: str = "study", paths: ProjectPaths = PROJECT) -> list[str]:
     """Everything that is stale in a profile, each with what updates it.
 
     Reads files only, so a fresh clone can do it at once.
     """
-    paths = paths or ProjectPaths()
     load_profile(profile, paths.profiles)
     problems, known = [], set()
     for notebook in list_notebooks(paths=paths):

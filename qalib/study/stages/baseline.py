@@ -4,7 +4,7 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
-from qalib.data.schema import Dataset, hold_out, make_dataset
+from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import WindowConfig
 from qalib.distill.alignment import token_spans
 from qalib.distill.encoders import align_layers, distilled_task, keep_layers
@@ -37,7 +37,6 @@ from qalib.models.pretrained import merge_low_rank, train_low_rank
 from qalib.settings import settings
 from qalib.skim.reader import load_skim_answerer
 from qalib.study.run_cache import Run, stage
-from qalib.study.session import Study
 from qalib.training import TrainConfig, encoder_task, make_accelerator, train_and_score
 
 WEIGHTS = "weights.safetensors"
@@ -163,13 +162,6 @@ def put_trained(model: nn.Module, run: Run) -> nn.Module:
     path = run.file(WEIGHTS)
     put_weights(model, load_weights(path), str(path))
     return model
-
-
-def profile_encoder(study: Study) -> Run:
-    """The encoder reader of the study's profile, trained as notebook 00 does it."""
-    config = replace(study.config("encoder", EncoderTraining), seed=study.seed)
-    watch = make_dataset("every fifth", study.data("test").examples[::5])
-    return study.run(train_encoder, config, data=study.data("train"), watch=watch)
 
 
 def encoder_training(run: Run) -> EncoderTraining:
