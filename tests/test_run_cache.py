@@ -432,7 +432,7 @@ def test_a_published_run_is_found_by_a_fresh_clone(cache, tmp_path):
     with pytest.raises(QalibError, match=r"weights\.bin is not on this machine"):
         found.file("weights.bin")
     assert len(found.files["weights.bin"]["sha256"]) == 64
-    assert fresh.get(run.short) == fresh.get(run.key[:8]) == found
+    assert fresh.get(run.key) == found
     again = call(fresh, {"seed": 0}, weigh, force=NOW)
     assert again.folder.parent == fresh.root
 
@@ -482,8 +482,8 @@ def test_the_notebook_runner_is_told_which_runs_were_used(cache, tmp_path, monke
     call(cache, {}, never)
     lines = (tmp_path / "notes.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        ["run", run.short, "computed"],
-        ["run", run.short, "found"],
+        ["run", run.short, None],
+        ["run", run.short, None],
     ]
 
 
@@ -496,9 +496,9 @@ def test_the_list_of_runs(cache, tmp_path):
     cache.publish(done, [])
     with pytest.raises(ZeroDivisionError):
         call(cache, {}, lambda work: {"x": 1 / 0}, name="score")
-    with pytest.raises(QalibError, match="no finished run is called 'score-'"):
-        cache.get("score-")
-    assert cache.runs() == [done] == [cache.get(done.short)]
+    with pytest.raises(QalibError, match="no finished run with the key score"):
+        cache.get("score")
+    assert cache.runs() == [done] == [cache.get(done.key)]
     [recorded] = RunCache(tmp_path / "elsewhere", cache.records).runs()
     assert recorded.archive
     assert recorded.metrics == done.metrics

@@ -49,10 +49,7 @@ class TrainingOptions:
     save_steps: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 200
 
     def load(self, data: str, output: Path) -> tuple["Dataset", dict[str, "Dataset"]]:
-        """Training data, read strictly, and the data to score on ("dev"), if there is any.
-
-        Raises QalibError if ``output`` is there already.
-        """
+        """Training data, read strictly, and the data to score on ("dev"), if there is any."""
         from qalib.data.sources import load_data
 
         check_new_folder(output)
@@ -237,10 +234,7 @@ def seen_passages(dataset: "Dataset", models: Sequence[str]) -> list[str]:
 def save_and_publish(
     work: Path, output: Path, facts: Mapping[str, object], save: Callable[[Path, str], None]
 ) -> None:
-    """Make a model, written by ``save(folder, card)``, the folder ``output``; print the facts.
-
-    In the main process only.
-    """
+    """Write a model by ``save(folder, card)``, make it the folder ``output``, print the facts."""
     if is_main_process():
         shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
         save(work / "model", model_card(output.name, facts))

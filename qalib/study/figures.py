@@ -3,8 +3,7 @@
 ``figures/<profile>/`` gets four files for every figure: ``name.png``, ``name.svg`` (the same bytes
 whenever the points are the same), ``name.csv`` with the points and ``name.json`` with the
 provenance: notebook and cell, runs and data. Versions, commit and date are in the stamp of the
-notebook (``qalib.study.stamps``) and in the records of the runs. Only ``figures/study/`` is
-committed, and only the profile study writes into it.
+notebook and in the records of the runs. Only ``figures/study/`` is committed.
 """
 
 import hashlib

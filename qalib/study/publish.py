@@ -1,9 +1,4 @@
-"""Publishing checkpoints with a model card: the reader, and a skimmer for it.
-
-A reader is a low-rank adapter of a public encoder (stage ``train-adapter``). The skimmer's
-predictors are trained with the published reader, which stays as it is; ``qalib skim calibrate``
-chooses its threshold.
-"""
+"""Publishing checkpoints with a model card: the readers, and a skimmer for the small one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +17,7 @@ CARDS = Path(__file__).with_name("cards")  # templates of the model cards
 
 
 def write_reader(folder: Path, trained: Run, passages: Sequence[str] = ()) -> None:
-    """Write the reader of a ``train-adapter`` run as a checkpoint folder.
-
-    ``passages``: digests of those that it was trained on.
-    """
+    """Write the reader of a ``train-adapter`` run, with digests of what it was trained on."""
     config = trained.settings(baseline.AdapterTraining)
     changed = load_weights(trained.file("weights.safetensors"))
     base = config.base
@@ -82,10 +74,7 @@ def write_card(folder: Path, template: str, run: Run, data: Dataset, **facts: ob
 
 
 def export_skimmer(study: Study) -> Path:
-    """Write the published skimmer and its card; `skim calibrate` adds the threshold to both.
-
-    It was trained beside the small reader that the base encoder taught, which is published, too.
-    """
+    """Write the published skimmer and its card; `skim calibrate` adds the threshold to both."""
     plan = study.config("base_skim", readers.BaseSkim)
     reader = readers.taught_reader(study)
     run = readers.skim_beside(study, reader, "combined", plan.small_layers)

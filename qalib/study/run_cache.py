@@ -201,27 +201,26 @@ class RunCache:
         request = {"stage": stage.name, "key": key, "version": stage.version}
         request = to_json_data({**request, "config": config, "inputs": hashes}, stage.name)
         name = short_name(stage.name, key)
-        if run := self._find(stage.name, key, force):
-            log_usage("run", name, "found")
-            return run
-        if os.environ.get("QALIB_COMPUTE") == "never":
+        run = self._find(stage.name, key, force)
+        if run is None and os.environ.get("QALIB_COMPUTE") == "never":
             raise QalibError(
                 f"{name} is neither in the store nor in the records, and QALIB_COMPUTE is "
                 "'never'; unset it to compute the run."
             )
-        final, work = self.root / name, self.root / f"{name}.partial"
-        with translate_os_errors(self.root), self._locked(name):
-            if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
-                _finish(work, final)
-            if run := self._find(stage.name, key, force):
-                log_usage("run", name, "found")
-                return run  # another process has just finished it
-            if force:
-                shutil.rmtree(work, ignore_errors=True)
-            _compute(work, request, lambda: function(config, work, **inputs))
-            _finish(work, final)
-        log_usage("run", name, "computed")
-        return read_run(final, key)
+        if run is None:
+            final, work = self.root / name, self.root / f"{name}.partial"
+            with translate_os_errors(self.root), self._locked(name):
+                if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
+                    _finish(work, final)
+                run = self._find(stage.name, key, force)  # another process may have finished it
+                if run is None:
+                    if force:
+                        shutil.rmtree(work, ignore_errors=True)
+                    _compute(work, request, lambda: function(config, work, **inputs))
+                    _finish(work, final)
+                    run = read_run(final, key)
+        log_usage("run", name)
+        return run
 
     def _find(self, stage: str, key: str, force: str) -> Run | None:
         folder = self.root / short_name(stage, key)
@@ -236,18 +235,11 @@ class RunCache:
     def _recorded(self, stage: str) -> dict[str, Run]:
         return read_records(self.records / f"{stage}.jsonl", self.root) if self.records else {}
 
-    def get(self, name: str) -> Run:
-        """The finished run with this name or beginning of a key.
-
-        Raises QalibError if there is none or more than one.
-        """
-        stage, _, digits = name.rpartition("-")
-        found = [run for run in self.runs(digits) if stage in ("", run.stage)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise QalibError(f"{name!r} fits several runs; give more digits of the key.")
-        raise QalibError(f"no finished run is called {name!r}; `python -m qalib study runs`.")
+    def get(self, key: str) -> Run:
+        """The finished run with this key. Raises QalibError if there is none."""
+        for run in self.runs(key):
+            return run
+        raise QalibError(f"there is no finished run with the key {key}; see qalib study runs.")
 
     def runs(self, digits: str = "") -> list[Run]:
         """The undamaged runs of the records and the store whose keys begin with ``digits``."""

@@ -2,9 +2,8 @@
 
 ``figures/<profile>/<notebook>.stamp.json`` is written when a notebook has run. It holds hashes of
 the code cells, of the stage modules that they import, of the profile's sections and the claims
-that were used, and lists runs and figures. Checking it executes nothing. A change in other
-modules of the library does not count: the tests hold those, and a notebook is run again from its
-recorded runs in seconds.
+that were used, and lists runs and figures. A change in other modules of the library does not
+count: the tests hold those.
 """
 
 import contextlib

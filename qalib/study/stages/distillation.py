@@ -251,10 +251,7 @@ def cache_teachers(config: EnsembleCache, work: Path, data: Dataset, teachers: l
 
 @stage("cache-teacher", publish=())
 def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher: Run) -> dict:
-    """Cache what an encoder predicts for ``data``, in the folder "teacher-0".
-
-    The metrics describe its distractors, see :func:`qalib.distill.distractors.mining_report`.
-    """
+    """Cache what an encoder predicts for ``data`` in "teacher-0"; metrics: ``mining_report``."""
     reader = load_encoder_reader(teacher)
     task, windows = encoder_task(reader, data.examples, encoder_training(teacher).windows)
     spans = token_spans(windows, data.examples, reader.before)
