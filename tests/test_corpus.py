@@ -146,7 +146,7 @@ def test_names_are_not_shared_between_splits():
 @pytest.mark.parametrize("split", SPLITS)
 def test_questions_use_the_phrasings_of_their_split(corpora, split):
     def shapes(field):
-        phrasings = [p for r in corpus.relations() for p in getattr(r, field)]
+        phrasings = [p for r in corpus.RELATIONS for p in getattr(r, field)]
         return re.compile("|".join(re.escape(p).replace(r"\{N\}", ".+") for p in phrasings))
 
     own, others = (

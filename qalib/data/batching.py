@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qalib.data.windows import Window
-from qalib.errors import QalibError
 
 if TYPE_CHECKING:  # torch is imported only where a tensor is made
     import torch
     from torch import Tensor
 
 MULTIPLE = 8  # padded lengths are multiples of this
+POOL = 50  # batches whose inputs are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -103,20 +103,17 @@ def padded_length(length: int, multiple: int = MULTIPLE) -> int:
     return -(-length // multiple) * multiple
 
 
-def training_batches(
-    lengths: Sequence[int], budget: int, seed: int, epoch: int, pool: int = 50
-) -> list[list[int]]:
+def training_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices of one epoch in random batches of similar length, each within a token budget.
 
-    The indices are shuffled, sorted by length within pools of about ``pool`` batches, cut where
+    The indices are shuffled, sorted by length within pools of about ``POOL`` batches, cut where
     rows x longest would exceed ``budget`` tokens, and the batches are shuffled. The result depends
     on the arguments alone, so that training can resume in the middle of an epoch.
     """
-    _check_budget(budget)
     lengths = np.asarray(lengths, dtype=np.int64)
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
-    step = max(1, int(pool * budget / max(1.0, lengths.mean()))) if len(lengths) else 1
+    step = max(1, int(POOL * budget / max(1.0, lengths.mean()))) if len(lengths) else 1
     batches = []
     for begin in range(0, len(order), step):
         part = order[begin : begin + step]
@@ -131,7 +128,6 @@ def inference_batches(
 
     With a ``multiple`` of 1 the lengths of a batch are equal, so that nothing is padded.
     """
-    _check_budget(budget)
     lengths = np.asarray(lengths, dtype=np.int64)
     return _cut(np.argsort(-lengths, kind="stable"), lengths, budget, multiple)
 
@@ -150,8 +146,3 @@ def _cut(
             longest = length
         batches[-1].append(index)
     return batches
-
-
-def _check_budget(budget: int) -> None:
-    if budget < 1:
-        raise QalibError(f"a batch needs a budget of at least 1 token, not {budget}.")

@@ -2,13 +2,11 @@
 
 Every passage describes a few subjects of one kind (expeditions, ships, painters, ...) that share
 their relations, so that each fact with a question is one of ``distractors`` + 1 facts of the same
-answer type: the other ships' captains, the other painters' teachers. Pronouns, descriptions,
-relative clauses and sentences about several subjects at once separate what a fact says from the
-name of its subject.
+answer type: the other ships' captains, the other painters' teachers.
 
 A passage is made in three steps: draw the facts (:func:`draw_facts`), write sentences about them
-(:func:`write_passage`), and turn the marks in these into answer spans (:func:`resolve`). Answers
-are marked when they are written, never searched for, so that an offset is right even where a text
+(:class:`_Writer`), and turn the marks in these into answer spans (:func:`resolve`). Answers are
+marked when they are written, never searched for, so that an offset is right even where a text
 occurs several times. Words and phrasings are in ``almanac/*.toml``.
 """
 
@@ -17,8 +15,7 @@ import re
 import tomllib
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,7 +61,6 @@ def build_corpus(config: CorpusConfig) -> Dataset:
     """The first ``config.questions`` questions of the corpus that the other settings define.
 
     The same settings give the same bytes on every machine, and more questions only add to the end.
-    An example's title names the subject of its passage, its id the settings and its place.
     """
     examples: list[Example] = []
     index = 0
@@ -78,7 +74,7 @@ def build_corpus(config: CorpusConfig) -> Dataset:
 
 
 def _passage(config: CorpusConfig, index: int) -> list[Example]:
-    """The examples of passage ``index``: a function of the settings and the index alone."""
+    """The examples of passage ``index``, which depend on it and the settings alone."""
     name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{config.distractors}-{index}"
     rng = random.Random(name)  # a string seeds through SHA-512, independent of PYTHONHASHSEED
     title, facts, draft = _draft(rng, config)
@@ -115,10 +111,8 @@ def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
         if not known and not any(answer.text in sentence for answer in example.answers):
             break
     if config.misleading == "end":
-        return replace(example, context=f"{example.context} {sentence}")
-    shift = len(sentence) + 1
-    answers = tuple(Answer(answer.text, answer.start + shift) for answer in example.answers)
-    return replace(example, context=f"{sentence} {example.context}", answers=answers)
+        return example.within("", f" {sentence}")
+    return example.within(f"{sentence} ", "")
 
 
 def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"], str]:
@@ -128,7 +122,7 @@ def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"],
     best, least = None, float("inf")
     for _ in range(DRAFTS):
         title, region, subjects, facts = draw_facts(rng, config.split, groups, size)
-        text = write_passage(rng, config.split, config.length, region, subjects, facts)
+        text = _Writer(rng, config.split).passage(config.length, region, subjects, facts)
         error = abs(_visible(text) / config.length - 1)
         if error < least:
             best, least = (title, facts, text), error
@@ -171,27 +165,16 @@ class Relation:
 
 
 def _read(name: str) -> dict:
-    path = Path(__file__).parent / "almanac" / f"{name}.toml"
+    path = Path(__file__).parent / "almanac" / name
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-@cache
-def kinds() -> tuple[Kind, ...]:
-    """The kinds of subjects of almanac/kinds.toml."""
-    return tuple(build(kind, Kind, "kinds.toml") for kind in _read("kinds")["kinds"])
-
-
-@cache
-def relations() -> tuple[Relation, ...]:
-    """The relations of almanac/relations.toml, whose comments explain the slots and marks."""
-    rows = _read("relations").items()
-    return tuple(build({"key": key} | row, Relation, "relations.toml") for key, row in rows)
-
-
-@cache
-def words() -> dict:
-    """The lists of almanac/words.toml."""
-    return _read("words")
+KINDS = [build(row, Kind, "kinds.toml") for row in _read("kinds.toml")["kinds"]]
+RELATIONS = [  # the comments of the file explain the slots and marks
+    build({"key": key} | row, Relation, "relations.toml")
+    for key, row in _read("relations.toml").items()
+]
+WORDS = _read("words.toml")
 
 
 # --------------------------------------------------------------------------------------- facts
@@ -233,8 +216,8 @@ def draw_facts(
     different groups have different types.
     """
     sampler = _Sampler(rng, split)
-    kind = rng.choice(kinds())
-    available = [relation for relation in relations() if relation.key in kind.relations]
+    kind = rng.choice(KINDS)
+    available = [relation for relation in RELATIONS if relation.key in kind.relations]
     rng.shuffle(available)
     by_type: dict[str, list[Relation]] = {}
     for relation in available:
@@ -254,11 +237,7 @@ def draw_facts(
 
 
 class _Sampler:
-    """Draws names and values for one passage without repetition.
-
-    Names are built from syllables. A checksum of the name assigns it to a split, so that no name
-    of one split occurs in another.
-    """
+    """Draws names and values for one passage without repetition."""
 
     def __init__(self, rng: random.Random, split: str) -> None:
         self.rng = rng
@@ -273,18 +252,14 @@ class _Sampler:
         return value
 
     def compound(self, columns: Sequence[Sequence[str]]) -> str:
-        """One part of each column, joined, among the compounds of the split."""
-
-        def make() -> str:
-            while True:
-                word = "".join(map(self.rng.choice, columns))
-                if zlib.crc32(word.encode()) % 10 in SPLITS[self.split]:
-                    return word
-
-        return self.fresh(make)
+        """One part of each column, joined; by its checksum it belongs to a single split."""
+        while True:
+            word = self.fresh(lambda: "".join(map(self.rng.choice, columns)))
+            if zlib.crc32(word.encode()) % 10 in SPLITS[self.split]:
+                return word
 
     def word(self, key: str) -> str:
-        return self.compound(words()["names"][key])
+        return self.compound(WORDS["names"][key])
 
     def number(self, low: int, high: int) -> int:
         return self.fresh(lambda: self.rng.randint(low, high))
@@ -335,13 +310,13 @@ class _Sampler:
         gender = self.rng.choice(("she", "he"))
         name = f"=<{self.word(gender)} <{self.word('family')}>>"
         if self.rng.random() < 0.3:
-            return f"<{self.rng.choice(words()['honorifics'][gender])} {name}>"
+            return f"<{self.rng.choice(WORDS['honorifics'][gender])} {name}>"
         return name
 
     def place(self, relation: Relation) -> str:
         name = f"=<{self.word('place')}>"
         if self.rng.random() < 0.25:
-            return f"<{self.rng.choice(words()['described_places'])} {name}>"
+            return f"<{self.rng.choice(WORDS['described_places'])} {name}>"
         return name
 
     def organisation(self, relation: Relation) -> str:
@@ -349,10 +324,10 @@ class _Sampler:
 
     def day(self, relation: Relation) -> str:
         def make() -> str:
-            day = self.rng.choice(words()["days"])
+            day = self.rng.choice(WORDS["days"])
             if self.rng.random() < 0.6:
                 day = str(self.rng.randint(1, 28))
-            return f"{day} {self.rng.choice(words()['months'])}"
+            return f"{day} {self.rng.choice(WORDS['months'])}"
 
         return f"=<{self.fresh(make)}>"
 
@@ -378,12 +353,12 @@ class _Sampler:
         return f"<{'an' if trade[0] in 'aeiou' else 'a'} =<{trade}>>"
 
     def reason(self, relation: Relation) -> str:
-        subjects, predicates = words()["reasons"][relation.reasons]
+        subjects, predicates = WORDS["reasons"][relation.reasons]
         return f"=<{self.compound((subjects, (' ',), predicates))}>"
 
 
 def _in_words(number: int) -> str:
-    ones, tens = words()["ones"], words()["tens"]
+    ones, tens = WORDS["ones"], WORDS["tens"]
     if number < 20:
         return ones[number]
     return tens[number // 10] + (f"-{ones[number % 10]}" if number % 10 else "")
@@ -407,25 +382,6 @@ AMBIGUOUS = ("organisation", "title", "reason")
 SLACK = 15  # characters by which one more sentence may exceed the length
 
 Sentence = tuple[str, bool]  # marked text; whether it can be understood without the one before
-
-
-def write_passage(
-    rng: random.Random,
-    split: str,
-    length: int,
-    region: str,
-    subjects: list[Subject],
-    facts: list[Fact],
-) -> str:
-    """A marked passage that states all facts, filled up to about ``length`` visible characters."""
-    writer = _Writer(rng, split)
-    sentences = [] if length < 500 or rng.random() < 0.4 else [writer.opening(region, subjects)]
-    for step in _plan(rng, facts):
-        if isinstance(step[0], tuple):
-            sentences += writer.about_one(step)
-        else:
-            sentences.append(writer.about_several(step))
-    return " ".join(text for text, _ in _fill(rng, sentences, length))
 
 
 def resolve(marked: str) -> tuple[str, dict[int, tuple[Answer, ...]]]:
@@ -490,7 +446,7 @@ def _group(rng: random.Random, facts: list[Fact]) -> list[tuple[Fact, ...]]:
 
 def _fill(rng: random.Random, sentences: list[Sentence], length: int) -> list[Sentence]:
     """Insert filler sentences, never between a pronoun and the sentence that it refers to."""
-    fillers = list(words()["fillers"])
+    fillers = list(WORDS["fillers"])
     rng.shuffle(fillers)
     gap = length - sum(_visible(text) + 1 for text, _ in sentences)
     for line in fillers:
@@ -514,11 +470,22 @@ class _Writer:
         self.ambiguous = False  # whether a pronoun could be misread
         self.free = True  # whether the sentence can be understood without the one before
 
+    def passage(self, length: int, region: str, subjects: list[Subject], facts: list[Fact]) -> str:
+        """All facts as marked text, filled up to about ``length`` visible characters."""
+        opens = length >= 500 and self.rng.random() >= 0.4
+        sentences = [self.opening(region, subjects)] if opens else []
+        for step in _plan(self.rng, facts):
+            if isinstance(step[0], tuple):
+                sentences += self.about_one(step)
+            else:
+                sentences.append(self.about_several(step))
+        return " ".join(text for text, _ in _fill(self.rng, sentences, length))
+
     def opening(self, region: str, subjects: list[Subject]) -> Sentence:
         """An opening sentence that names every subject."""
         self.named.update(subjects)
         names = [subject.names[0] for subject in subjects]
-        phrasings = words()["openings" if len(names) > 1 else "openings_of_one"]
+        phrasings = WORDS["openings" if len(names) > 1 else "openings_of_one"]
         text = self.rng.choice(phrasings).replace("{L}", _listed(names)).replace("{R}", region)
         return _finish(text.replace("{P}", subjects[0].kind.plural)), True
 
@@ -544,10 +511,10 @@ class _Writer:
             name = self.mention(fact.subject, "S")
             if name != fact.subject.gender and self.rng.random() < 0.3:
                 asides = "asides" if fact.subject.gender == "it" else "asides_person"
-                name += f", {self.pick(words()[asides])},"
+                name += f", {self.pick(WORDS[asides])},"
         text = self.clause(fact, phrasing, name)
         if phrasing.startswith(("{S", "{N}", "{V} was", "the ")) and self.rng.random() < 0.12:
-            text = self.pick(words()["prefixes"]) + text
+            text = self.pick(WORDS["prefixes"]) + text
         return text
 
     def double(self, first: Fact, second: Fact) -> str:
@@ -581,7 +548,7 @@ class _Writer:
             clauses = [self.clause(f, self.pick(self.phrasings(f))) for f in facts]
             text = clauses[0]
             for clause in clauses[1:]:
-                text += self.rng.choice(words()["joints"]) + clause
+                text += self.rng.choice(WORDS["joints"]) + clause
         self.pair = [fact.subject for fact in facts]
         if len(facts) != 2 or facts[0].relation.type in ("person", "place", *AMBIGUOUS):
             self.pair = []

@@ -7,7 +7,7 @@ Offsets count Unicode code points, as Python strings do, and texts are never nor
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qalib.errors import QalibError
@@ -51,6 +51,11 @@ class Example:
     def answer_texts(self) -> list[str]:
         """The texts that a prediction is scored against."""
         return list(self.references) or [answer.text for answer in self.answers]
+
+    def within(self, before: str, after: str) -> "Example":
+        """The same question about a longer passage, with these texts around the old one."""
+        answers = tuple(Answer(answer.text, answer.start + len(before)) for answer in self.answers)
+        return replace(self, context=before + self.context + after, answers=answers)
 
 
 @dataclass(frozen=True)
