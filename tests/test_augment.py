@@ -22,7 +22,7 @@ from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Answer, Example, check_example, make_dataset
 from qalib.data.windows import replace_surrogates
 from qalib.errors import QalibError
-from qalib.models.encoder import MINILM, model_folder
+from qalib.models.folders import MINILM, model_folder
 
 # ------------------------------------------------------------------------------- cloze questions
 

@@ -7,7 +7,7 @@ from tiny import examples
 
 from qalib.data.batching import collate, inference_batches, padded_length, training_batches
 from qalib.data.windows import WindowConfig, make_windows
-from qalib.models.encoder import MINILM, model_folder
+from qalib.models.folders import MINILM, model_folder
 
 lengths = st.lists(st.integers(1, 400), max_size=200)
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,7 @@ from tiny import TINY, examples, tiny_reader
 from qalib.data.batching import collate
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
-from qalib.models import encoder, folders
+from qalib.models import folders
 from qalib.models.encoder import (
     ByteDropout,
     EncoderConfig,
@@ -101,7 +100,7 @@ def test_a_missing_model_is_named():
 
 
 def test_tampered_default_weights_are_refused(monkeypatch):
-    monkeypatch.setattr(encoder, "MINILM_CRC32", 0)
+    monkeypatch.setattr(folders, "MINILM_CRC32", 0)
     with pytest.raises(QalibError, match="checksum"):
         model_folder("minilm-l6")
 
@@ -122,8 +121,8 @@ def test_the_base_encoder_is_joined_from_its_packages(monkeypatch, tmp_path):
     digest = hashlib.sha256(b"weights").hexdigest()
     monkeypatch.setattr(folders, "MPNET_SHA256", digest)
     folder = model_folder("mpnet-base")
-    assert (Path(folder) / "model.safetensors").read_bytes() == b"weights"
-    (Path(folder) / "model.safetensors").write_bytes(b"others")
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    (folder / "model.safetensors").write_bytes(b"others")
     with pytest.raises(QalibError, match="wrong checksum"):
         model_folder("mpnet-base")
 

