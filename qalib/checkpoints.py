@@ -21,13 +21,13 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return moved | dict(model.named_buffers())
 
 
-def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict | None = None) -> None:
+def save_weights(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file, complete or not at all."""
     from safetensors.torch import save_file
 
     partial = path.with_name(path.name + ".partial")
     ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
-    save_file(ready, partial, metadata=metadata)
+    save_file(ready, partial)
     partial.replace(path)
 
 
@@ -105,7 +105,10 @@ def load_checkpoint(path: Path, model, optimizer, accelerator) -> dict:
     random = path / f"random-{accelerator.process_index}.safetensors"
     if not random.exists():
         raise QalibError(f"{path}: saved by fewer processes; resume with as many as before.")
-    _restore_random(load_weights(random))
+    state = load_weights(random)
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
     return json.loads((path / "state.json").read_text())
 
 
@@ -114,12 +117,6 @@ def _random_state() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
-
-
-def _restore_random(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _optimizer_tensors(optimizer) -> dict[str, Tensor]:

@@ -114,9 +114,8 @@ def question_scores(
     """EM and F1 of every question: two float64 arrays (questions,), 0 to 1, in dataset order.
 
     Without a ``rule``, the dataset's version decides. A question without a prediction scores 0 in
-    both, with one DataWarning; predictions for ids that the dataset does not have are
-    ignored. Raises QalibError for an empty dataset, predictions none of which is for it, or a
-    question that the rule cannot score.
+    both, with one DataWarning; predictions for other ids are ignored. Raises QalibError for an
+    empty dataset, predictions none of which is for it, or a question that the rule cannot score.
     """
     rule = rule or dataset.version
     _check_ids(dataset, predictions)
@@ -156,13 +155,10 @@ def score(
     """Scores in percent, to the last digit as the official script of the rule.
 
     1.1: ``exact_match`` and ``f1``. 2.0: ``exact``, ``f1``, ``total`` and their ``HasAns_`` and
-    ``NoAns_`` parts, where a part without questions is left out. A missing prediction scores 0 and
-    counts (the official 2.0 script stops with a KeyError). Without a ``rule``, the dataset's
-    version decides.
-
-    ``na_probs``, a number for every question, calls for rule 2.0: a question above 1.0 counts as
-    answered "", and ``best_exact``, ``best_f1`` and their ``_thresh`` are the best over all
-    thresholds. Raises QalibError as :func:`question_scores`.
+    ``NoAns_`` parts, where a part without questions is left out. A missing prediction scores 0 (the
+    official 2.0 script stops with a KeyError). ``na_probs``, a number for every question, calls for
+    rule 2.0: a question above 1.0 counts as answered "", and ``best_exact``, ``best_f1`` and their
+    ``_thresh`` are the best over all thresholds. Otherwise as :func:`question_scores`.
     """
     rule = rule or ("2.0" if na_probs is not None else dataset.version)
     em, overlap = question_scores(dataset, predictions, rule, characters)
@@ -221,19 +217,14 @@ def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int 
 VERSION = "-high-conf"  # begins the suffix in the ids of AddSent's and AddOneSent's versions
 
 
-def has_versions(dataset: Dataset) -> bool:
-    """Whether questions stand in a data set together with adversarial versions of them."""
-    return any(VERSION in example.id for example in dataset)
-
-
 def adversarial_scores(
     dataset: Dataset, em: np.ndarray, overlap: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of the original questions of AddSent or AddOneSent, from those of all versions.
 
     As in the published script, the adversarial version with the lowest F1 counts, with its EM,
-    even if it is above the original, which counts only where there is no version. In order of
-    the originals' first appearance. Source: Jia and Liang 2017, ``eval_squad.py``.
+    even if it is above the original, which counts only where there is no version: a data set
+    without versions keeps its scores. Source: Jia and Liang 2017, ``eval_squad.py``.
     """
     rows: dict[str, list[int]] = {}
     for row, example in enumerate(dataset):
@@ -320,8 +311,7 @@ def load_predictions(path: str | Path) -> dict[str, str]:
     """Read a predictions file: one JSON object, question id to answer text ("" for no answer).
 
     A list of {id, prediction_text} is read as well. A null counts as "", a whole number as its
-    digits; other values are left out; one DataWarning counts all three. Raises QalibError for
-    another form and if no value is a text.
+    digits; other values are left out; one DataWarning counts all three.
     """
     tree = parse_json(read_bytes(Path(path)), path)
     if isinstance(tree, list) and all(isinstance(row, dict) and "id" in row for row in tree):
@@ -337,18 +327,13 @@ def load_predictions(path: str | Path) -> dict[str, str]:
         texts |= {key: str(value) for key, value in odd.items() if type(value) is int}
         texts |= {key: "" for key, value in odd.items() if value is None}
         lost = len(tree) - len(texts)
-        text = (
-            f"{path}: values that are no texts: {len(odd)}, left out: {lost}; the first: {first}."
-        )
-        warnings.warn(text, DataWarning, stacklevel=3)
+        text = f"values that are no texts: {len(odd)}, left out: {lost}; the first: {first}"
+        warnings.warn(f"{path}: {text}.", DataWarning, stacklevel=3)
     return texts
 
 
 def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
-    """Read a file of no-answer scores: one JSON object, a finite number for every question.
-
-    Raises QalibError for another value and for a question of the dataset without one.
-    """
+    """Read a file of no-answer scores: one JSON object, a finite number for every question."""
     tree = parse_json(read_bytes(Path(path)), path)
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to number.")
@@ -366,10 +351,7 @@ def score_files(
     na_prob_file: str | Path | None = None,
     characters: bool = False,
 ) -> dict[str, float]:
-    """Score a predictions file against a data file or a source by name, as :func:`score` does.
-
-    Raises QalibError for a file that is missing or malformed or belongs to another dataset.
-    """
+    """Score a predictions file against a data file or a source by name, as :func:`score` does."""
     data, texts = load_data(dataset, "score"), load_predictions(predictions)
     na_probs = load_na_probs(na_prob_file, data) if na_prob_file else None
     golds = [text for example in data for text in example.answer_texts]

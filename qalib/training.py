@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -22,21 +22,13 @@ from torch import Tensor, nn
 from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.schema import Dataset, Example
-from qalib.data.windows import (
-    Window,
-    WindowConfig,
-    check_windows,
-    make_windows,
-    training_windows,
-)
+from qalib.data.windows import Window, WindowConfig, check_windows, make_windows, training_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.losses import Reduction, span_loss
+from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
 from qalib.settings import settings
-
-if TYPE_CHECKING:
-    from qalib.models.encoder import EncoderReader
 
 SCRATCH = "scratch"  # the folder of checkpoints, needed only until a run is finished
 
@@ -61,8 +53,7 @@ class TrainingTask:
 
     A batch has one row for each of its items. ``loss`` gives one value per row, shape (B,).
     ``batches(seed, epoch)`` plans an epoch, from its arguments alone; by default batches of similar
-    length fill the token budget. ``log_metrics()`` returns further values for every line of the
-    log, such as the parts of the loss since the last line; it is called on the main process only.
+    length fill the token budget. ``log_metrics()`` returns more values for every line of the log.
     """
 
     lengths: Sequence[int]
@@ -115,11 +106,9 @@ def make_accelerator(cpu: bool = False):
     """An ``Accelerator``; of several processes, each leaves the process group before Python exits.
 
     Otherwise threads of the gloo backend may still hold tensors while the interpreter is torn
-    down; freeing them needs its lock, and the process dies of SIGABRT (pytorch/pytorch#179291).
-    Autocast is left to the caller, because Accelerator's own cannot be changed later. Processes
-    wait for one another as long as scoring may take; a process that died ends the wait.
-
-    ``cpu``: leave a GPU alone; has an effect in the first call of a process only.
+    down, and the process dies of SIGABRT (pytorch/pytorch#179291). Autocast is left to the caller,
+    because Accelerator's own cannot be changed later. Processes wait for one another as long as
+    scoring may take. ``cpu``: leave a GPU alone; has an effect in the first call of a process only.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -151,12 +140,9 @@ def train(
     """Train ``model`` in place; returns steps, tokens, the last loss, precision and speed.
 
     ``optimizer`` is that of ``make_optimizer`` by default; the learning rate is set by ``config``
-    either way, times ``scale`` for groups of parameters that have one.
-
-    ``folder`` receives ``log.jsonl`` and, under ``scratch``, a checkpoint every ``save_steps``
-    steps. The log has one line every ``logging_steps`` steps: step, epoch, loss (mean since the
-    last line), learning rate, tokens per second; and one line after every epoch with the result of
-    ``after_epoch(epoch)``.
+    either way, times ``scale`` for groups of parameters that have one. ``folder`` receives
+    ``log.jsonl``, with lines every ``logging_steps`` steps and, of what ``after_epoch(epoch)``
+    returns, after every epoch; and, under ``scratch``, a checkpoint every ``save_steps`` steps.
 
     Raises QalibError if there are no batches, if the loss is not finite, and if ``folder`` holds
     the checkpoint of another run.
@@ -187,30 +173,25 @@ def train(
 
 
 def encoder_task(
-    reader: "EncoderReader",
+    reader: EncoderReader,
     examples: Sequence[Example],
     config: WindowConfig,
     reduction: Reduction = "mean",
 ) -> tuple[TrainingTask, list[Window]]:
-    """The span loss of an encoder on all windows that hold a gold answer, and these windows.
-
-    Raises QalibError for windows longer than the encoder's inputs may be.
-    """
+    """The span loss of an encoder on all windows that hold a gold answer, and these windows."""
     check_windows(config, reader.max_length)
     pad = reader.tokenizer.pad_token_id or 0
     windows = training_windows(make_windows(examples, reader.tokenizer, config))
     task = TrainingTask(
         lengths=[len(window) for window in windows],
         collate=lambda rows: collate([windows[i] for i in rows], pad, config.null),
-        loss=lambda output, batch: span_loss(
-            output, batch.answer_spans, batch.answer_weights, reduction
-        ),
+        loss=lambda out, batch: span_loss(out, batch.answer_spans, batch.answer_weights, reduction),
     )
     return task, windows
 
 
 def train_and_score(
-    reader: "EncoderReader",
+    reader: EncoderReader,
     task: TrainingTask,
     config: TrainConfig,
     folder: Path,
@@ -243,7 +224,7 @@ def train_and_score(
     return {"windows": len(task.lengths), **summary, **scores}
 
 
-def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConfig) -> dict:
+def reader_scores(reader: EncoderReader, dataset: Dataset, windows: WindowConfig) -> dict:
     """EM and F1 of an encoder reader in memory."""
     from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.metrics import score

@@ -587,5 +587,5 @@ def test_the_worst_version_of_an_adversarial_question_counts():
     overlap = np.array([1.0, 0.5, 1.0, 0.25, 1.0, 0.75])
     worst = metrics.adversarial_scores(dataset, em, overlap)
     assert [scores.tolist() for scores in worst] == [[0.0, 1.0, 1.0], [0.25, 0.75, 1.0]]
-    assert metrics.has_versions(dataset)
-    assert not metrics.has_versions(make_dataset("plain", dataset.examples[:2]))
+    alone = metrics.adversarial_scores(make_dataset("plain", dataset.examples[:2]), em, overlap)
+    assert [scores.tolist() for scores in alone] == [[1.0, 0.0], [1.0, 0.5]]

@@ -26,7 +26,6 @@ from qalib.losses import DistillConfig
 from qalib.metrics import (
     adversarial_scores,
     correct_ranks,
-    has_versions,
     normalize_answer,
     question_scores,
     score,
@@ -225,8 +224,8 @@ def evaluate(
     (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
     exact, overlap = question_scores(test, predictions)
     metrics = score(test, predictions)
-    if has_versions(test):  # one score for each original question
-        exact, overlap = adversarial_scores(test, exact, overlap)
+    exact, overlap = adversarial_scores(test, exact, overlap)
+    if len(exact) < len(test):  # one score for each original question
         metrics = {"exact_match": 100 * exact.mean(), "f1": 100 * overlap.mean()}
     scores = {"EM": exact.astype(bool), "F1": overlap.astype(np.float32)}
     save_file(scores, work / "scores.safetensors")
