@@ -199,7 +199,7 @@ def compare(
                 f"No paper's claim is called {claim_id!r}; {nearest(claim_id, claims)}."
             )
         log_usage("claim", claim_id)
-    scores = {name: _scores(name, value) for name, value in measured.items()}
+    scores = {name: _scores(value) for name, value in measured.items()}
     rows = []
     for claim_id, value in measured.items():
         claim, here = claims[claim_id], value
@@ -216,6 +216,8 @@ def compare(
             here = Interval(float(value), float(value), float(value))
         elif not isinstance(value, Interval):
             here = None
+        if here is not None and not math.isfinite(here.mean):
+            raise QalibError(f"{claim_id}: has a value that is not finite.")
         note = scale if isinstance(scale, str) else scale.get(claim_id, "")
         source = f"[{claim.paper}, {claim.table}, p. {claim.page}]({claim.url})"
         rows.append(
@@ -231,22 +233,13 @@ def compare(
     return rows
 
 
-def _scores(claim_id: str, value: Measured) -> list[np.ndarray]:
-    """What was measured as arrays (S, Q): one, or two of a pair; none for other values.
-
-    Raises QalibError for what is not a finite number.
-    """
+def _scores(value: Measured) -> list[np.ndarray]:
+    """What was measured as arrays (S, Q): one, or two of a pair; none for other values."""
     if value is None or isinstance(value, int | float | Interval):
-        ends = [value.mean] if isinstance(value, Interval) else [value or 0.0]
-        arrays, numbers = [], np.array(ends, dtype=float)
-    else:
-        several = value if isinstance(value, tuple) else (value,)
-        arrays = [np.asarray(scores, dtype=float) for scores in several if len(scores)]
-        arrays = [array[:, None] if array.ndim == 1 else array for array in arrays]
-        numbers = np.concatenate([array.ravel() for array in arrays] or [np.zeros(0)])
-    if not np.isfinite(numbers).all():
-        raise QalibError(f"{claim_id}: has a value that is not finite.")
-    return arrays
+        return []
+    several = value if isinstance(value, tuple) else (value,)
+    arrays = [np.asarray(scores, dtype=float) for scores in several if len(scores)]
+    return [array[:, None] if array.ndim == 1 else array for array in arrays]
 
 
 def _shown(here: Interval, digits: int) -> str:

@@ -71,13 +71,11 @@ class Notebook:
         cells = [cell for cell in self.cells if cell["cell_type"] == "code"]
         return [{**cell, "source": "".join(cell["source"])} for cell in cells]
 
-    def stages(self) -> list[str]:
-        """The modules of ``qalib.study.stages`` that its cells import."""
+    def stages(self, folder: Path) -> list[Path]:
+        """The modules in ``folder``, that of the stages, that its cells import."""
         text = "\n".join(cell["source"] for cell in self.code)
-        found = set(re.findall(r"qalib\.study\.stages\.(\w+)", text))
-        for names in re.findall(r"from qalib\.study\.stages import ([\w, ]+)", text):
-            found |= {name.split(" as ")[0].strip() for name in names.split(",")}
-        return sorted(found)
+        found = r"qalib\.study\.stages(\.| import .*\b){}\b"
+        return [p for p in sorted(folder.glob("*.py")) if re.search(found.format(p.stem), text)]
 
 
 def list_notebooks(
@@ -87,8 +85,7 @@ def list_notebooks(
 
     Raises QalibError if there is no such notebook.
     """
-    folder = paths.notebooks
-    found = [Notebook(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
+    found = [Notebook(path) for path in sorted(paths.notebooks.glob("[0-9][0-9]_*.ipynb"))]
     texts = [only] if isinstance(only, str) else only or []
     wanted = [word.strip() for text in texts for word in text.split(",") if word.strip()]
     if not wanted:
@@ -110,12 +107,10 @@ def make_stamp(
     """What the results of a notebook depend on, as it is now."""
     settings = load_profile(profile, paths.profiles).sections
     papers = load_claims() if claims else {}
-    stages = {name: paths.root / "qalib/study/stages" / f"{name}.py" for name in notebook.stages()}
+    stages = notebook.stages(paths.root / "qalib/study/stages")
     return {
         "cells": {"": _hash([[cell.get("id"), cell["source"]] for cell in notebook.code])},
-        "stages": {
-            name: _hash(path.read_text()) for name, path in stages.items() if path.is_file()
-        },
+        "stages": {path.stem: _hash(path.read_text()) for path in stages},
         "sections": {name: _hash(settings.get(name)) for name in sorted(sections)},
         "claims": {name: _hash(repr(papers.get(name))) for name in sorted(claims)},
     }
