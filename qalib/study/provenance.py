@@ -58,11 +58,9 @@ def environment() -> dict:
 def cpu_model() -> str:
     """The processor's name, as its maker gives it."""
     with contextlib.suppress(OSError):
-        for line in (
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        ):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"model name\s*:(.*)", text):
+            return found[1].strip()
     return platform.processor() or "unknown"
 
 

@@ -24,7 +24,6 @@ class DataConfig:
     train_questions: int = 0  # of the corpus, or the first of the sources; 0 = all
     test_questions: int = 0
     passage_length: int = 800  # characters, corpus only
-    distractors: int = 3  # corpus only
     misleading: str = ""  # corpus only: where sentences are added, "front" or "end"
 
 
@@ -147,7 +146,6 @@ def load_profile_data(config: DataConfig, split: str) -> Dataset:
                 questions=count,
                 split=split,
                 length=config.passage_length,
-                distractors=config.distractors,
                 misleading=config.misleading,
             )
         )
