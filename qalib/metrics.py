@@ -250,8 +250,8 @@ def paired_bootstrap(
     """Compare two systems on the same questions by resampling questions, and seeds if several.
 
     ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
-    Tibshirani 1993). Two or three seeds say little about others: the interval is then too narrow.
-    Raises QalibError for scores that cannot be paired or are not finite.
+    Tibshirani 1993). With two or three seeds the interval is too narrow. Raises QalibError for
+    scores that cannot be paired or are not finite.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim not in (1, 2) or not a.size or not np.isfinite([a, b]).all():
@@ -285,9 +285,9 @@ def bootstrap_ci(
 ) -> ConfidenceInterval:
     """Percentile bootstrap of any statistic over questions (Efron and Tibshirani 1993).
 
-    ``arrays`` share their last axis, the questions; every resample draws the same questions from
-    all of them and calls ``statistic(*resampled)``. Resamples without a finite value are left out.
-    All is nan if the statistic is. Raises QalibError if the arrays have no questions in common.
+    ``arrays`` share their last axis, the questions, which are drawn together. Resamples without a
+    finite value are left out. All is nan if the statistic is. Raises QalibError if the arrays have
+    no questions in common.
     """
     arrays = tuple(np.asarray(array) for array in arrays)
     counts = {array.shape[-1] if array.ndim else 0 for array in arrays}
@@ -311,7 +311,8 @@ def load_predictions(path: str | Path) -> dict[str, str]:
     """Read a predictions file: one JSON object, question id to answer text ("" for no answer).
 
     A list of {id, prediction_text} is read as well. A null counts as "", a whole number as its
-    digits; other values are left out; one DataWarning counts all three.
+    digits; other values are left out; one DataWarning counts all three. Raises QalibError for
+    another form and if no value is a text.
     """
     tree = parse_json(read_bytes(Path(path)), path)
     if isinstance(tree, list) and all(isinstance(row, dict) and "id" in row for row in tree):
@@ -333,7 +334,7 @@ def load_predictions(path: str | Path) -> dict[str, str]:
 
 
 def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
-    """Read a file of no-answer scores: one JSON object, a finite number for every question."""
+    """Read no-answer scores, one JSON object; QalibError unless each question has a number."""
     tree = parse_json(read_bytes(Path(path)), path)
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to number.")
@@ -351,7 +352,10 @@ def score_files(
     na_prob_file: str | Path | None = None,
     characters: bool = False,
 ) -> dict[str, float]:
-    """Score a predictions file against a data file or a source by name, as :func:`score` does."""
+    """:func:`score` of a predictions file against a data file or a source by name.
+
+    Raises QalibError for a file that is missing or malformed or belongs to another dataset.
+    """
     data, texts = load_data(dataset, "score"), load_predictions(predictions)
     na_probs = load_na_probs(na_prob_file, data) if na_prob_file else None
     golds = [text for example in data for text in example.answer_texts]

@@ -9,6 +9,7 @@ import atexit
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -178,7 +179,10 @@ def encoder_task(
     config: WindowConfig,
     reduction: Reduction = "mean",
 ) -> tuple[TrainingTask, list[Window]]:
-    """The span loss of an encoder on all windows that hold a gold answer, and these windows."""
+    """The span loss of an encoder on its windows with a gold answer, and these windows.
+
+    Raises QalibError for windows longer than the encoder's inputs may be.
+    """
     check_windows(config, reader.max_length)
     pad = reader.tokenizer.pad_token_id or 0
     windows = training_windows(make_windows(examples, reader.tokenizer, config))
@@ -259,7 +263,7 @@ class _Loop:
             self.steps = min(self.steps, config.max_steps)
         self.step = self.epoch = self.tokens = self.lines = 0
         self.seconds = 0.0
-        self.pending = {"loss": 0.0, "rows": 0, "tokens": 0, "seconds": 0.0}
+        self.pending = Counter()  # sums since the last line of the log
         self.last_loss: float | None = None
 
     def _plan(self) -> list[list[list[int]]]:
@@ -289,7 +293,11 @@ class _Loop:
             self.model.train()
             begin = time.perf_counter()
             loss, tokens = self.train_step(indices)
-            self.count(loss, len(indices), tokens, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            self.step += 1
+            self.tokens += tokens
+            self.seconds += seconds
+            self.pending.update(loss=loss, rows=len(indices), tokens=tokens, seconds=seconds)
             bar.update(1)
             if self.step % self.logging_steps == 0 or self.step == self.steps:
                 self.write_line(bar)
@@ -325,13 +333,6 @@ class _Loop:
             )
         return loss, int(tokens)
 
-    def count(self, loss: float, rows: int, tokens: int, seconds: float) -> None:
-        self.step += 1
-        self.tokens += tokens
-        self.seconds += seconds
-        for name, value in zip(self.pending, (loss, rows, tokens, seconds), strict=True):
-            self.pending[name] += value
-
     def write_line(self, bar) -> None:
         sums = self.pending
         self.last_loss = sums["loss"] / max(1, sums["rows"])
@@ -348,7 +349,7 @@ class _Loop:
             }
         )
         bar.set_postfix_str(f"loss {self.last_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        self.pending = dict.fromkeys(sums, 0)
+        self.pending = Counter()
 
     def log(self, line: dict) -> None:
         self.lines += 1
@@ -379,6 +380,7 @@ class _Loop:
             )
         for name in self.STATE:
             setattr(self, name, state[name])
+        self.pending = Counter(self.pending)
 
     def summary(self) -> dict:
         return {

@@ -257,15 +257,11 @@ def test_publishing_writes_weights_and_card(study, tmp_path, monkeypatch):
         assert ("as published" in card) == (size == "small")
 
 
-def test_few_layers_and_heads_can_be_kept(study, data):
+def test_few_layers_can_be_kept(study, data):
     base = replace(TINY, train=replace(TINY.train, max_steps=1))
-    for config in (AdapterTraining(base, 2, (2,)), AdapterTraining(base, 2, heads=3)):
-        run = study.run(baseline.train_adapter, config, data=data)
-        reader = baseline.load_encoder_reader(run)
-        found = reader.encoder.config
-        expected = (1, 4) if config.layers else (2, 3)
-        assert (found.num_hidden_layers, found.num_attention_heads) == expected
-        assert evaluate_once(study, run, data) >= 0
+    run = study.run(baseline.train_adapter, AdapterTraining(base, 2, (2,)), data=data)
+    assert baseline.load_encoder_reader(run).encoder.config.num_hidden_layers == 1
+    assert evaluate_once(study, run, data) >= 0
 
 
 def evaluate_once(study, run, data) -> float:

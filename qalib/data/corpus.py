@@ -97,8 +97,7 @@ def _passage(config: CorpusConfig, index: int) -> list[Example]:
 def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
     """The example with a sentence added that states the fact's relation of an invented subject.
 
-    Subject and value are absent from the passage, and no gold answer occurs in the sentence, which
-    depends on the example's id alone.
+    Subject and value are absent from the passage, and no gold answer occurs in the sentence.
     """
     rng = random.Random(f"{example.id} misleading")
     sampler, writer = _Sampler(rng, config.split), _Writer(rng, config.split)
@@ -212,8 +211,7 @@ def draw_facts(
 ) -> tuple[str, str, list[Subject], list[Fact]]:
     """A title, a region, subjects of one kind, and up to ``groups`` groups of facts about them.
 
-    A group is ``size`` facts of one answer type, about as many different subjects as there are;
-    different groups have different types.
+    A group is ``size`` facts of one answer type; different groups have different types.
     """
     sampler = _Sampler(rng, split)
     kind = rng.choice(KINDS)
@@ -409,10 +407,8 @@ def _visible(text: str) -> int:
 
 
 def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
-    """The steps of a passage in order.
-
-    A step is a list of facts about several subjects, for one sentence, or about one subject a list
-    of tuples of one or two facts, each for a sentence.
+    """The steps of a passage: a list of facts about several subjects, for one sentence, or about
+    one subject a list of tuples of one or two facts, each for a sentence.
     """
     remaining = list(facts)
     steps: list[list] = []
@@ -505,8 +501,7 @@ class _Writer:
 
     def single(self, fact: Fact) -> str:
         """One fact, sometimes with an aside between the subject and the statement about it."""
-        phrasing = self.pick(self.phrasings(fact))
-        name = None
+        phrasing, name = self.pick(self.phrasings(fact)), None
         if phrasing.startswith("{S} "):
             name = self.mention(fact.subject, "S")
             if name != fact.subject.gender and self.rng.random() < 0.3:

@@ -91,11 +91,7 @@ class Dataset:
 
 
 def make_dataset(
-    name: str,
-    examples: Iterable[Example],
-    path: str = "",
-    raw_sha256: str = "",
-    version: str = "",
+    name: str, examples: Iterable[Example], path: str = "", raw_sha256: str = "", version: str = ""
 ) -> Dataset:
     """Bundle examples under a name. Raises QalibError if an id occurs twice.
 
@@ -133,16 +129,13 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     The hash of a passage's text alone decides its side, which is therefore the same in every
     mixture of datasets and in every run.
     """
-    held_contexts = set()
-    for context in {e.context for e in dataset.examples}:
-        digest = hashlib.sha256(context.encode("utf-8", "surrogatepass")).digest()
-        if int.from_bytes(digest[:4]) < int(fraction * 2**32):
-            held_contexts.add(context)
-    rest = [e for e in dataset.examples if e.context not in held_contexts]
-    held = [e for e in dataset.examples if e.context in held_contexts]
+    parts: dict[bool, list[Example]] = {False: [], True: []}
+    for example in dataset:
+        digest = hashlib.sha256(example.context.encode("utf-8", "surrogatepass")).digest()
+        parts[int.from_bytes(digest[:4]) < int(fraction * 2**32)].append(example)
     return (
-        make_dataset(f"{dataset.name}-rest", rest, dataset.path),
-        make_dataset(f"{dataset.name}-held-out", held, dataset.path),
+        make_dataset(f"{dataset.name}-rest", parts[False], dataset.path),
+        make_dataset(f"{dataset.name}-held-out", parts[True], dataset.path),
     )
 
 
@@ -160,8 +153,7 @@ def passage_digests(examples: Iterable[Example], count: int | None = None) -> li
 def content_hash(examples: Iterable[Example]) -> str:
     """SHA-256 over (id, context, question, sorted answer texts), in order of ids.
 
-    Offsets are left out because published copies of SQuAD differ in the occurrence of an answer
-    that they point to, which affects neither EM nor F1.
+    Published copies of SQuAD differ in the offsets, which affects neither EM nor F1.
     """
     digest = hashlib.sha256()
     for e in sorted(examples, key=lambda e: e.id):

@@ -31,7 +31,7 @@ from qalib.models.folders import (
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
-SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # despite attention masks
+SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # in spite of attention masks
 
 
 @settings
@@ -56,9 +56,8 @@ class EncoderConfig:
 class EncoderReader(nn.Module):
     """Any ``AutoModelForQuestionAnswering``, from Batch to ReaderOutput.
 
-    ``max_length``: the longest input, None without a limit; ``untrained``: names of the parameters
-    that were not in the files of the model; ``multiple``: to what the lengths of inputs are
-    rounded up, 1 for types whose logits depend on padding.
+    ``max_length``: the longest input, if there is a limit; ``untrained``: parameters that were not
+    in the files of the model; ``multiple``: to what the lengths of inputs are rounded up.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer, untrained: frozenset[str] = frozenset()):
@@ -139,8 +138,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
 def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
     """The model with the weights in ``folder`` or new ones, and how these fit.
 
-    :func:`attention` is selected for model types that support other attention. Raises ValueError
-    for a model type without a question-answering head.
+    Raises ValueError for a model type without a question-answering head.
     """
     from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoModelForQuestionAnswering
 
@@ -171,11 +169,8 @@ def _untrained(encoder: nn.Module, report: dict, name: str) -> frozenset[str]:
         f"{key} has the shape {tuple(stored)} instead of {tuple(wanted)}"
         for key, stored, wanted in sorted(report.get("mismatched_keys", ()))
     ]
-    wrong += [
-        f"{key} is missing"
-        for key in missing
-        if (key.startswith(body) if body else "qa_outputs" not in key)
-    ]
+    in_body = [k for k in missing if (k.startswith(body) if body else "qa_outputs" not in k)]
+    wrong += [f"{key} is missing" for key in in_body]
     if wrong:
         raise QalibError(
             f"the encoder {name!r} has weights that do not fit its config.json: {wrong[0]} "
@@ -201,29 +196,6 @@ def _resize(hf_config, config: EncoderConfig) -> None:
         for name in names:
             if hasattr(hf_config, name) and (value or isinstance(value, float)):
                 setattr(hf_config, name, value)
-
-
-def keep_heads(model: nn.Module, count: int) -> None:
-    """Remove the attention heads with the smallest weights from every layer of a BERT, in place.
-
-    ``count`` of them stay, those with the largest |V_h| |O_h| (value and output projection).
-    """
-    config, width = model.config, model.config.hidden_size // model.config.num_attention_heads
-    for layer in model.base_model.encoder.layer:
-        inner, output = layer.attention.self, layer.attention.output
-        values = inner.value.weight.unflatten(0, (-1, width)).flatten(1).norm(dim=1)  # (H,)
-        outputs = output.dense.weight.unflatten(1, (-1, width)).norm(dim=(0, 2))
-        kept = (values * outputs).topk(count).indices.sort().values
-        rows = (kept[:, None] * width + torch.arange(width)).flatten()
-        for linear in (inner.query, inner.key, inner.value):
-            linear.weight, linear.bias = (
-                nn.Parameter(x.detach()[rows]) for x in (linear.weight, linear.bias)
-            )
-            linear.out_features = len(rows)
-        output.dense.weight = nn.Parameter(output.dense.weight.detach()[:, rows])
-        output.dense.in_features = len(rows)
-        inner.num_attention_heads, inner.all_head_size = count, len(rows)
-    config.num_attention_heads = count
 
 
 @contextmanager
@@ -269,7 +241,7 @@ def attention(
 
 
 def register_attention() -> str:
-    """Register ``attention`` with transformers and return its name; may be called repeatedly."""
+    """Register ``attention`` with transformers and return its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -297,9 +269,6 @@ class ByteDropout(nn.Module):
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         noise = words.view(torch.uint8)[: x.numel()].view(x.shape)
         return torch.where(noise >= cut, x * (256 / (256 - cut)), x.new_zeros(()))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
 
 
 def use_byte_dropout(model: nn.Module) -> None:

@@ -9,14 +9,10 @@
     hop t   : start = score(c, z),   z = fuse(z, softmax_L(start) c)
               end   = score(c, z),   z = fuse(z, softmax_L(end) c)
 
-The last hop's start and end are the answer. The end is scored with a memory of the expected start,
-never of one chosen start. No position attends to itself.
+The last hop's start and end are the answer. No position attends to itself.
 
     fuse(x, f)  = g r + (1 - g) x,  r = tanh(W_r v),  g = sigmoid(W_g v),  v = [x; f; x f; x - f]
     score(c, z) = w relu(W [c; z; c z])
-
-Padding is excluded from every softmax and is zero for every LSTM, so a question's logits do not
-depend on what else is in the batch.
 
 Notation: B windows, L passage and M question tokens, U words, C characters, h units of an LSTM,
 D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (the summary of the question
@@ -86,10 +82,7 @@ def packaged_embeddings() -> WordEmbeddings:
 
 
 class Embedding(nn.Module):
-    """Token embedding from the frozen vector v, token features and the letters of its word.
-
-    V v + W [features; letters]
-    """
+    """Token embedding V v + W [features; letters] from the frozen vector v and its word."""
 
     def __init__(self, vectors: Tensor, config: MnemonicConfig):
         super().__init__()
@@ -108,10 +101,7 @@ class Embedding(nn.Module):
         return made[0], made[1]
 
     def spell(self, words: Tensor) -> Tensor:
-        """Every word from its letters: the maximum over them of relu(convolution).
-
-        (U, C) int64, 0 where there is no letter -> (U, channels); zero for a word without any
-        """
+        """max relu(convolution) over a word's letters.  (U, C), 0 after them -> (U, channels)"""
         real = words > 0
         hidden = self.letters(words, real).relu()
         return hidden.masked_fill(~real[:, :, None], 0.0).amax(dim=1)
@@ -120,8 +110,7 @@ class Embedding(nn.Module):
 class BiLSTM(nn.Module):
     """An LSTM in each direction, with dropout of inputs and outputs.
 
-    Dropout removes whole channels of a row, the same at all its positions (Gal and Ghahramani
-    2016), which takes far fewer random numbers.
+    Dropout removes whole channels of a row, the same at all its positions (Gal, Ghahramani 2016).
     """
 
     def __init__(self, inputs: int, config: MnemonicConfig):
@@ -137,10 +126,7 @@ class BiLSTM(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The semantic fusion unit: a gated update of x by f.
-
-    ``compare``: read [x; f; x f; x - f], else [x; f].
-    """
+    """A gated update of x by f. ``compare``: read [x; f; x f; x - f], else [x; f]."""
 
     def __init__(self, width: int, compare: bool):
         super().__init__()
@@ -181,10 +167,7 @@ class Hop(nn.Module):
 
 
 def others(real: Tensor) -> Tensor:
-    """Positions that each position may attend to, all real ones but itself.  (B, L) -> (B, L, L)
-
-    The only token of a passage attends to itself.
-    """
+    """All real positions but itself, or itself if there is no other.  (B, L) -> (B, L, L)"""
     itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     alone = real.sum(dim=1) == 1
     return real[:, None] & (~itself | alone[:, None, None])

@@ -246,8 +246,7 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
 def _load_run(folder: Path, run: dict) -> EncoderReader:
     """The reader of a run of the stages ``train-encoder`` and ``train-adapter``."""
     own = run["config"]
-    whole = not own.get("layers") and not own.get("heads")  # of its encoder
-    if run.get("stage") not in ("train-encoder", "train-adapter") or not whole:
+    if run.get("stage") not in ("train-encoder", "train-adapter") or own.get("layers"):
         raise QalibError(
             f"{folder}: a run of the stage {run.get('stage')!r}; only those of 'train-encoder' and "
             "'train-adapter' with a whole encoder, and models of transformers, can be loaded."

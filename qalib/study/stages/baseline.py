@@ -30,7 +30,7 @@ from qalib.metrics import (
     question_scores,
     score,
 )
-from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder, keep_heads
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
 from qalib.models.lexical import lexical_answers
 from qalib.models.pretrained import merge_low_rank, train_low_rank
 from qalib.settings import settings
@@ -77,14 +77,13 @@ def train_encoder(
 class AdapterTraining:
     """An encoder of which a change W + B A of rank ``rank`` is trained, and stored in fp16.
 
-    ``layers``: those that are kept, from 1; () = all. ``heads``: how many of a BERT's layer are
-    kept; 0 = all. ``loss``: with the input ``cache``.
+    ``layers``: those that are kept, from 1; () = all. ``loss``: with the input ``cache``.
     """
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
     rank: Annotated[int, Field(ge=1)] = 64
     layers: tuple[int, ...] = ()
-    heads: int = 0
+    heads: Literal[0] = 0  # all; a part of the settings that are recorded
     loss: DistillConfig | None = None
 
 
@@ -121,8 +120,6 @@ def low_rank_reader(config: AdapterTraining) -> EncoderReader:
     reader = build_encoder(config.base.encoder, config.base.seed)
     if config.layers:
         keep_layers(reader.encoder, config.layers)
-    if config.heads:
-        keep_heads(reader.encoder, config.heads)
     train_low_rank(reader.encoder, config.rank)
     return reader
 
