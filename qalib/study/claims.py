@@ -249,10 +249,10 @@ def _shown(here: Interval, digits: int) -> str:
     return f"{here.mean:.{digits}f} [{here.low:.{digits}f}, {here.high:.{digits}f}]{seeds}"
 
 
-def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """``75.1 ± 0.4``: mean and standard deviation (n - 1) over seeds; one value alone has none."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

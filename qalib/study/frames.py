@@ -9,17 +9,12 @@ from qalib.study.run_cache import Run
 Runs = Mapping[str, Run | Sequence[Run]]
 
 
-def runs_frame(runs: Runs, config: Sequence[str] = ()) -> pd.DataFrame:
-    """A row per run: name, seed, run, every scalar metric, and the ``config`` fields named.
-
-    Fields of the configuration are named with dots ("base.train.learning_rate").
-    """
+def runs_frame(runs: Runs) -> pd.DataFrame:
+    """A row per run: name, seed, run and every scalar metric, nested ones with dots."""
     rows = []
     for name, _, run in _each(runs):
-        [settings] = pd.json_normalize(run.config).to_dict("records")
         [metrics] = pd.json_normalize(run.metrics).to_dict("records")
         row = {"name": name, "seed": run.env.get("seed"), "run": run.short}
-        row |= {field: settings.get(field) for field in config}
         rows.append(row | {k: v for k, v in metrics.items() if not isinstance(v, list)})
     return pd.DataFrame(rows)
 

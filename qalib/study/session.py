@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from qalib.data.schema import Dataset
+from qalib.data import sources
+from qalib.data.corpus import CorpusConfig, build_corpus
+from qalib.data.schema import Dataset, make_dataset, merge
 from qalib.files import log_usage
 from qalib.settings import settings
 from qalib.study.profiles import Profile, load_profile
@@ -134,12 +136,7 @@ def resolve_precision(config: T, precision: str) -> T:
 
 def load_profile_data(config: DataConfig, split: str) -> Dataset:
     """The data sets that a configuration names, merged; the embedded corpus for "almanac"."""
-    from qalib.data import sources
-    from qalib.data.corpus import CorpusConfig, build_corpus
-    from qalib.data.schema import make_dataset, merge
-
-    names = config.train if split == "train" else config.test
-    count = config.train_questions if split == "train" else config.test_questions
+    names, count = getattr(config, split), getattr(config, f"{split}_questions")
     if names == ("almanac",):
         return build_corpus(
             CorpusConfig(
