@@ -19,7 +19,6 @@ from typing import TypeVar
 
 from qalib.errors import QalibError
 from qalib.files import log_usage
-from qalib.paths import ROOT
 from qalib.settings import build, nearest
 
 PROFILES = Path(__file__).with_name("profiles.toml")
@@ -40,7 +39,7 @@ class Profile:
         Raises QalibError naming file, section and key, with the nearest known name, for a section
         or key that is unknown, a value that is not allowed and one that is missing.
         """
-        place = f"{_shown(self.path)}: [{self.name}.{name}]"
+        place = f"{self.path.name}: [{self.name}.{name}]"
         if name not in self.sections:
             raise QalibError(f"{place} is not there; {nearest(name, self.sections)}.")
         log_usage("section", name)
@@ -60,9 +59,9 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise QalibError(f"{_shown(path)}: cannot be read as TOML: {error}.") from None
+        raise QalibError(f"{path.name}: cannot be read as TOML: {error}.") from None
     if name not in tables:
-        raise QalibError(f"{_shown(path)}: there is no profile {name!r}; {nearest(name, tables)}.")
+        raise QalibError(f"{path.name}: there is no profile {name!r}; {nearest(name, tables)}.")
     sections = tables[name]
     if (base := sections.pop("extends", None)) is not None:
         sections = _over(load_profile(base, path).sections, sections)
@@ -76,7 +75,3 @@ def _over(base: dict, top: Mapping) -> dict:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _over(base[key], value) if both else value
     return merged
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

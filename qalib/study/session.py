@@ -103,8 +103,8 @@ def open_study(name: str, profile: str, seed: int = 0) -> Study:
 
     loaded = load_profile(profile)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = loaded.section("compute", Compute).precision
-    precision, reason = choose_precision(wanted, device)
+    log_usage("section", "compute")
+    precision, reason = choose_precision(loaded.sections["compute"]["precision"], device)
     commit = (git_state()["commit"] or "no commit")[:8]
     print(f"qalib {profile}: {device}, {precision} ({reason}); seed {seed}; {commit}")
     if profile in ("ci", "laptop"):
@@ -113,25 +113,15 @@ def open_study(name: str, profile: str, seed: int = 0) -> Study:
     return Study(name, loaded, seed, RunCache(), precision, force)
 
 
-@settings
-class Compute:
-    """How a profile computes."""
-
-    precision: str = "auto"  # auto, fp32 or bf16
-
-
 def resolve_precision(config: T, precision: str) -> T:
     """Settings with every ``precision`` "auto" replaced, at any depth."""
     if not dataclasses.is_dataclass(config):
         return config
-    changes = {}
-    for name in (f.name for f in dataclasses.fields(config)):
-        value = getattr(config, name)
-        auto = (name, value) == ("precision", "auto")
-        new = precision if auto else resolve_precision(value, precision)
-        if new is not value:
-            changes[name] = new
-    return dataclasses.replace(config, **changes) if changes else config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {name: resolve_precision(value, precision) for name, value in values.items()}
+    if values.get("precision") == "auto":
+        values["precision"] = precision
+    return dataclasses.replace(config, **values)
 
 
 def load_profile_data(config: DataConfig, split: str) -> Dataset:
