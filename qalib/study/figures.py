@@ -43,7 +43,7 @@ def save_figure(
                 f"The {what} {word!r} must be named by small letters, digits, - and _."
             )
     stem = folder / profile / name
-    table = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+    table = pd.DataFrame(data)
     has_names = table.index.name is not None or not isinstance(table.index, pd.RangeIndex)
     contents = {
         "png": _render(fig, "png", {"Software": None}),

@@ -287,12 +287,11 @@ def _compute(work: Path, request: dict, compute: Callable[[], dict]) -> None:
     write_atomically(work / "config.json", pretty(request))
     started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     metrics = to_json_data(compute(), f"{request['stage']} metrics")
-    config = request["config"]
     env = {
         **environment(),
         "started": started,  # the session that finished the run
         "seconds": round(time.monotonic() - begin, 2),
-        "seed": config.get("seed") if isinstance(config, dict) else None,
+        "seed": request["config"].get("seed"),
         "peak_memory_gb": peak_memory_gb(),
     }
     (work / "metrics.json").write_text(pretty(metrics), encoding="utf-8")
