@@ -1,8 +1,8 @@
 """The embedded corpus: encyclopedia-like passages about invented things, in SQuAD form, by seed.
 
 Every passage describes a few subjects of one kind (expeditions, ships, painters, ...) that share
-their relations, so that each fact with a question is one of ``distractors`` + 1 facts of the same
-answer type: the other ships' captains, the other painters' teachers.
+their relations, so that each fact with a question is one of ``GROUP`` facts of the same answer
+type: the other ships' captains, the other painters' teachers.
 
 A passage is made in three steps: draw the facts (:func:`draw_facts`), write sentences about them
 (:class:`_Writer`), and turn the marks in these into answer spans (:func:`resolve`). Answers are
@@ -22,9 +22,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qalib.data.schema import Answer, Dataset, Example, make_dataset
-from qalib.errors import QalibError
 from qalib.settings import build, settings
 
+GROUP = 4  # facts of the same answer type in a passage
 CHARACTERS_PER_FACT = 75  # that a short passage needs
 QUESTIONS_PER_PASSAGE = 5  # at most; a short passage may hold fewer facts
 DRAFTS = 12  # attempts at a passage of the right length
@@ -36,25 +36,15 @@ class CorpusConfig:
     """The questions to generate.
 
     ``split``: "dev" has the phrasings of "train" and other names, "test" other phrasings and other
-    names. ``length`` of a passage in characters. ``distractors``: other facts of the same answer
-    type beside each fact with a question. ``misleading``: where a sentence that resembles the
-    answer's is added to the passage of each question (Jia and Liang 2017); "" for none.
+    names. ``length`` of a passage in characters. ``misleading``: where a sentence that resembles
+    the answer's is added to the passage of each question (Jia and Liang 2017); "" for none.
     """
 
     questions: Annotated[int, Field(ge=1, le=10**7)]
     seed: Annotated[int, Field(ge=0, le=2**63)] = 0
     split: Literal["train", "dev", "test"] = "train"
     length: Annotated[int, Field(ge=300, le=2500)] = 800
-    distractors: Annotated[int, Field(ge=0, le=8)] = 3
     misleading: Literal["", "front", "end"] = ""
-
-    def __post_init__(self) -> None:
-        needed = CHARACTERS_PER_FACT * (self.distractors + 1)
-        if self.length < needed:
-            raise QalibError(
-                f"CorpusConfig: {self.length} characters are too few for {self.distractors} "
-                f"distractors; set length to {needed} or more."
-            )
 
 
 def build_corpus(config: CorpusConfig) -> Dataset:
@@ -75,7 +65,7 @@ def build_corpus(config: CorpusConfig) -> Dataset:
 
 def _passage(config: CorpusConfig, index: int) -> list[Example]:
     """The examples of passage ``index``, which depend on it and the settings alone."""
-    name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{config.distractors}-{index}"
+    name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{GROUP - 1}-{index}"
     rng = random.Random(name)  # a string seeds through SHA-512, independent of PYTHONHASHSEED
     title, facts, draft = _draft(rng, config)
     context, golds = resolve(draft)
@@ -116,11 +106,10 @@ def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
 
 def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"], str]:
     """Title, facts and marked text of the first draft of about that length, or the nearest."""
-    size = config.distractors + 1
-    groups = max(1, round(config.length / (CHARACTERS_PER_FACT * size)))
+    groups = max(1, round(config.length / (CHARACTERS_PER_FACT * GROUP)))
     best, least = None, float("inf")
     for _ in range(DRAFTS):
-        title, region, subjects, facts = draw_facts(rng, config.split, groups, size)
+        title, region, subjects, facts = draw_facts(rng, config.split, groups)
         text = _Writer(rng, config.split).passage(config.length, region, subjects, facts)
         error = abs(_visible(text) / config.length - 1)
         if error < least:
@@ -207,11 +196,11 @@ class Fact:
 
 
 def draw_facts(
-    rng: random.Random, split: str, groups: int, size: int
+    rng: random.Random, split: str, groups: int
 ) -> tuple[str, str, list[Subject], list[Fact]]:
     """A title, a region, subjects of one kind, and up to ``groups`` groups of facts about them.
 
-    A group is ``size`` facts of one answer type; different groups have different types.
+    A group is ``GROUP`` facts of one answer type; different groups have different types.
     """
     sampler = _Sampler(rng, split)
     kind = rng.choice(KINDS)
@@ -221,12 +210,12 @@ def draw_facts(
     for relation in available:
         by_type.setdefault(relation.type, []).append(relation)
     types = list(by_type)[:groups]
-    # Few subjects with many facts each are easier to confuse, but each type needs its size.
-    fewest = max(-(-size // len(by_type[t])) for t in types)
-    subjects = sampler.subjects(kind, min(rng.randint(fewest, size), rng.randint(fewest, size)))
+    # Few subjects with many facts each are easier to confuse, but each type needs its group.
+    fewest = max(-(-GROUP // len(by_type[t])) for t in types)
+    subjects = sampler.subjects(kind, min(rng.randint(fewest, GROUP), rng.randint(fewest, GROUP)))
     cells = []
     for t in types:
-        cells += [(s, r) for r in by_type[t] for s in sampler.shuffled(subjects)][:size]
+        cells += [(s, r) for r in by_type[t] for s in sampler.shuffled(subjects)][:GROUP]
     facts = [Fact(n, s, r, sampler.value(s, r)) for n, (s, r) in enumerate(cells)]
     region = sampler.word("place")
     used = {fact.subject for fact in facts}
