@@ -37,13 +37,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            {name: tensor.to(device) for name, tensor in self.inputs.items()},
-            self.mask.to(device),
-            self.answer_spans.to(device),
-            self.answer_weights.to(device),
-            self.num_tokens,
-        )
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        tensors = (self.mask, self.answer_spans, self.answer_weights)
+        return Batch(inputs, *(tensor.to(device) for tensor in tensors), self.num_tokens)
 
 
 def collate(

@@ -24,7 +24,7 @@ from pydantic import Field
 from qalib.data.batching import Batch, pad_spans, stack_padded
 from qalib.data.bytes import code_points
 from qalib.data.schema import Example
-from qalib.data.windows import gold_spans, replace_surrogates, require_fast
+from qalib.data.windows import Window, gold_spans, replace_surrogates, require_fast
 from qalib.errors import QalibError
 from qalib.settings import settings
 
@@ -129,9 +129,7 @@ class WordWindow:
         """(P, 2) int32, characters [start, end) of each passage token."""
         return self.passage.offsets
 
-    def characters(self, start: int, end: int) -> tuple[int, int]:
-        """Characters [start, end) of the passage under positions ``start`` to ``end``."""
-        return int(self.offsets[start, 0]), int(self.offsets[end, 1])
+    characters = Window.characters
 
 
 def word_windows(

@@ -281,12 +281,15 @@ class ByteReader(nn.Module):
         query = self.query(c) * self.config.head_width**-0.5
         query = query.index_select(0, owner).unflatten(2, shape).transpose(1, 2)
         key = self.key(q).unflatten(2, shape).permute(0, 2, 3, 1)  # (Q, H, d, M)
-        with torch.autocast(c.device.type, enabled=False):  # its softmax would go to fp32
-            scores = query @ key
-            hidden = torch.zeros_like(real, dtype=scores.dtype)
-            hidden = hidden.masked_fill(~real, torch.finfo(scores.dtype).min)
-            weights = (scores + hidden[:, None, None]).softmax(dim=3)
+        weights = masked_softmax(query @ key, real[:, None, None])
         return (weights @ values[:, None]).transpose(1, 2).flatten(2), weights
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis where ``mask`` is true, in the precision of ``scores``."""
+    with torch.autocast(scores.device.type, enabled=False):  # its softmax would go to fp32
+        hidden = torch.zeros_like(mask, dtype=scores.dtype)
+        return (scores + hidden.masked_fill(~mask, torch.finfo(scores.dtype).min)).softmax(dim=-1)
 
 
 def sinusoids(length: int, waves: int) -> Tensor:

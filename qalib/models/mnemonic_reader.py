@@ -33,7 +33,7 @@ from qalib.data.batching import Batch
 from qalib.data.words import FEATURES, WordPieces
 from qalib.decoding import ReaderOutput, mask_logits
 from qalib.errors import QalibError
-from qalib.models.byte_reader import RecurrentLayer, TextConvolution
+from qalib.models.byte_reader import RecurrentLayer, TextConvolution, masked_softmax
 from qalib.models.folders import MINILM, model_folder
 from qalib.settings import settings
 
@@ -171,13 +171,6 @@ def others(real: Tensor) -> Tensor:
     itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     alone = real.sum(dim=1) == 1
     return real[:, None] & (~itself | alone[:, None, None])
-
-
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis where ``mask`` is true, in the precision of ``scores``."""
-    with torch.autocast(scores.device.type, enabled=False):  # its softmax would go to fp32
-        hidden = torch.zeros_like(mask, dtype=scores.dtype)
-        return (scores + hidden.masked_fill(~mask, torch.finfo(scores.dtype).min)).softmax(dim=-1)
 
 
 class Score(nn.Module):

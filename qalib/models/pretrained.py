@@ -209,25 +209,12 @@ def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
 
 def _load_adapter(folder: Path) -> EncoderReader:
     """A folder of peft: its base model, and the tokenizer beside the adapter if there is one."""
+    from peft import PeftModel
+
     reader = build_encoder(EncoderConfig(name=str(_base(folder)), train_embeddings=True))
     if (folder / "tokenizer_config.json").is_file():
         rows = reader.encoder.get_input_embeddings().weight.shape[0]
         reader = EncoderReader(reader.encoder, load_tokenizer(folder, rows), reader.untrained)
-    return _merge(reader, folder)
-
-
-def _base(folder: Path) -> Path:
-    """The folder of the base model of an adapter of peft."""
-    name = str(_read(folder / ADAPTER).get("base_model_name_or_path"))
-    try:
-        return model_folder(name)
-    except QalibError as error:
-        raise QalibError(f"{folder}: the base of this adapter is missing: {error}") from None
-
-
-def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
-    from peft import PeftModel
-
     tensors = load_weights(folder / WEIGHTS)  # raises a clear error if they are missing or damaged
     reader.untrained -= {key.removeprefix("base_model.model.") for key in tensors}
     try:
@@ -243,6 +230,15 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
     return reader
 
 
+def _base(folder: Path) -> Path:
+    """The folder of the base model of an adapter of peft."""
+    name = str(_read(folder / ADAPTER).get("base_model_name_or_path"))
+    try:
+        return model_folder(name)
+    except QalibError as error:
+        raise QalibError(f"{folder}: the base of this adapter is missing: {error}") from None
+
+
 def _load_run(folder: Path, run: dict) -> EncoderReader:
     """The reader of a run of the stages ``train-encoder`` and ``train-adapter``."""
     own = run["config"]
@@ -254,21 +250,12 @@ def _load_run(folder: Path, run: dict) -> EncoderReader:
     place, weights = folder / "config.json", folder / "weights.safetensors"
     try:
         config = build(own.get("encoder"), EncoderConfig, f"{place}, encoder")
-        return trained_encoder(config, weights, own.get("seed", 0), own.get("rank", 0))
+        reader, tensors = build_encoder(config, own.get("seed", 0)), load_weights(weights)
+        if rank := own.get("rank"):
+            train_low_rank(reader.encoder, rank)
+        put_weights(reader, tensors, str(weights))
     except QalibError as error:
         raise QalibError(f"{folder}: the encoder of this run cannot be loaded: {error}") from None
-
-
-def trained_encoder(
-    config: EncoderConfig, weights: Path, seed: int = 0, rank: int = 0
-) -> EncoderReader:
-    """The encoder with the tensors that its training changed, of :func:`train_low_rank` if ``rank``
-    is not 0. Raises QalibError if they misfit.
-    """
-    reader, tensors = build_encoder(config, seed), load_weights(weights)
-    if rank:
-        train_low_rank(reader.encoder, rank)
-    put_weights(reader, tensors, str(weights))
     if rank:
         merge_low_rank(reader.encoder)
     reader.untrained -= {key.removeprefix("encoder.") for key in tensors}
