@@ -1,83 +1,12 @@
-"""Text augmentation: cloze questions, longer passages, and the sentence boundaries of a text."""
+"""Longer passages, and the sentence boundaries of a text."""
 
 import hashlib
-import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from qalib.data.schema import Answer, Dataset, Example, make_dataset
+from qalib.data.schema import Dataset, Example, make_dataset
 from qalib.data.windows import replace_surrogates
 from qalib.errors import QalibError
-
-# ------------------------------------------------------------------------------- cloze questions
-
-KEPT = 0.7  # probability that a word of the sentence stays in its question
-CLOZE_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
-NUMBER = re.compile(r"\b\d[\d.,]*\d\b|\b\d\b")
-NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de )?[A-Z][\w'-]+)*")
-WORD = re.compile(r"\w[\w'-]*")
-YEAR = re.compile(r"1\d{3}|20\d{2}")
-MONTH = re.compile(
-    r"January|February|March|April|May|June|July|August|September|October|November|December"
-)
-
-
-def cloze_examples(examples: Sequence[Example], per_passage: int, seed: int = 0) -> list[Example]:
-    """Up to ``per_passage`` cloze questions of every passage, drawn with ``seed``.
-
-        passage   ... The mill was built by Anna Bell in 1823 and burnt down twice. ...
-        answer    Anna Bell
-        question  who the mill was built in 1823 burnt down twice?
-
-    The answers are gold answers, numbers and names. Each word of the rest of the sentence stays
-    with probability ``KEPT``; a question has at least three words. (Lewis et al. 2019,
-    https://arxiv.org/abs/1906.04980, train readers on clozes alone.)
-    """
-    golds: dict[str, set[tuple[int, int]]] = {}
-    titles: dict[str, str] = {}
-    for example in examples:
-        spans = golds.setdefault(example.context, set())
-        spans.update((answer.start, answer.end) for answer in example.answers)
-        titles.setdefault(example.context, example.title)
-    clozes = []
-    for number, (passage, spans) in enumerate(golds.items()):
-        rng = random.Random(f"{seed} {number}")
-        found = list(_clozes(passage, spans, rng))
-        for place, (question, answer) in enumerate(found[:per_passage]):
-            name = f"cloze-{seed}-{number}-{place}"
-            clozes.append(Example(name, question, passage, (answer,), titles[passage]))
-    return clozes
-
-
-def _clozes(
-    passage: str, golds: set[tuple[int, int]], rng: random.Random
-) -> Iterator[tuple[str, Answer]]:
-    """Questions and answers of a passage in random order, gold answers and others alternating."""
-    sentences = [match.span() for match in CLOZE_SENTENCE.finditer(passage)]
-    phrases = {m.span() for pattern in (NUMBER, NAME) for m in pattern.finditer(passage)} - golds
-    first, second = sorted(golds), sorted(phrases)
-    rng.shuffle(first)
-    rng.shuffle(second)
-    alternating = [span for pair in zip(first, second, strict=False) for span in pair]
-    shorter = min(len(first), len(second))
-    for start, end in [*alternating, *first[shorter:], *second[shorter:]]:
-        for begin, stop in sentences:
-            if begin <= start and end <= stop:
-                rest = f"{passage[begin:start]} {passage[end:stop]}"
-                words = [word for word in WORD.findall(rest) if rng.random() < KEPT]
-                if len(words) >= 3:
-                    text = " ".join([question_word_for(passage[start:end]), *words[:30]])
-                    yield text.lower() + "?", Answer(passage[start:end], start)
-
-
-def question_word_for(answer: str) -> str:
-    """The question word that fits a phrase: when, how many, who or what."""
-    if YEAR.fullmatch(answer) or MONTH.search(answer):
-        return "when"
-    if NUMBER.match(answer):
-        return "how many"
-    return "who" if NAME.fullmatch(answer) and " " in answer else "what"
-
 
 # ------------------------------------------------------------------------------- longer passages
 
