@@ -287,61 +287,50 @@ class _Sampler:
 
     def value(self, subject: Subject, relation: Relation) -> str:
         """A value of the relation's answer type with its gold answers marked."""
-        if relation.type == "year":
-            if not relation.late:
-                return f"=<{subject.year}>"
-            return f"=<{self.number(subject.year + 4, subject.year + 45)}>"
-        return getattr(self, relation.type)(relation)
+        choice, word = self.rng.choice, self.word
+        match relation.type:
+            case "year":
+                year = subject.year
+                return f"=<{self.number(year + 4, year + 45) if relation.late else year}>"
+            case "person":
+                gender = choice(("she", "he"))
+                name = f"=<{word(gender)} <{word('family')}>>"
+                if self.rng.random() < 0.3:
+                    return f"<{choice(WORDS['honorifics'][gender])} {name}>"
+                return name
+            case "place":
+                name = f"=<{word('place')}>"
+                if self.rng.random() < 0.25:
+                    return f"<{choice(WORDS['described_places'])} {name}>"
+                return name
+            case "organisation":
+                return f"=<the <{word('place')} {choice(relation.nouns)}>>"
+            case "day":
+                return f"=<{self.fresh(self.day)}>"
+            case "count":
+                n = self.number(*relation.range)
+                written = _in_words(n) if n < 100 and self.rng.random() < 0.4 else f"{n:,}"
+                return f"<=<{written}> {choice(relation.units)}>"
+            case "measure":
+                return f"=<<{self.number(*relation.range):,}> {relation.units[0]}>"
+            case "material":
+                return f"=<{word(choice(('wood', 'metal')))}>"
+            case "title":
+                return f'"=<{word("title")}>"'
+            case "product":
+                return f"=<{word('product')}>"
+            case "trade":
+                trade = word("trade")
+                return f"<{'an' if trade[0] in 'aeiou' else 'a'} =<{trade}>>"
+            case "reason":
+                subjects, predicates = WORDS["reasons"][relation.reasons]
+                return f"=<{self.compound((subjects, (' ',), predicates))}>"
 
-    def person(self, relation: Relation) -> str:
-        gender = self.rng.choice(("she", "he"))
-        name = f"=<{self.word(gender)} <{self.word('family')}>>"
-        if self.rng.random() < 0.3:
-            return f"<{self.rng.choice(WORDS['honorifics'][gender])} {name}>"
-        return name
-
-    def place(self, relation: Relation) -> str:
-        name = f"=<{self.word('place')}>"
-        if self.rng.random() < 0.25:
-            return f"<{self.rng.choice(WORDS['described_places'])} {name}>"
-        return name
-
-    def organisation(self, relation: Relation) -> str:
-        return f"=<the <{self.word('place')} {self.rng.choice(relation.nouns)}>>"
-
-    def day(self, relation: Relation) -> str:
-        def make() -> str:
-            day = self.rng.choice(WORDS["days"])
-            if self.rng.random() < 0.6:
-                day = str(self.rng.randint(1, 28))
-            return f"{day} {self.rng.choice(WORDS['months'])}"
-
-        return f"=<{self.fresh(make)}>"
-
-    def count(self, relation: Relation) -> str:
-        number = self.number(*relation.range)
-        written = _in_words(number) if number < 100 and self.rng.random() < 0.4 else f"{number:,}"
-        return f"<=<{written}> {self.rng.choice(relation.units)}>"
-
-    def measure(self, relation: Relation) -> str:
-        return f"=<<{self.number(*relation.range):,}> {relation.units[0]}>"
-
-    def material(self, relation: Relation) -> str:
-        return f"=<{self.word(self.rng.choice(('wood', 'metal')))}>"
-
-    def title(self, relation: Relation) -> str:
-        return f'"=<{self.word("title")}>"'
-
-    def product(self, relation: Relation) -> str:
-        return f"=<{self.word('product')}>"
-
-    def trade(self, relation: Relation) -> str:
-        trade = self.word("trade")
-        return f"<{'an' if trade[0] in 'aeiou' else 'a'} =<{trade}>>"
-
-    def reason(self, relation: Relation) -> str:
-        subjects, predicates = WORDS["reasons"][relation.reasons]
-        return f"=<{self.compound((subjects, (' ',), predicates))}>"
+    def day(self) -> str:
+        day = self.rng.choice(WORDS["days"])
+        if self.rng.random() < 0.6:
+            day = str(self.rng.randint(1, 28))
+        return f"{day} {self.rng.choice(WORDS['months'])}"
 
 
 def _in_words(number: int) -> str:
