@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qalib.data.windows import Window
+
+if TYPE_CHECKING:  # torch is imported only where a tensor is made
+    import torch
+    from torch import Tensor
 
 MULTIPLE = 8  # padded lengths are multiples of this
 POOL = 50  # batches whose inputs are sorted by length together
@@ -43,6 +46,8 @@ def collate(
     windows: Sequence[Window], pad_id: int = 0, null: bool = False, multiple: int = MULTIPLE
 ) -> Batch:
     """Pad windows to the longest (rounded up). ``null`` allows position 0, for "no answer"."""
+    import torch
+
     ids, real = stack_padded([window.input_ids for window in windows], multiple, pad_id)
     types, _ = stack_padded([window.token_type_ids for window in windows], multiple)
     mask = np.zeros_like(real)
@@ -62,6 +67,8 @@ def collate(
 
 def pad_spans(gold: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
     """Stack the (spans, weights) of each row.  -> (B, A, 2) int64, (B, A) float32"""
+    import torch
+
     answers = max(1, *(len(spans) for spans, _ in gold))
     padded_spans = np.zeros((len(gold), answers, 2), dtype=np.int64)
     padded_weights = np.zeros((len(gold), answers), dtype=np.float32)

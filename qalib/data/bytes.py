@@ -18,18 +18,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from qalib.data.batching import pad_spans, stack_padded
 from qalib.data.schema import Example
 from qalib.data.windows import span_weights
 from qalib.errors import QalibError
 from qalib.settings import settings
+
+if TYPE_CHECKING:  # torch is imported only where a tensor is made
+    import torch
+    from torch import Tensor
 
 SYMBOLS = 256  # different numbers a position can hold
 # Padded lengths are multiples of these: a CPU builds a kernel, and keeps memory, for every shape.
@@ -144,6 +146,8 @@ class ByteBatch:
 
 def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
     """Pad passages and questions to the longest of each; questions keep their order."""
+    import torch
+
     questions = [question for feature in features for question in feature.questions]
     passages, passage_real = stack_padded([feature.ids for feature in features], PASSAGE_MULTIPLE)
     padded, question_real = stack_padded(questions, QUESTION_MULTIPLE)

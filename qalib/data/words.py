@@ -19,7 +19,6 @@ from functools import cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from qalib.data.batching import Batch, pad_spans, stack_padded
@@ -222,6 +221,8 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
 
     Every distinct word is in ``words`` once, which saves most of the work of a character encoder.
     """
+    import torch
+
     passages, questions = [w.passage for w in windows], [w.question for w in windows]
     texts = [*passages, *questions]
     words, rows = _distinct(np.concatenate([text.characters for text in texts]))
