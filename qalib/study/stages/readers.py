@@ -131,9 +131,7 @@ def some(data: Dataset, count: int) -> Dataset:
 
 def score_reader(study: Study, name: str, run: Run, data: Dataset) -> Run:
     """EM and F1 of a reader on a data set, in windows of its training."""
-    windows = (
-        encoder_training(run) if run.stage != "train-skim" else run.settings(SkimTraining)
-    ).windows
+    windows = encoder_training(run).windows
     config = Evaluation(name, AnswerConfig(windows=windows, precision="fp32"))
     return study.run(evaluate, config, test=data, weights=run)
 
