@@ -19,15 +19,13 @@ from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.notebooks import (
     LARGEST,
-    copy_outputs,
-    run_notebooks,
-)
-from qalib.study.stamps import (
     Notebook,
     ProjectPaths,
     check,
+    copy_outputs,
     list_notebooks,
     make_stamp,
+    run_notebooks,
     why_stale,
 )
 

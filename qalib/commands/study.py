@@ -27,9 +27,9 @@ def run_notebooks_command(
     what they were made from.
     """
     from qalib.files import write_atomically
+    from qalib.study.notebooks import check as stale
     from qalib.study.notebooks import run_notebooks
     from qalib.study.readme import README, updated_readme
-    from qalib.study.stamps import check as stale
 
     profile = profile or ("study" if check else "laptop")
     if check:
