@@ -78,7 +78,9 @@ def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, acce
     save_weights(_random_state(), partial / f"random-{accelerator.process_index}.safetensors")
     if accelerator.is_main_process:
         save_weights(trained_tensors(model), partial / "model.safetensors")
-        save_weights(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
+        entries = optimizer.state_dict()["state"].items()  # by the number of the parameter
+        tensors = {f"{i}.{k}": torch.as_tensor(v) for i, e in entries for k, v in e.items()}
+        save_weights(tensors, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -117,15 +119,6 @@ def _random_state() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
-
-
-def _optimizer_tensors(optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, named by the parameter's number."""
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
 
 
 def _restore_optimizer(optimizer, tensors: dict[str, Tensor]) -> None:

@@ -155,8 +155,8 @@ class QuestionAnswerer(_Answering):
     ) -> "QuestionAnswerer":
         """The default reader or that of a checkpoint folder. Raises QalibError if it is damaged.
 
-        Without ``config``, inputs are cut as in training; ``device`` as of
-        :func:`choose_device`. On a CPU with bf16 units the weights are converted once.
+        Without ``config``, inputs are cut as in training. On a CPU with bf16 units the weights are
+        converted once.
         """
         config = config or AnswerConfig(windows=windows_of(checkpoint))
         device = choose_device(device)

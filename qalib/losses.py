@@ -7,10 +7,7 @@ Masks are boolean, true = real. Masked logits become the dtype's minimum before 
 padding has probability 0. All losses are averaged over all rows of a batch, also over those where
 one of them is 0.
 
-- Span prediction: :func:`span_loss`, :func:`smoothed_span_loss`, :func:`gaussian_span_loss`.
-- Block-Skim (Guan et al. 2022): :func:`skim_loss`, :func:`block_labels`, :func:`kl_divergence`.
-- Answer distillation (Hu et al. 2018): :func:`kd_loss`, :func:`margin_loss`,
-  :func:`attention_loss`, joined by :func:`distillation_loss`.
+Sources: Guan et al. 2022 (Block-Skim), Hu et al. 2018 (answer distillation).
 """
 
 from collections.abc import Iterable, Mapping
@@ -142,10 +139,7 @@ def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:
 
 @settings
 class SkimLossConfig:
-    """Which block loss, and its two weights; ``PAPER`` and ``RELEASED`` below are ready-made.
-
-    ``two_tokens``: label blocks as the released code does, see :func:`block_labels`.
-    """
+    """Which block loss, its two weights, and ``two_tokens`` of :func:`block_labels`."""
 
     kind: Literal["paper", "per token", "released"] = "paper"
     alpha: Weight = 1.0  # weight of this loss relative to the answer loss
@@ -235,8 +229,7 @@ def teacher_probabilities(logits: Tensor, mask: Tensor, temperature: float = 1.0
 
         q = 1/T sum_t softmax(a_t / tau)
 
-    A mean of logits would let one confident teacher overrule the others. logits a (T, B, L), mask
-    (B, L) -> (B, L) float32, 0 at padding.
+    logits a (T, B, L), mask (B, L) -> (B, L) float32, 0 at padding
     """
     scaled = logits.float() / temperature  # before masking: tau < 1 must not overflow the minimum
     q = mask_logits(scaled, mask).softmax(dim=2).mean(dim=0)
@@ -249,7 +242,6 @@ def kd_loss(output: ReaderOutput, start: Tensor, end: Tensor, temperature: float
         L_KD = -sum_i q1(i) log p1(i) - sum_j q2(j) log p2(j),   p = softmax(b / tau)
 
     start, end (B, L): q1 and q2 at the same temperature. The minimum is their :func:`entropy`.
-    Equation 1 multiplies it by tau^2, because its gradient shrinks by 1 / tau^2.
     """
     total = 0.0
     for logits, q in zip(output[:2], (start, end), strict=True):
@@ -300,8 +292,7 @@ def attention_loss(student: Tensor, teacher: Tensor, words: Tensor, question: Te
         L_ATT = 1/2 sum_j sum_i (D_ij - E_ij)^2     j passage words, i question tokens
 
     student E, teacher D (B, L, M): probabilities over the question's tokens; words (B, L) and
-    question (B, M) bool. A sum, not a mean, so it grows with the passage: with a mean, the paper's
-    delta of 0.1 would have no effect.
+    question (B, M) bool. With a mean instead of a sum the paper's delta would have no effect.
     """
     real = words[:, :, None] & question[:, None]
     difference = (teacher.float() - student.float()).masked_fill(~real, 0.0)

@@ -56,7 +56,7 @@ def f1(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float
 
 
 class _Words(dict[str, list[str]]):
-    """Cache of the normalised words of texts, for the duration of one call.
+    """Cache of the normalised words of texts.
 
     With ``characters``, punctuation of every script is dropped before, as in the scripts of
     KorQuAD and CMRC, and F1 counts the characters of the words.
@@ -201,9 +201,9 @@ def _best_threshold(
 
 
 def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
-    """The rank of every question's first correct (EM 1) answer, 1 to n; 0 where none of n is.
+    """Rank of each question's first correct (EM 1) answer, 1 to n, else 0.  -> (questions,) int64
 
-    Returns an int64 array (questions,). Raises as :func:`question_scores`.
+    Raises as :func:`question_scores`.
     """
     _check_ids(dataset, ranked)
     rule, words, ranks = dataset.version, _Words(), []

@@ -65,10 +65,9 @@ class TrainingTask:
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
-    """("bf16" or "fp32", reason): bf16 where it is faster, which is not wherever it exists.
+    """("bf16" or "fp32", reason): bf16 where it is faster.
 
-    With AVX512-BF16 but no AMX a small encoder trains no faster than in fp32 and a base encoder a
-    third slower; a GPU without bf16 emulates it.
+    With AVX512-BF16 but no AMX a base encoder trains a third slower than in fp32.
     """
     if wanted != "auto":
         return wanted, "as configured"
@@ -208,7 +207,7 @@ def train_and_score(
     """:func:`train` an encoder; after every epoch score it on the data sets ``scored``.
 
     EM and F1 are logged as "<name>_exact_match" and "<name>_f1", given to ``report`` and, those of
-    the last epoch, returned; they do not stop the training.
+    the last epoch, returned.
     """
 
     def after_epoch(epoch: int) -> dict:

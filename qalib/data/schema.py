@@ -32,8 +32,8 @@ class Answer:
 class Example:
     """One question about one passage. Without answers, the passage does not answer it.
 
-    Where the reference answers need not be spans of the passage, a prediction is scored against
-    ``references``, and ``answers`` holds the equivalent spans, for training, if there are any.
+    Where there are ``references``, which need not be spans of the passage, predictions are scored
+    against them, and ``answers`` are for training.
     """
 
     id: str
@@ -62,8 +62,7 @@ class Example:
 class Dataset:
     """Examples and their origin.
 
-    ``raw_sha256`` hashes the file's bytes, ``content_sha256`` the questions, passages and answers
-    (:func:`content_hash`): files with the same content in another layout agree in the latter.
+    ``raw_sha256`` hashes the file's bytes, ``content_sha256`` is that of :func:`content_hash`.
     """
 
     name: str
@@ -142,8 +141,7 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 def passage_digests(examples: Iterable[Example], count: int | None = None) -> list[str]:
     """The ``count`` smallest digests of the distinct passages; all of them by default.
 
-    The smallest ones are a random sample of the passages that is the same in every data set: of two
-    sets with a tenth of the passages in common, about a tenth of the sample is in both (MinHash).
+    Of two sets that share a tenth of the passages, about a tenth of the sample is in both.
     """
     texts = {example.context for example in examples}
     digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")) for text in texts)

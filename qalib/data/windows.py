@@ -83,10 +83,9 @@ class Window:
 
 
 def make_windows(examples: Sequence[Example], tokenizer, config: WindowConfig) -> list[Window]:
-    """All windows of some examples with their gold spans, in order; at least one of each.
+    """All windows of some examples with their :func:`gold_spans`, in order; at least one of each.
 
-    Where a window holds no gold answer, ``spans`` is empty, or the null span (0, 0) if
-    ``config.null``. Raises QalibError as :class:`LazyWindows` does.
+    Raises QalibError as :class:`LazyWindows` does.
     """
     made = []
     for window in LazyWindows(examples, tokenizer, config):
@@ -161,7 +160,12 @@ class LazyWindows(Sequence[Window]):
         cut = _cut_questions(examples, tokenizer, config.max_query_length)
         self.passages = _encode({c: ("?", c) for _, c in self.texts}, tokenizer)
         self.frames = _encode({q: (cut[q], "a") for q, _ in self.texts}, tokenizer)
-        _check_words(self.passages)
+        for text, passage in self.passages.items():
+            if len(passage.offsets) == 1 and len(text) > SINGLE_WORD:
+                raise QalibError(
+                    f"the passage {text[:20]!r}... of {len(text):,} characters is a single word to "
+                    "this reader, which answers with words; put spaces between them."
+                )
         special = {q: len(frame) - len(frame.offsets) for q, frame in self.frames.items()}
         self.capacities = [config.max_length - special[question] for question, _ in self.texts]
         self.ends = np.cumsum([self._count(n) for n in range(len(examples))], dtype=np.int64)
@@ -237,13 +241,3 @@ def _cut_questions(examples: Sequence[Example], tokenizer, longest: int) -> dict
         text = "%d of %d questions are longer than %d word pieces and are cut there, first %r."
         logging.getLogger(__name__).warning(text, len(long), len(examples), longest, long[0])
     return cut
-
-
-def _check_words(passages: Mapping[str, Window]) -> None:
-    """Raise QalibError for a long passage that is a single word to the tokenizer."""
-    for text, window in passages.items():
-        if len(window.offsets) == 1 and len(text) > SINGLE_WORD:
-            raise QalibError(
-                f"the passage {text[:20]!r}... of {len(text):,} characters is a single word to "
-                "this reader, which answers with words; put spaces between them."
-            )

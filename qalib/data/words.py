@@ -225,7 +225,9 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
 
     passages, questions = [w.passage for w in windows], [w.question for w in windows]
     texts = [*passages, *questions]
-    words, rows = _distinct(np.concatenate([text.characters for text in texts]))
+    characters = np.concatenate([text.characters for text in texts])
+    as_bytes = characters.view(f"S{characters.shape[1]}")[:, 0]  # sorts faster than rows do
+    _, first, rows = np.unique(as_bytes, return_index=True, return_inverse=True)
     rows = np.split(rows, np.cumsum([len(text) for text in texts])[:-1])
     passage, mask = stack_padded([text.ids for text in passages])
     question, question_real = stack_padded([text.ids for text in questions])
@@ -237,7 +239,7 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
         "question_features": _features(questions, [w.question_matches for w in windows]),
         "passage_words": stack_padded(rows[: len(windows)])[0],
         "question_words": stack_padded(rows[len(windows) :])[0],
-        "words": words,
+        "words": characters[first].astype(np.int64),
     }
     return Batch(
         {name: torch.from_numpy(array) for name, array in arrays.items()},
@@ -250,11 +252,3 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
 def _features(texts: Sequence[Tokens], matches: Sequence[np.ndarray]) -> np.ndarray:
     pairs = zip(matches, texts, strict=True)
     return stack_padded([np.concatenate([m, text.features], axis=1) for m, text in pairs])[0]
-
-
-def _distinct(characters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of (T, C) uint8, and the index of each row.  -> (U, C) int64, (T,)"""
-    width = characters.shape[1]
-    as_bytes = np.ascontiguousarray(characters).view(f"S{width}")[:, 0]  # sorts faster than rows do
-    _, first, rows = np.unique(as_bytes, return_index=True, return_inverse=True)
-    return characters[first].astype(np.int64), rows

@@ -37,10 +37,8 @@ Kind = Literal["conv", "dense", "dilated", "lstm"]
 
 @settings
 class ByteReaderConfig:
-    """A byte-level reader.
-
-    ``width``: channels of a convolution, growth rate of a dense layer, units per direction of a
-    recurrent one. A fraction makes that share of the layers, the last ones, one wider.
+    """A byte-level reader. ``width``: channels of a convolution, growth rate of a dense layer, units
+    per direction of a recurrent one; a fraction makes that share of the last layers one wider.
     """
 
     encoder: Kind = "conv"
@@ -148,9 +146,9 @@ class RecurrentLayer(nn.Module):
 class Stack(nn.Module):
     """Layers of one kind: the encoder, which may read one-hot text, or the mixer.
 
-    In a dense stack layer l reads [input, h_{l-1}, ..., h_1], one-hot text included, and the
-    output is [h_n, ..., h_1]; otherwise a layer reads the previous one. Dilation doubles by layer.
-    ``reach`` are the positions at either end that valid convolutions consume in each layer.
+    In a dense stack layer l reads [input, h_{l-1}, ..., h_1], and the output is [h_n, ..., h_1];
+    otherwise a layer reads the previous one. Dilation doubles by layer. ``reach``: positions at
+    either end that valid convolutions consume in each layer.
     """
 
     def __init__(self, kind: str, text: bool, inputs: int, widths: list[int], config):
@@ -396,10 +394,7 @@ class NormReluDropout(nn.Module):
 
 
 class _NormReluDropout(torch.autograd.Function):
-    """``NormReluDropout`` with a hand-written gradient.
-
-    Dropout takes one random byte a value, at a rate rounded to 1/256.
-    """
+    """``NormReluDropout`` with a hand-written gradient, and dropout at a rate rounded to 1/256."""
 
     EPSILON = 1e-5
 
@@ -463,10 +458,7 @@ def flip(x: Tensor, real: Tensor) -> Tensor:
 
 
 class _Rearrange(torch.autograd.Function):
-    """Permute rows by an order that is its own inverse, so that backward equals forward.
-
-    Several times faster than gather, whose gradient is a scatter.
-    """
+    """Permute rows by an order that is its own inverse, several times faster than gather."""
 
     @staticmethod
     def forward(ctx, x: Tensor, order: Tensor) -> Tensor:
