@@ -37,7 +37,7 @@ Kind = Literal["conv", "dense", "dilated", "lstm"]
 
 @settings
 class ByteReaderConfig:
-    """A byte-level reader. ``width``: channels of a convolution, growth rate of a dense layer, units
+    """A byte-level reader. ``width``: channels of a convolution, growth rate of dense layers, units
     per direction of a recurrent one; a fraction makes that share of the last layers one wider.
     """
 
