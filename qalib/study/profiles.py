@@ -1,14 +1,7 @@
 """Profiles: data, sizes and training settings in one file, so that no notebook needs a branch.
 
 ``profiles.toml`` beside this module has a table for each profile (ci, laptop, study, paper), with
-a table for each section in it. A profile may extend another one, whose keys it then overrides:
-
-    [ci.train]
-    steps = 20
-    [laptop]
-    extends = "ci"
-    [laptop.train]
-    steps = 600
+a table for each section in it. A profile may extend another one, whose keys it then overrides.
 """
 
 import tomllib
