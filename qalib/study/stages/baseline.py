@@ -102,17 +102,13 @@ def train_adapter(
 
     def taught(task, windows, examples):
         spans = token_spans(windows, examples, reader.before)
-        return distilled_task(task, spans, teacher_targets([cache]), config.loss)
+        targets = TeacherTargets([cache.file("teacher-0/start.npy").parent])
+        return distilled_task(task, spans, targets, config.loss)
 
     reader, taught = low_rank_reader(config), taught if cache else None
     if config.loss and config.loss.attention_weight:
         align_layers(reader)
     return _train(reader, config.base, work, data, watch, taught, torch.float16)
-
-
-def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
-    """The targets of ``cache_teacher`` runs. Raises QalibError if a cache is not here."""
-    return TeacherTargets([run.file("teacher-0/start.npy").parent for run in caches])
 
 
 def low_rank_reader(config: AdapterTraining) -> EncoderReader:
