@@ -1,18 +1,24 @@
 """A study: one notebook in one profile, with its data, its runs and its figures."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+import torch
 
 from qalib.data import sources
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset, make_dataset, merge
 from qalib.files import log_usage
 from qalib.settings import settings
+from qalib.study import claims, figures
 from qalib.study.profiles import Profile, load_profile
+from qalib.study.provenance import git_state
 from qalib.study.run_cache import Run, RunCache
+from qalib.training import choose_precision
 
 T = TypeVar("T")
 
@@ -44,7 +50,6 @@ class Study:
     force: str = ""  # when a forced pass began; older runs are computed again
     runs: dict[str, Run] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    _loaded: dict[tuple, Dataset] = field(default_factory=dict)
 
     def config(self, section: str, kind: type[T]) -> T:
         """A section of the profile as settings. Raises QalibError for unknown keys."""
@@ -52,10 +57,7 @@ class Study:
 
     def data(self, split: str, section: str = "data") -> Dataset:
         """The "train" or "test" data that a section of the profile names."""
-        config = self.config(section, DataConfig)
-        if (split, config) not in self._loaded:
-            self._loaded[split, config] = load_profile_data(config, split)
-        dataset = self._loaded[split, config]
+        dataset = load_profile_data(self.config(section, DataConfig), split)
         self.datasets[dataset.name] = dataset
         log_usage("data", dataset.name, dataset.provenance())
         return dataset
@@ -76,18 +78,14 @@ class Study:
 
     def save_figure(self, name: str, fig, data, caption: str = "") -> None:
         """Save a figure with its points and their provenance, and close it."""
-        from qalib.study.figures import save_figure
-
-        save_figure(self, name, fig, data, caption)
+        figures.save_figure(self, name, fig, data, caption)
 
     def compare(self, measured, scale=""):
         """Show the papers' claims beside what was measured; arguments of ``claims.compare``."""
         from IPython.display import Markdown
 
-        from qalib.study.claims import compare, markdown_table
-
         warning = "Profile ci: toy sizes, the numbers are not meaningful.\n\n"
-        table = markdown_table(compare(measured, self.profile.name, scale))
+        table = claims.markdown_table(claims.compare(measured, self.profile.name, scale))
         return Markdown((warning if self.profile.name == "ci" else "") + table)
 
 
@@ -96,11 +94,6 @@ def open_study(name: str, profile: str, seed: int = 0) -> Study:
 
     Raises QalibError for an unknown profile.
     """
-    import torch
-
-    from qalib.study.provenance import git_state
-    from qalib.training import choose_precision
-
     loaded = load_profile(profile)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     log_usage("section", "compute")
@@ -124,6 +117,7 @@ def resolve_precision(config: T, precision: str) -> T:
     return dataclasses.replace(config, **values)
 
 
+@functools.lru_cache(maxsize=16)
 def load_profile_data(config: DataConfig, split: str) -> Dataset:
     """The data sets that a configuration names, merged; the embedded corpus for "almanac"."""
     names, count = getattr(config, split), getattr(config, f"{split}_questions")
