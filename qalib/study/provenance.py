@@ -76,21 +76,17 @@ def peak_memory_gb() -> float | None:
 
 def git_state() -> dict:
     """The commit, and whether the package differs from it (figures being redrawn do not count)."""
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", "qalib") if commit else None
-    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
-
-
-def _git(*words: str) -> str | None:
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    words = ["git", "-C", str(ROOT), "status", "--porcelain=v2", "--branch", "--", "qalib"]
+    lines: list[str] = []
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+            lines = done.stdout.splitlines()
+    for line in lines:
+        if line.startswith("# branch.oid "):
+            dirty = any(not each.startswith("#") for each in lines)
+            return {"commit": line.split()[-1], "dirty": dirty}
+    return {"commit": None, "dirty": None}
 
 
 def command_line() -> str:
