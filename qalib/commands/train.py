@@ -7,7 +7,7 @@ again, it goes on there; finished, it becomes the model folder ``OUTPUT``.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +159,8 @@ def train_model(
     besides data, windows and options, with the "models" that it comes from. ``facts``: further
     ones for the card.
     """
-    from qalib.models.pretrained import save_model
+    from qalib.data.schema import SAMPLE, passage_digests
+    from qalib.models.pretrained import passages_of, save_model
     from qalib.training import train_and_score
 
     reader.encoder.get_input_embeddings().weight.requires_grad_(False)
@@ -179,7 +180,9 @@ def train_model(
         )
 
         def save(folder: Path, card: str) -> None:
-            save_model(folder, reader, windows, card, seen_passages(dataset, models))
+            seen = {digest for model in models for digest in passages_of(model)}
+            seen.update(passage_digests(dataset, SAMPLE))
+            save_model(folder, reader, windows, card, sorted(seen))
             shutil.copy(work / "log.jsonl", folder)
 
         facts = {**basic_facts(models[0], dataset), **facts, **summary, "seed": training.seed}
@@ -220,15 +223,6 @@ def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Pat
         else:
             say(f"going on with the unfinished run in {work}")
         yield work
-
-
-def seen_passages(dataset: "Dataset", models: Sequence[str]) -> list[str]:
-    """Digests of passages that a model has been trained on, some of its own and of its origins."""
-    from qalib.data.schema import SAMPLE, passage_digests
-    from qalib.models.pretrained import passages_of
-
-    own = passage_digests(dataset, SAMPLE)
-    return sorted({*own, *(digest for model in models for digest in passages_of(model))})
 
 
 def save_and_publish(
