@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from test_activations import attention_for
-from test_blocks import SPECIAL, batch_of
+from test_blocks import batch_of
 from torch.nn import functional
 
 from qalib.errors import QalibError
@@ -41,7 +41,7 @@ class OnlyQueries:
 def inputs_of(rows, size=4, length=None, numbers=(1, 2, 3)) -> PredictorInputs:
     """Rows of random words, hidden states and attention; each row is drawn from its own numbers."""
     ids, real, passage = batch_of(rows, length)
-    blocks = make_blocks(ids, real, passage, SPECIAL, size)
+    blocks = make_blocks(ids, real, passage, size)
     hidden, context = torch.zeros(2, *ids.shape, SHAPE.width)
     maps = torch.zeros(len(rows), SHAPE.heads, ids.shape[1], ids.shape[1])
     layers = {}
@@ -191,7 +191,7 @@ def test_the_cnn_is_its_literal_reference(kind):
 def test_lexical_prefers_the_block_with_the_words_and_those_beside_it():
     ids = torch.tensor([[1, 7, 8, 2, *range(40, 44), 7, 8, 46, 47, *range(50, 58), 2]])
     passage = torch.tensor([[False] * 4 + [True] * 16 + [False]])
-    inputs = PredictorInputs({}, make_blocks(ids, ids > 0, passage, SPECIAL, 4), ids)
+    inputs = PredictorInputs({}, make_blocks(ids, ids > 0, passage, 4), ids)
     logits = predictor_of("lexical")(inputs)[0].tolist()
     assert logits[1] > logits[0] == logits[2] > logits[3]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from qalib.errors import QalibError
 from qalib.skim.blocks import make_blocks
-from qalib.skim.padded import MIN_LOGIT
+from qalib.skim.packed import MIN_LOGIT
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, select_blocks, skip_unprofitable
 

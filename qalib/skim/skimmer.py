@@ -27,8 +27,7 @@ from qalib.settings import settings
 from qalib.skim.activations import PredictorInputs
 from qalib.skim.adapters import EncoderAdapter, adapt_encoder
 from qalib.skim.blocks import Blocks, make_blocks
-from qalib.skim.packed import PackedForward
-from qalib.skim.padded import MIN_LOGIT, PaddedForward
+from qalib.skim.packed import MIN_LOGIT, ForwardPass
 from qalib.skim.predictors import ModelShape, PredictorConfig, build_predictor
 
 Layers = tuple[Annotated[int, Field(ge=1)], ...]
@@ -203,16 +202,15 @@ class Skimmer(nn.Module):
         Raises QalibError if the model is not one that this skimmer was made for.
         """
         encoder, size = self.check_compatible(model), self.config.predictor.block_size
-        blocks = make_blocks(input_ids, attention_mask.bool(), passage, None, size)
+        blocks = make_blocks(input_ids, attention_mask.bool(), passage, size)
         trains = self.training or model.training or torch.is_grad_enabled()
-        start = PaddedForward.start if trains else PackedForward.start
-        state = start(encoder, input_ids, token_type_ids, blocks)
+        state = ForwardPass.start(encoder, input_ids, token_type_ids, blocks, packed=not trains)
         skim = not self.training if skim is None else skim
         return self._run_layers(state, blocks, skim, keep)
 
     def _run_layers(
         self,
-        state: PaddedForward | PackedForward,
+        state: ForwardPass,
         blocks: Blocks,
         skim: bool,
         keep: Tensor | Mapping[int, Tensor] | None,
@@ -266,6 +264,6 @@ class Skimmer(nn.Module):
         return skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
 
 
-def span_logits(state: PaddedForward | PackedForward) -> Tensor:
+def span_logits(state: ForwardPass) -> Tensor:
     """Span head, applied to the current states.  (..., 2), start and end logits"""
     return torch.stack(state.encoder.head(state.hidden), dim=-1)
