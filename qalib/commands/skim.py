@@ -170,10 +170,9 @@ def extract_command(
 
 def _share_kept(skims: "SkimReader", dataset: "Dataset", config: "PredictorTraining") -> dict:
     """Share of the text that holds 99 % of the answers, by layer, for the log and in a line."""
-    from qalib.skim.calibration import budget_at_recall, recall_curve
-    from qalib.skim.training import block_predictions
+    from qalib.skim.calibration import block_predictions, budget_at_recall, recall_curve
 
-    found = block_predictions(skims, dataset, config, config.train.precision)
+    found = block_predictions(skims, dataset, config.windows, config.train.precision)
     shares = {}
     for layer, scores in found.scores.items() if found.labels.any() else ():
         curve = recall_curve(scores, found.answers, found.sizes, found.row)

@@ -33,9 +33,9 @@ from qalib.models.bf16 import quantize, to_bf16
 from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder, use_byte_dropout
 from qalib.settings import settings
 from qalib.skim.baselines import OnnxReader, PaddedReader
-from qalib.skim.calibration import PruningSimulator
+from qalib.skim.calibration import block_predictions
 from qalib.skim.reader import SkimReader
-from qalib.skim.training import add_predictors, block_predictions
+from qalib.skim.training import add_predictors
 from qalib.study.run_cache import Run, stage
 from qalib.study.stages.baseline import encoder_training, load_encoder_reader, put_trained
 from qalib.study.stages.block_skim import Pruning, SkimTraining, load_skim_reader
@@ -291,10 +291,9 @@ def _at_share(
 ) -> Pruning:
     """The pruning with the lowest threshold that leaves at most a share of the passage tokens."""
     (layer,) = pruning.prune_layers
-    b = block_predictions(model, data, run.settings(SkimTraining), "fp32")
-    simulator = PruningSimulator(b.row, b.sizes, b.answers, b.scores)
-    thresholds = np.unique(simulator.scores[layer])
-    place = bisect_left(thresholds, -share, key=lambda t: -simulator.token_fraction(layer, t))
+    blocks = block_predictions(model, data, run.settings(SkimTraining).windows, "fp32")
+    thresholds = np.unique(blocks.scores[layer])
+    place = bisect_left(thresholds, -share, key=lambda t: -blocks.token_fraction(layer, t))
     return replace(pruning, thresholds=(float(thresholds[min(place, len(thresholds) - 1)]),))
 
 

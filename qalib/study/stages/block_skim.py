@@ -26,15 +26,19 @@ from qalib.losses import SkimLossConfig
 from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
 from qalib.models.pretrained import load_reader
 from qalib.settings import settings
-from qalib.skim.calibration import budget_at_recall, recall_at_budget, recall_curve
+from qalib.skim.calibration import (
+    BlockPredictions,
+    block_predictions,
+    budget_at_recall,
+    recall_at_budget,
+    recall_curve,
+)
 from qalib.skim.predictors import FIXED, PredictorConfig, reads_fixed_features
 from qalib.skim.reader import SkimReader
 from qalib.skim.training import (
-    BlockPredictions,
     FixedFeatures,
     PredictorTraining,
     add_predictors,
-    block_predictions,
     fit,
     fixed_features,
     skim_task,  # noqa: F401, for notebook 05
@@ -255,10 +259,9 @@ def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Data
     (:func:`curve_table`) and counts.safetensors, from which :func:`block_f1` has the F1 of every
     question. Metrics: :func:`summarize_blocks`.
     """
-    training = weights.settings(SkimTraining)
-    training = replace(training, windows=config.windows or training.windows)
+    windows = config.windows or weights.settings(SkimTraining).windows
     model = load_skim_reader(weights).to(choose_device())
-    found = block_predictions(model, data, training, config.precision)
+    found = block_predictions(model, data, windows, config.precision)
     counts = {}
     for layer, scores in found.scores.items():
         said = scores >= 0.5
