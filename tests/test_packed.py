@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import CONFIGS, tiny_encoder, tiny_skimmer, windows
+from tiny_encoders import CONFIGS, keep_blocks, tiny_encoder, tiny_skimmer, windows
 from torch import nn
 
 from qalib.skim import packed
@@ -140,15 +140,15 @@ def test_any_rows_and_any_choice(
         min_pruned_fraction=min_pruned_fraction,
         min_tokens=min_tokens,
     )
-    how = {}
     if given:
         count = -(-max(passage for _, passage in rows) // 4)
         bits = [[[bool(k >> b & 1) for b in range(count)] for k in half] for half in halves(keep)]
-        how["keep"] = {
-            layer: torch.tensor(half[: len(rows)]).view(len(rows), count)
+        keep = {
+            layer: torch.tensor(half[: len(rows)], dtype=torch.bool).view(len(rows), count)
             for layer, half in zip((1, 3), bits, strict=True)
         }
-    assert_same(*both(skimmer, model, inputs, **how), inputs["attention_mask"].bool())
+        keep_blocks(skimmer, keep)
+    assert_same(*both(skimmer, model, inputs), inputs["attention_mask"].bool())
 
 
 def halves(values):

@@ -7,6 +7,7 @@ Notation: B batch, K blocks, N real blocks of a whole batch, H heads, S block si
 C channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,10 +21,9 @@ from qalib.errors import QalibError
 from qalib.models.bf16 import pad_rows
 from qalib.settings import settings
 from qalib.skim import features
-from qalib.skim.activations import FullAttention, LayerActivations, PredictorInputs
-from qalib.skim.blocks import Blocks, make_blocks
+from qalib.skim.activations import LayerActivations, PredictorInputs
+from qalib.skim.blocks import Blocks
 from qalib.skim.features import block_max, block_mean
-from qalib.skim.packed import FusedAttention, GroupedAttention, VarlenGroup
 
 Part = Literal["paper", "question", "late_interaction", "lexical", "position", "tokens", "match"]
 PARTS = ("question", "late_interaction", "lexical", "position", "tokens")
@@ -93,6 +93,14 @@ class BlockPredictor(nn.Module):
 
     def score(self, inputs: PredictorInputs) -> Tensor:
         """Logits (B, K) float32, finite; those of missing blocks carry no meaning."""
+        return self.score_features(self.block_features(inputs), inputs.blocks.real)
+
+    def block_features(self, inputs: PredictorInputs) -> Tensor:
+        """Features of each block by itself.  -> (B, K, C)"""
+        raise NotImplementedError
+
+    def score_features(self, x: Tensor, real: Tensor) -> Tensor:
+        """Logits from the features of each block.  (B, K, C), (B, K) bool -> (B, K)"""
         raise NotImplementedError
 
 
@@ -131,15 +139,17 @@ class BlockScorer(nn.Module):
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """(B, K, C), (B, K) bool -> (B, K)"""
-        if not self.training:  # running statistics: missing blocks do no harm
-            return self.layers(self.norm(x.flatten(0, 1))).view(real.shape)
-        logits = self.layers(self.norm(x[real]))  # (N, 1)
-        return _to_rows(logits.squeeze(1), real)
+        return _by_block(lambda x: self.layers(self.norm(x)), x, real, self.training)
 
 
-def _to_rows(logits: Tensor, real: Tensor) -> Tensor:
-    """One logit per real block, back in rows; 0 elsewhere.  (N,), (B, K) bool -> (B, K)"""
-    return logits.new_zeros(real.shape).masked_scatter(real, logits)
+def _by_block(score: Callable, x: Tensor, real: Tensor, training: bool) -> Tensor:
+    """Logits by a function (N, ...) -> (N, 1).  (B, K, ...), (B, K) bool -> (B, K)
+
+    In training of real blocks only, 0 elsewhere.
+    """
+    if not training:  # running statistics: missing blocks do no harm
+        return score(x.flatten(0, 1)).view(real.shape)
+    return x.new_zeros(real.shape).masked_scatter(real, score(x[real]))
 
 
 # --- Block-Skim's module: a small CNN over a block's attention to itself ---
@@ -190,13 +200,10 @@ class BlockSkimCNN(BlockPredictor):
             self.merge = nn.Conv2d(heads, 1, 1)
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        real = inputs.blocks.real
         attention = inputs.layers[self.layers[0]].attention
         maps = attention.diagonal_blocks(inputs.blocks, self.size).float()  # (B, H, K, S, S)
-        maps = maps.transpose(1, 2)
-        if not self.training:  # running statistics: missing blocks do no harm
-            return self.last(self.features(maps.flatten(0, 1))).view(real.shape)
-        return _to_rows(self.last(self.features(maps[real])).squeeze(1), real)
+        score = lambda maps: self.last(self.features(maps))  # noqa: E731
+        return _by_block(score, maps.transpose(1, 2), inputs.blocks.real, self.training)
 
     def features(self, maps: Tensor) -> Tensor:
         """(N, H, S, S) -> (N, F)"""
@@ -241,11 +248,7 @@ class FeaturePredictor(BlockPredictor):
         columns = 2 + len(self.steps) if self.context else 1
         self.scorer = BlockScorer(channels * columns, hidden, config.dropout)
 
-    def score(self, inputs: PredictorInputs) -> Tensor:
-        return self.score_features(self.block_features(inputs), inputs.blocks.real)
-
     def score_features(self, x: Tensor, real: Tensor) -> Tensor:
-        """Logits from the features of each block by itself.  (B, K, C), (B, K) bool -> (B, K)"""
         if self.context:
             difference = features.relative(x, real)
             around = [features.neighbour(difference, real, step) for step in self.steps]
@@ -253,7 +256,6 @@ class FeaturePredictor(BlockPredictor):
         return self.scorer(x, real)
 
     def block_features(self, inputs: PredictorInputs) -> Tensor:
-        """Features of each block by itself.  -> (B, K, C)"""
         blocks, layer = inputs.blocks, inputs.layers[self.layers[0]]
         compute = {
             "paper": lambda: features.paper_features(layer, blocks).flatten(2),
@@ -345,15 +347,10 @@ class LexicalPredictor(BlockPredictor):
         super().__init__()
         self.weights = nn.Parameter(torch.tensor((-2.8, 4.2, 0.5)))
 
-    def score(self, inputs: PredictorInputs) -> Tensor:
-        return self.score_features(self.block_features(inputs), inputs.blocks.real)
-
     def block_features(self, inputs: PredictorInputs) -> Tensor:
-        """Word overlap of each block.  -> (B, K, 1)"""
         return features.word_overlap(inputs.input_ids, inputs.blocks)[..., None]
 
     def score_features(self, overlap: Tensor, real: Tensor) -> Tensor:
-        """Logits from the overlap.  (B, K, 1), (B, K) bool -> (B, K)"""
         around = features.neighbour(overlap, real, -1) + features.neighbour(overlap, real, 1)
         a, b, c = self.weights
         return (a + b * overlap + c * around).squeeze(2)
@@ -433,42 +430,3 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
         case "random":
             return RandomPredictor(config.seed)
     return FeaturePredictor(config, shape, layer, parts_of(config))
-
-
-def predictor_macs(
-    config: PredictorConfig,
-    shape: ModelShape,
-    length: int,
-    question: int = 16,
-    packed: bool = False,
-) -> int:
-    """Multiply-adds of a predictor for a passage of ``length`` and a question of so many tokens.
-
-    Counted by torch: matrix products and convolutions. ``packed``: with the attention entries that
-    the packed pass computes again for it; otherwise the attention map is given.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    tokens = length + question + 3  # [CLS] question [SEP] passage [SEP]
-    passage = torch.arange(tokens)[None] >= question + 2
-    passage[:, -1] = False
-    ids = torch.arange(tokens)[None]
-    ids[:, question + 1] = tokens - 1  # both [SEP]
-    blocks = make_blocks(ids, torch.ones_like(passage), passage, size=config.block_size)
-    hidden = torch.randn(1, tokens, shape.width)
-    query = hidden.unflatten(2, (shape.heads, -1))
-    lse = torch.full((1, shape.heads, tokens), float(tokens))
-    row = VarlenGroup([tokens], row=0, token=0, length=tokens)
-    attention = GroupedAttention([(row, FusedAttention(query, query, lse))], 1, tokens)
-    if not packed:
-        attention = FullAttention(torch.zeros(1, shape.heads, tokens, tokens))
-    layers = {shape.layers: LayerActivations(attention, hidden, hidden)}
-    predictor = build_predictor(config, shape, shape.layers).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        predictor(PredictorInputs(layers, blocks, ids))
-    return counter.get_total_flops() // 2
-
-
-def layer_macs(shape: ModelShape, length: int) -> float:
-    """Multiply-adds of one encoder layer with a feed-forward part of 4 D: 12 N D^2 + 2 N^2 D."""
-    return 12.0 * length * shape.width**2 + 2.0 * length**2 * shape.width

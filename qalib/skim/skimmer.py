@@ -186,16 +186,13 @@ class Skimmer(nn.Module):
         passage: Tensor,
         token_type_ids: Tensor | None = None,
         skim: bool | None = None,
-        keep: Tensor | Mapping[int, Tensor] | None = None,
     ) -> SkimOutput:
         """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
         input_ids, attention_mask, passage (bool) and token_type_ids are (B, L).
 
-        skim     whether blocks are pruned, by default if ``self.training`` is false. Otherwise
-                 every predictor is run and nothing is pruned; gradients flow either way.
-        keep     (B, K) bool, for all pruning layers or by layer: blocks to keep, in place of the
-                 predictors' selection.
+        ``skim``: whether blocks are pruned, by default if ``self.training`` is false. Otherwise
+        every predictor is run and nothing is pruned; gradients flow either way.
 
         In training all predictors are run, in skimming at evaluation only those at the pruning
         layers. Without gradients (evaluation) the pass is packed.
@@ -206,15 +203,9 @@ class Skimmer(nn.Module):
         trains = self.training or model.training or torch.is_grad_enabled()
         state = ForwardPass.start(encoder, input_ids, token_type_ids, blocks, packed=not trains)
         skim = not self.training if skim is None else skim
-        return self._run_layers(state, blocks, skim, keep)
+        return self._run_layers(state, blocks, skim)
 
-    def _run_layers(
-        self,
-        state: ForwardPass,
-        blocks: Blocks,
-        skim: bool,
-        keep: Tensor | Mapping[int, Tensor] | None,
-    ) -> SkimOutput:
+    def _run_layers(self, state: ForwardPass, blocks: Blocks, skim: bool) -> SkimOutput:
         """From the first layer to the last; arguments as of ``run``."""
         config = self.config
         inference = skim and not self.training
@@ -234,9 +225,7 @@ class Skimmer(nn.Module):
                 scores[number] = self._score(number, inputs, scored[number])
             prunes = skim and number in config.prune_layers
             if prunes:
-                given = keep.get(number) if isinstance(keep, Mapping) else keep
-                chosen = self._select(number, state.blocks, scores[number], given)
-                kept[number] = chosen
+                chosen = kept[number] = self._select(number, state.blocks, scores[number])
             if prunes and config.pruned_logits == "mask":
                 context = state.prune_tokens(chosen, context, None)
             state.hidden = layer.feed_forward(context, state.hidden)
@@ -253,14 +242,11 @@ class Skimmer(nn.Module):
             return torch.full(scored.shape, MIN_LOGIT, device=scored.device)
         return mask_logits(self.predictors[str(number)](inputs).float(), scored)
 
-    def _select(self, number: int, blocks: Blocks, scores: Tensor, given: Tensor | None) -> Tensor:
-        """Blocks to keep, as given or by threshold.  -> (B, K) bool"""
-        config, real = self.config, blocks.real
-        if given is None:
-            threshold = config.thresholds[config.prune_layers.index(number)]
-            kept = select_blocks(scores, real, threshold, config.min_blocks, config.neighbours)
-        else:
-            kept = given.bool() & real
+    def _select(self, number: int, blocks: Blocks, scores: Tensor) -> Tensor:
+        """Blocks to keep.  (B, K) -> (B, K) bool"""
+        config = self.config
+        threshold = config.thresholds[config.prune_layers.index(number)]
+        kept = select_blocks(scores, blocks.real, threshold, config.min_blocks, config.neighbours)
         return skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
 
 

@@ -87,8 +87,7 @@ def skim_task(
 
     def loss(output: ReaderOutput, batch: Batch) -> Tensor:
         spans, weights, aux = batch.answer_spans, batch.answer_weights, output.aux
-        labels = block_labels(aux.blocks.membership(), spans, weights, config.skim_loss.two_tokens)
-        labels = _soften(labels, output, config.soft_labels)
+        labels = _labels(output, batch, config)
         total = sum(
             skim_loss([logits], labels, aux.blocks.sizes * aux.scored[layer], config.skim_loss)
             for layer, logits in aux.scores.items()
@@ -112,9 +111,12 @@ def answer_chances(output: ReaderOutput) -> Tensor:
     return (output.aux.blocks.membership().float() @ mean[..., None].float()).squeeze(2)
 
 
-def _soften(labels: Tensor, output: ReaderOutput, share: float) -> Tensor:
-    """(B, K) bool -> (B, K) float32"""
-    return labels.float().lerp(answer_chances(output), share) if share else labels.float()
+def _labels(output: ReaderOutput, batch: Batch, config: PredictorTraining) -> Tensor:
+    """Labels of the blocks, 0 to 1, softened by the reader's answer.  -> (B, K) float32"""
+    inside, share = output.aux.blocks.membership(), config.soft_labels
+    gold = batch.answer_spans, batch.answer_weights
+    labels = block_labels(inside, *gold, config.skim_loss.two_tokens).float()
+    return labels.lerp(answer_chances(output), share) if share else labels
 
 
 def skim_optimizer(model: SkimReader, config: PredictorTraining) -> torch.optim.Optimizer:
@@ -255,9 +257,7 @@ def fixed_features(
         batch = collate([windows[i] for i in chosen], pad).to(device)
         aux = model.run(batch, skim=False)
         output = ReaderOutput(aux.start_logits, aux.end_logits, batch.mask, aux=aux)
-        gold = batch.answer_spans, batch.answer_weights, config.skim_loss.two_tokens
-        labels = _soften(block_labels(aux.blocks.membership(), *gold), output, config.soft_labels)
-        arrays = {"sizes": aux.blocks.sizes, "labels": labels, **found}
+        arrays = {"sizes": aux.blocks.sizes, "labels": _labels(output, batch, config), **found}
         arrays = {name: x.cpu() for name, x in arrays.items()}
         for place, number in enumerate(chosen):
             count = int(aux.blocks.real[place].sum())
