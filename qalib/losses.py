@@ -30,17 +30,29 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def span_loss(
-    output: ReaderOutput, spans: Tensor, weights: Tensor, reduction: Reduction = "mean"
+    output: ReaderOutput,
+    spans: Tensor,
+    weights: Tensor,
+    reduction: Reduction = "mean",
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Negative log-likelihood of the gold spans (s_a, e_a), reduced by :func:`over_answers`.
 
         loss_a = -log p1(s_a) - log p2(e_a)
 
+    ``smoothing``: a share s of the label spread evenly over the n real positions,
+
+        (1 - s) loss + s (-1/n sum_i log p1(i) - 1/n sum_j log p2(j))
+
     spans (B, A, 2) int64 inclusive, weights (B, A) float -> (B,) float32
     """
     log_p1, log_p2 = _log_probabilities(output)
     loss = -log_p1.gather(1, spans[..., 0]) - log_p2.gather(1, spans[..., 1])  # (B, A)
-    return over_answers(loss, weights, reduction)
+    loss = over_answers(loss, weights, reduction)
+    if not smoothing:
+        return loss
+    uniform = output.mask / output.mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return (1 - smoothing) * loss + smoothing * kd_loss(output, uniform, uniform)
 
 
 def over_answers(
@@ -67,24 +79,6 @@ def over_answers(
         return loss.gather(1, drawn.to(loss.device)).squeeze(1)
     known = "mean, marginal, min and, with a generator, random"
     raise ValueError(f"unknown reduction {reduction!r}; known are {known}")
-
-
-def smoothed_span_loss(
-    output: ReaderOutput,
-    spans: Tensor,
-    weights: Tensor,
-    smoothing: float = 0.0,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """:func:`span_loss` with a share s of the label spread evenly over the n real positions.  (B,)
-
-    (1 - s) span_loss + s (-1/n sum_i log p1(i) - 1/n sum_j log p2(j))
-    """
-    loss = span_loss(output, spans, weights, reduction)
-    if not smoothing:
-        return loss
-    uniform = output.mask / output.mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return (1 - smoothing) * loss + smoothing * kd_loss(output, uniform, uniform)
 
 
 def gaussian_span_loss(

@@ -40,7 +40,7 @@ from qalib.losses import (
     hops_loss,
     kd_loss,
     margin_loss,
-    smoothed_span_loss,
+    span_loss,
     teacher_probabilities,
 )
 
@@ -176,7 +176,7 @@ class Distillation:
         """The four losses of a batch, unweighted.  Attention is 0 where it is not distilled."""
         targets, config = batch.targets, self.config
         gold = (batch.answer_spans, batch.answer_weights)
-        ce = smoothed_span_loss(output, *gold, config.smoothing, config.answers)
+        ce = span_loss(output, *gold, config.answers, config.smoothing)
         kd = kd_loss(output, targets.start, targets.end, config.temperature)
         margin = margin_loss(output, *gold, targets.distractors, targets.found, config.margin)
         attention = torch.zeros_like(ce)

@@ -31,7 +31,7 @@ from qalib.distill.encoders import align_layers, distilled_task, teacher_outputs
 from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, WordQuestionAnswerer, choose_device
-from qalib.losses import DistillConfig, smoothed_span_loss
+from qalib.losses import DistillConfig, span_loss
 from qalib.metrics import score
 from qalib.models.ensemble import Ensemble
 from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
@@ -154,8 +154,8 @@ def word_task(reader: nn.Module, data: Dataset, config: WordTraining) -> Task:
     task = TrainingTask(
         lengths=[len(window) for window in windows],
         collate=lambda rows: collate_words([windows[row] for row in rows]),
-        loss=lambda output, batch: smoothed_span_loss(
-            output, batch.answer_spans, batch.answer_weights, config.smoothing
+        loss=lambda output, batch: span_loss(
+            output, batch.answer_spans, batch.answer_weights, smoothing=config.smoothing
         ),
     )
     return task, token_spans(windows, data.examples)
