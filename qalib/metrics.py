@@ -236,18 +236,18 @@ def adversarial_scores(
     return em[chosen], overlap[chosen]
 
 
-class PairedBootstrap(NamedTuple):
-    """Mean difference a - b in the unit of the scores, and its 95 % interval (percentiles)."""
+class ConfidenceInterval(NamedTuple):
+    """A statistic and the ends of its 95 % interval (percentiles)."""
 
-    difference: float
+    value: float
     low: float
     high: float
 
 
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, samples: int = 10_000, seed: int = 0
-) -> PairedBootstrap:
-    """Compare two systems on the same questions by resampling questions, and seeds if several.
+) -> ConfidenceInterval:
+    """The mean of a - b on the same questions, by resampling questions, and seeds if several.
 
     ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
     Tibshirani 1993). With two or three seeds the interval is too narrow. Raises QalibError for
@@ -269,15 +269,7 @@ def paired_bootstrap(
         drawn = rng.integers(questions, size=(len(part), questions))
         part[:] = np.take_along_axis(weights @ delta, drawn, axis=1).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    return PairedBootstrap(delta.mean().item(), low, high)
-
-
-class ConfidenceInterval(NamedTuple):
-    """A statistic and the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+    return ConfidenceInterval(delta.mean().item(), low, high)
 
 
 def bootstrap_ci(

@@ -116,12 +116,6 @@ def merge(name: str, datasets: Iterable[Dataset]) -> Dataset:
     return make_dataset(name, examples, raw_sha256=raw_sha256)
 
 
-def evenly(dataset: Dataset, count: int) -> list[Example]:
-    """At most ``count`` questions at equal distances."""
-    count = min(count, len(dataset))
-    return [dataset.examples[i * len(dataset) // count] for i in range(count)]
-
-
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Split off about ``fraction`` of the passages with all their questions: (rest, held out).
 
