@@ -75,11 +75,17 @@ def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, acce
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    save_weights(_random_state(), partial / f"random-{accelerator.process_index}.safetensors")
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    save_weights(random, partial / f"random-{accelerator.process_index}.safetensors")
     if accelerator.is_main_process:
         save_weights(trained_tensors(model), partial / "model.safetensors")
-        entries = optimizer.state_dict()["state"].items()  # by the number of the parameter
-        tensors = {f"{i}.{k}": torch.as_tensor(v) for i, e in entries for k, v in e.items()}
+        tensors = {  # by the number of the parameter
+            f"{number}.{name}": torch.as_tensor(value)
+            for number, entry in optimizer.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
         save_weights(tensors, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state))
     accelerator.wait_for_everyone()
@@ -112,13 +118,6 @@ def load_checkpoint(path: Path, model, optimizer, accelerator) -> dict:
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     return json.loads((path / "state.json").read_text())
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
 def _restore_optimizer(optimizer, tensors: dict[str, Tensor]) -> None:
