@@ -247,7 +247,7 @@ class ConfidenceInterval(NamedTuple):
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, samples: int = 10_000, seed: int = 0
 ) -> ConfidenceInterval:
-    """The mean of a - b on the same questions, by resampling questions, and seeds if several.
+    """Mean of a - b over the same questions, and its interval over questions, and seeds if several.
 
     ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
     Tibshirani 1993). With two or three seeds the interval is too narrow. Raises QalibError for

@@ -167,7 +167,7 @@ class Hop(nn.Module):
 
 
 def others(real: Tensor) -> Tensor:
-    """All real positions but itself, or itself if there is no other.  (B, L) -> (B, L, L)"""
+    """For each position all real ones but itself, unless it is alone.  (B, L) -> (B, L, L)"""
     itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     alone = real.sum(dim=1) == 1
     return real[:, None] & (~itself | alone[:, None, None])
