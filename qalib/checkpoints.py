@@ -45,10 +45,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str = "weights") -> None:
-    """Copy tensors into the parameters and buffers of the same names, in place.
-
-    Raises QalibError if a name or a shape does not fit.
-    """
+    """Copy tensors into parameters and buffers by name. Raises QalibError if one does not fit."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:

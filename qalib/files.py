@@ -37,10 +37,7 @@ def to_json_data(value: object, place: str = "value") -> object:
 
 
 def canonical(value: object, place: str = "value") -> str:
-    """The one JSON text of ``value``: keys sorted, no spaces, ASCII, floats as ``repr`` does.
-
-    Equal values give equal texts, so its hash can be a key. Raises as ``to_json_data`` does.
-    """
+    """The one JSON text of ``value``, equal for equal values. Raises as ``to_json_data`` does."""
     return json.dumps(
         to_json_data(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False
     )
@@ -137,10 +134,7 @@ def translate_os_errors(root: Path) -> Iterator[None]:
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that there is no space left.
-
-    safetensors and torch give the reason only in their text.
-    """
+    """Whether an error, or one that it came from, says so; some libraries only in their text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

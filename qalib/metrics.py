@@ -1,6 +1,5 @@
 """Exact match, F1 and statistics over them.
 
-:func:`question_scores` scores question by question, and everything else averages what it returns.
 A prediction is a text for a question id, as in the files that SQuAD's own scripts read.
 
 There are two official rules. They differ for texts without a word after normalising:
@@ -37,10 +36,7 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, drop ASCII punctuation, drop a, an and the, squeeze white space; in this order.
-
-    "a-b" becomes "ab", because the hyphen goes before the articles.
-    """
+    """Lower-case, drop ASCII punctuation, drop a, an and the, squeeze white space; in this order."""
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", bare).split())
 
@@ -326,7 +322,7 @@ def load_predictions(path: str | Path) -> dict[str, str]:
 
 
 def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
-    """Read no-answer scores, one JSON object; QalibError unless each question has a number."""
+    """Read no-answer scores. Raises QalibError unless every question has a finite number."""
     tree = parse_json(read_bytes(Path(path)), path)
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to number.")

@@ -60,10 +60,7 @@ class QuestionAnsweringOptions:
     align_to_words: bool = True
 
     def windows(self, trained: WindowConfig) -> WindowConfig:
-        """How examples are cut for a model with these ``trained`` windows.
-
-        A short input takes its words from the question's share, as the pipeline did.
-        """
+        """How examples are cut; a short input takes its words from the question's share."""
         length = self.max_seq_len or min(384, trained.max_length)
         stride = min(length // 2, 128) if self.doc_stride is None else self.doc_stride
         question = max(1, min(self.max_question_len, length - stride - 9))

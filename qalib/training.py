@@ -65,10 +65,7 @@ class TrainingTask:
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
-    """("bf16" or "fp32", reason): bf16 where it is faster.
-
-    With AVX512-BF16 but no AMX a base encoder trains a third slower than in fp32.
-    """
+    """("bf16" or "fp32", reason): bf16 where it is faster, on a CPU with AMX only."""
     if wanted != "auto":
         return wanted, "as configured"
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):

@@ -50,10 +50,7 @@ def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
 
 
 def article_of(example: Example) -> str:
-    """The identity of an example's article: its title, or without one the passage itself.
-
-    In the embedded corpus "Bridges of Torford" and "Bridges of Noromark" count as one article.
-    """
+    """An example's article: its title ("Bridges" for "Bridges of Torford"), else the passage."""
     if example.id.startswith("almanac-"):
         return example.title.partition(" of ")[0]
     return example.title or example.context
@@ -101,7 +98,7 @@ def sentence_starts(text: str) -> list[int]:
 
     A sentence ends at a line break, and at . ! or ? before a space and then a capital, a digit or
     a quotation mark or bracket, unless the full stop belongs to an initial ("J. Smith", "U.S.")
-    or a common abbreviation. It makes some errors, which callers have to tolerate.
+    or a common abbreviation.
     """
     starts = [0]
     for match in SENTENCE_END.finditer(text):

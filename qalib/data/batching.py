@@ -81,10 +81,7 @@ def pad_spans(gold: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Te
 def stack_padded(
     rows: Sequence[np.ndarray], multiple: int = MULTIPLE, fill: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stack arrays of different length, padded to the longest (rounded up).
-
-    -> (B, L, ...) int64, or float32 for floats, and (B, L) bool, true where not padded
-    """
+    """Stack arrays, padded to the longest.  -> (B, L, ...) int64 or float32, (B, L) bool, real"""
     lengths = np.array([len(row) for row in rows])
     real = np.arange(padded_length(int(lengths.max()), multiple)) < lengths[:, None]
     values = np.concatenate(rows)
@@ -120,10 +117,7 @@ def training_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int)
 def inference_batches(
     lengths: Sequence[int], budget: int, multiple: int = MULTIPLE
 ) -> list[list[int]]:
-    """All indices in batches of similar length, longest first, each within a token budget.
-
-    With a ``multiple`` of 1 the lengths of a batch are equal, so that nothing is padded.
-    """
+    """All indices in batches of similar length, of equal length with a ``multiple`` of 1."""
     lengths = np.asarray(lengths, dtype=np.int64)
     return _cut(np.argsort(-lengths, kind="stable"), lengths, budget, multiple)
 

@@ -6,9 +6,6 @@ Two *units* of text:
                  page; all characters from U+00FF on share a number.
     utf-8      : the bytes of the text, one to four positions a character. Lossless.
 
-Each position has the index of its character, so that a span of positions is a span of whole
-characters.
-
 Notation: P passages, Q questions, L passage positions, M question positions, A gold answers.
 """
 
@@ -92,8 +89,7 @@ def passage_features(
 ) -> list[PassageFeature]:
     """Gather the questions of every passage, in order of the passages' first appearance.
 
-    Every example is in exactly one feature. Raises QalibError naming a question whose text or
-    passage is empty.
+    Raises QalibError naming a question whose text or passage is empty.
     """
     config, features = config or ByteConfig(), []
     by_passage: dict[str, list[int]] = {}

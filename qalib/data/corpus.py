@@ -48,10 +48,7 @@ class CorpusConfig:
 
 
 def build_corpus(config: CorpusConfig) -> Dataset:
-    """The first ``config.questions`` questions of the corpus that the other settings define.
-
-    The same settings give the same bytes on every machine, and more questions only add to the end.
-    """
+    """The first ``config.questions`` questions, the same bytes on every machine."""
     examples: list[Example] = []
     index = 0
     while len(examples) < config.questions:
@@ -198,10 +195,7 @@ class Fact:
 def draw_facts(
     rng: random.Random, split: str, groups: int
 ) -> tuple[str, str, list[Subject], list[Fact]]:
-    """A title, a region, subjects of one kind, and up to ``groups`` groups of facts about them.
-
-    A group is ``GROUP`` facts of one answer type; different groups have different types.
-    """
+    """A title, a region, subjects of one kind, and facts of up to ``groups`` types about them."""
     sampler = _Sampler(rng, split)
     kind = rng.choice(KINDS)
     available = [relation for relation in RELATIONS if relation.key in kind.relations]

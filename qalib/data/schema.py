@@ -60,10 +60,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples and their origin.
-
-    ``raw_sha256`` hashes the file's bytes, ``content_sha256`` is that of :func:`content_hash`.
-    """
+    """Examples and their origin, with hashes of the file's bytes and by :func:`content_hash`."""
 
     name: str
     examples: tuple[Example, ...]
@@ -133,10 +130,7 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 
 
 def passage_digests(examples: Iterable[Example], count: int | None = None) -> list[str]:
-    """The ``count`` smallest digests of the distinct passages; all of them by default.
-
-    Of two sets that share a tenth of the passages, about a tenth of the sample is in both.
-    """
+    """The ``count`` smallest digests of the passages, a random sample that is always the same."""
     texts = {example.context for example in examples}
     digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")) for text in texts)
     return sorted(digest.hexdigest()[:16] for digest in digests)[:count]

@@ -140,10 +140,7 @@ def _verify(source: Source, path: Path, dataset: Dataset | None = None) -> None:
 
 
 def _download(source: Source) -> None:
-    """Download ``source.url`` to the cache, verified before it gets its final name.
-
-    Raises QalibError for a wrong checksum and requests.RequestException for a failed download.
-    """
+    """Download ``source.url`` to the cache, verified. Raises RequestException if that fails."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
@@ -160,10 +157,7 @@ def _download(source: Source) -> None:
 
 
 def _from_hub(source: Source, target: Path, reason: Exception) -> None:
-    """Write the source's rows from the Hub's Parquet tables as JSON lines and record their hash.
-
-    Raises QalibError for ``reason`` if the Hub cannot be reached either.
-    """
+    """Write the Hub's Parquet tables as JSON lines. Raises QalibError if the Hub fails, too."""
     import datasets
 
     repository, config, split = source.hub

@@ -83,10 +83,7 @@ class Window:
 
 
 def make_windows(examples: Sequence[Example], tokenizer, config: WindowConfig) -> list[Window]:
-    """All windows of some examples with their :func:`gold_spans`, in order; at least one of each.
-
-    Raises QalibError as :class:`LazyWindows` does.
-    """
+    """All :class:`LazyWindows` of some examples, in order, with their :func:`gold_spans`."""
     made = []
     for window in LazyWindows(examples, tokenizer, config):
         example, first = examples[window.example], window.context_start

@@ -32,8 +32,8 @@ def to_bf16(model: nn.Module) -> nn.Module:
 def quantize(model: nn.Module) -> nn.Module:
     """A copy for a CPU whose encoder layers multiply in int8, to be run in float32.
 
-    Dynamic quantization: weights are rounded once, with one scale per output, and inputs by the
-    range of each call, so a row depends slightly on the rest of its batch. For inference only.
+    Weights are rounded once, with one scale per output, and inputs by the range of each call, so a
+    row depends slightly on the rest of its batch. For inference only.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the removal of its own quantization

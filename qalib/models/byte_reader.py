@@ -122,11 +122,7 @@ class ConvolutionLayer(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """An LSTM in each direction, and dropout.
-
-    The backward one reads each row reversed with its padding still last, much faster than packed
-    sequences.
-    """
+    """An LSTM in each direction, the backward one on rows reversed before padding, and dropout."""
 
     def __init__(self, kind: str, inputs: int, width: int, dropout: float):
         super().__init__()
@@ -190,10 +186,7 @@ class Stack(nn.Module):
         return hidden
 
     def connect(self, ids: Tensor | None, x: Tensor, real: Tensor, ends: list) -> list[Tensor]:
-        """The maps of a dense stack, each convolved once for all layers that read it.
-
-        The convolution of concatenated maps is the sum of their convolutions.
-        """
+        """The maps of a dense stack; each is convolved once for all layers, which add the results."""
         texts = [layer.text.table for layer in self.layers if layer.text is not None]
         sums = text_conv(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
         hidden: list[Tensor] = []
@@ -311,10 +304,9 @@ def count_parameters(model: nn.Module | ByteReaderConfig) -> int:
 
 
 def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> ByteReaderConfig:
-    """The configuration with the width at which the whole reader has ``target`` parameters.
+    """The configuration at the width with which the reader has about ``target`` parameters.
 
-    Bisection over the summed width of all layers. Raises QalibError if no width comes within that
-    share of the target.
+    Raises QalibError if no width comes within that share of the target.
     """
     layers = sum(map(len, config.widths()))
 

@@ -136,10 +136,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
 
 
 def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
-    """The model with the weights in ``folder`` or new ones, and how these fit.
-
-    Raises ValueError for a model type without a question-answering head.
-    """
+    """The model with the weights in ``folder`` or new ones, and how these fit."""
     from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoModelForQuestionAnswering
 
     kind = MODEL_FOR_QUESTION_ANSWERING_MAPPING.get(type(hf_config), None)

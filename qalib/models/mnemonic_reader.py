@@ -108,10 +108,7 @@ class Embedding(nn.Module):
 
 
 class BiLSTM(nn.Module):
-    """An LSTM in each direction, with dropout of inputs and outputs.
-
-    Dropout removes whole channels of a row, the same at all its positions (Gal, Ghahramani 2016).
-    """
+    """An LSTM in each direction; dropout of whole channels of a row (Gal, Ghahramani 2016)."""
 
     def __init__(self, inputs: int, config: MnemonicConfig):
         super().__init__()
@@ -154,10 +151,7 @@ class Hop(nn.Module):
     def forward(
         self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """c (B, L, D), q (B, M, D), real (B, L), question_real (B, M)
-
-        -> c (B, L, D), alpha (B, L, M)
-        """
+        """c (B, L, D), q (B, M, D), masks (B, L), (B, M) -> c (B, L, D), alpha (B, L, M)"""
         scores = (self.scale * c) @ q.mT
         alpha = mask_logits(scores, question_real[:, None]).softmax(dim=2)
         c = self.from_question(c, alpha @ q)
