@@ -113,10 +113,7 @@ class _Answering:
 
     @torch.inference_mode()
     def forward(self, batch) -> ReaderOutput:
-        """The reader's output for a batch, in the configured precision.
-
-        Raises QalibError if the model fails, or gives NaN or infinity.
-        """
+        """The reader's output. Raises QalibError if it fails, or gives NaN or infinity."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 output = self.reader(batch.to(self.device))

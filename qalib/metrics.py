@@ -36,7 +36,7 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, drop ASCII punctuation, drop a, an and the, squeeze white space; in this order."""
+    """Lower-case, drop ASCII punctuation, then a, an and the, and squeeze white space."""
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", bare).split())
 
@@ -197,10 +197,7 @@ def _best_threshold(
 
 
 def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
-    """Rank of each question's first correct (EM 1) answer, 1 to n, else 0.  -> (questions,) int64
-
-    Raises as :func:`question_scores`.
-    """
+    """Rank of each question's first correct (EM 1) answer, 1 to n, else 0.  -> (questions,) int64"""
     _check_ids(dataset, ranked)
     rule, words, ranks = dataset.version, _Words(), []
     for example in dataset:

@@ -186,7 +186,7 @@ class Stack(nn.Module):
         return hidden
 
     def connect(self, ids: Tensor | None, x: Tensor, real: Tensor, ends: list) -> list[Tensor]:
-        """The maps of a dense stack; each is convolved once for all layers, which add the results."""
+        """The maps of a dense stack, each convolved once for all layers, which add the results."""
         texts = [layer.text.table for layer in self.layers if layer.text is not None]
         sums = text_conv(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
         hidden: list[Tensor] = []

@@ -65,10 +65,9 @@ class WordEmbeddings:
 
 @cache
 def packaged_embeddings() -> WordEmbeddings:
-    """The word-piece embeddings of the packaged MiniLM, shared by all readers.
+    """The word-piece embeddings of the packaged MiniLM, shared by all readers, standardised.
 
-    Each dimension is standardised to mean 0 and variance 1, so that readers need no learning rate
-    of their own for it. Raises QalibError if the package is missing or damaged.
+    Raises QalibError if the package is missing or damaged.
     """
     from safetensors import safe_open
     from transformers import AutoTokenizer
