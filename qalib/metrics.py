@@ -197,7 +197,7 @@ def _best_threshold(
 
 
 def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
-    """Rank of each question's first correct (EM 1) answer, 1 to n, else 0.  -> (questions,) int64"""
+    """Rank of each question's first correct (EM 1) answer, 1 to n, or 0.  -> (questions,) int64"""
     _check_ids(dataset, ranked)
     rule, words, ranks = dataset.version, _Words(), []
     for example in dataset:
