@@ -247,7 +247,7 @@ def calibrated(monkeypatch):
         monkeypatch.setattr(calibration, "block_predictions", lambda m, d, *_, **__: found[d.name])
         monkeypatch.setattr(calibration.CostModel, "of", lambda *_: COST)
         config = SkimConfig(PredictorConfig("question", block_size=8), (2, 4))
-        skimmer = Skimmer(config, ModelShape(6, 12, 384), "bert")
+        skimmer = Skimmer(config, ModelShape(6, 12, 384, "bert"))
         model = SimpleNamespace(skimmer=skimmer, reader=SimpleNamespace(encoder=None))
         return calibrate(model, data, WindowConfig(), recall, further=others, **options)
 

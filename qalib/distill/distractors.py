@@ -2,8 +2,7 @@
 
 Of a teacher's K best spans, those that share neither a word nor a character with any gold answer
 are confusing, and the most probable of them becomes the distractor of the margin loss. "Share no
-word" is SQuAD's F1 of 0: another mention of the right answer is never confusing. Texts that are
-empty after normalization ("the", "-") have F1 0 with everything and are never taken.
+word" is SQuAD's F1 of 0; texts that are empty after normalization ("the", "-") are never taken.
 
 Notation: B batch, L positions, K spans, R rows of all examples, T teachers, P passage tokens.
 Spans are characters [start, end) of the passage, so that any student can be taught.
@@ -77,7 +76,6 @@ class DistractorMiner:
             q(i, j) = softmax(start)(i) softmax(end)(j)
 
         start, end (B, L): one teacher's logits; mask (B, L) bool; the token spans of the B rows.
-        Returns arrays of B rows.
         """
         best = decode_spans(start, end, mask, self.config.k, self.config.max_length)
         log_total = sum(mask_logits(x, mask).logsumexp(dim=1) for x in (start, end))

@@ -1,16 +1,14 @@
 """Drive an unmodified Hugging Face question-answering encoder layer by layer.
 
-Pruning shortens the sequence in the middle of an encoder, and even in the middle of a layer. So a
-layer is split at its attention, using the model's own submodules:
+Pruning shortens the sequence in the middle of a layer. So a layer is split at its attention, using
+the model's own submodules:
 
     hidden -> qkv_proj -> query, key, value -> (attention) -> context -> feed_forward -> next hidden
 
-All that is particular to a model family is in this file: one small class each, and a table from
-``config.model_type``. Supported are the encoders that transformers builds as BERT, RoBERTa (also
-XLM-RoBERTa and CamemBERT), ALBERT, DistilBERT, ELECTRA, MPNet and DeBERTa-v2 (also DeBERTa-v3).
+All that is particular to a model family is in this file: one small class each, and the table
+``FAMILIES``.
 
-Notation: B batch, L positions, D width, H heads, d = D / H, "..." any leading dimensions: (B, L)
-for padded batches, or a single one for sequences packed one after the other.
+Notation: B batch, L positions, D width, H heads, d = D / H, "..." any leading dimensions.
 
 After pruning, a token keeps the position it had in the input: relative positions (MPNet, DeBERTa)
 are computed from original positions.
@@ -53,16 +51,7 @@ class EncoderAdapter:
         self.model = model
         self.body = model.base_model
         self.config = model.config
-
-    @property
-    def width(self) -> int:
-        """D"""
-        return self.config.hidden_size
-
-    @property
-    def heads(self) -> int:
-        """H"""
-        return self.config.num_attention_heads
+        self.width, self.heads = self.config.hidden_size, self.config.num_attention_heads
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Input of the first layer.  (B, L) int64 -> (B, L, D)

@@ -5,20 +5,18 @@
     print(calibration.describe())
 
 A question's *conformity score* is the highest threshold at which the skimmer still keeps a whole
-gold answer of it: the maximum over its answers of the minimum over the answer's blocks. Questions
-without an answer in a block are left out. For n questions of a calibration set, in ascending order
-c_(1) <= ... <= c_(n), the threshold is c_(r), and
+gold answer of it. For n questions with an answer in a block, in ascending order c_(1) <= ... <=
+c_(n), the threshold is c_(r), and
 
     1 - r / (n + 1)  <=  P(c_new >= c_(r))
 
 for a new question that is exchangeable with them, with equality where no two are equal. The
-largest r that the recall allows is taken, so that P lies in [recall, recall + 1 / (n + 1)].
+largest r that the recall allows is taken.
 
 That is an average over calibration sets. For one given set the probability of losing an answer
 is distributed as Beta(r, n + 1 - r) or below, so that a ``confidence`` can be required, too:
-P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability; notebook 06
-shows what is left of them for other passages and other kinds of text. Therefore :func:`calibrate`
-also measures: by cross-validation over passages, and on further data.
+P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability (notebook 06);
+therefore :func:`calibrate` also measures, by cross-validation over passages and on further data.
 
 Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); given the calibration
 set, tolerance limits (Wilks 1941), whose use here is Vovk's (2012).
@@ -87,7 +85,6 @@ def recall_curve(
 ) -> RecallCurve:
     """Recall of answers against share of passage tokens kept, over all thresholds.
 
-    A question counts if one of its gold answers lies wholly in blocks of at least that score.
     scores (N,) of any kind that orders blocks; answers and question as of
     :func:`conformity_scores`; sizes (N,) tokens. Questions without an answer count among the
     tokens only. Raises QalibError if no question has an answer in a block.
@@ -104,10 +101,7 @@ def recall_curve(
 
 
 def recall_at_budget(curve: RecallCurve, budget: float) -> float:
-    """Recall of the lowest threshold that keeps at most a share ``budget`` of the tokens.
-
-    0 if no threshold keeps so little.
-    """
+    """Recall of the lowest threshold that keeps at most a share ``budget`` of the tokens, or 0."""
     within = int(np.searchsorted(curve.kept, budget, side="right"))
     return float(curve.recall[within - 1]) if within else 0.0
 
@@ -319,7 +313,7 @@ class Calibration:
     """Where a skimmer prunes, what was required, and what was measured.
 
     ``measured``: first by cross-validation on the questions that the threshold was chosen on, then
-    on further data. Measured is the threshold; a skimmer that leaves short inputs whole keeps more.
+    on further data. A skimmer that leaves short inputs whole keeps more.
     """
 
     layer: int
@@ -359,10 +353,9 @@ def calibrate(
 ) -> Calibration:
     """Choose layer and threshold on ``data``; measure them there and on the data sets ``further``.
 
-    Of the layers with a predictor that reach the recall the one with the fewest multiply-adds is
-    chosen. For the cross-validation, layer and threshold are chosen on nine tenths of the passages
-    and tested on the questions about the others. Raises QalibError if there are too few questions
-    or passages.
+    Of the layers with a predictor the one with the fewest multiply-adds is chosen. For the
+    cross-validation, both are chosen on nine tenths of the passages and tested on the questions
+    about the others. Raises QalibError if there are too few questions or passages.
     """
     for name, value in {"recall": recall, "confidence": confidence}.items():
         if value is not None and not 0 < value < 1:

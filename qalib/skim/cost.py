@@ -4,10 +4,9 @@
     full = cost.encoder_macs(token_counts(384, {}, 12))
     skimmed = cost.encoder_macs(token_counts(384, {4: 120}, 12))    # layer 4 keeps 120 tokens
 
-Counted are matrix products: projections, feed-forward, the two products of attention, span head,
-and those of predictors, with the attention entries that the packed pass computes again for them.
-Embeddings are look-ups; norms, activations and the softmax are left out, and so is what a
-batch needs once (DeBERTa's projected relative positions). Padding costs nothing.
+Counted are matrix products, with the attention entries that the packed pass computes again for
+predictors; norms, activations and the softmax are left out, and so is what a batch needs once
+(DeBERTa's projected relative positions). Padding costs nothing.
 
 Notation: B batch (or any leading dimensions), N layers, D width, F width of the feed-forward part,
 n tokens of one example.
@@ -182,9 +181,8 @@ def ideal_speedup(kept: Mapping[int, float], layers: int) -> float:
         S = 1 / (1 - (1 - l / L)(1 - k))                            one pruning layer
         S = 1 / (1 - sum_i (1 - l_i / L)(k_{i-1} - k_i)),  k_0 = 1  several, l_1 < l_2 < ...
 
-    ``kept``: by pruning layer l_i, the share k_i of all tokens that it keeps. It is optimistic as
-    it ignores predictors, and pessimistic as it ignores that attention is quadratic and that the
-    pruning layer itself gets cheaper: a good engine may exceed it.
+    ``kept``: by pruning layer l_i, the share k_i of all tokens that it keeps. Predictors
+    are ignored, but also that attention is quadratic and the pruning layer itself gets cheaper.
     """
     saved, before = 0.0, 1.0
     for layer, share in sorted(kept.items()):

@@ -1,8 +1,7 @@
 """Forward pass of a batch through an encoder that may get shorter on the way.
 
 The rows lie one after the other in one tensor. In training each row has its padding; for inference
-it is left out (*packed*), so that linear layers, norms and feed-forward, nearly all of the work,
-never see it, and attention is computed for neighbours of equal length at once.
+it is left out (*packed*), and attention is computed for neighbours of equal length at once.
 
     P = softmax(s Q K^T + bias),   context = P V
 
@@ -174,12 +173,10 @@ class FusedAttention:
 
     @cached_property
     def _queries(self) -> Tensor:
-        """(B H, L, d)"""
         return _by_head(self.query)
 
     @cached_property
     def _keys(self) -> Tensor:
-        """(B H, L, d)"""
         return _by_head(self.key)
 
 
@@ -235,15 +232,10 @@ class VarlenGroup:
         return flat.index_select(0, self.slots) if self.padded else flat
 
 
-def one_group(lengths: Sequence[int], row: Tensor) -> VarlenGroup:
-    """All rows as one group.  lengths (B,), row (T,) int64, the row of every token"""
-    longest = max(1, *lengths)
-    if set(lengths) == {longest}:
-        return VarlenGroup(lengths, 0, 0, longest, torch.arange(len(row), device=row.device))
-    size = torch.tensor(lengths, device=row.device)
-    skipped = torch.arange(len(size), device=row.device) * longest - (size.cumsum(0) - size)
-    slots = skipped.index_select(0, row) + torch.arange(len(row), device=row.device)
-    return VarlenGroup(lengths, 0, 0, longest, slots)
+def one_group(real: Tensor) -> VarlenGroup:
+    """All rows as one group.  (B, M) bool, true at the first positions of each row"""
+    slots = real.flatten().nonzero().squeeze(1)
+    return VarlenGroup(real.sum(dim=1).tolist(), 0, 0, real.shape[1], slots)
 
 
 def equal_length_groups(lengths: Sequence[int]) -> list[VarlenGroup]:
@@ -269,9 +261,8 @@ class GroupedAttention:
         return self._join(lambda at, x: x.attention_to(sets[at.rows, :, : at.length]), self.length)
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        return self._join(
-            lambda at, x: x.attention_from(sets[at.rows, :, : at.length]), self.length
-        )
+        query = lambda at, x: x.attention_from(sets[at.rows, :, : at.length])  # noqa: E731
+        return self._join(query, self.length)
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
         positions, real = blocks.positions(size)
@@ -318,9 +309,8 @@ class ForwardPass:
         """State before the first layer. Embeddings are computed with padding."""
         hidden = encoder.embed(input_ids, token_type_ids).flatten(0, 1)
         cells = torch.arange(input_ids.numel(), device=input_ids.device)
-        rows, length = input_ids.shape
-        logits = torch.full((rows, length, 2), MIN_LOGIT, device=hidden.device)
-        batch = one_group([length] * rows, cells.div(length, rounding_mode="floor"))
+        logits = torch.full((*input_ids.shape, 2), MIN_LOGIT, device=hidden.device)
+        batch = one_group(torch.ones_like(blocks.padding))
         state = cls(encoder, hidden, cells, batch, blocks, input_ids, logits, packed)
         if packed and blocks.padding.any():
             state._select(~blocks.padding)
@@ -379,16 +369,12 @@ class ForwardPass:
         """Keep some tokens only.  stays (B, L') bool -> (T',) int64, indices of those in T"""
         positions, real = true_positions(stays)
         if self.packed:
-            lengths = stays.sum(dim=1).tolist()
             index = self.batch.unpad(stays).nonzero().squeeze(1)
         else:
-            rows, length = stays.shape
-            lengths = [positions.shape[1]] * rows
-            first = torch.arange(0, stays.numel(), length, device=stays.device)
+            first = torch.arange(0, stays.numel(), stays.shape[1], device=stays.device)
             index = (first[:, None] + positions).flatten()
         self.hidden, self.cells = (x.index_select(0, index) for x in (self.hidden, self.cells))
-        row = self.cells.div(self.pruned_logits.shape[1], rounding_mode="floor")
-        self.batch = one_group(lengths, row)
+        self.batch = one_group(real if self.packed else torch.ones_like(real))
         self.blocks = self.blocks.gather(positions, real)
         self.input_ids = self.input_ids.gather(1, positions)
         self._group()
@@ -398,11 +384,11 @@ class ForwardPass:
         """Rows whose attention is computed together, and the masks of each group."""
         positions = self.cells % self.pruned_logits.shape[1]
         here = self.batch.unpad(~self.blocks.padding)
-        # On a GPU the number of kernels is what costs, on a CPU the padding.
-        together = not self.packed or self.hidden.device.type != "cpu"
-        groups = [self.batch] if together else equal_length_groups(self.batch.lengths)
-        device = self.hidden.device.type
-        dtype = self.hidden.dtype
+        groups = [self.batch]
+        if self.packed and self.hidden.device.type == "cpu":
+            # On a GPU the number of kernels is what costs, on a CPU the padding.
+            groups = equal_length_groups(self.batch.lengths)
+        device, dtype = self.hidden.device.type, self.hidden.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         self.groups = []

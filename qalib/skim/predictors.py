@@ -68,6 +68,7 @@ class ModelShape:
     layers: int
     heads: int
     width: int
+    model_type: str = ""  # its kind in transformers
 
 
 class BlockPredictor(nn.Module):

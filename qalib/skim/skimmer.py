@@ -6,15 +6,15 @@
     output = skimmer.run(model, input_ids, real, passage)    # prunes
 
 The model is never changed: ``run`` calls its submodules (see ``adapters``). At a pruning layer the
-blocks are scored from that layer's attention, and pruned blocks leave at once: their keys and
-values have been read, but output projection and feed-forward are computed for the rest only
-(unless the span head is to read the output of pruned blocks, see ``SkimConfig``).
+blocks are scored from that layer's attention, and pruned blocks leave at once: output projection
+and feed-forward are computed for the rest only (unless the span head is to read the output of
+pruned blocks, see ``SkimConfig``).
 
 Notation: B batch, L positions, K blocks, N layers, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -135,18 +135,17 @@ class SkimOutput:
 class Skimmer(nn.Module):
     """Predictors of one encoder, by layer.
 
-    ``shape``: layers, heads and width of the encoder; ``model_type``: its kind in transformers.
     Raises QalibError if the settings name a layer that the encoder does not have.
     """
 
-    def __init__(self, config: SkimConfig, shape: ModelShape, model_type: str):
+    def __init__(self, config: SkimConfig, shape: ModelShape):
         super().__init__()
         if max(config.layers, default=0) > shape.layers:
             raise QalibError(
                 f"layer {max(config.layers)} has a predictor, but the model has only "
                 f"{shape.layers} layers."
             )
-        self.config, self.shape, self.model_type = config, shape, model_type
+        self.config, self.shape = config, shape
         self.predictors = nn.ModuleDict(
             {str(n): build_predictor(config.predictor, shape, n) for n in config.layers}
         )
@@ -154,9 +153,7 @@ class Skimmer(nn.Module):
     @classmethod
     def from_encoder(cls, model: nn.Module, config: SkimConfig) -> "Skimmer":
         """A skimmer with fresh weights for a model. Raises QalibError for an unknown kind."""
-        encoder = adapt_encoder(model)
-        shape = ModelShape(len(encoder.layers), encoder.heads, encoder.width)
-        return cls(config, shape, encoder.config.model_type)
+        return cls(config, shape_of(adapt_encoder(model)))
 
     def set_options(self, **changes) -> None:
         """Change settings that need no other weights.
@@ -169,13 +166,14 @@ class Skimmer(nn.Module):
 
     def check_compatible(self, model: nn.Module) -> EncoderAdapter:
         """Adapter of a model. Raises QalibError for another kind or shape than this one's."""
-        encoder, shape = adapt_encoder(model), self.shape
-        found = (encoder.config.model_type, len(encoder.layers), encoder.heads, encoder.width)
-        expected = (self.model_type, shape.layers, shape.heads, shape.width)
-        if found != expected:
-            message = "this skimmer was made for {} with {} layers, {} heads and width {}, the "
-            message += "model is {} with {}, {} and {}; use the model it was trained with."
-            raise QalibError(message.format(*expected, *found))
+        encoder = adapt_encoder(model)
+        if (found := shape_of(encoder)) != self.shape:
+            text = "{model_type} with {layers} layers, {heads} heads and width {width}"
+            own, other = (text.format(**asdict(shape)) for shape in (self.shape, found))
+            raise QalibError(
+                f"this skimmer was made for {own}, the model is {other}; use the model it was "
+                "trained with."
+            )
         return encoder
 
     def run(
@@ -248,6 +246,12 @@ class Skimmer(nn.Module):
         threshold = config.thresholds[config.prune_layers.index(number)]
         kept = select_blocks(scores, blocks.real, threshold, config.min_blocks, config.neighbours)
         return skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
+
+
+def shape_of(encoder: EncoderAdapter) -> ModelShape:
+    """Size and kind of an encoder."""
+    layers, kind = len(encoder.layers), encoder.config.model_type
+    return ModelShape(layers, encoder.heads, encoder.width, kind)
 
 
 def span_logits(state: ForwardPass) -> Tensor:

@@ -45,7 +45,7 @@ def save_skimmer(
     save_weights(skimmer.state_dict(), folder / WEIGHTS)
     settings = {
         "format": FORMAT,
-        "model": {"model_type": skimmer.model_type, **asdict(skimmer.shape)},
+        "model": asdict(skimmer.shape),
         "config": asdict(skimmer.config),
         "reader": "" if model is None else head_hash(model),
         "sha256": file_sha256(folder / WEIGHTS),
@@ -65,10 +65,8 @@ def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
     settings = read_settings(folder)
     place = str(folder / SETTINGS)
     try:
-        model_type = settings["model"].pop("model_type")
-        shape = ModelShape(**settings["model"])
         config = build_settings(settings["config"], SkimConfig, place)
-        skimmer = Skimmer(config, shape, model_type)
+        skimmer = Skimmer(config, ModelShape(**settings["model"]))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise QalibError(f"{place}: cannot be read ({error!r}).") from None
     weights = folder / WEIGHTS
