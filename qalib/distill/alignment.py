@@ -1,10 +1,9 @@
 """Alignment of readers with different tokenizers, through the characters of the passage.
 
-An answer starts at the first character of a token and ends at the last character of one. So the
-probability that it starts at a teacher's token goes to the student's token that contains that
-token's first character, and likewise for ends. Characters between tokens, such as spaces, belong
-to the next token for starts and to the previous one for ends: the rule by which gold answers
-become token positions.
+The probability that an answer starts at a teacher's token goes to the student's token that contains
+that token's first character, and likewise for ends and last characters. Characters between tokens,
+such as spaces, belong to the next token for starts and to the previous one for ends: the rule by
+which gold answers become token positions.
 
 Notation: P passage tokens of a row, L positions of a padded row, B batch. A *row* is one input of
 a reader; a long passage makes several rows.

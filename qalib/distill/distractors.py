@@ -11,6 +11,7 @@ Source: Hu et al. 2018, Attention-Guided Answer Distillation for Machine Reading
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -45,17 +46,12 @@ class DistractorMiner:
     def __init__(self, examples: Iterable[Example], config: MiningConfig | None = None):
         self.config = config or MiningConfig()
         self.examples = {example.id: example for example in examples}
-        self._words: dict[str, frozenset[str]] = {}  # of texts; the same spans recur
+        # The normalized words of a text; the same spans recur.
+        self.words = cache(lambda text: frozenset(normalize_answer(text).split()))
         self._gold = {
             id: frozenset[str]().union(*map(self.words, set(example.answer_texts)))
             for id, example in self.examples.items()
         }
-
-    def words(self, text: str) -> frozenset[str]:
-        """The normalized words of a text."""
-        if text not in self._words:
-            self._words[text] = frozenset(normalize_answer(text).split())
-        return self._words[text]
 
     def is_confusing(self, id: str, start: int, end: int) -> bool:
         """Whether the text of characters [start, end) overlaps no gold answer in any way.

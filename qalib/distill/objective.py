@@ -143,8 +143,8 @@ class Distillation:
         maps = {}
         if self.config.attention_weight:
             maps = self.targets.attention(teacher_rows)
-            placed = [s if self.same[row] else None for s, row in zip(students, rows, strict=True)]
-            maps = {hop: _at_positions(table, placed, length) for hop, table in maps.items()}
+            same = self.same[rows]
+            maps = {hop: _at_positions(x, students, same, length) for hop, x in maps.items()}
         targets = BatchTargets(*sides, self.distractors[rows], self.found[rows], maps)
         return DistillationBatch(**vars(batch), targets=targets)
 
@@ -203,10 +203,12 @@ class Distillation:
         return {name: value for name, value in values if logs_all or "att" not in name}
 
 
-def _at_positions(table: Tensor, students: Sequence[TokenSpan | None], length: int) -> Tensor:
-    """Maps of passage tokens at the student's positions, 0 for None.  (B, P, N) -> (B, L, N)"""
+def _at_positions(
+    table: Tensor, students: Sequence[TokenSpan], same: np.ndarray, length: int
+) -> Tensor:
+    """Maps of the ``same`` tokens at the student's positions, else 0.  (B, P, N) -> (B, L, N)"""
     placed = table.new_zeros((len(table), length, table.shape[2]))
-    for row, span in enumerate(students):
-        if span is not None:
-            placed[row, span.positions] = table[row, : len(span.offsets)]
+    for row in np.flatnonzero(same):
+        span = students[row]
+        placed[row, span.positions] = table[row, : len(span.offsets)]
     return placed

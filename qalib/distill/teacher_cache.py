@@ -164,9 +164,9 @@ class TeacherTargets:
                 )
         rows = json.loads(first.read_text(encoding="ascii"))
         self.hops = rows["hops"]
-        tokens, question = (np.array(rows[name]) for name in ("tokens", "question_tokens"))
-        self.begin = _begins(tokens)  # (R + 1,) of a row's tokens in the flat arrays
-        self.map_begin = _begins(tokens * question)  # (R + 1,) of its attention map
+        self.tokens, self.question = (np.array(rows[n]) for n in ("tokens", "question_tokens"))
+        self.begin = _begins(self.tokens)  # (R + 1,) of a row's tokens in the flat arrays
+        self.map_begin = _begins(self.tokens * self.question)  # (R + 1,) of its attention map
         offsets = np.split(np.load(first.with_name("offsets.npy")), self.begin[1:-1])
         columns = (rows["ids"], offsets, rows["context_start"], rows["question_tokens"])
         self.spans = [TokenSpan(*column) for column in zip(*columns, strict=True)]
@@ -188,30 +188,22 @@ class TeacherTargets:
 
         They are known up to a constant; the largest of each row is 0.
         """
-        tokens = np.diff(self.begin)[rows]
-        real = np.arange(tokens.max(initial=0)) < tokens[:, None]
-        tables = np.zeros((2, len(self._sides[0]), *real.shape), dtype=np.float32)
-        for place, row in enumerate(rows):
-            part = slice(self.begin[row], self.begin[row + 1])
-            for side, flats in enumerate(self._sides):
-                for teacher, flat in enumerate(flats):
-                    tables[side, teacher, place, : tokens[place]] = flat[part]
-        start, end = torch.from_numpy(tables)
+        tokens = self.tokens[rows]
+        position = np.arange(tokens.max(initial=0))
+        real = position < tokens[:, None]
+        index = np.where(real, self.begin[rows][:, None] + position, 0)
+        tables = [[np.where(real, flat[index], 0) for flat in flats] for flats in self._sides]
+        start, end = torch.from_numpy(np.array(tables, dtype=np.float32))
         return start, end, torch.from_numpy(real)
 
     def attention(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The teachers' mean map of each hop (B, P, N) float16; padding is 0."""
-        spans = [self.spans[row] for row in rows]
-        size = max(len(s.offsets) for s in spans), max(s.question_tokens for s in spans)
-        maps = {}
-        for hop, flat in self._maps.items():
-            table = np.zeros((len(spans), *size), dtype=np.float16)
-            for place, (row, span) in enumerate(zip(rows, spans, strict=True)):
-                part = flat[self.map_begin[row] : self.map_begin[row + 1]]
-                shape = len(span.offsets), span.question_tokens
-                table[place, : shape[0], : shape[1]] = part.reshape(shape)
-            maps[hop] = torch.from_numpy(table)
-        return maps
+        tokens, question = (x[rows][:, None, None] for x in (self.tokens, self.question))
+        p, n = np.arange(tokens.max())[:, None], np.arange(question.max())
+        real = (p < tokens) & (n < question)
+        index = np.where(real, self.map_begin[rows][:, None, None] + p * question + n, 0)
+        maps = {hop: np.where(real, flat[index], np.float16(0)) for hop, flat in self._maps.items()}
+        return {hop: torch.from_numpy(table) for hop, table in maps.items()}
 
 
 def _memory_maps(folders: Sequence[Path], name: str) -> list[np.ndarray]:

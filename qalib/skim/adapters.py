@@ -58,8 +58,11 @@ class EncoderAdapter:
 
         Token types are left out where the model knows only one.
         """
-        types = token_type_ids if self.config.type_vocab_size > 1 else None
-        return self.body.embeddings(input_ids=input_ids, token_type_ids=types)
+        typed = getattr(self.config, "type_vocab_size", 1) > 1
+        types = {"token_type_ids": token_type_ids} if typed else {}
+        embedded = self.body.embeddings(input_ids=input_ids, **types)
+        widen = getattr(self.body, "embeddings_project", None)  # of an ELECTRA
+        return embedded if widen is None else widen(embedded)
 
     @cached_property
     def layers(self) -> Sequence[LayerAdapter]:
@@ -123,10 +126,7 @@ class AlbertAdapter(EncoderAdapter):
 
 
 class DistilBertAdapter(EncoderAdapter):
-    """DistilBERT: no token types, other names, dropout before the span head."""
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.body.embeddings(input_ids)
+    """DistilBERT: other names, dropout before the span head."""
 
     @cached_property
     def layers(self) -> Sequence[LayerAdapter]:
@@ -146,20 +146,8 @@ class DistilBertAdapter(EncoderAdapter):
         return super().head(self.model.dropout(hidden))
 
 
-class ElectraAdapter(EncoderAdapter):
-    """ELECTRA: BERT, with a projection where embeddings are narrower than layers."""
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        embedded = super().embed(input_ids, token_type_ids)
-        widen = getattr(self.body, "embeddings_project", None)
-        return embedded if widen is None else widen(embedded)
-
-
 class MPNetAdapter(EncoderAdapter):
     """MPNet: one learned bias per head and distance bucket, shared by all layers."""
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.body.embeddings(input_ids=input_ids)
 
     def layer(self, module: nn.Module) -> LayerAdapter:
         outer = module.attention
@@ -268,7 +256,7 @@ FAMILIES: Mapping[str, type[EncoderAdapter]] = {
     "camembert": EncoderAdapter,
     "albert": AlbertAdapter,
     "distilbert": DistilBertAdapter,
-    "electra": ElectraAdapter,
+    "electra": EncoderAdapter,
     "mpnet": MPNetAdapter,
     "deberta-v2": DebertaV2Adapter,
 }
@@ -292,8 +280,5 @@ def adapt_encoder(model: nn.Module) -> EncoderAdapter:
             "AutoModelForQuestionAnswering."
         )
     if getattr(config, "is_decoder", False):
-        raise QalibError(
-            f"this {kind} model is configured as a decoder, whose tokens do not see what follows; "
-            "set is_decoder to false."
-        )
+        raise QalibError(f"this {kind} model is configured as a decoder; set is_decoder to false.")
     return FAMILIES[kind](model)

@@ -171,13 +171,8 @@ class FusedAttention:
         shift = shift if bias is None else shift + bias
         return torch.add(shift, scores, alpha=query.shape[-1] ** -0.5).exp_()
 
-    @cached_property
-    def _queries(self) -> Tensor:
-        return _by_head(self.query)
-
-    @cached_property
-    def _keys(self) -> Tensor:
-        return _by_head(self.key)
+    _queries = cached_property(lambda self: _by_head(self.query))
+    _keys = cached_property(lambda self: _by_head(self.key))
 
 
 def _by_head(values: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ from qalib.skim.activations import LayerActivations, PredictorInputs
 from qalib.skim.blocks import Blocks
 from qalib.skim.features import block_max, block_mean
 
+FeatureKind = Literal[
+    "question", "handcrafted", "lexical", "late_interaction", "tokens", "combined"
+]
 Part = Literal["paper", "question", "late_interaction", "lexical", "position", "tokens", "match"]
 PARTS = ("question", "late_interaction", "lexical", "position", "tokens")
 FIXED = ("paper", "question", "late_interaction", "lexical", "position")  # nothing learnt in them
@@ -42,17 +45,7 @@ class PredictorConfig:
     lexical, random                                 baselines
     """
 
-    kind: Literal[
-        "cnn",
-        "cnn-eq3",
-        "question",
-        "handcrafted",
-        "lexical",
-        "late_interaction",
-        "tokens",
-        "combined",
-        "random",
-    ] = "question"
+    kind: Literal["cnn", "cnn-eq3", FeatureKind, "random"] = "question"
     block_size: Annotated[int, Field(ge=1)] = 32  # tokens
     hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: a logistic layer
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of that width
@@ -155,10 +148,9 @@ def _by_block(score: Callable, x: Tensor, real: Tensor, training: bool) -> Tenso
 
 # --- Block-Skim's module: a small CNN over a block's attention to itself ---
 #
-# Paper and released code differ; both forms are here. Both see the attention of a block's tokens
-# to each other, one channel a head, and never what they exchange with the question. Both end in
-# one logit; a softmax over two logits z_0, z_1, as in the released code, is the sigmoid of
-# z_1 - z_0, which is linear in the same features and hence the same family of functions.
+# Paper and released code differ; both forms are here. Both end in one logit; a softmax over two
+# logits z_0, z_1, as in the released code, is the sigmoid of z_1 - z_0, which is linear in the same
+# features and hence the same family of functions.
 
 
 def _pool(maps: Tensor) -> Tensor:
@@ -184,10 +176,9 @@ class BlockSkimCNN(BlockPredictor):
     ``equation_3``:     pool, conv 3x3;  pool, conv 3x3;  conv 1x1 to one channel;  linear
 
     A last block that is shorter than S is padded with zeros; of a block longer than S the first S
-    tokens are used. A block of one token has one attention value a head and nothing to pool: there
-    the module is a small MLP over heads. Pooling first makes the second form a quarter as costly;
-    ReLU follows every convolution and batch norm the two large ones, which the text mentions
-    without saying where. Sources: Block-Skim (AAAI 2022), Eq. 3, and facts about its code.
+    tokens are used; a block of one token has nothing to pool. ReLU follows every convolution and
+    batch norm the two large ones, which the text mentions without saying where. Sources: Block-Skim
+    (AAAI 2022), Eq. 3, and facts about its code.
     """
 
     def __init__(self, heads: int, size: int, layer: int, equation_3: bool = False):
@@ -219,18 +210,11 @@ class BlockSkimCNN(BlockPredictor):
 class FeaturePredictor(BlockPredictor):
     """Small MLP on features of a block and of the other blocks.
 
-    Of each layer: attention between block, question and [CLS], per head (``question``, 10 H
-    numbers), the best match of each question word among the block's hidden states
-    (``late_interaction``, 3), or the six features per head of the probe in section 3 of the paper
-    (``paper``, 6 H). Once: word overlap (``lexical``, 1), position and length (``position``, 3),
-    what a small MLP computes from the tokens' states (``tokens``, 8), and late interaction of
-    learnt projections of the states (``match``, 8). All but the last two are ``FIXED``: beside a
-    frozen encoder they can be computed once.
-    With ``context`` a block's C numbers x_k come with their difference from the row's mean,
-    x_k - mean_j x_j, and with that difference for ``neighbours`` blocks on each side: an answer is
-    found by comparing blocks, and what the question names often is just before or after it.
-
-    Sources: late interaction from ColBERT (Khattab and Zaharia 2020); the rest is ours.
+    The parts ``FIXED`` are the functions of ``features``; ``tokens`` is :class:`TokenScorer` and
+    ``match`` :class:`TokenMatch`. With ``context`` a block's C numbers x_k come with their
+    difference from the row's mean, x_k - mean_j x_j, and with that difference for ``neighbours``
+    blocks on each side: an answer is found by comparing blocks, and what the question names often
+    is just before or after it.
     """
 
     def __init__(
@@ -243,8 +227,8 @@ class FeaturePredictor(BlockPredictor):
         channels = sum(part_sizes(shape)[part] for part in parts)
         hidden = 0 if config.kind == "handcrafted" else config.hidden
         # ``clues`` is the name in the checkpoints
-        tokens = "tokens" in parts
-        self.clues = TokenScorer(shape.width, hidden or TOKEN_FEATURES) if tokens else None
+        scorer = TokenScorer(shape.width, hidden or TOKEN_FEATURES) if "tokens" in parts else None
+        self.clues = scorer
         self.match = TokenMatch(shape.width) if "match" in parts else None
         columns = 2 + len(self.steps) if self.context else 1
         self.scorer = BlockScorer(channels * columns, hidden, config.dropout)
@@ -302,8 +286,7 @@ class TokenMatch(nn.Module):
         s_mqk = max_{j in k} (W_m h_q) (V_m h_j) / sqrt(d),   a_mq = softmax_q (u_m h_q)
         sum_q a_mq s_mqk   and   sum_q a_mq (s_mqk - max_k' s_mqk')
 
-    q runs over the question's tokens, j over those of block k: cosines of
-    :func:`features.late_interaction` with learnt weights of dimensions and question words.
+    q runs over the question's tokens, j over those of block k.
     """
 
     def __init__(self, width: int):
