@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,8 +56,6 @@ class AnswerOptions:
 
     def config(self, model: str | Path) -> "AnswerConfig":
         """The settings of a model's answerer."""
-        from dataclasses import replace
-
         from qalib.inference import AnswerConfig
         from qalib.models.pretrained import windows_of
 

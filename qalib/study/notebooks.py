@@ -78,17 +78,14 @@ class Notebook:
         return self.path.stem
 
     @cached_property
-    def cells(self) -> list[dict]:
-        try:
-            return json.loads(self.path.read_text(encoding="utf-8"))["cells"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise QalibError(f"{self.path}: is not a notebook; restore or remove it.") from None
-
-    @property
     def code(self) -> list[dict]:
         """The code cells, each with its source as one text."""
-        cells = [cell for cell in self.cells if cell["cell_type"] == "code"]
-        return [{**cell, "source": "".join(cell["source"])} for cell in cells]
+        try:
+            cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise QalibError(f"{self.path}: is not a notebook; restore or remove it.") from None
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        return [{**cell, "source": "".join(cell["source"])} for cell in code]
 
     def stages(self, folder: Path) -> list[Path]:
         """The modules in ``folder``, that of the stages, that its cells import."""
