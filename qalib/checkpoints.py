@@ -21,13 +21,13 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return moved | dict(model.named_buffers())
 
 
-def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict | None = None) -> None:
+def save_weights(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file, complete or not at all."""
     from safetensors.torch import save_file
 
     partial = path.with_name(path.name + ".partial")
     ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
-    save_file(ready, partial, metadata=metadata)
+    save_file(ready, partial)
     partial.replace(path)
 
 
@@ -45,10 +45,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str = "weights") -> None:
-    """Copy tensors into the parameters and buffers of the same names, in place.
-
-    Raises QalibError if a name or a shape does not fit.
-    """
+    """Copy tensors into parameters and buffers by name. Raises QalibError if one does not fit."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
@@ -75,10 +72,18 @@ def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, acce
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    save_weights(_random_state(), partial / f"random-{accelerator.process_index}.safetensors")
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    save_weights(random, partial / f"random-{accelerator.process_index}.safetensors")
     if accelerator.is_main_process:
         save_weights(trained_tensors(model), partial / "model.safetensors")
-        save_weights(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
+        tensors = {  # by the number of the parameter
+            f"{number}.{name}": torch.as_tensor(value)
+            for number, entry in optimizer.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
+        save_weights(tensors, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -105,30 +110,11 @@ def load_checkpoint(path: Path, model, optimizer, accelerator) -> dict:
     random = path / f"random-{accelerator.process_index}.safetensors"
     if not random.exists():
         raise QalibError(f"{path}: saved by fewer processes; resume with as many as before.")
-    _restore_random(load_weights(random))
-    return json.loads((path / "state.json").read_text())
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random(state: dict[str, Tensor]) -> None:
+    state = load_weights(random)
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _optimizer_tensors(optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, named by the parameter's number."""
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
+    return json.loads((path / "state.json").read_text())
 
 
 def _restore_optimizer(optimizer, tensors: dict[str, Tensor]) -> None:

@@ -45,11 +45,8 @@ def decode_spans(
 
     Of equal scores the earlier start comes first, then the earlier end. Exact without scoring all
     spans: a span among the k best begins at one of the k starts with the best span each.
-    ``max_length`` W counts positions, both ends included. Raises ValueError
-    if ``k`` or ``max_length`` is not positive.
+    ``max_length`` W counts positions, both ends included.
     """
-    if k < 1 or max_length < 1:
-        raise ValueError(f"k and max_length must be positive, got {k} and {max_length}")
     length = start_logits.shape[1]
     width = min(max_length, length)
     start = start_logits.float().masked_fill(~mask, -torch.inf)

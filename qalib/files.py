@@ -17,8 +17,7 @@ def to_json_data(value: object, place: str = "value") -> object:
     """``value`` as plain JSON data: tuples become lists, dataclasses and mappings dictionaries.
 
     Raises QalibError, naming the place, for anything that has no single written form: NaN and
-    infinities, keys that are not strings, and every other type (convert it before, so that a
-    reader of the file sees what was meant).
+    infinities, keys that are not strings, and every other type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -38,10 +37,7 @@ def to_json_data(value: object, place: str = "value") -> object:
 
 
 def canonical(value: object, place: str = "value") -> str:
-    """The one JSON text of ``value``: keys sorted, no spaces, ASCII, floats as ``repr`` does.
-
-    Equal values give equal texts, so its hash can be a key. Raises as ``to_json_data`` does.
-    """
+    """The one JSON text of ``value``, equal for equal values. Raises as ``to_json_data`` does."""
     return json.dumps(
         to_json_data(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False
     )
@@ -84,8 +80,8 @@ def sync_tree(folder: Path) -> None:
 def exclusive(lock: Path, what: str, timeout: float = 0.0) -> Iterator[None]:
     """Hold ``lock`` for the length of the block; the system lets go of it if the process dies.
 
-    Raises QalibError with the holder's process id if another one has it and keeps it for
-    ``timeout`` seconds: ``what`` names the work ("the run train-0123456789ab").
+    Raises QalibError with the holder's process id and ``what`` it works on if another process keeps
+    it for ``timeout`` seconds.
     """
     from filelock import FileLock, Timeout
 
@@ -138,10 +134,7 @@ def translate_os_errors(root: Path) -> Iterator[None]:
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that there is no space left.
-
-    Writers in other languages (safetensors, torch) give the reason only in their text.
-    """
+    """Whether an error, or one that it came from, says so; some libraries only in their text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -152,10 +145,9 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def log_usage(kind: str, name: str, value: object = None) -> None:
-    """Tell the notebook runner, if one is listening, what a notebook used or made.
+    """Add to the file that the notebook runner names in QALIB_NOTES what a notebook used or made.
 
-    ``kind``: "run", "figure", "data" or "section". The runner names the file to write to in
-    QALIB_NOTES; without it this does nothing.
+    ``kind``: "run", "figure", "data" or "section". Without the variable this does nothing.
     """
     if path := os.environ.get("QALIB_NOTES"):
         with open(path, "a", encoding="utf-8") as file:

@@ -7,14 +7,11 @@ A long passage is split into overlapping windows, batch by batch. The probabilit
 share among all spans of all windows, ``exp(score) / sum exp(score')``, so windows compete.
 Predictions do not depend on what else is in the batch.
 
-:class:`QuestionAnswerer` is for encoders, :class:`WordQuestionAnswerer` for word-level readers and
-:class:`ByteQuestionAnswerer` for byte-level readers, which take a passage in one piece.
-
 A reader that skims (``qalib.skim.reader.SkimReader``) is used like any encoder reader. Its output's
 ``aux`` has ``token_fraction`` (B,), the fraction of each passage that was processed by all layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -91,17 +88,13 @@ class Prediction:
 
 
 class _Answering:
-    """What all question answerers share; subclasses define ``predict``."""
+    """What all question answerers share; subclasses define ``predict(examples, progress)``."""
 
     def __init__(self, reader: nn.Module, config):
         self.reader = reader.eval()
         self.config = config
         self.device = next(reader.parameters()).device
         self.precision, _ = choose_precision(config.precision, self.device.type)
-
-    def predict(self, examples: Sequence[Example], progress: bool = False) -> list[Prediction]:
-        """Predictions for all examples, in their order. Raises QalibError on empty text."""
-        raise NotImplementedError
 
     def answer(self, question: str, passage: str) -> list[AnswerCandidate]:
         """The n best answers to one question, best first. Raises QalibError on empty text."""
@@ -120,10 +113,7 @@ class _Answering:
 
     @torch.inference_mode()
     def forward(self, batch) -> ReaderOutput:
-        """The reader's output for a batch, in the configured precision.
-
-        Raises QalibError if the model fails, or gives NaN or infinity.
-        """
+        """The reader's output. Raises QalibError if it fails, or gives NaN or infinity."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 output = self.reader(batch.to(self.device))
@@ -162,8 +152,8 @@ class QuestionAnswerer(_Answering):
     ) -> "QuestionAnswerer":
         """The default reader or that of a checkpoint folder. Raises QalibError if it is damaged.
 
-        Without ``config``, inputs are cut as in training; ``device`` as of
-        :func:`choose_device`. On a CPU with bf16 units the weights are converted once.
+        Without ``config``, inputs are cut as in training. On a CPU with bf16 units the weights are
+        converted once.
         """
         config = config or AnswerConfig(windows=windows_of(checkpoint))
         device = choose_device(device)
@@ -177,15 +167,12 @@ class QuestionAnswerer(_Answering):
         _check(examples)
         windows = self.make_windows(examples)
         parts: list[dict[int, _ScoredWindow]] = [{} for _ in examples]
-
-        def score(rows: list[int]) -> None:
+        lengths, budget = [len(window) for window in windows], self.config.tokens_per_batch
+        for rows in _batches(lengths, budget, "window", progress, self.multiple):
             chosen = [windows[row] for row in rows]
             found = self._score_batch(self.collate(chosen, examples))
             for row, window, scored in zip(rows, chosen, found, strict=True):
                 parts[window.example][row] = scored
-
-        budget, unit = self.config.tokens_per_batch, progress and "window"
-        _for_each_batch([len(window) for window in windows], budget, score, unit, self.multiple)
         return [
             self._merge(example, [(windows[row], scored[row]) for row in sorted(scored)])
             for example, scored in zip(examples, parts, strict=True)
@@ -225,11 +212,11 @@ class QuestionAnswerer(_Answering):
                 a, b = strip_span(example.context, *window.characters(start, end))
                 text = example.context[a:b]
                 if text and (text not in found or score > found[text].score):
-                    probability = _probability(score, total)
-                    found[text] = AnswerCandidate(text, a, b, probability, score)
+                    share = probability(score, total)
+                    found[text] = AnswerCandidate(text, a, b, share, score)
         ranked = sorted(found.values(), key=lambda c: -c.score)
         if self.config.windows.null or not ranked:
-            no_answer = AnswerCandidate("", 0, 0, _probability(null, total), null)
+            no_answer = AnswerCandidate("", 0, 0, probability(null, total), null)
             threshold = self.config.null_score_diff_threshold
             # "no answer" is first if its score passes the threshold, else ranked by its score
             if ranked and null - ranked[0].score <= threshold:
@@ -254,36 +241,27 @@ class WordQuestionAnswerer(QuestionAnswerer):
         self.text = text or WordConfig()
 
     def make_windows(self, examples: Sequence[Example]) -> list[WordWindow]:
-        """The inputs of some examples, as the reader takes them."""
         return word_windows(examples, self.reader.vocabulary, self.text)
 
     def collate(self, windows: list[WordWindow], examples: Sequence[Example]) -> Batch:
-        """A batch of some windows of ``examples``."""
         return collate_words(windows)
 
 
 class ByteQuestionAnswerer(_Answering):
-    """Answer questions with a byte-level reader.
-
-    A passage is processed in one piece, whatever its length, and once for all questions about it
-    that are in a batch.
-    """
+    """Answer questions with a byte-level reader, which processes a passage in one piece."""
 
     def __init__(self, reader: ByteReader, config: ByteAnswerConfig | None = None):
         super().__init__(reader, config or ByteAnswerConfig())
 
     def predict(self, examples: Sequence[Example], progress: bool = False) -> list[Prediction]:
-        """Predictions for all examples, in their order. Raises QalibError on empty text."""
+        """As :meth:`QuestionAnswerer.predict`."""
         _check(examples)
         rows = QuestionRows(passage_features(examples, self.config.text), gold_only=False)
         found: dict[int, Prediction] = {}
-
-        def score(chosen: list[int]) -> None:
+        lengths = [padded_length(length, PASSAGE_MULTIPLE) for length in rows.lengths]
+        for chosen in _batches(lengths, self.config.positions_per_batch, "question", progress):
             for row, candidates in zip(chosen, self._score(rows, chosen, examples), strict=True):
                 found[rows.example(row)] = Prediction(candidates, token_fraction=1.0)
-
-        lengths = [padded_length(length, PASSAGE_MULTIPLE) for length in rows.lengths]
-        _for_each_batch(lengths, self.config.positions_per_batch, score, progress and "question")
         return [found[index] for index in range(len(examples))]
 
     def _score(
@@ -329,7 +307,7 @@ def choose_device(name: str = "") -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise QalibError(f"device {name!r} cannot be used here ({reason}); use cpu.") from None
     return device
 
@@ -339,19 +317,15 @@ def _check(examples: Sequence[Example]) -> None:
         check_example(replace(example, answers=()), f"question {example.id!r}")
 
 
-def _for_each_batch(
-    lengths: Sequence[int],
-    budget: int,
-    score: Callable[[list[int]], None],
-    unit: str | bool,
-    multiple: int = MULTIPLE,
-) -> None:
-    """Call ``score`` on batches of rows of like length, with a progress bar in a terminal."""
+def _batches(
+    lengths: Sequence[int], budget: int, unit: str, progress: bool, multiple: int = MULTIPLE
+) -> Iterator[list[int]]:
+    """Batches of rows of like length, with a progress bar in a terminal."""
     if not lengths:
         return
-    with progress_bar(len(lengths), "answer", unit or "input", show=bool(unit)) as bar:
+    with progress_bar(len(lengths), "answer", unit, show=progress) as bar:
         for rows in inference_batches(lengths, budget, multiple):
-            score(rows)
+            yield rows
             bar.update(len(rows))
 
 
@@ -362,5 +336,6 @@ def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
     return start, start + len(piece.strip())
 
 
-def _probability(score: float, total: float) -> float:
+def probability(score: float, total: float) -> float:
+    """exp(score - total), 0 where the total is."""
     return float(torch.tensor(score - total).exp()) if total > -torch.inf else 0.0

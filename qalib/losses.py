@@ -4,13 +4,10 @@ Notation: B batch, L positions, A gold answers of an example (padded with weight
 T teachers, M question tokens; p1 and p2 a reader's probabilities of the start and of the end.
 
 Masks are boolean, true = real. Masked logits become the dtype's minimum before any softmax, so
-padding has probability 0 and no example depends on the rest of its batch. All losses are averaged
-over all rows of a batch, also over those where one of them is 0.
+padding has probability 0. All losses are averaged over all rows of a batch, also over those where
+one of them is 0.
 
-- Span prediction: :func:`span_loss`, :func:`smoothed_span_loss`, :func:`gaussian_span_loss`.
-- Block-Skim (Guan et al. 2022): :func:`skim_loss`, :func:`block_labels`, :func:`kl_divergence`.
-- Answer distillation (Hu et al. 2018): :func:`kd_loss`, :func:`margin_loss`,
-  :func:`attention_loss`, joined by :func:`distillation_loss`.
+Sources: Guan et al. 2022 (Block-Skim), Hu et al. 2018 (answer distillation).
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,45 +30,55 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def span_loss(
-    output: ReaderOutput, spans: Tensor, weights: Tensor, reduction: Reduction = "mean"
-) -> Tensor:
-    """Negative log-likelihood of the gold spans (s_a, e_a) with weights w_a, sum_a w_a = 1.
-
-        nll_a    = -log p1(s_a) - log p2(e_a)
-        mean     : sum_a w_a nll_a                     every annotator counts by their share
-        marginal : -log sum_{a: w_a > 0} exp(-nll_a)   any gold answer will do
-        min      : min_{a: w_a > 0} nll_a              the easiest gold answer (byte-level page)
-
-    spans (B, A, 2) int64 inclusive, weights (B, A) float -> (B,) float32. Raises ValueError for
-    an unknown reduction.
-    """
-    log_p1, log_p2 = _log_probabilities(output)
-    nll = -log_p1.gather(1, spans[..., 0]) - log_p2.gather(1, spans[..., 1])  # (B, A)
-    if reduction == "mean":
-        return (weights * nll.masked_fill(weights == 0, 0.0)).sum(dim=1)
-    if reduction == "marginal":
-        return -torch.logsumexp((-nll).masked_fill(weights == 0, -torch.inf), dim=1)
-    if reduction == "min":
-        return nll.masked_fill(weights == 0, torch.inf).amin(dim=1)
-    raise ValueError(f"unknown reduction {reduction!r}; known are mean, marginal and min")
-
-
-def smoothed_span_loss(
     output: ReaderOutput,
     spans: Tensor,
     weights: Tensor,
-    smoothing: float = 0.0,
     reduction: Reduction = "mean",
+    smoothing: float = 0.0,
 ) -> Tensor:
-    """:func:`span_loss` with a share s of the label spread evenly over the n real positions.  (B,)
+    """Negative log-likelihood of the gold spans (s_a, e_a), reduced by :func:`over_answers`.
 
-    (1 - s) span_loss + s (-1/n sum_i log p1(i) - 1/n sum_j log p2(j))
+        loss_a = -log p1(s_a) - log p2(e_a)
+
+    ``smoothing``: a share s of the label spread evenly over the n real positions,
+
+        (1 - s) loss + s (-1/n sum_i log p1(i) - 1/n sum_j log p2(j))
+
+    spans (B, A, 2) int64 inclusive, weights (B, A) float -> (B,) float32
     """
-    loss = span_loss(output, spans, weights, reduction)
+    log_p1, log_p2 = _log_probabilities(output)
+    loss = -log_p1.gather(1, spans[..., 0]) - log_p2.gather(1, spans[..., 1])  # (B, A)
+    loss = over_answers(loss, weights, reduction)
     if not smoothing:
         return loss
     uniform = output.mask / output.mask.sum(dim=1, keepdim=True).clamp(min=1)
     return (1 - smoothing) * loss + smoothing * kd_loss(output, uniform, uniform)
+
+
+def over_answers(
+    loss: Tensor, weights: Tensor, reduction: str, generator: Generator | None = None
+) -> Tensor:
+    """One loss a row from those of its gold answers with weights w_a, sum_a w_a = 1.
+
+        mean     : sum_a w_a loss_a                     every annotator counts by their share
+        marginal : -log sum_{a: w_a > 0} exp(-loss_a)   any gold answer will do
+        min      : min_{a: w_a > 0} loss_a              the easiest gold answer (byte-level page)
+        random   : loss_a, a drawn by w_a               one annotator at random, from ``generator``
+
+    loss, weights (B, A) -> (B,). Raises ValueError for an unknown reduction, and for "random"
+    without a generator.
+    """
+    if reduction == "mean":
+        return (weights * loss.masked_fill(weights == 0, 0.0)).sum(dim=1)
+    if reduction == "marginal":
+        return -torch.logsumexp((-loss).masked_fill(weights == 0, -torch.inf), dim=1)
+    if reduction == "min":
+        return loss.masked_fill(weights == 0, torch.inf).amin(dim=1)
+    if reduction == "random" and generator is not None:
+        drawn = torch.multinomial(weights.to(generator.device), 1, generator=generator)
+        return loss.gather(1, drawn.to(loss.device)).squeeze(1)
+    known = "mean, marginal, min and, with a generator, random"
+    raise ValueError(f"unknown reduction {reduction!r}; known are {known}")
 
 
 def gaussian_span_loss(
@@ -82,31 +89,18 @@ def gaussian_span_loss(
     reduction: Literal["min", "mean", "random"] = "min",
     generator: Generator | None = None,
 ) -> Tensor:
-    """KL divergence of the predicted from Gaussian starts and ends (s_a, e_a), weights w_a.
+    """KL divergence of the predicted from Gaussian starts and ends, by :func:`over_answers`.
 
         loss_a = KL(N(s_a, sigma) || p1) + KL(N(e_a, sigma) || p2)
-        min    : min_{a: w_a > 0} loss_a    the easiest gold answer (byte-level page)
-        mean   : sum_a w_a loss_a           every annotator counts by their share
-        random : loss_a, a drawn by w_a     one annotator at random, from ``generator``
 
     A guess two characters off is nearly right, and a target that decays with distance says so.
     spans (B, A, 2) int64 inclusive, weights (B, A) float, sigma in positions -> (B,) float32;
-    sigma 0 is cross-entropy. Every row needs a gold answer. Raises ValueError for a negative
-    sigma, an unknown reduction, or "random" without a generator.
+    sigma 0 is cross-entropy. Every row needs a gold answer.
     """
     starts, ends = (gaussian_target(spans[..., side], output.mask, sigma) for side in (0, 1))
     log_p1, log_p2 = _log_probabilities(output)
     loss = _divergence(starts, log_p1) + _divergence(ends, log_p2)  # (B, A)
-    if reduction == "min":
-        return loss.masked_fill(weights == 0, torch.inf).amin(dim=1)
-    if reduction == "mean":
-        return (weights * loss.masked_fill(weights == 0, 0.0)).sum(dim=1)
-    if reduction == "random" and generator is not None:
-        drawn = torch.multinomial(weights.to(generator.device), 1, generator=generator)
-        return loss.gather(1, drawn.to(loss.device)).squeeze(1)
-    if reduction == "random":
-        raise ValueError("the reduction 'random' draws answers and needs a generator")
-    raise ValueError(f"unknown reduction {reduction!r}; known are min, mean and random")
+    return over_answers(loss, weights, reduction, generator)
 
 
 def gaussian_target(centres: Tensor, mask: Tensor, sigma: float) -> Tensor:
@@ -114,11 +108,8 @@ def gaussian_target(centres: Tensor, mask: Tensor, sigma: float) -> Tensor:
 
         t(l) = exp(-(l - centre)^2 / (2 sigma^2)) / sum over valid l';  sigma 0: 1 at the centre
 
-    centres (B, A) int64, mask (B, L) bool, sigma in positions -> (B, A, L) float32. Raises
-    ValueError for a negative sigma.
+    centres (B, A) int64, mask (B, L) bool, sigma in positions -> (B, A, L) float32
     """
-    if not sigma >= 0:
-        raise ValueError(f"sigma must not be negative, got {sigma}")
     distance = torch.arange(mask.shape[1], device=mask.device) - centres[..., None]
     if sigma < 0.05:  # the next position gets less than exp(-200), which is 0 in float32
         return (distance == 0).float()
@@ -142,10 +133,7 @@ def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:
 
 @settings
 class SkimLossConfig:
-    """Which block loss, and its two weights; ``PAPER`` and ``RELEASED`` below are ready-made.
-
-    ``two_tokens``: label blocks as the released code does, see :func:`block_labels`.
-    """
+    """Which block loss, its two weights, and ``two_tokens`` of :func:`block_labels`."""
 
     kind: Literal["paper", "per token", "released"] = "paper"
     alpha: Weight = 1.0  # weight of this loss relative to the answer loss
@@ -168,10 +156,9 @@ def skim_loss(
         released  : alpha sum_l sum_k c_k / sum_k (beta y_k + 1 - y_k)
 
     logits: x, (B, K) per layer l; labels y (B, K), bool or 0 to 1; sizes n (B, K) tokens, 0 for
-    blocks that do not exist or were not scored. Eq. 4 sums over blocks, of which there are 32 times
-    as many of one token: per token the loss does not depend on the size of the blocks. 0 for a row
-    without blocks. The released code takes its weighted mean over all blocks of a batch, question
-    and padding included; here it is over each row's passage blocks.
+    blocks that do not exist or were not scored. Per token the loss does not depend on the size of
+    the blocks. 0 for a row without blocks. The released code takes its weighted mean over all
+    blocks of a batch, question and padding included; here it is over each row's passage blocks.
     """
     real, y = sizes > 0, labels.float()
     weights = (sizes / 32 if config.kind == "per token" else 1.0) * real
@@ -205,13 +192,9 @@ def block_labels(
 
 def kl_divergence(student: ReaderOutput, teacher: ReaderOutput) -> Tensor:
     """KL(teacher || student) of the start and of the end position, summed.  -> (B,) float32"""
-    total = 0.0
-    mask = student.mask
-    for ours, theirs in zip(
-        _log_probabilities(student), _log_probabilities(teacher._replace(mask=mask)), strict=True
-    ):
-        total = total + (theirs.exp() * (theirs - ours)).sum(dim=1)
-    return total
+    theirs = _log_probabilities(teacher._replace(mask=student.mask))
+    pairs = zip(_log_probabilities(student), theirs, strict=True)
+    return sum((t.exp() * (t - s)).sum(dim=1) for s, t in pairs)
 
 
 # --- answer distillation --------------------------------------------------------------------------
@@ -240,8 +223,7 @@ def teacher_probabilities(logits: Tensor, mask: Tensor, temperature: float = 1.0
 
         q = 1/T sum_t softmax(a_t / tau)
 
-    A mean of logits would let one confident teacher overrule the others. logits a (T, B, L), mask
-    (B, L) -> (B, L) float32, 0 at padding.
+    logits a (T, B, L), mask (B, L) -> (B, L) float32, 0 at padding
     """
     scaled = logits.float() / temperature  # before masking: tau < 1 must not overflow the minimum
     q = mask_logits(scaled, mask).softmax(dim=2).mean(dim=0)
@@ -254,7 +236,6 @@ def kd_loss(output: ReaderOutput, start: Tensor, end: Tensor, temperature: float
         L_KD = -sum_i q1(i) log p1(i) - sum_j q2(j) log p2(j),   p = softmax(b / tau)
 
     start, end (B, L): q1 and q2 at the same temperature. The minimum is their :func:`entropy`.
-    Equation 1 multiplies it by tau^2, because its gradient shrinks by 1 / tau^2.
     """
     total = 0.0
     for logits, q in zip(output[:2], (start, end), strict=True):
@@ -305,8 +286,7 @@ def attention_loss(student: Tensor, teacher: Tensor, words: Tensor, question: Te
         L_ATT = 1/2 sum_j sum_i (D_ij - E_ij)^2     j passage words, i question tokens
 
     student E, teacher D (B, L, M): probabilities over the question's tokens; words (B, L) and
-    question (B, M) bool. A sum, not a mean, so it grows with the passage: with a mean, the paper's
-    delta of 0.1 would have no effect.
+    question (B, M) bool. With a mean instead of a sum the paper's delta would have no effect.
     """
     real = words[:, :, None] & question[:, None]
     difference = (teacher.float() - student.float()).masked_fill(~real, 0.0)

@@ -1,6 +1,5 @@
 """Exact match, F1 and statistics over them.
 
-:func:`question_scores` scores question by question, and everything else averages what it returns.
 A prediction is a text for a question id, as in the files that SQuAD's own scripts read.
 
 There are two official rules. They differ for texts without a word after normalising:
@@ -37,10 +36,7 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, drop ASCII punctuation, drop a, an and the, squeeze white space; in this order.
-
-    "a-b" becomes "ab", because the hyphen goes before the articles.
-    """
+    """Lower-case, drop ASCII punctuation, then a, an and the, and squeeze white space."""
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", bare).split())
 
@@ -56,7 +52,7 @@ def f1(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float
 
 
 class _Words(dict[str, list[str]]):
-    """Cache of the normalised words of texts, for the duration of one call.
+    """Cache of the normalised words of texts.
 
     With ``characters``, punctuation of every script is dropped before, as in the scripts of
     KorQuAD and CMRC, and F1 counts the characters of the words.
@@ -114,9 +110,8 @@ def question_scores(
     """EM and F1 of every question: two float64 arrays (questions,), 0 to 1, in dataset order.
 
     Without a ``rule``, the dataset's version decides. A question without a prediction scores 0 in
-    both, with one DataWarning; predictions for ids that the dataset does not have are
-    ignored. Raises QalibError for an empty dataset, predictions none of which is for it, or a
-    question that the rule cannot score.
+    both, with one DataWarning; predictions for other ids are ignored. Raises QalibError for an
+    empty dataset, predictions none of which is for it, or a question that the rule cannot score.
     """
     rule = rule or dataset.version
     _check_ids(dataset, predictions)
@@ -156,13 +151,10 @@ def score(
     """Scores in percent, to the last digit as the official script of the rule.
 
     1.1: ``exact_match`` and ``f1``. 2.0: ``exact``, ``f1``, ``total`` and their ``HasAns_`` and
-    ``NoAns_`` parts, where a part without questions is left out. A missing prediction scores 0 and
-    counts (the official 2.0 script stops with a KeyError). Without a ``rule``, the dataset's
-    version decides.
-
-    ``na_probs``, a number for every question, calls for rule 2.0: a question above 1.0 counts as
-    answered "", and ``best_exact``, ``best_f1`` and their ``_thresh`` are the best over all
-    thresholds. Raises QalibError as :func:`question_scores`.
+    ``NoAns_`` parts, where a part without questions is left out. A missing prediction scores 0 (the
+    official 2.0 script stops with a KeyError). ``na_probs``, a number for every question, calls for
+    rule 2.0: a question above 1.0 counts as answered "", and ``best_exact``, ``best_f1`` and their
+    ``_thresh`` are the best over all thresholds. Otherwise as :func:`question_scores`.
     """
     rule = rule or ("2.0" if na_probs is not None else dataset.version)
     em, overlap = question_scores(dataset, predictions, rule, characters)
@@ -205,10 +197,7 @@ def _best_threshold(
 
 
 def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
-    """The rank of every question's first correct (EM 1) answer, 1 to n; 0 where none of n is.
-
-    Returns an int64 array (questions,). Raises as :func:`question_scores`.
-    """
+    """Rank of each question's first correct (EM 1) answer, 1 to n, or 0.  -> (questions,) int64"""
     _check_ids(dataset, ranked)
     rule, words, ranks = dataset.version, _Words(), []
     for example in dataset:
@@ -221,19 +210,14 @@ def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int 
 VERSION = "-high-conf"  # begins the suffix in the ids of AddSent's and AddOneSent's versions
 
 
-def has_versions(dataset: Dataset) -> bool:
-    """Whether questions stand in a data set together with adversarial versions of them."""
-    return any(VERSION in example.id for example in dataset)
-
-
 def adversarial_scores(
     dataset: Dataset, em: np.ndarray, overlap: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of the original questions of AddSent or AddOneSent, from those of all versions.
 
     As in the published script, the adversarial version with the lowest F1 counts, with its EM,
-    even if it is above the original, which counts only where there is no version. In order of
-    the originals' first appearance. Source: Jia and Liang 2017, ``eval_squad.py``.
+    even if it is above the original, which counts only where there is no version: a data set
+    without versions keeps its scores. Source: Jia and Liang 2017, ``eval_squad.py``.
     """
     rows: dict[str, list[int]] = {}
     for row, example in enumerate(dataset):
@@ -245,22 +229,22 @@ def adversarial_scores(
     return em[chosen], overlap[chosen]
 
 
-class PairedBootstrap(NamedTuple):
-    """Mean difference a - b in the unit of the scores, and its 95 % interval (percentiles)."""
+class ConfidenceInterval(NamedTuple):
+    """A statistic and the ends of its 95 % interval (percentiles)."""
 
-    difference: float
+    value: float
     low: float
     high: float
 
 
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, samples: int = 10_000, seed: int = 0
-) -> PairedBootstrap:
-    """Compare two systems on the same questions by resampling questions, and seeds if several.
+) -> ConfidenceInterval:
+    """Mean of a - b over the same questions, and its interval over questions, and seeds if several.
 
     ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
-    Tibshirani 1993). Two or three seeds say little about others: the interval is then too narrow.
-    Raises QalibError for scores that cannot be paired or are not finite.
+    Tibshirani 1993). With two or three seeds the interval is too narrow. Raises QalibError for
+    scores that cannot be paired or are not finite.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim not in (1, 2) or not a.size or not np.isfinite([a, b]).all():
@@ -278,15 +262,7 @@ def paired_bootstrap(
         drawn = rng.integers(questions, size=(len(part), questions))
         part[:] = np.take_along_axis(weights @ delta, drawn, axis=1).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    return PairedBootstrap(delta.mean().item(), low, high)
-
-
-class ConfidenceInterval(NamedTuple):
-    """A statistic and the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+    return ConfidenceInterval(delta.mean().item(), low, high)
 
 
 def bootstrap_ci(
@@ -294,9 +270,9 @@ def bootstrap_ci(
 ) -> ConfidenceInterval:
     """Percentile bootstrap of any statistic over questions (Efron and Tibshirani 1993).
 
-    ``arrays`` share their last axis, the questions; every resample draws the same questions from
-    all of them and calls ``statistic(*resampled)``. Resamples without a finite value are left out.
-    All is nan if the statistic is. Raises QalibError if the arrays have no questions in common.
+    ``arrays`` share their last axis, the questions, which are drawn together. Resamples without a
+    finite value are left out. All is nan if the statistic is. Raises QalibError if the arrays have
+    no questions in common.
     """
     arrays = tuple(np.asarray(array) for array in arrays)
     counts = {array.shape[-1] if array.ndim else 0 for array in arrays}
@@ -337,18 +313,13 @@ def load_predictions(path: str | Path) -> dict[str, str]:
         texts |= {key: str(value) for key, value in odd.items() if type(value) is int}
         texts |= {key: "" for key, value in odd.items() if value is None}
         lost = len(tree) - len(texts)
-        text = (
-            f"{path}: values that are no texts: {len(odd)}, left out: {lost}; the first: {first}."
-        )
-        warnings.warn(text, DataWarning, stacklevel=3)
+        text = f"values that are no texts: {len(odd)}, left out: {lost}; the first: {first}"
+        warnings.warn(f"{path}: {text}.", DataWarning, stacklevel=3)
     return texts
 
 
 def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
-    """Read a file of no-answer scores: one JSON object, a finite number for every question.
-
-    Raises QalibError for another value and for a question of the dataset without one.
-    """
+    """Read no-answer scores. Raises QalibError unless every question has a finite number."""
     tree = parse_json(read_bytes(Path(path)), path)
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to number.")
@@ -366,7 +337,7 @@ def score_files(
     na_prob_file: str | Path | None = None,
     characters: bool = False,
 ) -> dict[str, float]:
-    """Score a predictions file against a data file or a source by name, as :func:`score` does.
+    """:func:`score` of a predictions file against a data file or a source by name.
 
     Raises QalibError for a file that is missing or malformed or belongs to another dataset.
     """

@@ -36,6 +36,7 @@ from qalib.inference import (
     QuestionAnswerer,
     _ScoredWindow,
     choose_device,
+    probability,
     strip_span,
 )
 from qalib.models.encoder import EncoderReader
@@ -59,10 +60,7 @@ class QuestionAnsweringOptions:
     align_to_words: bool = True
 
     def windows(self, trained: WindowConfig) -> WindowConfig:
-        """How examples are cut for a model with these ``trained`` windows.
-
-        A short input takes its words from the question's share, as the pipeline did.
-        """
+        """How examples are cut; a short input takes its words from the question's share."""
         length = self.max_seq_len or min(384, trained.max_length)
         stride = min(length // 2, 128) if self.doc_stride is None else self.doc_stride
         question = max(1, min(self.max_question_len, length - stride - 9))
@@ -121,8 +119,6 @@ class QuestionAnsweringPipeline:
                  or an iterator (which gives an iterator); or a question and a context as two texts
         question, context  texts or lists; one context serves all questions
         data, X            the same as ``inputs``
-
-        Raises QalibError for anything else, for empty text and unknown options.
         """
         options = QuestionAnsweringOptions(**{**self.options, **_given(options)})
         if len(inputs) == 2 and all(isinstance(text, str) for text in inputs):
@@ -211,12 +207,12 @@ class _SpanAnswerer(QuestionAnswerer):
                     continue  # nothing but white space
                 new = {"score": 0.0, "start": start, "end": end, "answer": text}
                 answer = here.setdefault(text.lower(), new)
-                answer["score"] += _exp(score - scored.log_total)
+                answer["score"] += probability(score, scored.log_total)
             for text, answer in here.items():
                 found[text] = max(found.get(text, answer), answer, key=itemgetter("score"))
         answers = list(found.values())
         if self.options.handle_impossible_answer or not answers:
-            null = min(_exp(scored.null - scored.log_total) for _, scored in parts)
+            null = min(probability(scored.null, scored.log_total) for _, scored in parts)
             answers.append({"score": null, "start": 0, "end": 0, "answer": ""})
         answers = sorted(answers, key=itemgetter("score"), reverse=True)[: self.options.top_k]
         return answers[0] if len(answers) == 1 else answers
@@ -233,7 +229,3 @@ class _SpanAnswerer(QuestionAnswerer):
             start = start if first is None else words.word_to_chars(first)[0]
             end = end if last is None else words.word_to_chars(last)[1]
         return strip_span(context, start, end)
-
-
-def _exp(x: float) -> float:
-    return float(torch.tensor(x).exp())

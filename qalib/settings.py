@@ -40,8 +40,7 @@ def settings(cls: type[T]) -> type[T]:
 def build(table: Mapping, kind: type[T], place: str) -> T:
     """Settings of class ``kind`` from plain data: lists become tuples, tables nested settings.
 
-    ``place`` names the origin of ``table`` in errors. Raises QalibError for an unknown or missing
-    key, with the nearest known one, and for a value that is not allowed.
+    Raises QalibError, which names ``place``, for a key or a value that is not allowed.
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(table))

@@ -5,11 +5,7 @@
 
 A shared or throttling machine changes its speed from minute to minute by more than what is to be
 measured. So every candidate works on an item before any of them gets the next one, and the
-speed-up of round r is a ratio of two times of that round,
-
-    S_r = T_r(baseline) / T_r(candidate)
-
-of which the median over rounds is reported. Absolute times describe one machine on one day.
+speed-up of a round is a ratio of two times of that round, of which the median is reported.
 """
 
 import math
@@ -74,7 +70,7 @@ def interleave(
                      candidate finds the caches full of the other's weights
     observe          is given round (0 is the warm-up), name, item and result outside of the timing
     progress         is given a line of text every few seconds
-    clock            returns seconds; tests pass their own
+    clock            returns seconds
 
     Raises QalibError without candidates, items or rounds.
     """

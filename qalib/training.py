@@ -9,11 +9,12 @@ import atexit
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -22,21 +23,13 @@ from torch import Tensor, nn
 from qalib.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.schema import Dataset, Example
-from qalib.data.windows import (
-    Window,
-    WindowConfig,
-    check_windows,
-    make_windows,
-    training_windows,
-)
+from qalib.data.windows import Window, WindowConfig, check_windows, make_windows, training_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.losses import Reduction, span_loss
+from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
 from qalib.settings import settings
-
-if TYPE_CHECKING:
-    from qalib.models.encoder import EncoderReader
 
 SCRATCH = "scratch"  # the folder of checkpoints, needed only until a run is finished
 
@@ -61,8 +54,7 @@ class TrainingTask:
 
     A batch has one row for each of its items. ``loss`` gives one value per row, shape (B,).
     ``batches(seed, epoch)`` plans an epoch, from its arguments alone; by default batches of similar
-    length fill the token budget. ``log_metrics()`` returns further values for every line of the
-    log, such as the parts of the loss since the last line; it is called on the main process only.
+    length fill the token budget. ``log_metrics()`` returns more values for every line of the log.
     """
 
     lengths: Sequence[int]
@@ -73,11 +65,7 @@ class TrainingTask:
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
-    """("bf16" or "fp32", reason): bf16 where it is faster, which is not wherever it exists.
-
-    With AVX512-BF16 but no AMX a small encoder trains no faster than in fp32 and a base encoder a
-    third slower; a GPU without bf16 emulates it.
-    """
+    """("bf16" or "fp32", reason): bf16 where it is faster, on a CPU with AMX only."""
     if wanted != "auto":
         return wanted, "as configured"
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -115,11 +103,9 @@ def make_accelerator(cpu: bool = False):
     """An ``Accelerator``; of several processes, each leaves the process group before Python exits.
 
     Otherwise threads of the gloo backend may still hold tensors while the interpreter is torn
-    down; freeing them needs its lock, and the process dies of SIGABRT (pytorch/pytorch#179291).
-    Autocast is left to the caller, because Accelerator's own cannot be changed later. Processes
-    wait for one another as long as scoring may take; a process that died ends the wait.
-
-    ``cpu``: leave a GPU alone; has an effect in the first call of a process only.
+    down, and the process dies of SIGABRT (pytorch/pytorch#179291). Autocast is left to the caller,
+    because Accelerator's own cannot be changed later. Processes wait for one another as long as
+    scoring may take. ``cpu``: leave a GPU alone; has an effect in the first call of a process only.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -151,12 +137,9 @@ def train(
     """Train ``model`` in place; returns steps, tokens, the last loss, precision and speed.
 
     ``optimizer`` is that of ``make_optimizer`` by default; the learning rate is set by ``config``
-    either way, times ``scale`` for groups of parameters that have one.
-
-    ``folder`` receives ``log.jsonl`` and, under ``scratch``, a checkpoint every ``save_steps``
-    steps. The log has one line every ``logging_steps`` steps: step, epoch, loss (mean since the
-    last line), learning rate, tokens per second; and one line after every epoch with the result of
-    ``after_epoch(epoch)``.
+    either way, times ``scale`` for groups of parameters that have one. ``folder`` receives
+    ``log.jsonl``, with lines every ``logging_steps`` steps and, of what ``after_epoch(epoch)``
+    returns, after every epoch; and, under ``scratch``, a checkpoint every ``save_steps`` steps.
 
     Raises QalibError if there are no batches, if the loss is not finite, and if ``folder`` holds
     the checkpoint of another run.
@@ -187,12 +170,12 @@ def train(
 
 
 def encoder_task(
-    reader: "EncoderReader",
+    reader: EncoderReader,
     examples: Sequence[Example],
     config: WindowConfig,
     reduction: Reduction = "mean",
 ) -> tuple[TrainingTask, list[Window]]:
-    """The span loss of an encoder on all windows that hold a gold answer, and these windows.
+    """The span loss of an encoder on its windows with a gold answer, and these windows.
 
     Raises QalibError for windows longer than the encoder's inputs may be.
     """
@@ -202,15 +185,13 @@ def encoder_task(
     task = TrainingTask(
         lengths=[len(window) for window in windows],
         collate=lambda rows: collate([windows[i] for i in rows], pad, config.null),
-        loss=lambda output, batch: span_loss(
-            output, batch.answer_spans, batch.answer_weights, reduction
-        ),
+        loss=lambda out, batch: span_loss(out, batch.answer_spans, batch.answer_weights, reduction),
     )
     return task, windows
 
 
 def train_and_score(
-    reader: "EncoderReader",
+    reader: EncoderReader,
     task: TrainingTask,
     config: TrainConfig,
     folder: Path,
@@ -223,7 +204,7 @@ def train_and_score(
     """:func:`train` an encoder; after every epoch score it on the data sets ``scored``.
 
     EM and F1 are logged as "<name>_exact_match" and "<name>_f1", given to ``report`` and, those of
-    the last epoch, returned; they do not stop the training.
+    the last epoch, returned.
     """
 
     def after_epoch(epoch: int) -> dict:
@@ -243,7 +224,7 @@ def train_and_score(
     return {"windows": len(task.lengths), **summary, **scores}
 
 
-def reader_scores(reader: "EncoderReader", dataset: Dataset, windows: WindowConfig) -> dict:
+def reader_scores(reader: EncoderReader, dataset: Dataset, windows: WindowConfig) -> dict:
     """EM and F1 of an encoder reader in memory."""
     from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.metrics import score
@@ -278,7 +259,7 @@ class _Loop:
             self.steps = min(self.steps, config.max_steps)
         self.step = self.epoch = self.tokens = self.lines = 0
         self.seconds = 0.0
-        self.pending = {"loss": 0.0, "rows": 0, "tokens": 0, "seconds": 0.0}
+        self.pending = Counter()  # sums since the last line of the log
         self.last_loss: float | None = None
 
     def _plan(self) -> list[list[list[int]]]:
@@ -308,7 +289,11 @@ class _Loop:
             self.model.train()
             begin = time.perf_counter()
             loss, tokens = self.train_step(indices)
-            self.count(loss, len(indices), tokens, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            self.step += 1
+            self.tokens += tokens
+            self.seconds += seconds
+            self.pending.update(loss=loss, rows=len(indices), tokens=tokens, seconds=seconds)
             bar.update(1)
             if self.step % self.logging_steps == 0 or self.step == self.steps:
                 self.write_line(bar)
@@ -344,13 +329,6 @@ class _Loop:
             )
         return loss, int(tokens)
 
-    def count(self, loss: float, rows: int, tokens: int, seconds: float) -> None:
-        self.step += 1
-        self.tokens += tokens
-        self.seconds += seconds
-        for name, value in zip(self.pending, (loss, rows, tokens, seconds), strict=True):
-            self.pending[name] += value
-
     def write_line(self, bar) -> None:
         sums = self.pending
         self.last_loss = sums["loss"] / max(1, sums["rows"])
@@ -367,7 +345,7 @@ class _Loop:
             }
         )
         bar.set_postfix_str(f"loss {self.last_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        self.pending = dict.fromkeys(sums, 0)
+        self.pending = Counter()
 
     def log(self, line: dict) -> None:
         self.lines += 1
@@ -398,6 +376,7 @@ class _Loop:
             )
         for name in self.STATE:
             setattr(self, name, state[name])
+        self.pending = Counter(self.pending)
 
     def summary(self) -> dict:
         return {

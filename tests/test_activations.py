@@ -1,15 +1,12 @@
-"""Attention queried in pieces against the whole map, and gather against scatter."""
+"""Attention queried in pieces against the whole map."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_blocks import ROWS, SIZES, blocks_for
-from tiny_encoders import windows
 
-from qalib.skim.activations import FullAttention, gather, scatter
-from qalib.skim.blocks import NO_BLOCK, Blocks, make_blocks
-from qalib.skim.padded import kept_positions
+from qalib.skim.activations import FullAttention
+from qalib.skim.blocks import Blocks
 
 
 def attention_for(blocks: Blocks, heads: int = 2, seed: int = 0) -> FullAttention:
@@ -59,38 +56,3 @@ def test_the_diagonal_is_every_block_with_itself(rows, size, width):
             expected = torch.zeros(2, width, width)
             expected[:, : len(at), : len(at)] = attention.probabilities[row][:, at][:, :, at]
             torch.testing.assert_close(found[row, :, block], expected)
-
-
-def blocks_of(inputs, size: int = 4):
-    real = inputs["attention_mask"].bool()
-    return make_blocks(inputs["input_ids"], real, inputs["passage"], size=size)
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=3, max_size=3))
-def test_positions_are_what_is_kept_in_order(kept):
-    blocks = blocks_of(windows())
-    places = kept_positions(blocks, torch.tensor(kept))
-    longest = 0
-    for row in range(3):
-        of = blocks.block_ids[row].tolist()
-        stays = [p for p, b in enumerate(of) if b == NO_BLOCK or (b >= 0 and kept[row][b])]
-        assert places[row, : len(stays)].tolist() == stays
-        assert (places[row, len(stays) :] == -1).all()
-        longest = max(longest, len(stays))
-    assert places.shape[1] == longest
-
-
-@pytest.mark.parametrize("tail", [(), (2,)])
-def test_scatter_inverts_gather(tail):
-    values = torch.randn(2, 6, *tail)
-    places = torch.tensor([[0, 2, 5], [4, -1, -1]])
-    taken = gather(values, places, fill=7.0)
-    assert torch.equal(taken[0], values[0, [0, 2, 5]])
-    assert torch.equal(taken[1, 0], values[1, 4])
-    assert (taken[1, 1:] == 7.0).all()
-    under = torch.full_like(values, -1.0)
-    back = scatter(taken, places, under)
-    for row, there in enumerate(([0, 2, 5], [4])):
-        for place in range(6):
-            wanted = values[row, place] if place in there else under[row, place]
-            assert torch.equal(back[row, place], wanted)

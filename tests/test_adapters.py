@@ -10,7 +10,7 @@ from torch import nn
 from qalib.errors import QalibError
 from qalib.models.encoder import ByteDropout, use_byte_dropout
 from qalib.skim.adapters import FAMILIES, adapt_encoder
-from qalib.skim.padded import eager_attention, fused_attention
+from qalib.skim.packed import eager_attention, fused_attention
 
 
 def driven(model, inputs, in_view: bool = False):
@@ -22,10 +22,8 @@ def driven(model, inputs, in_view: bool = False):
     mask = encoder.attention_mask(positions, real, hidden.dtype)
     for layer in encoder.layers:
         projected = layer.qkv_proj(hidden)
-        if in_view:
-            context, _ = eager_attention(layer, *projected, mask)
-        else:
-            context = fused_attention(layer, *projected, mask)
+        way = eager_attention if in_view else fused_attention
+        context, _ = way(layer, *projected, mask)
         hidden = layer.feed_forward(context, hidden)
     return encoder.head(hidden)
 
@@ -136,11 +134,11 @@ def test_attention_dropout_zeroes_and_scales():
     layer = adapt_encoder(model).layers[0]
     query, key = torch.randn(2, 1, 40, 4, 4)
     value = torch.ones(1, 40, 4, 4)
-    for way in (fused_attention, lambda *all_: eager_attention(*all_)[0]):
+    for way in (fused_attention, eager_attention):
         torch.manual_seed(0)
-        torch.testing.assert_close(way(layer, query, key, value, None), torch.ones(1, 40, 16))
+        torch.testing.assert_close(way(layer, query, key, value, None)[0], torch.ones(1, 40, 16))
         layer.attention.train()
-        dropped = way(layer, query, key, value, None)
+        dropped, _ = way(layer, query, key, value, None)
         layer.attention.eval()
         assert dropped.std() > 0.05
         assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from qalib.distill.alignment import (
     TokenSpan,
+    aligned_positions,
     character_alignment,
-    end_positions,
     match_rows,
     project,
     span_positions,
-    start_positions,
 )
 from qalib.errors import QalibError
 
@@ -72,22 +71,20 @@ def test_projection_is_its_rule_and_conserves_visible_mass(teacher, student, ski
 def test_equal_tokenizers_change_nothing(cuts, first, skip):
     place = span_of(cuts, first, skip - {0})
     expected = first + np.arange(len(place.offsets))
-    assert start_positions(place.offsets, place).tolist() == expected.tolist()
-    assert end_positions(place.offsets, place).tolist() == expected.tolist()
+    assert aligned_positions(place.offsets, place).tolist() == [expected.tolist()] * 2
 
 
 def test_tokens_of_one_character_keep_their_places_too():
     """The bytes of one character have the same offsets; between equals each keeps its own."""
     place = TokenSpan("q", np.array([[0, 1], [1, 2], [1, 2], [1, 2], [2, 3]], dtype=np.int32), 1)
-    assert start_positions(place.offsets, place).tolist() == [1, 2, 3, 4, 5]
+    assert aligned_positions(place.offsets, place).tolist() == [[1, 2, 3, 4, 5]] * 2
     pieces = np.array([[0, 1], [1, 2], [2, 3]], dtype=np.int32)
-    assert start_positions(pieces, place).tolist() == [1, 2, 5]  # its first byte
-    assert end_positions(pieces, place).tolist() == [1, 4, 5]  # its last
+    expected = [[1, 2, 5], [1, 4, 5]]  # its first byte and its last
+    assert aligned_positions(pieces, place).tolist() == expected
     nothing = np.array([[0, 0], [1, 1], [2, 2]], dtype=np.int32)  # tokens without characters
-    assert start_positions(nothing, place).tolist() == [1, 2, 5]
-    assert end_positions(nothing, place).tolist() == [1, 4, 5]
+    assert aligned_positions(nothing, place).tolist() == expected
     blind = TokenSpan("q", np.zeros((0, 2), dtype=np.int32), 3)
-    assert start_positions(pieces, blind).tolist() == [-1, -1, -1]
+    assert aligned_positions(pieces, blind).tolist() == [[-1, -1, -1]] * 2
 
 
 def test_spans_outside_the_students_text_are_dropped():

@@ -1,4 +1,4 @@
-"""Cloze questions, longer passages and sentence boundaries."""
+"""Longer passages and sentence boundaries."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,72 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qalib.data import augment
 from qalib.data.augment import (
     SEPARATOR,
-    WORD,
     article_of,
-    cloze_examples,
     lengthen,
     maximal_ranges,
-    question_word_for,
     sentence_starts,
 )
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Answer, Example, check_example, make_dataset
 from qalib.data.windows import replace_surrogates
 from qalib.errors import QalibError
-from qalib.models.encoder import MINILM, model_folder
-
-# ------------------------------------------------------------------------------- cloze questions
-
-PASSAGE = (
-    "The mill was built by Anna Bell in 1823 and burnt down twice. It stands in Upper Tolland."
-)
-QUESTION_WORDS = {"who", "what", "when", "how", "many"}
-
-
-def examples(passage: str = PASSAGE, answer: str = "burnt down twice") -> list[Example]:
-    return [Example("q", "What happened?", passage, (Answer(answer, passage.index(answer)),))]
-
-
-def test_answers_are_phrases_and_gold_answers(monkeypatch):
-    monkeypatch.setattr(augment, "KEPT", 1.0)
-    clozes = cloze_examples(examples(), 20)
-    questions = {example.answers[0].text: example.question for example in clozes}
-    assert questions["Anna Bell"] == "who the mill was built by in 1823 and burnt down twice?"
-    assert questions["1823"].startswith("when the mill was built")
-    assert questions["burnt down twice"].startswith("what the mill")
-    assert questions["Upper Tolland"] == "who it stands in?"
-    assert cloze_examples([Example("q", "?", "nothing here but words")], 5) == []
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 8))
-def test_clozes_are_valid_examples(seed, per_passage):
-    data = build_corpus(CorpusConfig(questions=10, length=300)).examples
-    clozes = cloze_examples(data, per_passage, seed)
-    counts: dict[str, int] = {}
-    for example in clozes:
-        check_example(example, example.id)
-        answer = example.answers[0]
-        assert example.context[answer.start : answer.end] == answer.text
-        counts[example.context] = counts.get(example.context, 0) + 1
-        words = set(WORD.findall(example.context.lower()))
-        assert set(WORD.findall(example.question)) - QUESTION_WORDS <= words
-    assert max(counts.values(), default=0) <= per_passage
-    assert len({example.id for example in clozes}) == len(clozes)
-    assert clozes == cloze_examples(data, per_passage, seed)
-
-
-@pytest.mark.parametrize(
-    ("answer", "word"),
-    [("1823", "when"), ("4 May", "when"), ("1,200", "how many"), ("Anna Bell", "who")],
-)
-def test_question_words_fit(answer, word):
-    assert question_word_for(answer) == word
-    assert question_word_for("the green one") == "what"
-
+from qalib.models.folders import MINILM, model_folder
 
 # ------------------------------------------------------------------------------- longer passages
 

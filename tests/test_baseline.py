@@ -124,17 +124,6 @@ def test_a_training_that_is_repeated_in_its_folder_is_not_done_twice(tmp_path, d
         assert again[name] == first[name]
 
 
-def test_the_reader_of_a_profile_is_the_one_of_notebook_00(study):
-    run = baseline.profile_encoder(study)
-    config = study.config("encoder", EncoderTraining)
-    test = study.data("test")
-    watch = make_dataset("any name", test.examples[::5])
-    same = study.run(
-        baseline.train_encoder, replace(config, seed=0), data=study.data("train"), watch=watch
-    )
-    assert same.key == run.key
-
-
 @pytest.mark.parametrize("wrong", [{"loss": "sum"}, {"held_out": 1.0}, {"held_out": -0.1}])
 def test_training_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(QalibError, match=next(iter(wrong))):
@@ -268,15 +257,11 @@ def test_publishing_writes_weights_and_card(study, tmp_path, monkeypatch):
         assert ("as published" in card) == (size == "small")
 
 
-def test_few_layers_and_heads_can_be_kept(study, data):
+def test_few_layers_can_be_kept(study, data):
     base = replace(TINY, train=replace(TINY.train, max_steps=1))
-    for config in (AdapterTraining(base, 2, (2,)), AdapterTraining(base, 2, heads=3)):
-        run = study.run(baseline.train_adapter, config, data=data)
-        reader = baseline.load_encoder_reader(run)
-        found = reader.encoder.config
-        expected = (1, 4) if config.layers else (2, 3)
-        assert (found.num_hidden_layers, found.num_attention_heads) == expected
-        assert evaluate_once(study, run, data) >= 0
+    run = study.run(baseline.train_adapter, AdapterTraining(base, 2, (2,)), data=data)
+    assert baseline.load_encoder_reader(run).encoder.config.num_hidden_layers == 1
+    assert evaluate_once(study, run, data) >= 0
 
 
 def evaluate_once(study, run, data) -> float:

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -28,9 +29,9 @@ from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.skim.training import add_predictors
 from qalib.study.stages import benchmarks
 from qalib.study.stages.benchmarks import (
-    DTYPES,
     TRAINING_SETUPS,
     Candidate,
+    Dtype,
     ReaderBenchmark,
     TimedReader,
 )
@@ -46,7 +47,7 @@ def reader():
 
 
 def test_every_setup_is_timed_in_every_round(reader, monkeypatch):
-    monkeypatch.setattr("qalib.models.encoder.build_encoder", lambda *_, **__: tiny_reader())
+    monkeypatch.setattr(benchmarks, "build_encoder", lambda *_, **__: tiny_reader())
     windows = make_windows(examples(8), reader.tokenizer, WindowConfig())
     rows = benchmarks.time_training(windows, rounds=2, steps=1, budget=128)
     assert [row["setup"] for row in rows] == list(TRAINING_SETUPS)
@@ -139,7 +140,7 @@ def test_an_untrained_encoder_gets_the_trained_predictors(monkeypatch, tmp_path)
     trained = add_predictors(tiny_reader(), config)
     torch.nn.init.normal_(next(trained.skimmer.parameters()))
     save_weights(trained_tensors(trained), tmp_path / "weights.safetensors")
-    monkeypatch.setattr("qalib.models.encoder.build_encoder", lambda _: tiny_reader(seed=1))
+    monkeypatch.setattr(benchmarks, "build_encoder", lambda _: tiny_reader(seed=1))
     run = SimpleNamespace(stage="train-skim", settings=lambda kind: config, file=tmp_path.joinpath)
     model = benchmarks._load(run, untrained=True)
     same = {n: torch.equal(t, trained.state_dict()[n]) for n, t in model.state_dict().items()}
@@ -190,9 +191,9 @@ def test_rows_by_hand(reader, data):
 
 
 def test_converted_copies_leave_the_reader_alone(reader, monkeypatch):
-    for precision, expected in (("fp32", ["fp32", "int8"]), ("bf16", list(DTYPES))):
+    for precision, expected in (("fp32", ["fp32", "int8"]), ("bf16", list(get_args(Dtype)))):
         monkeypatch.setattr(benchmarks, "choose_precision", lambda *_, p=precision: (p, ""))
-        made = benchmarks.in_dtypes(reader, DTYPES)
+        made = benchmarks.in_dtypes(reader, get_args(Dtype))
         assert list(made) == expected
         assert made["fp32"] is reader
         assert made["int8"].encoder is not reader.encoder

@@ -304,8 +304,8 @@ def test_pruning_is_reported_as_token_fraction(cache, data, joint):
 
 def test_every_block_is_predicted_once_and_in_any_batch(data, joint):
     model = load_skim_reader(joint)
-    found = block_predictions(model, data, JOINT, "fp32")
-    single = block_predictions(model, data, JOINT, "fp32", tokens_per_batch=1)
+    found = block_predictions(model, data, JOINT.windows, "fp32")
+    single = block_predictions(model, data, JOINT.windows, "fp32", tokens_per_batch=1)
     assert np.array_equal(found.row, single.row)
     assert np.array_equal(found.answers, single.answers)
     for layer in (1, 2):
@@ -321,7 +321,7 @@ def test_every_block_is_predicted_once_and_in_any_batch(data, joint):
 
 def test_labels_are_those_of_the_loss(data, joint):
     model = load_skim_reader(joint)
-    found = block_predictions(model, data, JOINT, "fp32")
+    found = block_predictions(model, data, JOINT.windows, "fp32")
     windows = make_windows(data.examples, model.tokenizer, JOINT.windows)
     batch = collate(windows)
     with torch.inference_mode():
@@ -333,8 +333,7 @@ def test_labels_are_those_of_the_loss(data, joint):
 
 def test_windows_of_a_question_have_columns_of_their_own(data, joint):
     windows = WindowConfig(max_length=64, doc_stride=16, max_query_length=32)
-    config = replace(JOINT, windows=windows)
-    found = block_predictions(load_skim_reader(joint), data, config, "fp32")
+    found = block_predictions(load_skim_reader(joint), data, windows, "fp32")
     cut = make_windows(data.examples, load_skim_reader(joint).tokenizer, windows)
     assert len(cut) > len(data)
     for number in range(len(data)):
@@ -390,7 +389,7 @@ def test_block_f1_is_a_mean_over_questions_with_its_variance(cache, data, joint,
 def test_other_windows_than_those_of_training(cache, data, joint):
     windows = WindowConfig(max_length=64, doc_stride=16, max_query_length=32)
     run = cache.run(predict_blocks, BlockPrediction(windows), {"weights": joint, "data": data})
-    expected = block_predictions(load_skim_reader(joint), data, replace(JOINT, windows=windows))
+    expected = block_predictions(load_skim_reader(joint), data, windows)
     assert np.array_equal(read_blocks(run).sizes, expected.sizes)
 
 

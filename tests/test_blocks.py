@@ -9,10 +9,10 @@ from qalib.skim.blocks import (
     PADDING,
     Blocks,
     make_blocks,
+    true_positions,
 )
 
 PAD, CLS, SEP = 0, 1, 2
-SPECIAL = (PAD, CLS, SEP)
 
 
 def batch_of(rows: list[tuple[int, int]], length: int | None = None):
@@ -30,7 +30,7 @@ def batch_of(rows: list[tuple[int, int]], length: int | None = None):
 
 
 def blocks_for(rows, size, length=None) -> Blocks:
-    return make_blocks(*batch_of(rows, length), SPECIAL, size)
+    return make_blocks(*batch_of(rows, length), size)
 
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 13)), min_size=1, max_size=4)
@@ -78,7 +78,8 @@ def test_spread_gives_every_position_the_value_of_its_block(rows, size):
 def test_take_keeps_the_numbers_of_blocks_and_the_roles_of_tokens():
     blocks = blocks_for([(2, 5), (1, 3)], size=2)
     # [CLS] q q [SEP] 0 0 1 1 2 [SEP]   and   [CLS] q [SEP] 0 0 1 [SEP] - - -
-    taken = blocks.gather(torch.tensor([[0, 1, 2, 3, 8, 9, -1], [0, 1, 2, 3, 4, 6, -1]]))
+    positions = torch.tensor([[0, 1, 2, 3, 8, 9, 4], [0, 1, 2, 3, 4, 6, 5]])
+    taken = blocks.gather(positions, torch.tensor([[True] * 6 + [False]] * 2))
     assert taken.block_ids.tolist() == [
         [NO_BLOCK, NO_BLOCK, NO_BLOCK, NO_BLOCK, 2, NO_BLOCK, PADDING],
         [NO_BLOCK, NO_BLOCK, NO_BLOCK, 0, 0, NO_BLOCK, PADDING],
@@ -97,12 +98,22 @@ def test_two_separators_in_a_row_are_neither_question_nor_first():
     """RoBERTa writes <s> question </s></s> passage </s>."""
     ids = torch.tensor([[CLS, 10, SEP, SEP, 30, 31, SEP]])
     passage = torch.tensor([[False] * 4 + [True] * 2 + [False]])
-    blocks = make_blocks(ids, ids > 0, passage, SPECIAL)
+    blocks = make_blocks(ids, ids > 0, passage)
     assert blocks.separators.tolist() == [[False, False, True, True, False, False, True]]
     assert blocks.question.tolist() == [[False, True] + [False] * 5]
 
 
-def test_without_special_ids_separators_are_what_a_row_ends_with():
+@given(st.lists(st.lists(st.booleans(), min_size=8, max_size=8), max_size=3))
+def test_positions_are_those_of_true_values_in_order(chosen):
+    positions, real = true_positions(torch.tensor(chosen, dtype=torch.bool).view(len(chosen), 8))
+    assert positions.shape[1] == max([1, *map(sum, chosen)])
+    for row, flags in enumerate(chosen):
+        assert positions[row][real[row]].tolist() == [n for n, true in enumerate(flags) if true]
+        assert not any(flags[n] for n in positions[row][~real[row]].tolist())
+        assert len(set(positions[row].tolist())) == positions.shape[1]
+
+
+def test_separators_are_what_a_row_ends_with():
     """Also inside the passage, where they belong to it; rows do not disturb each other."""
     ids = torch.tensor([[2, 9, 3, 7, 3, 8, 3, 0], [2, 3, 9, 7, 3, 8, 9, 0]])
     passage = torch.tensor([[False] * 3 + [True] * 3 + [False] * 2] * 2)
@@ -118,6 +129,6 @@ def test_no_passage_no_block():
     assert blocks.count == 0
     assert blocks.real.shape == blocks.sizes.shape == (1, 0)
     assert blocks.to_positions(torch.zeros(1, 0), 1.0).tolist() == [[1.0] * 6]
-    nothing = make_blocks(*(torch.zeros(2, 4, dtype=t) for t in (int, bool, bool)), SPECIAL)
+    nothing = make_blocks(*(torch.zeros(2, 4, dtype=t) for t in (int, bool, bool)))
     assert nothing.count == 0
     assert nothing.padding.all()

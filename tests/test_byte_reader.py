@@ -310,13 +310,13 @@ def test_logits_do_not_depend_on_the_batch(variant):
     reader = build_byte_reader(variant).eval()
     features = passage_features(examples(), ByteConfig("utf-8"))
     batch = collate_passages(features)
-    output = reader(batch, attentions=True)
+    output = reader(batch)
     assert output.start_logits.shape == output.mask.shape == batch.mask.shape
     row = 0
     for feature in features:
         for q in range(len(feature.examples)):
             alone = replace(feature, **{name: (getattr(feature, name)[q],) for name in PARALLEL})
-            single = reader(collate_passages([alone]), attentions=True)
+            single = reader(collate_passages([alone]))
             here = output.mask[row]
             for together, apart in zip(output[:2], single[:2], strict=True):
                 assert torch.allclose(

@@ -123,7 +123,7 @@ def test_a_loaded_reader_has_the_weights_and_settings_of_its_run(trained):
 def test_random_gold_answers_are_drawn_from_the_seed(cache, data):
     config = replace(SHORT, answers="random")
     first = weights_of(cache.run(train_bytes, config, {"data": data}))
-    again = weights_of(cache.run(train_bytes, config, {"data": data}, force=True))
+    again = weights_of(cache.run(train_bytes, config, {"data": data}, force="2999"))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 

@@ -17,9 +17,9 @@ from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.skim import calibration
 from qalib.skim.calibration import (
+    BlockPredictions,
     Calibration,
     Measurement,
-    PruningSimulator,
     budget_at_recall,
     calibrate,
     calibrate_threshold,
@@ -33,7 +33,6 @@ from qalib.skim.cost import CostModel
 from qalib.skim.predictors import ModelShape, PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer, select_blocks
 from qalib.skim.storage import save_skimmer
-from qalib.skim.training import BlockPredictions
 
 COST = CostModel.bert(6, 384)
 LEVELS = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]  # exact in float32 or far apart: no rounding
@@ -108,7 +107,7 @@ def simulators(draw):
     def column(each):
         return np.array(draw(st.lists(each, min_size=len(steps), max_size=len(steps))))
 
-    return PruningSimulator(
+    return BlockPredictions(
         np.cumsum(steps),
         column(st.integers(1, 9)),
         column(st.tuples(st.booleans(), st.booleans())),
@@ -116,14 +115,14 @@ def simulators(draw):
     )
 
 
-def slow_kept(simulator, threshold: float) -> list[set[int]]:
+def slow_kept(simulator, threshold: float) -> dict[int, set[int]]:
     """Kept blocks, question by question with the rule of the skimmer itself."""
-    kept = []
-    for question in range(simulator.question.max() + 1):
-        mine = np.flatnonzero(simulator.question == question).tolist()
+    kept = {}
+    for question in np.unique(simulator.row).tolist():
+        mine = np.flatnonzero(simulator.row == question).tolist()
         scores = torch.tensor([[simulator.scores[2][n] for n in mine]])
         chosen = select_blocks(scores.logit(), torch.ones_like(scores).bool(), threshold)
-        kept.append({n for n, yes in zip(mine, chosen[0].tolist(), strict=True) if yes})
+        kept[question] = {n for n, yes in zip(mine, chosen[0].tolist(), strict=True) if yes}
     return kept
 
 
@@ -131,13 +130,13 @@ def slow_kept(simulator, threshold: float) -> list[set[int]]:
 @given(simulator=simulators(), threshold=st.sampled_from(LEVELS))
 def test_the_simulator_does_what_the_skimmer_would(simulator, threshold):
     kept, found = slow_kept(simulator, threshold), []
-    assert set(np.flatnonzero(simulator.kept(2, threshold)).tolist()) == set().union(*kept)
+    assert set(np.flatnonzero(simulator.kept(2, threshold)).tolist()) == set().union(*kept.values())
     cost = CostModel(
         COST.layers, COST.head, predictors={2: lambda n, q: 100.0 * n * (q + 1)}, forwarded=1000
     )
     total = full = 0.0
-    for question, chosen in enumerate(kept):
-        mine = set(np.flatnonzero(simulator.question == question).tolist())
+    for question, chosen in kept.items():
+        mine = set(np.flatnonzero(simulator.row == question).tolist())
         needed = [{n for n in mine if simulator.answers[n, a]} for a in range(2)]
         if any(needed):  # does one of the answers lie wholly in these blocks?
             found.append(any(blocks and blocks <= chosen for blocks in needed))
@@ -146,13 +145,13 @@ def test_the_simulator_does_what_the_skimmer_would(simulator, threshold):
         total += cost.encoder_macs([before] * 2 + [after] * 5)
         total += 100.0 * (before - 19) * 17 + 1000 * (before - after)
     assert (simulator.conformity_scores(2) >= threshold).tolist() == found
-    tokens = simulator.sizes[list(set().union(*kept))].sum()
+    tokens = simulator.sizes[list(set().union(*kept.values()))].sum()
     assert simulator.token_fraction(2, threshold) == pytest.approx(tokens / simulator.sizes.sum())
     assert simulator.relative_flops(2, threshold, cost) == pytest.approx(total / full)
     assert threshold or simulator.token_fraction(2, threshold) == 1
 
 
-def made(questions: int, seed: int = 0, layers=(2, 4)) -> PruningSimulator:
+def made(questions: int, seed: int = 0, layers=(2, 4)) -> BlockPredictions:
     """Questions with some blocks each; answers in one block, in two, in several ways or nowhere."""
     rng = np.random.default_rng(seed)
     row, answers, scores = [], [], {n: [] for n in layers}
@@ -170,14 +169,14 @@ def made(questions: int, seed: int = 0, layers=(2, 4)) -> PruningSimulator:
             values.append(1 / (1 + np.exp(-(2 * depth * (held.any(1) - 0.5) + noise))))
     scores = {n: np.concatenate(x).astype(np.float32) for n, x in scores.items()}
     sizes = rng.integers(1, 33, len(row))
-    return PruningSimulator(np.array(row), sizes, np.concatenate(answers), scores)
+    return BlockPredictions(np.array(row), sizes, np.concatenate(answers), scores)
 
 
-def one_answer_each(scores) -> PruningSimulator:
+def one_answer_each(scores) -> BlockPredictions:
     """A question for every score: its answer block, and a better block that is kept anyway."""
     values = np.stack([np.ones(len(scores)), scores], axis=1).ravel()
     question, answers = np.repeat(np.arange(len(scores)), 2), np.tile([False, True], len(scores))
-    return PruningSimulator(question, np.full(len(values), 20), answers[:, None], {1: values})
+    return BlockPredictions(question, np.full(len(values), 20), answers[:, None], {1: values})
 
 
 # --- a threshold for a recall ---
@@ -230,15 +229,9 @@ def test_how_many_questions_a_recall_takes(recall, confidence, needed):
 # --- what is measured and stored ---
 
 
-def predictions_of(simulator: PruningSimulator) -> BlockPredictions:
-    return BlockPredictions(
-        simulator.question, simulator.sizes, simulator.answers, simulator.scores
-    )
-
-
-def data_of(simulator: PruningSimulator, passages: int, name: str = "mine") -> Dataset:
+def data_of(simulator: BlockPredictions, passages: int, name: str = "mine") -> Dataset:
     """Questions in the order of the simulator's, about so many passages."""
-    count = int(simulator.question.max()) + 1
+    count = int(simulator.row.max()) + 1
     texts = [f"passage {n * passages // count}" for n in range(count)]
     return make_dataset(name, [Example(str(n), "?", text) for n, text in enumerate(texts)])
 
@@ -251,12 +244,10 @@ def calibrated(monkeypatch):
         data = data_of(simulator, passages)
         found = {"mine": simulator} | {f"other {n}": x for n, x in enumerate(further)}
         others = [data_of(x, 5, name) for name, x in found.items() if name != "mine"]
-        monkeypatch.setattr(
-            calibration, "block_predictions", lambda m, d, *_, **__: predictions_of(found[d.name])
-        )
+        monkeypatch.setattr(calibration, "block_predictions", lambda m, d, *_, **__: found[d.name])
         monkeypatch.setattr(calibration.CostModel, "of", lambda *_: COST)
         config = SkimConfig(PredictorConfig("question", block_size=8), (2, 4))
-        skimmer = Skimmer(config, ModelShape(6, 12, 384), "bert")
+        skimmer = Skimmer(config, ModelShape(6, 12, 384, "bert"))
         model = SimpleNamespace(skimmer=skimmer, reader=SimpleNamespace(encoder=None))
         return calibrate(model, data, WindowConfig(), recall, further=others, **options)
 
@@ -285,7 +276,7 @@ def test_cross_validation_tests_passages_that_the_threshold_was_not_chosen_on(ca
     folds = min(10, passages)
     for fold in range(folds):
         mine = {c for n, c in enumerate(names) if n * folds // passages == fold}
-        held = np.array([e.context in mine for e in data])[simulator.question]
+        held = np.array([e.context in mine for e in data])[simulator.row]
         tested, rest = simulator.subset(held), simulator.subset(~held)
         choices = {}
         for layer in (2, 4):
@@ -348,5 +339,3 @@ def test_a_calibration_comes_back_and_damage_is_named(tmp_path):
         save_skimmer(tmp_path, skimmer, calibration=damaged)
         with pytest.raises(QalibError, match=r"skim\.json, calibration"):
             load_calibration(tmp_path)
-    with pytest.raises(QalibError, match="11 answers of 10"):
-        Measurement("mine", 10, 11, 0.5)

@@ -70,12 +70,12 @@ def test_sources_and_commands_are_listed():
 def test_notebooks_are_checked_or_run(monkeypatch):
     results = {"00_toy": "", "01_toy": ""}
     monkeypatch.setattr("qalib.study.notebooks.run_notebooks", lambda *args: results)
-    monkeypatch.setattr("qalib.study.stamps.check", lambda profile: [])
+    monkeypatch.setattr("qalib.study.notebooks.check", lambda profile: [])
     words = ("study", "run-notebooks", "--profile", "laptop")
     assert run(*words).exit_code == 0
     assert "Everything is up to date." in run(*words, "--check").output
     results["01_toy"] = "01 cell 3: no"
-    monkeypatch.setattr("qalib.study.stamps.check", lambda profile: ["00_toy: stale"])
+    monkeypatch.setattr("qalib.study.notebooks.check", lambda profile: ["00_toy: stale"])
     for more, shown in (((), "1 failed:\n01 cell 3: no"), (("--check",), "00_toy: stale")):
         done = run(*words, *more)
         assert done.exit_code == 1

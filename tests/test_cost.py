@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_encoders import CONFIGS, tiny_encoder, windows
+from tiny_encoders import CONFIGS, keep_blocks, tiny_encoder, windows
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -12,9 +12,10 @@ from qalib.skim.cost import (
     CostModel,
     LayerCost,
     ideal_speedup,
+    predictor_macs,
     token_counts,
 )
-from qalib.skim.predictors import ModelShape, PredictorConfig, layer_macs, predictor_macs
+from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer
 
 BERT_BASE = CostModel.bert(12, 768)
@@ -60,10 +61,10 @@ def test_a_pass_costs_what_torch_counts(kind):
         blocks = -(-sizes[1] // 4)
         first = torch.arange(blocks)[None] % 3 != 1
         keep = {1: first, 2: first & (torch.arange(blocks)[None] < 4)}
-        output = skimmer.run(model, **inputs, keep=keep)
+        output = keep_blocks(skimmer, keep).run(model, **inputs)
         tokens = output.tokens[0].numpy()
         assert sizes[1] < 21 or tokens[0] > tokens[1] > tokens[2]
-        expected = counted_macs(lambda a=inputs, k=keep: skimmer.run(model, **a, keep=k))
+        expected = counted_macs(lambda a=inputs, k=keep: keep_blocks(skimmer, k).run(model, **a))
         assert cost.encoder_macs(tokens) == expected - positions
     inputs.pop("passage")
     full = token_counts(inputs["input_ids"].shape[1], {}, 3)
@@ -84,9 +85,8 @@ def test_counting_leaves_a_model_as_it_was():
 
 def test_a_shape_is_enough_for_bert():
     assert CostModel.of(tiny_encoder(intermediate_size=64)) == CostModel.bert(3, 16)
-    shape = ModelShape(12, 12, 768)
     head = 384 * 768 * 2
-    layers = 12 * layer_macs(shape, 384)
+    layers = 12 * (12 * 384 * 768**2 + 2 * 384**2 * 768)
     assert BERT_BASE.encoder_macs(token_counts(384, {}, 12)) == layers + head
     assert CostModel.of(tiny_encoder("albert")).embedding == 8 * 16
 
@@ -158,10 +158,10 @@ def test_forwarded_tokens_are_counted():
     skimmer = Skimmer.from_encoder(model, config).eval()
     inputs, cost = windows(rows=((3, 20),)), CostModel.of(model, skimmer)
     keep = torch.tensor([[True, False, True, False, False]])
-    output = skimmer.run(model, **inputs, keep=keep)
+    output = keep_blocks(skimmer, keep).run(model, **inputs)
     given, left = output.tokens[0, 0].item(), output.tokens[0, -1].item()
     assert left < given
-    counted = counted_macs(lambda: skimmer.run(model, **inputs, keep=keep))
+    counted = counted_macs(lambda: keep_blocks(skimmer, keep).run(model, **inputs))
     expected = cost.encoder_macs(output.tokens[0].numpy()) + cost.forwarded * (given - left)
     assert counted == expected + cost.head * left
     counted = predictor_macs(PredictorConfig("combined", 4), skimmer.shape, 32, 3, packed=True)

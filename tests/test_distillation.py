@@ -10,7 +10,7 @@ from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import make_dataset
 from qalib.data.windows import WindowConfig
 from qalib.distill.distractors import MiningConfig
-from qalib.distill.teacher_cache import TeacherCacheConfig
+from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig
 from qalib.losses import DistillConfig
@@ -40,7 +40,6 @@ from qalib.study.stages.distillation import (
     load_word_reader,
     new_reader,
     student_task,
-    teacher_targets,
     train_student,
     train_words,
     word_answerer,
@@ -226,7 +225,7 @@ def test_an_encoder_teaches_another_by_all_four_losses(runs):
     teacher = runs.run(train_encoder, base, {"data": PART})
     config = TeacherCacheConfig(MiningConfig(k=4))
     cached = runs.run(cache_teacher, config, {"data": PART, "teacher": teacher})
-    targets = teacher_targets([cached])
+    targets = TeacherTargets([cached.file("teacher-0/start.npy").parent])
     assert targets.hops == ["align 1", "align 2", "align 3"]
     for row in (0, 7):
         span, question = targets.spans[row], PART.examples[row].question

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from test_activations import attention_for
-from test_blocks import SPECIAL, batch_of
+from test_blocks import batch_of
 from test_predictors import MIXED, inputs_of
 from torch.nn import functional
 
@@ -43,7 +43,7 @@ def equation_2(maps, source, target):
 @pytest.mark.parametrize("size", [1, 20])
 def test_six_features_are_equation_2(size):
     ids, real, passage = batch_of(MIXED)
-    blocks = make_blocks(ids, real, passage, SPECIAL, size)
+    blocks = make_blocks(ids, real, passage, size)
     view = attention_for(blocks)
 
     def six(maps, inside, question, first, separators):
@@ -58,7 +58,7 @@ def test_six_features_are_equation_2(size):
 
 def test_question_features_are_masses_per_token():
     ids, real, passage = batch_of(MIXED)
-    blocks = make_blocks(ids, real, passage, SPECIAL, 4)
+    blocks = make_blocks(ids, real, passage, 4)
     view = attention_for(blocks)
 
     def masses(maps, inside, question, first, separators):
@@ -105,7 +105,7 @@ def test_word_overlap_counts_rare_words_more():
     #             [CLS] 7  8  7  9 [SEP] 7  5  | 5  8  | 7  7  [SEP]
     ids = torch.tensor([[1, 7, 8, 7, 9, 2, 7, 5, 5, 8, 7, 7, 2]])
     passage = torch.tensor([[False] * 6 + [True] * 6 + [False]])
-    blocks = make_blocks(ids, ids > 0, passage, SPECIAL, 2)
+    blocks = make_blocks(ids, ids > 0, passage, 2)
     # 7 stands three times in the passage, 8 once, 9 never: weights 1/3, 1, 0
     expected = torch.tensor([[1 / 3, 1.0, 1 / 3]]) / (4 / 3)
     torch.testing.assert_close(features.word_overlap(ids, blocks), expected)
@@ -113,7 +113,7 @@ def test_word_overlap_counts_rare_words_more():
 
 def test_placement_relative_and_beside():
     ids, real, passage = batch_of([(1, 5), (1, 2), (1, 0)])
-    blocks = make_blocks(ids, real, passage, SPECIAL, 2)
+    blocks = make_blocks(ids, real, passage, 2)
     expected = torch.zeros(3, 3, 3)
     expected[0] = torch.tensor(
         [[1 / 6, 0.0, math.log(2)], [3 / 6, math.log(2), math.log(2)], [5 / 6, math.log(3), 0.0]]
@@ -132,8 +132,9 @@ def test_placement_relative_and_beside():
 
 def test_a_block_that_is_gone_is_no_neighbour():
     ids, real, passage = batch_of([(1, 6)])
-    blocks = make_blocks(ids, real, passage, SPECIAL, 2)
-    left = blocks.gather(torch.tensor([[0, 1, 2, 3, 4, 7, 8, 9]]))  # without the middle block
+    blocks = make_blocks(ids, real, passage, 2)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 7, 8, 9]])  # without the middle block
+    left = blocks.gather(positions, torch.ones(1, 8).bool())
     values = torch.tensor([[[1.0], [2.0], [6.0]]])
     assert features.neighbour(values, left.real, 1)[..., 0].tolist() == [[0.0, 0.0, 0.0]]
     assert features.relative(values, left.real)[..., 0].tolist() == [[-2.5, 0.0, 2.5]]

@@ -9,10 +9,13 @@ import matplotlib
 import pandas as pd
 import pytest
 
+from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.figures import save_figure
 from qalib.study.plotting import style
+from qalib.study.profiles import Profile
+from qalib.study.session import Study
 
 POINTS = pd.DataFrame({"step": [1, 2, 3], "loss": [0.1 + 0.2, 1e-9, 2.0]})
 
@@ -30,10 +33,14 @@ def draw():
     return fig
 
 
-def save(folder: Path, name: str = "00_loss", data=POINTS, **changes) -> Path:
-    told = {"profile": "ci", "notebook": "00_toy", "seed": 1, "runs": ["train-b", "train-a"]}
-    told |= {"datasets": {"dev": "ab" * 32}, "folder": folder} | changes
-    return save_figure(name, draw(), data, **told)
+DEV = build_corpus(CorpusConfig(questions=2))
+
+
+def save(folder: Path, name: str = "00_loss", data=POINTS, profile: str = "ci") -> Path:
+    study = Study("00_toy", Profile(profile, {}), seed=1, cache=None)
+    study.runs = {"train-b": None, "train-a": None}
+    study.datasets = {DEV.name: DEV}
+    return save_figure(study, name, draw(), data, folder=folder)
 
 
 def test_a_figure_is_four_files(tmp_path):
@@ -51,7 +58,7 @@ def test_a_figure_is_four_files(tmp_path):
     assert record["seed"] == 1
     assert record["profile"] == "ci"
     assert record["runs"] == ["train-a", "train-b"]
-    assert record["data"] == {"dev": "ab" * 32}
+    assert record["data"] == {DEV.name: DEV.provenance()}
     assert set(record["sha256"]) == {"png", "svg", "csv"}
     text = json.dumps(record)
     assert str(tmp_path) not in text
@@ -92,7 +99,7 @@ def test_the_runner_is_told_and_points_may_be_a_mapping(tmp_path, monkeypatch):
     save(tmp_path, data={"x": [1, 2]})
     assert (tmp_path / "ci" / "00_loss.csv").read_text() == "x\n1\n2\n"
     notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
-    assert [entry[:2] for entry in notes] == [["figure", "00_loss"], ["data", "dev"]]
+    assert [entry[:2] for entry in notes] == [["figure", "00_loss"]]
     assert set(notes[0][2]) == {"png", "svg", "csv"}
 
 

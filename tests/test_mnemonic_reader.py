@@ -23,13 +23,11 @@ from qalib.models.mnemonic_reader import (
     MnemonicConfig,
     MnemonicReader,
     PointerHop,
+    WordEmbeddings,
     build_mnemonic_reader,
     others,
-    pool,
-)
-from qalib.models.word_embeddings import (
-    WordEmbeddings,
     packaged_embeddings,
+    pool,
 )
 
 TINY = MnemonicConfig(hidden=6, width=7, characters=4, dropout=0.0)

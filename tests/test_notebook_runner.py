@@ -19,15 +19,13 @@ from qalib.errors import QalibError
 from qalib.paths import ROOT
 from qalib.study.notebooks import (
     LARGEST,
-    copy_outputs,
-    run_notebooks,
-)
-from qalib.study.stamps import (
     Notebook,
     ProjectPaths,
     check,
+    copy_outputs,
     list_notebooks,
     make_stamp,
+    run_notebooks,
     why_stale,
 )
 
@@ -69,12 +67,16 @@ print(f"{profile} {seed} {toy.size} {Path.cwd().name}")
 print("a", "warning", file=sys.stderr)
 names = ["HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "QALIB_PROFILE"]
 {"python": sys.executable, **{name: os.environ[name] for name in names}}""",
-    "plot": """from matplotlib.figure import Figure
+    "plot": """from types import SimpleNamespace
+from matplotlib.figure import Figure
+from qalib.files import log_usage
 from qalib.study.figures import save_figure
+log_usage("data", "dev", "ab")
+study = SimpleNamespace(name="00_good", profile=SimpleNamespace(name=profile), seed=seed,
+                        runs={run.short: run}, datasets={})
 fig = Figure(figsize=(1, 1))
 fig.subplots().plot([1, 2])
-save_figure("00_toy", fig, {"y": [1, 2]}, profile=profile, notebook="00_good",
-            runs=[run.short], datasets={"dev": "ab"}, folder=Path("../figures"));""",
+save_figure(study, "00_toy", fig, {"y": [1, 2]}, folder=Path("../figures"));""",
 }
 
 
@@ -147,7 +149,7 @@ def test_one_that_fails_does_not_stop_the_others(ran):
     assert [bool(problem) for problem in results.values()] == [False, True, True, True]
     assert said[0] == "00_good (1 of 4): started in profile study"
     assert re.fullmatch(r"00_good \(1 of 4\): done in \d+ s", said[1])
-    assert said[3] == "01_bad (2 of 4): 01 cell 4 [fail] ZeroDivisionError: division by zero"
+    assert said[3] == "01_bad (2 of 4): 01 cell 4 of 5 [fail] ZeroDivisionError: division by zero"
     assert "02 the kernel died" in said[5]
     assert "03 a cell took more than the 1 s" in said[7]
 

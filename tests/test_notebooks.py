@@ -9,8 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from qalib.paths import ROOT
-from qalib.study.notebooks import LARGEST
-from qalib.study.stamps import ProjectPaths, list_notebooks, outputs_hash
+from qalib.study.notebooks import LARGEST, ProjectPaths, list_notebooks, outputs_hash
 
 PARAMETERS = """profile = os.environ.get("QALIB_PROFILE", "laptop")  # or ci, study, paper
 seed = 0  # first seed; the profile sets how many"""

@@ -4,21 +4,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import CONFIGS, tiny_encoder, tiny_skimmer, windows
+from tiny_encoders import CONFIGS, keep_blocks, tiny_encoder, tiny_skimmer, windows
+from torch import nn
 
-from qalib.skim import packed, skimmer
+from qalib.skim import packed
 from qalib.skim.activations import FullAttention
+from qalib.skim.adapters import LayerAdapter
 from qalib.skim.blocks import make_blocks
 from qalib.skim.packed import (
-    FusedAttention,
-    PackedForward,
-    eager_attention_with_lse,
+    MIN_LOGIT,
+    ForwardPass,
+    attention_with_lse,
     equal_length_groups,
+    fused_attention,
     one_group,
-    sdpa,
-    sdpa_with_lse,
 )
-from qalib.skim.padded import MIN_LOGIT, PaddedForward
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer
 
@@ -140,15 +140,15 @@ def test_any_rows_and_any_choice(
         min_pruned_fraction=min_pruned_fraction,
         min_tokens=min_tokens,
     )
-    how = {}
     if given:
         count = -(-max(passage for _, passage in rows) // 4)
         bits = [[[bool(k >> b & 1) for b in range(count)] for k in half] for half in halves(keep)]
-        how["keep"] = {
-            layer: torch.tensor(half[: len(rows)]).view(len(rows), count)
+        keep = {
+            layer: torch.tensor(half[: len(rows)], dtype=torch.bool).view(len(rows), count)
             for layer, half in zip((1, 3), bits, strict=True)
         }
-    assert_same(*both(skimmer, model, inputs, **how), inputs["attention_mask"].bool())
+        keep_blocks(skimmer, keep)
+    assert_same(*both(skimmer, model, inputs), inputs["attention_mask"].bool())
 
 
 def halves(values):
@@ -183,8 +183,8 @@ def test_rows_side_by_side_with_padding_are_the_same(kind, monkeypatch):
     """As it is done on a GPU: one stack of all rows, padding hidden by the mask."""
 
     def together(lengths):
-        row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-        return [one_group(lengths, row)]
+        longest = max(1, *lengths)
+        return [one_group(torch.arange(longest) < torch.tensor(lengths)[:, None])]
 
     monkeypatch.setattr(packed, "equal_length_groups", together)
     model, inputs = tiny_encoder(kind), windows(kind, rows=MIXED)
@@ -198,15 +198,13 @@ def test_rows_side_by_side_with_padding_are_the_same(kind, monkeypatch):
 def test_groups_are_rows_and_back(lengths):
     rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     values = torch.randn(len(rows), 3)
-    everything = one_group(lengths, rows)
+    everything = one_group(torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None])
     padded = everything.pad(values, 7.0)
     assert padded.shape == (len(lengths), max(1, *lengths), 3)
     for row, length in enumerate(lengths):
         assert torch.equal(padded[row, :length], values[rows == row])
         assert (padded[row, length:] == 7.0).all()
     assert torch.equal(everything.unpad(padded), values)
-    places = [place for length in lengths for place in range(length)]
-    assert everything.positions().tolist() == places
     parts = equal_length_groups(lengths)
     assert [x for at in parts for x in at.lengths] == [x for x in lengths if x]
     assert all(not at.padded and set(at.lengths) == {at.length} for at in parts)
@@ -218,11 +216,9 @@ def test_groups_are_rows_and_back(lengths):
 
 
 def test_gradients_and_training_take_the_padded_way(monkeypatch):
-    taken = []
-    for kind in (PaddedForward, PackedForward):
-        start = kind.start
-        spy = lambda *x, start=start, name=kind.__name__: taken.append(name) or start(*x)  # noqa: E731
-        monkeypatch.setattr(getattr(skimmer, kind.__name__), "start", spy)
+    taken, start = [], ForwardPass.start
+    spy = lambda *x, packed: taken.append(packed) or start(*x, packed)  # noqa: E731
+    monkeypatch.setattr(ForwardPass, "start", spy)
     model, inputs = tiny_encoder(), windows()
     beside = tiny_skimmer(model, prune_layers=(1,))
     beside.run(model, **inputs)
@@ -231,13 +227,7 @@ def test_gradients_and_training_take_the_padded_way(monkeypatch):
         beside.run(model, **inputs, skim=False)
         beside.run(model.train(), **inputs)
         beside.train().run(model.eval(), **inputs)
-    assert taken == [
-        "PaddedForward",
-        "PackedForward",
-        "PackedForward",
-        "PaddedForward",
-        "PaddedForward",
-    ]
+    assert taken == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -271,6 +261,7 @@ ROWS, LENGTH, HEADS, WIDTH = 3, 21, 2, 8
 # float32: rounding of sums over a row. bf16: inputs are rounded to 8 bits, sums stay float32.
 KERNEL_CLOSE = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-4, 2e-2)}
 BIASES = ("none", "padding", "per head", "window of a row")
+LAYER = LayerAdapter(nn.Identity().eval(), None, None, 0.0)  # the bias is added as it is
 
 
 def bias_of(name: str, dtype: torch.dtype) -> torch.Tensor | None:
@@ -312,12 +303,12 @@ def test_the_kernel_gives_the_sums_of_the_formula(dtype, bias):
     """The private kernel itself, so that a torch that lost or changed it is noticed here."""
     inputs = [x.transpose(1, 2) for x in query_key_value(dtype)]
     context, sums = packed._kernel_with_lse(*inputs, bias_of(bias, dtype))
-    expected, expected_sums = eager_attention_with_lse(*inputs, bias_of(bias, dtype))
+    expected, expected_sums = packed._formula_with_lse(*inputs, bias_of(bias, dtype))
     assert sums.dtype == torch.float32
     of_sums, of_context = KERNEL_CLOSE[dtype]
     torch.testing.assert_close(sums, expected_sums, atol=of_sums, rtol=of_sums)
     torch.testing.assert_close(context, expected, atol=of_context, rtol=of_context)
-    plain = sdpa(*query_key_value(dtype), bias_of(bias, dtype))
+    plain, _ = fused_attention(LAYER, *query_key_value(dtype), bias_of(bias, dtype))
     torch.testing.assert_close(
         plain, context.transpose(1, 2).flatten(2), atol=of_context, rtol=of_context
     )
@@ -326,23 +317,24 @@ def test_the_kernel_gives_the_sums_of_the_formula(dtype, bias):
 @pytest.mark.parametrize("error", [AttributeError, NotImplementedError, RuntimeError])
 def test_without_the_kernel_the_formula_answers(monkeypatch, error):
     inputs = *query_key_value(), bias_of("per head", torch.float32)
-    expected = sdpa_with_lse(*inputs)
+    expected, entries = attention_with_lse(LAYER, *inputs)
 
     def gone(*_):
         raise error("no such kernel")
 
     monkeypatch.setattr(packed, "_kernel_with_lse", gone)
-    for got, wanted in zip(sdpa_with_lse(*inputs), expected, strict=True):
-        torch.testing.assert_close(got, wanted)
+    got, others = attention_with_lse(LAYER, *inputs)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(others.lse, entries.lse)
 
 
 def question_blocks(lengths, size=4):
-    """A question of 3, then passages that fill up rows of such lengths."""
+    """A question of 4, then passages that fill up rows of such lengths."""
     place = torch.arange(LENGTH)
     real = place < torch.tensor(lengths)[:, None]
     passage = (place >= 5) & (place < torch.tensor(lengths)[:, None] - 1)
     ids = place.expand(ROWS, -1) + 10
-    return make_blocks(ids, real, passage, (10, 14), size)
+    return make_blocks(ids, real, passage, size)
 
 
 @settings(max_examples=25, deadline=None)
@@ -355,8 +347,8 @@ def question_blocks(lengths, size=4):
 def test_entries_are_those_of_the_whole_map(bias, chosen, lengths, size):
     query, key, value = query_key_value()
     bias = bias_of(bias, torch.float32)
-    _, sums = sdpa_with_lse(query, key, value, bias)
-    few, whole = FusedAttention(query, key, sums, bias), FullAttention(full_map(query, key, bias))
+    _, few = attention_with_lse(LAYER, query, key, value, bias)
+    whole = FullAttention(full_map(query, key, bias))
     chosen, blocks = torch.tensor(chosen).view(ROWS, LENGTH), question_blocks(lengths, size)
     sets = torch.stack([chosen, blocks.question], dim=1)
     close = {"atol": 1e-5, "rtol": 1e-4}
@@ -368,8 +360,8 @@ def test_entries_are_those_of_the_whole_map(bias, chosen, lengths, size):
 
 def test_entries_of_bf16_attention_are_float32_and_close():
     query, key, value = query_key_value(torch.bfloat16)
-    _, sums = sdpa_with_lse(query, key, value, None)
-    few, whole = FusedAttention(query, key, sums), full_map(query, key, None)
+    _, few = attention_with_lse(LAYER, query, key, value, None)
+    whole = full_map(query, key, None)
     chosen = torch.arange(LENGTH).expand(ROWS, -1) < 4
     # A score of 8 to 16 is rounded by up to 1/32 before it is an exponent.
     close = {"atol": 0.05, "rtol": 0.05}

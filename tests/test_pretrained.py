@@ -220,7 +220,7 @@ def test_a_run_is_read_by_folder_and_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("QALIB_STORE", str(tmp_path))
     reader, run = tiny_reader(seed=3), tmp_path / "train-encoder-0123"
     run.mkdir()
-    config = {"encoder": vars(TINY), "windows": {"max_length": 99, "stride": 9}}
+    config = {"encoder": vars(TINY), "windows": {"max_length": 99, "doc_stride": 9}}
     stored = {"stage": "train-encoder", "config": config}
     (run / "config.json").write_text(json.dumps(stored))
     save_weights(dict(reader.named_parameters()), run / "weights.safetensors")

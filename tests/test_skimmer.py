@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import CONFIGS, tiny_encoder, tiny_skimmer, windows
+from tiny_encoders import CONFIGS, keep_blocks, tiny_encoder, tiny_skimmer, windows
 from torch import nn
 
 from qalib.errors import QalibError
 from qalib.skim.blocks import make_blocks
-from qalib.skim.padded import MIN_LOGIT
+from qalib.skim.packed import MIN_LOGIT
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, select_blocks, skip_unprofitable
 
@@ -227,7 +227,7 @@ def test_skipped_tokens_are_as_if_hidden_from_the_layers_above(kind):
         1: torch.tensor([[True, False, True, True, False, True, True, False]] * 3),
         2: torch.tensor([[True, True, False, True, True, True, False, True]] * 3),
     }
-    output = skimmer.run(model, **inputs, keep=keep)
+    output = keep_blocks(skimmer, keep).run(model, **inputs)
     gone = {n: output.blocks.to_positions(~kept, False).bool() for n, kept in output.kept.items()}
     expected = own_forward_with_hidden_keys(model, inputs, gone)
     stays = inputs["attention_mask"].bool() & ~gone[2]
@@ -248,7 +248,7 @@ def test_keeping_everything_changes_nothing(kind):
     torch.testing.assert_close(output.token_fraction, torch.ones(3))
     skimmer.set_options(thresholds=(1.0, 1.0))
     everything = output.blocks.real
-    oracle = skimmer.run(model, **inputs, keep=everything)
+    oracle = keep_blocks(skimmer, everything).run(model, **inputs)
     torch.testing.assert_close(logits(oracle)[real], expected, **CLOSE)
     watched = skimmer.run(model, **inputs, skim=False)
     torch.testing.assert_close(logits(watched)[real], expected, **CLOSE)
@@ -261,7 +261,7 @@ def test_question_and_special_tokens_are_never_left_out():
     """With no block kept at all, exactly the passage is gone; position 0 can still be answered."""
     model, inputs = tiny_encoder(), windows()
     skimmer = tiny_skimmer(model, prune_layers=(1,), thresholds=(1.0,), min_blocks=0)
-    output = skimmer.run(model, **inputs, keep=torch.zeros(3, 8).bool())
+    output = keep_blocks(skimmer, torch.zeros(3, 8).bool()).run(model, **inputs)
     gone = inputs["passage"] | ~inputs["attention_mask"].bool()
     assert torch.equal(output.start_logits == MIN_LOGIT, gone)
     assert torch.equal(output.end_logits == MIN_LOGIT, gone)
@@ -276,7 +276,7 @@ def test_tokens_count_what_each_layer_reads_to_its_end():
     skimmer = tiny_skimmer(model, prune_layers=(2,))
     keep = torch.zeros(3, 8).bool()
     keep[:, 1] = True
-    output = skimmer.run(model, **inputs, keep=keep)
+    output = keep_blocks(skimmer, keep).run(model, **inputs)
     assert output.tokens.tolist() == [[27, 27, 10, 10], [16, 16, 12, 12], [35, 35, 9, 9]]
     torch.testing.assert_close(output.token_fraction, torch.tensor([4 / 21, 4 / 8, 4 / 30]))
 
@@ -288,7 +288,7 @@ def test_the_second_pruning_layer_has_remaining_blocks_only():
     first = torch.zeros(3, 8).bool()
     first[:, [0, 1]] = True
     first[2, 7] = True
-    output = skimmer.run(model, **inputs, keep={1: first})
+    output = keep_blocks(skimmer, {1: first}).run(model, **inputs)
     assert torch.equal(output.scored[1], output.blocks.real)
     assert torch.equal(output.scored[3], first & output.blocks.real)
     assert not (output.kept[3] & ~output.kept[1]).any()
@@ -360,9 +360,9 @@ def test_bf16_autocast_is_close(kind):
     inputs["attention_mask"][1], inputs["passage"][1] = 0, False  # nothing but padding
     skimmer = tiny_skimmer(model, prune_layers=(1, 2))
     keep = torch.tensor([[True, False] * 4] * 3)
-    exact = skimmer.run(model, **inputs, keep=keep)
+    exact = keep_blocks(skimmer, keep).run(model, **inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = skimmer.run(model, **inputs, keep=keep)
+        rounded = keep_blocks(skimmer, keep).run(model, **inputs)
     assert rounded.start_logits.dtype == torch.float32
     real = inputs["attention_mask"].bool()
     same = logits(exact)[:, real] == MIN_LOGIT

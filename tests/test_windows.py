@@ -18,7 +18,7 @@ from qalib.data.windows import (
     training_windows,
 )
 from qalib.errors import QalibError
-from qalib.models.encoder import MINILM, model_folder
+from qalib.models.folders import MINILM, model_folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from qalib.data.words import (
     word_windows,
 )
 from qalib.errors import QalibError
-from qalib.models.encoder import MINILM, model_folder
+from qalib.models.folders import MINILM, model_folder
 
 PASSAGE = (
     "Zoë founded the BBC-2 bakery in 1984; bakeries, founded later, unfounded Ωmega \U0001f600."

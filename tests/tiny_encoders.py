@@ -17,7 +17,7 @@ from transformers import (
 
 from qalib.skim.adapters import adapt_encoder
 from qalib.skim.predictors import PredictorConfig
-from qalib.skim.skimmer import SkimConfig, Skimmer
+from qalib.skim.skimmer import SkimConfig, Skimmer, skip_unprofitable
 
 CLS, SEP = 2, 3
 SIZE = {
@@ -141,3 +141,19 @@ def tiny_skimmer(model: nn.Module, block_size: int = 4, **settings) -> Skimmer:
     for layer in skimmer.predictors:
         skimmer.predictors[layer] = Mass(predictor, skimmer.shape, int(layer))
     return skimmer.eval()
+
+
+def keep_blocks(skimmer: Skimmer, keep: Tensor | dict[int, Tensor]) -> Skimmer:
+    """Keep given blocks in place of the predictors' choice.  (B, K) bool, or that by layer"""
+    skimmer.__dict__.pop("_select", None)
+    choose, config = skimmer._select, skimmer.config
+
+    def select(number, blocks, scores):
+        given = keep.get(number) if isinstance(keep, dict) else keep
+        if given is None:
+            return choose(number, blocks, scores)
+        kept = given & blocks.real
+        return skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
+
+    skimmer._select = select
+    return skimmer

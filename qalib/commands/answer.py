@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from qalib.inference import Prediction, QuestionAnswerer
 
 
+@options.takes(options.AnswerOptions, "decoding")
 def answer_command(
+    decoding: options.AnswerOptions,
     question: Annotated[str, typer.Argument(help="the question, or with --output the data")] = "",
     passage: Annotated[Path | None, typer.Option(help="text file; default: stdin")] = None,
     questions: Annotated[Path | None, typer.Option(help="a file of questions, one a line")] = None,
@@ -38,16 +40,7 @@ def answer_command(
     skip_bad: options.SkipBadOption = False,
     as_json: options.JsonOption = False,
     model: options.ModelOption = "",
-    n_best_size: options.NBestSizeOption = 1,
-    max_seq_length: options.MaxSeqLengthOption = None,
-    doc_stride: options.DocStrideOption = None,
-    max_query_length: options.MaxQueryLengthOption = None,
-    max_answer_length: options.MaxAnswerLengthOption = 30,
-    null: options.NullOption = False,
-    null_score_diff_threshold: options.NullThresholdOption = 0.0,
-    batch_size: options.BatchSizeOption = None,
     device: options.DeviceOption = "",
-    precision: options.PrecisionOption = "auto",
     skim: Annotated[bool, typer.Option("--skim", help="skim with the model's skimmer")] = False,
     skimmer: options.SkimmerOption = "",
 ) -> None:
@@ -67,25 +60,14 @@ def answer_command(
         from qalib.inference import QuestionAnswerer
 
         where = place if place.startswith(device) else device  # each process has a GPU of its own
-        if skim:
-            from qalib.skim.reader import load_skim_answerer, skimmer_folders
-        config = options.answer_config(
-            skimmer_folders(model, skimmer)[0] if skim else model,
-            max_seq_length=max_seq_length,
-            doc_stride=doc_stride,
-            max_query_length=max_query_length,
-            null=null,
-            batch_size=batch_size,
-            n_best_size=n_best_size,
-            max_answer_length=max_answer_length,
-            null_score_diff_threshold=null_score_diff_threshold,
-            precision=precision,
-        )
         if not skim:
-            return QuestionAnswerer.load(model, config, where)
+            return QuestionAnswerer.load(model, decoding.config(model), where)
+        from qalib.skim.reader import load_skim_answerer, skimmer_folders
+
+        config = decoding.config(skimmer_folders(model, skimmer)[0])
         return load_skim_answerer(model, skimmer, config, device=where)
 
-    n_best = output and n_best_size > 1 and dataset and _n_best_path(output)
+    n_best = output and decoding.n_best_size > 1 and dataset and _n_best_path(output)
     outputs = [path for path in (output, null_odds, n_best) if path]
     for number, path in enumerate(outputs):
         check_output(path, (dataset, questions, passage, model, skimmer, *outputs[:number]))

@@ -1,6 +1,5 @@
 """The ``bench`` commands: how fast this machine trains and answers, in interleaved rounds."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from qalib.commands.options import JsonOption, ModelOption, SkimmerOption
 from qalib.commands.output import to_json
+from qalib.commands.train import say
 
 app = typer.Typer(help="How fast this machine trains and answers.", no_args_is_help=True)
 RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
@@ -23,13 +23,11 @@ def bench_train_command(rounds: RoundsOption = 5, as_json: JsonOption = False) -
     from qalib.study.stages.benchmarks import time_training
     from qalib.training import choose_precision
 
-    _say("this processor trains in {} ({})".format(*choose_precision()))
-    data, tokenizer = (
-        build_corpus(CorpusConfig(questions=2000)),
-        build_encoder(EncoderConfig()).tokenizer,
-    )
+    say("this processor trains in {} ({})".format(*choose_precision()))
+    data = build_corpus(CorpusConfig(questions=2000))
+    tokenizer = build_encoder(EncoderConfig()).tokenizer
     windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
-    print(report(time_training(windows, rounds, progress=_say), as_json))
+    print(report(time_training(windows, rounds, progress=say), as_json))
 
 
 @app.command("answer")
@@ -66,7 +64,7 @@ def bench_answer_command(
         answerers["full, bf16"] = QuestionAnswerer.load(model, auto)
     if skimmer or not model:
         answerers["skimming"] = load_skim_answerer(model, skimmer, auto)
-    print(report(time_answering(answerers, test, rounds, _say), as_json))
+    print(report(time_answering(answerers, test, rounds, say), as_json))
 
 
 def report(rows: Sequence[dict], as_json: bool = False) -> str:
@@ -84,7 +82,3 @@ def report(rows: Sequence[dict], as_json: bool = False) -> str:
     title = f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     note = "medians over interleaved rounds; --json adds their quartiles"
     return f"{title}; {note}\n\n{tabulate(cells, headers, floatfmt=',.3g', intfmt=',')}"
-
-
-def _say(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr, flush=True)

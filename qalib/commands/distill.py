@@ -1,22 +1,16 @@
 """The ``distill`` command: models that answer teach a smaller or faster one."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperCommand
 
+from qalib.commands.options import takes
 from qalib.commands.output import is_main_process
-from qalib.commands.train import (
-    DataArgument,
-    TrainingOptions,
-    check_new_folder,
-    model_name,
-    say,
-    takes_training_options,
-    train_model,
-)
+from qalib.commands.train import DataArgument, TrainingOptions, model_name, say, train_model
 from qalib.errors import QalibError
 
 if TYPE_CHECKING:
@@ -41,7 +35,7 @@ class SeveralTeachers(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-@takes_training_options
+@takes(TrainingOptions, "training")
 def distill_command(
     data: DataArgument,
     training: TrainingOptions,
@@ -66,8 +60,7 @@ def distill_command(
     for teachers and students with the same tokens, and slower. OUTPUT becomes a Hugging Face folder
     with a card; give the command again to resume after a kill.
     """
-    check_new_folder(output)
-    dataset, scored = training.load(data)
+    dataset, scored = training.load(data, output)
     from qalib.distill.alignment import token_spans
     from qalib.distill.encoders import align_layers, distilled_task
     from qalib.distill.teacher_cache import TeacherTargets
@@ -100,11 +93,10 @@ def distill_command(
         return distilled_task(task, spans, targets, loss)
 
     models = list(teachers) if shallow else [student, *teachers]
-    facts = {"base model": model_name(models[0]), "data": dataset.name, "questions": len(dataset)}
-    facts |= {"teachers": ", ".join(map(model_name, teachers))}
+    facts = {"teachers": ", ".join(map(model_name, teachers))}
     facts |= {"student": student} if shallow else {}
     request = {"models": models, "student": student, "loss": loss}
-    train_model(make_task, reader, windows, output, training, dataset, scored, request, facts)
+    train_model(make_task, reader, windows, output, training, dataset, scored, request, **facts)
 
 
 def load_student(student: str, teacher: str) -> "EncoderReader":
@@ -158,7 +150,7 @@ def cache_outputs(
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")
         return teacher_outputs(reader, task, progress=f"teacher {number + 1}")
 
-    functions = [lambda number=number: outputs(number) for number in range(len(teachers))]
+    functions = [partial(outputs, number) for number in range(len(teachers))]
     spans = token_spans(rows, dataset.examples, first.before)
     hops = [f"align {n}" for n in (1, 2, 3)] if attention else []
     cache_teacher_outputs(folder, spans, functions, DistractorMiner(dataset), hops)

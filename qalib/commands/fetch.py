@@ -9,21 +9,14 @@ def fetch_command(
     names: Annotated[list[str] | None, typer.Argument(help="sources; none: list them")] = None,
 ) -> None:
     """Download data by name, verify it and print its path; without a name, list the sources."""
-    from qalib.data.sources import fetch
-
-    if not names:
-        print(_sources())
-    for name in names or ():
-        print(fetch(name))
-
-
-def _sources() -> str:
     from tabulate import tabulate
 
-    from qalib.data.sources import SOURCES, find
+    from qalib.data.sources import SOURCES, fetch, find
 
-    rows = [
-        [source.name, "here" if find(source.name) else "", source.questions, source.file]
-        for source in SOURCES.values()
-    ]
-    return tabulate(rows, headers=["name", "", "questions", "file"], intfmt=",")
+    for name in names or ():
+        print(fetch(name))
+    if not names:
+        rows = [
+            [s.name, "here" if find(s.name) else "", s.questions, s.file] for s in SOURCES.values()
+        ]
+        print(tabulate(rows, headers=["name", "", "questions", "file"], intfmt=","))

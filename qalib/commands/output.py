@@ -35,12 +35,10 @@ def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
 
     An input that is a folder (a model) counts with the files in it.
     """
-    if not path.parent.is_dir():
-        raise QalibError(f"{path}: its folder does not exist; create it first.")
     if path.is_dir():
         raise QalibError(f"{path}: is a folder; name a file in it.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise QalibError(f"{path}: cannot be written to; name a file elsewhere.")
+        raise QalibError(f"{path}: cannot be written to; name a file in a folder that exists.")
     for source in map(Path, filter(None, inputs)):
         files = [source, *source.iterdir()] if source.is_dir() else [source]
         if any(path == each or _same(path, each) for each in files):

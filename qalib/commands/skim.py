@@ -1,6 +1,5 @@
 """The ``skim`` commands: train predictors, choose their threshold, extract sentences."""
 
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,7 @@ MEASURED = "\n## Calibration\n\n"  # the last section of a card
 
 
 @app.command("train")
-@train.takes_training_options
+@options.takes(train.TrainingOptions, "training")
 def skim_train_command(
     data: train.DataArgument,
     training: train.TrainingOptions,
@@ -42,8 +41,7 @@ def skim_train_command(
 
     Give the command again to resume after a kill. Works under `accelerate launch -m qalib`.
     """
-    train.check_new_folder(output)
-    dataset, scored = training.load(data)
+    dataset, scored = training.load(data, output)
     from qalib.data.schema import SAMPLE, passage_digests
     from qalib.models.pretrained import load_reader, passages_of, save_model
     from qalib.skim.predictors import PredictorConfig
@@ -65,24 +63,16 @@ def skim_train_command(
     settings = {"model": model, "skim": config, "data": dataset.content_sha256}
     with train.working_folder(output, settings) as work:
         watch = {"after_epoch": lambda epoch: _share_kept(skims, scored["dev"], config)}
-        summary = fit(
-            skims,
-            dataset,
-            config,
-            work,
-            **(watch if scored else {}),
-            save_steps=training.save_steps,
-        )
-        facts = {"base model": train.model_name(model), "data": dataset.name}
-        facts |= {"questions": len(dataset), **summary, "seed": training.seed}
-        if is_main_process():
-            folder = work / "model"
-            shutil.rmtree(folder, ignore_errors=True)
-            card = train.model_card(output.name, facts) + CARD
-            save_model(folder, reader, windows, card, passages_of(model))
+        named = (watch if scored else {}) | {"save_steps": training.save_steps}
+        summary = fit(skims, dataset, config, work, **named)
+
+        def save(folder: Path, card: str) -> None:
+            save_model(folder, reader, windows, card + CARD, passages_of(model))
             sample = passage_digests(dataset, SAMPLE)
             save_skimmer(folder, skims.skimmer, reader.encoder, passages=sample)
-            train.publish_folder(work, output)
+
+        facts = {**train.basic_facts(model, dataset), **summary, "seed": training.seed}
+        train.save_and_publish(work, output, facts, save)
     train.say(f"next, its threshold: qalib skim calibrate DATA --skimmer {output} --recall 0.99")
 
 
@@ -130,9 +120,8 @@ def calibrate_command(
             f"{data}: has passages that the model or its skimmer was trained on, {len(known)} of a "
             f"sample of {len(seen)}; their recall would be too high, so calibrate on others."
         )
-    windows = options.answer_config(
-        model, max_seq_length=max_seq_length, doc_stride=doc_stride
-    ).windows
+    lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
+    windows = options.AnswerOptions(**lengths).config(model).windows
     found = calibrate(
         SkimReader(reader, loaded).to(choose_device(device)),
         dataset,
@@ -167,7 +156,8 @@ def extract_command(
     text = read_text(passage)
     from qalib.skim.reader import extract_sentences, load_skim_answerer, skimmer_folders
 
-    config = options.answer_config(skimmer_folders(model, skimmer)[0], precision=precision)
+    folder = skimmer_folders(model, skimmer)[0]
+    config = options.AnswerOptions(precision=precision).config(folder)
     answerer = load_skim_answerer(model, skimmer, config, device=device)
     sentences, share = extract_sentences(answerer, question, text)
     if as_json:
@@ -180,10 +170,9 @@ def extract_command(
 
 def _share_kept(skims: "SkimReader", dataset: "Dataset", config: "PredictorTraining") -> dict:
     """Share of the text that holds 99 % of the answers, by layer, for the log and in a line."""
-    from qalib.skim.calibration import budget_at_recall, recall_curve
-    from qalib.skim.training import block_predictions
+    from qalib.skim.calibration import block_predictions, budget_at_recall, recall_curve
 
-    found = block_predictions(skims, dataset, config, config.train.precision)
+    found = block_predictions(skims, dataset, config.windows, config.train.precision)
     shares = {}
     for layer, scores in found.scores.items() if found.labels.any() else ():
         curve = recall_curve(scores, found.answers, found.sizes, found.row)

@@ -27,9 +27,9 @@ def run_notebooks_command(
     what they were made from.
     """
     from qalib.files import write_atomically
+    from qalib.study.notebooks import check as stale
     from qalib.study.notebooks import run_notebooks
     from qalib.study.readme import README, updated_readme
-    from qalib.study.stamps import check as stale
 
     profile = profile or ("study" if check else "laptop")
     if check:
@@ -109,12 +109,12 @@ def _train_row(name: str, output: Path, config, model: str, data: str) -> None:
     with train.working_folder(output, settings) as work:
         facts = {"row": name, "base model": model, "data": dataset.name}
         facts |= fit(skims, dataset, config, work)
-        if train.is_main_process():
-            card = train.model_card(output.name, facts)
-            save_model(work / "model", skims.reader, config.windows, card)
-            save_skimmer(work / "model", skims.skimmer, skims.reader.encoder)
-            train.publish_folder(work, output)
-            print(to_json(facts))
+
+        def save(folder: Path, card: str) -> None:
+            save_model(folder, skims.reader, config.windows, card)
+            save_skimmer(folder, skims.skimmer, skims.reader.encoder)
+
+        train.save_and_publish(work, output, facts, save)
 
 
 @app.command("runs")

@@ -4,14 +4,12 @@ Such a command works in ``OUTPUT.partial``: checkpoints, the log, settings.json.
 again, it goes on there; finished, it becomes the model folder ``OUTPUT``.
 """
 
-import functools
-import inspect
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,17 +48,18 @@ class TrainingOptions:
     seed: Annotated[int, typer.Option(help="random seed")] = 0
     save_steps: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 200
 
-    def load(self, data: str) -> tuple["Dataset", dict[str, "Dataset"]]:
+    def load(self, data: str, output: Path) -> tuple["Dataset", dict[str, "Dataset"]]:
         """Training data, read strictly, and the data to score on ("dev"), if there is any."""
         from qalib.data.sources import load_data
 
+        check_new_folder(output)
         dataset = load_data(data, purpose="train", skip_bad=self.skip_bad)
         return dataset, {"dev": load_data(self.dev, purpose="answer")} if self.dev else {}
 
     def windows(self, model: str, null: bool = False) -> "WindowConfig":
         """The windows of a model, of the lengths that were given."""
-        given = {"max_seq_length": self.max_seq_length, "doc_stride": self.doc_stride}
-        return options.answer_config(model, null=null, **given).windows
+        lengths = {"max_seq_length": self.max_seq_length, "doc_stride": self.doc_stride}
+        return options.AnswerOptions(null=null, **lengths).config(model).windows
 
     def config(
         self, reader: "EncoderReader", windows: "WindowConfig", learning_rate: float = 0.0
@@ -96,26 +95,7 @@ class TrainingOptions:
         return config
 
 
-def takes_training_options(command: Callable) -> Callable:
-    """Give a command the options of :class:`TrainingOptions`, as its argument ``training``."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = inspect.signature(command).parameters.values()
-    own = [p.replace(kind=keyword) for p in own if p.name != "training"]
-    shared = [
-        inspect.Parameter(field.name, keyword, default=field.default, annotation=field.type)
-        for field in fields(TrainingOptions)
-    ]
-
-    @functools.wraps(command)
-    def with_options(**given) -> None:
-        training = TrainingOptions(**{p.name: given.pop(p.name) for p in shared})
-        command(**given, training=training)
-
-    with_options.__signature__ = inspect.Signature([*own, *shared])
-    return with_options
-
-
-@takes_training_options
+@options.takes(TrainingOptions, "training")
 def train_command(
     data: DataArgument,
     training: TrainingOptions,
@@ -140,15 +120,13 @@ def train_command(
     `accelerate launch -m qalib`.
     """
     output = output or Path(Path(data).name.split(".")[0] + "-model")
-    check_new_folder(output)
-    dataset, scored = training.load(data)
+    dataset, scored = training.load(data, output)
     from qalib.models.pretrained import load_reader
     from qalib.training import encoder_task
 
     reader = load_reader(model, new_head=True)
     impossible = not all(example.answerable for example in dataset)
     windows = training.windows(model, null=impossible if null is None else null)
-    facts = {"base model": model_name(model), "data": dataset.name, "questions": len(dataset)}
     train_model(
         lambda work: encoder_task(reader, dataset.examples, windows)[0],
         reader,
@@ -158,7 +136,6 @@ def train_command(
         dataset,
         scored,
         {"models": [model]},
-        facts,
     )
 
 
@@ -174,19 +151,20 @@ def train_model(
     dataset: "Dataset",
     scored: Mapping[str, "Dataset"],
     request: Mapping[str, object],
-    facts: Mapping[str, object],
+    **facts: object,
 ) -> None:
     """Train a reader in ``OUTPUT.partial``, save it as the model folder ``output``, print facts.
 
     ``make_task``: the task, given the working folder. ``request``: what the result depends on
-    besides data, windows and options, with the "models" that it comes from. ``facts`` are for the
-    card.
+    besides data, windows and options, with the "models" that it comes from. ``facts``: further
+    ones for the card.
     """
-    from qalib.models.pretrained import save_model
+    from qalib.data.schema import SAMPLE, passage_digests
+    from qalib.models.pretrained import passages_of, save_model
     from qalib.training import train_and_score
 
     reader.encoder.get_input_embeddings().weight.requires_grad_(False)
-    config = training.config(reader, windows)
+    config, models = training.config(reader, windows), request["models"]
     request = {**request, "windows": windows, "train": config, "seed": training.seed}
     with working_folder(output, request | {"data": dataset.content_sha256}) as work:
         summary = train_and_score(
@@ -200,15 +178,20 @@ def train_model(
             report=report_epoch,
             save_steps=training.save_steps,
         )
-        if not is_main_process():
-            return
-        facts = {**facts, **summary, "seed": training.seed}
-        shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
-        passages = seen_passages(dataset, request["models"])
-        save_model(work / "model", reader, windows, model_card(output.name, facts), passages)
-        shutil.copy(work / "log.jsonl", work / "model")
-        publish_folder(work, output)
-        print(to_json(facts))
+
+        def save(folder: Path, card: str) -> None:
+            seen = {digest for model in models for digest in passages_of(model)}
+            seen.update(passage_digests(dataset, SAMPLE))
+            save_model(folder, reader, windows, card, sorted(seen))
+            shutil.copy(work / "log.jsonl", folder)
+
+        facts = {**basic_facts(models[0], dataset), **facts, **summary, "seed": training.seed}
+        save_and_publish(work, output, facts, save)
+
+
+def basic_facts(model: str, dataset: "Dataset") -> dict[str, object]:
+    """What every card begins with."""
+    return {"base model": model_name(model), "data": dataset.name, "questions": len(dataset)}
 
 
 def check_new_folder(output: Path) -> None:
@@ -242,13 +225,15 @@ def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Pat
         yield work
 
 
-def seen_passages(dataset: "Dataset", models: Sequence[str]) -> list[str]:
-    """Digests of passages that a model has been trained on, some of its own and of its origins."""
-    from qalib.data.schema import SAMPLE, passage_digests
-    from qalib.models.pretrained import passages_of
-
-    own = passage_digests(dataset, SAMPLE)
-    return sorted({*own, *(digest for model in models for digest in passages_of(model))})
+def save_and_publish(
+    work: Path, output: Path, facts: Mapping[str, object], save: Callable[[Path, str], None]
+) -> None:
+    """Write a model by ``save(folder, card)``, make it the folder ``output``, print the facts."""
+    if is_main_process():
+        shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
+        save(work / "model", model_card(output.name, facts))
+        publish_folder(work, output)
+        print(to_json(facts))
 
 
 def publish_folder(work: Path, output: Path) -> None:

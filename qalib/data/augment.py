@@ -1,90 +1,16 @@
-"""Text augmentation: cloze questions, longer passages, and the sentence boundaries of a text."""
+"""Longer passages, and the sentence boundaries of a text."""
 
 import hashlib
-import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-from qalib.data.schema import Answer, Dataset, Example, check_example, make_dataset
+from qalib.data.schema import Dataset, Example, make_dataset
 from qalib.data.windows import replace_surrogates
 from qalib.errors import QalibError
-
-# ------------------------------------------------------------------------------- cloze questions
-
-KEPT = 0.7  # probability that a word of the sentence stays in its question
-CLOZE_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
-NUMBER = re.compile(r"\b\d[\d.,]*\d\b|\b\d\b")
-NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de )?[A-Z][\w'-]+)*")
-WORD = re.compile(r"\w[\w'-]*")
-YEAR = re.compile(r"1\d{3}|20\d{2}")
-MONTH = re.compile(
-    r"January|February|March|April|May|June|July|August|September|October|November|December"
-)
-
-
-def cloze_examples(examples: Sequence[Example], per_passage: int, seed: int = 0) -> list[Example]:
-    """Up to ``per_passage`` cloze questions of every passage, drawn with ``seed``.
-
-        passage   ... The mill was built by Anna Bell in 1823 and burnt down twice. ...
-        answer    Anna Bell
-        question  who the mill was built in 1823 burnt down twice?
-
-    The answers are gold answers, numbers and names. Each word of the rest of the sentence stays
-    with probability ``KEPT``, so that questions are shorter than the sentences they come from and
-    differ from them; a question has at least three words. (Lewis et al. 2019,
-    https://arxiv.org/abs/1906.04980, train readers on clozes alone.)
-    """
-    golds: dict[str, set[tuple[int, int]]] = {}
-    titles: dict[str, str] = {}
-    for example in examples:
-        spans = golds.setdefault(example.context, set())
-        spans.update((answer.start, answer.end) for answer in example.answers)
-        titles.setdefault(example.context, example.title)
-    clozes = []
-    for number, (passage, spans) in enumerate(golds.items()):
-        rng = random.Random(f"{seed} {number}")
-        found = list(_clozes(passage, spans, rng))
-        for place, (question, answer) in enumerate(found[:per_passage]):
-            name = f"cloze-{seed}-{number}-{place}"
-            clozes.append(Example(name, question, passage, (answer,), titles[passage]))
-    return clozes
-
-
-def _clozes(
-    passage: str, golds: set[tuple[int, int]], rng: random.Random
-) -> Iterator[tuple[str, Answer]]:
-    """Questions and answers of a passage in random order, gold answers and others alternating."""
-    sentences = [match.span() for match in CLOZE_SENTENCE.finditer(passage)]
-    phrases = {m.span() for pattern in (NUMBER, NAME) for m in pattern.finditer(passage)} - golds
-    first, second = sorted(golds), sorted(phrases)
-    rng.shuffle(first)
-    rng.shuffle(second)
-    alternating = [span for pair in zip(first, second, strict=False) for span in pair]
-    shorter = min(len(first), len(second))
-    for start, end in [*alternating, *first[shorter:], *second[shorter:]]:
-        for begin, stop in sentences:
-            if begin <= start and end <= stop:
-                rest = f"{passage[begin:start]} {passage[end:stop]}"
-                words = [word for word in WORD.findall(rest) if rng.random() < KEPT]
-                if len(words) >= 3:
-                    text = " ".join([question_word_for(passage[start:end]), *words[:30]])
-                    yield text.lower() + "?", Answer(passage[start:end], start)
-
-
-def question_word_for(answer: str) -> str:
-    """The question word that fits a phrase: when, how many, who or what."""
-    if YEAR.fullmatch(answer) or MONTH.search(answer):
-        return "when"
-    if NUMBER.match(answer):
-        return "how many"
-    return "who" if NAME.fullmatch(answer) and " " in answer else "what"
-
 
 # ------------------------------------------------------------------------------- longer passages
 
 SEPARATOR = "\n\n"  # of paragraphs
-CHUNK = 2000  # texts that are tokenised in one call
 
 
 def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
@@ -94,9 +20,7 @@ def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
     word pieces with the question and special tokens, in their order. How many come before is drawn
     from the question's id, so that an answer may occur anywhere and every run sees the same
     passages. A paragraph that leaves no room for another one, or has no title, stays as it is.
-
-    ``tokenizer`` is the reader's, to count word pieces. In SQuADShifts' Reddit all questions share
-    one title, so that neighbours are other comments. Raises QalibError if no example has a title.
+    ``tokenizer`` is the reader's. Raises QalibError if no example has a title.
     """
     if not any(example.title for example in dataset):
         raise QalibError(
@@ -107,38 +31,34 @@ def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
     for example in dataset:
         contexts.setdefault(article_of(example), {})[example.context] = None
     articles = {article: list(paragraphs) for article, paragraphs in contexts.items()}
-    sizes = _count([SEPARATOR + p for article in articles.values() for p in article], tokenizer)
-    question_sizes = _count([example.question.strip() for example in dataset], tokenizer)
+    texts = [SEPARATOR + p for article in articles.values() for p in article]
+    sizes = _count([*texts, *(example.question.strip() for example in dataset)], tokenizer)
     available = max_length - tokenizer.num_special_tokens_to_add(pair=True)
     examples = []
     for example in dataset:
         article = articles[article_of(example)]
         own = article.index(example.context)
         lengths = [sizes[SEPARATOR + paragraph] for paragraph in article]
-        choices = maximal_ranges(lengths, own, available - question_sizes[example.question.strip()])
+        choices = maximal_ranges(lengths, own, available - sizes[example.question.strip()])
         digest = hashlib.sha256(example.id.encode("utf-8", "surrogatepass")).digest()
         first, last = choices[int.from_bytes(digest[:8]) % len(choices)]
-        examples.append(_join(example, article[first : last + 1], own - first))
+        before = "".join(paragraph + SEPARATOR for paragraph in article[first:own])
+        after = "".join(SEPARATOR + paragraph for paragraph in article[own + 1 : last + 1])
+        examples.append(example.within(before, after))
     name = f"{dataset.name}-long"
     return make_dataset(name, examples, dataset.path, dataset.raw_sha256, dataset.version)
 
 
 def article_of(example: Example) -> str:
-    """The identity of an example's article: its title, or without one the passage itself.
-
-    A passage of the embedded corpus is an article of its own. There all passages about the same
-    kind of thing count as one: "Bridges of Torford" and "Bridges of Noromark" are neighbours.
-    """
+    """An example's article: its title ("Bridges" for "Bridges of Torford"), else the passage."""
     if example.id.startswith("almanac-"):
         return example.title.partition(" of ")[0]
     return example.title or example.context
 
 
 def maximal_ranges(lengths: Sequence[int], own: int, available: int) -> list[tuple[int, int]]:
-    """Every range of paragraphs that contains ``own`` and cannot grow: (first, last), inclusive.
-
-    The lengths of a range sum to at most ``available``. If ``own`` is too long by itself, it
-    stays alone.
+    """Every range (first, last) of paragraphs around ``own`` that is at most ``available`` long
+    and cannot grow; ``own`` alone if it is longer by itself.
     """
     ranges: list[tuple[int, int]] = []
     for first in range(own, -1, -1):
@@ -153,25 +73,12 @@ def maximal_ranges(lengths: Sequence[int], own: int, available: int) -> list[tup
     return ranges or [(own, own)]
 
 
-def _join(example: Example, parts: Sequence[str], own: int) -> Example:
-    """The example with the joined parts as its passage and its answers shifted accordingly."""
-    shift = sum(len(part) + len(SEPARATOR) for part in parts[:own])
-    answers = tuple(Answer(answer.text, answer.start + shift) for answer in example.answers)
-    joined = replace(example, context=SEPARATOR.join(parts), answers=answers)
-    check_example(joined, f"question {example.id!r}")
-    return joined
-
-
 def _count(texts: Sequence[str], tokenizer) -> dict[str, int]:
     """Word pieces of every text, special tokens not counted."""
-    counts: dict[str, int] = {}
     texts = list(dict.fromkeys(texts))
-    for begin in range(0, len(texts), CHUNK):
-        chunk = texts[begin : begin + CHUNK]
-        clean = [replace_surrogates(text) for text in chunk]
-        pieces = tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
-        counts |= {text: len(ids) for text, ids in zip(chunk, pieces, strict=True)}
-    return counts
+    clean = [replace_surrogates(text) for text in texts]
+    pieces = tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
+    return {text: len(ids) for text, ids in zip(texts, pieces, strict=True)}
 
 
 # --------------------------------------------------------------------------- sentence boundaries
@@ -191,20 +98,19 @@ def sentence_starts(text: str) -> list[int]:
 
     A sentence ends at a line break, and at . ! or ? before a space and then a capital, a digit or
     a quotation mark or bracket, unless the full stop belongs to an initial ("J. Smith", "U.S.")
-    or a common abbreviation. It makes some errors, which callers have to tolerate.
+    or a common abbreviation.
     """
     starts = [0]
     for match in SENTENCE_END.finditer(text):
         at = match.end()
-        if at < len(text) and ("\n" in match[0] or _ends(text, match.start(), at)):
+        if at < len(text) and ("\n" in match[0] or _ends(text, match.start(), text[at])):
             starts.append(at)
     return starts
 
 
-def _ends(text: str, stop: int, following: int) -> bool:
+def _ends(text: str, stop: int, following: str) -> bool:
     """Whether the punctuation at ``stop`` ends a sentence; ``following`` is the next character."""
-    character = text[following]
-    if not (character.isupper() or character.isdigit() or character in OPENING):
+    if not (following.isupper() or following.isdigit() or following in OPENING):
         return False
     before = text[max(0, stop - LONGEST_ABBREVIATION) : stop + 1]
     return not (text[stop + 1].isspace() and ABBREVIATION.search(before))

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qalib.data.windows import Window
-from qalib.errors import QalibError
 
 if TYPE_CHECKING:  # torch is imported only where a tensor is made
     import torch
     from torch import Tensor
 
 MULTIPLE = 8  # padded lengths are multiples of this
+POOL = 50  # batches whose inputs are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            {name: tensor.to(device) for name, tensor in self.inputs.items()},
-            self.mask.to(device),
-            self.answer_spans.to(device),
-            self.answer_weights.to(device),
-            self.num_tokens,
-        )
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        tensors = (self.mask, self.answer_spans, self.answer_weights)
+        return Batch(inputs, *(tensor.to(device) for tensor in tensors), self.num_tokens)
 
 
 def collate(
@@ -85,10 +81,7 @@ def pad_spans(gold: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Te
 def stack_padded(
     rows: Sequence[np.ndarray], multiple: int = MULTIPLE, fill: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stack arrays of different length, padded to the longest (rounded up).
-
-    -> (B, L, ...) int64, or float32 for floats, and (B, L) bool, true where not padded
-    """
+    """Stack arrays, padded to the longest.  -> (B, L, ...) int64 or float32, (B, L) bool, real"""
     lengths = np.array([len(row) for row in rows])
     real = np.arange(padded_length(int(lengths.max()), multiple)) < lengths[:, None]
     values = np.concatenate(rows)
@@ -103,20 +96,17 @@ def padded_length(length: int, multiple: int = MULTIPLE) -> int:
     return -(-length // multiple) * multiple
 
 
-def training_batches(
-    lengths: Sequence[int], budget: int, seed: int, epoch: int, pool: int = 50
-) -> list[list[int]]:
+def training_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices of one epoch in random batches of similar length, each within a token budget.
 
-    The indices are shuffled, sorted by length within pools of about ``pool`` batches, cut where
+    The indices are shuffled, sorted by length within pools of about ``POOL`` batches, cut where
     rows x longest would exceed ``budget`` tokens, and the batches are shuffled. The result depends
     on the arguments alone, so that training can resume in the middle of an epoch.
     """
-    _check_budget(budget)
     lengths = np.asarray(lengths, dtype=np.int64)
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
-    step = max(1, int(pool * budget / max(1.0, lengths.mean()))) if len(lengths) else 1
+    step = max(1, int(POOL * budget / max(1.0, lengths.mean()))) if len(lengths) else 1
     batches = []
     for begin in range(0, len(order), step):
         part = order[begin : begin + step]
@@ -127,11 +117,7 @@ def training_batches(
 def inference_batches(
     lengths: Sequence[int], budget: int, multiple: int = MULTIPLE
 ) -> list[list[int]]:
-    """All indices in batches of similar length, longest first, each within a token budget.
-
-    With a ``multiple`` of 1 the lengths of a batch are equal, so that nothing is padded.
-    """
-    _check_budget(budget)
+    """All indices in batches of similar length, of equal length with a ``multiple`` of 1."""
     lengths = np.asarray(lengths, dtype=np.int64)
     return _cut(np.argsort(-lengths, kind="stable"), lengths, budget, multiple)
 
@@ -150,8 +136,3 @@ def _cut(
             longest = length
         batches[-1].append(index)
     return batches
-
-
-def _check_budget(budget: int) -> None:
-    if budget < 1:
-        raise QalibError(f"a batch needs a budget of at least 1 token, not {budget}.")

@@ -6,16 +6,13 @@ Two *units* of text:
                  page; all characters from U+00FF on share a number.
     utf-8      : the bytes of the text, one to four positions a character. Lossless.
 
-Each position has the index of its character, so that a span of positions is a span of whole
-characters. A passage is kept once, with all the questions about it.
-
 Notation: P passages, Q questions, L passage positions, M question positions, A gold answers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,10 +42,7 @@ def code_points(text: str) -> np.ndarray:
 
 
 def utf8_bytes(text: str) -> np.ndarray:
-    """The UTF-8 bytes of a text; a lone surrogate becomes three, like its neighbours.  (L,) uint8
-
-    Lossless, surrogates included: decode with ``errors="surrogatepass"``.
-    """
+    """The UTF-8 bytes of a text, lone surrogates included ("surrogatepass").  (L,) uint8"""
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
 
 
@@ -95,40 +89,25 @@ def passage_features(
 ) -> list[PassageFeature]:
     """Gather the questions of every passage, in order of the passages' first appearance.
 
-    Every example is in exactly one feature. Raises QalibError naming a question whose text or
-    passage is empty.
+    Raises QalibError naming a question whose text or passage is empty.
     """
-    config = config or ByteConfig()
+    config, features = config or ByteConfig(), []
     by_passage: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         if not example.context or not example.question:
             empty = "question" if example.context else "passage"
             raise QalibError(f"question {example.id!r}: the {empty} is empty; give its text.")
         by_passage.setdefault(example.context, []).append(index)
-    return [
-        feature
-        for passage, indices in by_passage.items()
-        for feature in _passage_features(passage, indices, examples, config)
-    ]
-
-
-def _passage_features(
-    passage: str, indices: list[int], examples: Sequence[Example], config: ByteConfig
-) -> Iterator[PassageFeature]:
-    ids, offsets = encode(passage, config.unit)
-    size = max(1, min(config.max_questions, config.room // len(ids)))
-    for begin in range(0, len(indices), size):
-        part = indices[begin : begin + size]
-        questions = [examples[i].question[: config.max_query_length] for i in part]
-        spans, weights = zip(*(_gold_spans(examples[i], offsets) for i in part), strict=True)
-        yield PassageFeature(
-            examples=tuple(part),
-            ids=ids,
-            offsets=offsets,
-            questions=tuple(encode(question, config.unit)[0] for question in questions),
-            spans=spans,
-            weights=weights,
-        )
+    for passage, indices in by_passage.items():
+        ids, offsets = encode(passage, config.unit)
+        size = max(1, min(config.max_questions, config.room // len(ids)))
+        for begin in range(0, len(indices), size):
+            part = tuple(indices[begin : begin + size])
+            texts = [examples[i].question[: config.max_query_length] for i in part]
+            questions = tuple(encode(text, config.unit)[0] for text in texts)
+            gold = zip(*(_gold_spans(examples[i], offsets) for i in part), strict=True)
+            features.append(PassageFeature(part, ids, offsets, questions, *gold))
+    return features
 
 
 def _gold_spans(example: Example, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,10 +141,7 @@ class ByteBatch:
 
 
 def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
-    """Pad passages and questions to the longest of each (rounded up); questions keep their order.
-
-    Row q of the batch is the q-th of ``[i for feature in features for i in feature.examples]``.
-    """
+    """Pad passages and questions to the longest of each; questions keep their order."""
     import torch
 
     questions = [question for feature in features for question in feature.questions]
@@ -182,10 +158,9 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
 
 
 class QuestionRows:
-    """The questions of all features as rows 0, 1, ..., for training those with a gold answer.
+    """The questions of all features as rows 0, 1, ..., by default those with a gold answer.
 
-    A batch is a fixed number of rows, and holds each passage once however many of its questions
-    are in it. Raises QalibError if ``gold_only`` leaves no row.
+    A batch holds each passage once. Raises QalibError if ``gold_only`` leaves no row.
     """
 
     def __init__(self, features: Sequence[PassageFeature], gold_only: bool = True):
@@ -230,7 +205,7 @@ class QuestionRows:
         """One epoch: batches of exactly ``size`` rows (the last may have fewer), of similar length.
 
         Passages are shuffled, sorted by length within pools of about ``pool`` batches, their rows
-        cut every ``size``, and the batches shuffled. It depends on the arguments alone.
+        cut every ``size``, and the batches shuffled.
         """
         random = np.random.default_rng([seed, epoch])
         numbers = np.array([number for number, _ in self.places])

@@ -1,14 +1,12 @@
 """The embedded corpus: encyclopedia-like passages about invented things, in SQuAD form, by seed.
 
 Every passage describes a few subjects of one kind (expeditions, ships, painters, ...) that share
-their relations, so that each fact with a question is one of ``distractors`` + 1 facts of the same
-answer type: the other ships' captains, the other painters' teachers. Pronouns, descriptions,
-relative clauses and sentences about several subjects at once separate what a fact says from the
-name of its subject.
+their relations, so that each fact with a question is one of ``GROUP`` facts of the same answer
+type: the other ships' captains, the other painters' teachers.
 
 A passage is made in three steps: draw the facts (:func:`draw_facts`), write sentences about them
-(:func:`write_passage`), and turn the marks in these into answer spans (:func:`resolve`). Answers
-are marked when they are written, never searched for, so that an offset is right even where a text
+(:class:`_Writer`), and turn the marks in these into answer spans (:func:`resolve`). Answers are
+marked when they are written, never searched for, so that an offset is right even where a text
 occurs several times. Words and phrasings are in ``almanac/*.toml``.
 """
 
@@ -17,17 +15,16 @@ import re
 import tomllib
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from qalib.data.schema import Answer, Dataset, Example, make_dataset
-from qalib.errors import QalibError
 from qalib.settings import build, settings
 
+GROUP = 4  # facts of the same answer type in a passage
 CHARACTERS_PER_FACT = 75  # that a short passage needs
 QUESTIONS_PER_PASSAGE = 5  # at most; a short passage may hold fewer facts
 DRAFTS = 12  # attempts at a passage of the right length
@@ -39,33 +36,19 @@ class CorpusConfig:
     """The questions to generate.
 
     ``split``: "dev" has the phrasings of "train" and other names, "test" other phrasings and other
-    names. ``length`` of a passage in characters. ``distractors``: other facts of the same answer
-    type beside each fact with a question. ``misleading``: where a sentence that resembles the
-    answer's is added to the passage of each question (Jia and Liang 2017); "" for none.
+    names. ``length`` of a passage in characters. ``misleading``: where a sentence that resembles
+    the answer's is added to the passage of each question (Jia and Liang 2017); "" for none.
     """
 
     questions: Annotated[int, Field(ge=1, le=10**7)]
     seed: Annotated[int, Field(ge=0, le=2**63)] = 0
     split: Literal["train", "dev", "test"] = "train"
     length: Annotated[int, Field(ge=300, le=2500)] = 800
-    distractors: Annotated[int, Field(ge=0, le=8)] = 3
     misleading: Literal["", "front", "end"] = ""
-
-    def __post_init__(self) -> None:
-        needed = CHARACTERS_PER_FACT * (self.distractors + 1)
-        if self.length < needed:
-            raise QalibError(
-                f"CorpusConfig: {self.length} characters are too few for {self.distractors} "
-                f"distractors; set length to {needed} or more."
-            )
 
 
 def build_corpus(config: CorpusConfig) -> Dataset:
-    """The first ``config.questions`` questions of the corpus that the other settings define.
-
-    The same settings give the same bytes on every machine, and more questions only add to the end.
-    An example's title names the subject of its passage, its id the settings and its place.
-    """
+    """The first ``config.questions`` questions, the same bytes on every machine."""
     examples: list[Example] = []
     index = 0
     while len(examples) < config.questions:
@@ -78,8 +61,8 @@ def build_corpus(config: CorpusConfig) -> Dataset:
 
 
 def _passage(config: CorpusConfig, index: int) -> list[Example]:
-    """The examples of passage ``index``: a function of the settings and the index alone."""
-    name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{config.distractors}-{index}"
+    """The examples of passage ``index``, which depend on it and the settings alone."""
+    name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{GROUP - 1}-{index}"
     rng = random.Random(name)  # a string seeds through SHA-512, independent of PYTHONHASHSEED
     title, facts, draft = _draft(rng, config)
     context, golds = resolve(draft)
@@ -101,8 +84,7 @@ def _passage(config: CorpusConfig, index: int) -> list[Example]:
 def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
     """The example with a sentence added that states the fact's relation of an invented subject.
 
-    Subject and value are absent from the passage, and no gold answer occurs in the sentence, which
-    depends on the example's id alone.
+    Subject and value are absent from the passage, and no gold answer occurs in the sentence.
     """
     rng = random.Random(f"{example.id} misleading")
     sampler, writer = _Sampler(rng, config.split), _Writer(rng, config.split)
@@ -115,20 +97,17 @@ def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
         if not known and not any(answer.text in sentence for answer in example.answers):
             break
     if config.misleading == "end":
-        return replace(example, context=f"{example.context} {sentence}")
-    shift = len(sentence) + 1
-    answers = tuple(Answer(answer.text, answer.start + shift) for answer in example.answers)
-    return replace(example, context=f"{sentence} {example.context}", answers=answers)
+        return example.within("", f" {sentence}")
+    return example.within(f"{sentence} ", "")
 
 
 def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"], str]:
     """Title, facts and marked text of the first draft of about that length, or the nearest."""
-    size = config.distractors + 1
-    groups = max(1, round(config.length / (CHARACTERS_PER_FACT * size)))
+    groups = max(1, round(config.length / (CHARACTERS_PER_FACT * GROUP)))
     best, least = None, float("inf")
     for _ in range(DRAFTS):
-        title, region, subjects, facts = draw_facts(rng, config.split, groups, size)
-        text = write_passage(rng, config.split, config.length, region, subjects, facts)
+        title, region, subjects, facts = draw_facts(rng, config.split, groups)
+        text = _Writer(rng, config.split).passage(config.length, region, subjects, facts)
         error = abs(_visible(text) / config.length - 1)
         if error < least:
             best, least = (title, facts, text), error
@@ -171,27 +150,16 @@ class Relation:
 
 
 def _read(name: str) -> dict:
-    path = Path(__file__).parent / "almanac" / f"{name}.toml"
+    path = Path(__file__).parent / "almanac" / name
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-@cache
-def kinds() -> tuple[Kind, ...]:
-    """The kinds of subjects of almanac/kinds.toml."""
-    return tuple(build(kind, Kind, "kinds.toml") for kind in _read("kinds")["kinds"])
-
-
-@cache
-def relations() -> tuple[Relation, ...]:
-    """The relations of almanac/relations.toml, whose comments explain the slots and marks."""
-    rows = _read("relations").items()
-    return tuple(build({"key": key} | row, Relation, "relations.toml") for key, row in rows)
-
-
-@cache
-def words() -> dict:
-    """The lists of almanac/words.toml."""
-    return _read("words")
+KINDS = [build(row, Kind, "kinds.toml") for row in _read("kinds.toml")["kinds"]]
+RELATIONS = [  # the comments of the file explain the slots and marks
+    build({"key": key} | row, Relation, "relations.toml")
+    for key, row in _read("relations.toml").items()
+]
+WORDS = _read("words.toml")
 
 
 # --------------------------------------------------------------------------------------- facts
@@ -225,27 +193,23 @@ class Fact:
 
 
 def draw_facts(
-    rng: random.Random, split: str, groups: int, size: int
+    rng: random.Random, split: str, groups: int
 ) -> tuple[str, str, list[Subject], list[Fact]]:
-    """A title, a region, subjects of one kind, and up to ``groups`` groups of facts about them.
-
-    A group is ``size`` facts of one answer type, about as many different subjects as there are;
-    different groups have different types.
-    """
+    """A title, a region, subjects of one kind, and facts of up to ``groups`` types about them."""
     sampler = _Sampler(rng, split)
-    kind = rng.choice(kinds())
-    available = [relation for relation in relations() if relation.key in kind.relations]
+    kind = rng.choice(KINDS)
+    available = [relation for relation in RELATIONS if relation.key in kind.relations]
     rng.shuffle(available)
     by_type: dict[str, list[Relation]] = {}
     for relation in available:
         by_type.setdefault(relation.type, []).append(relation)
     types = list(by_type)[:groups]
-    # Few subjects with many facts each are easier to confuse, but each type needs its size.
-    fewest = max(-(-size // len(by_type[t])) for t in types)
-    subjects = sampler.subjects(kind, min(rng.randint(fewest, size), rng.randint(fewest, size)))
+    # Few subjects with many facts each are easier to confuse, but each type needs its group.
+    fewest = max(-(-GROUP // len(by_type[t])) for t in types)
+    subjects = sampler.subjects(kind, min(rng.randint(fewest, GROUP), rng.randint(fewest, GROUP)))
     cells = []
     for t in types:
-        cells += [(s, r) for r in by_type[t] for s in sampler.shuffled(subjects)][:size]
+        cells += [(s, r) for r in by_type[t] for s in sampler.shuffled(subjects)][:GROUP]
     facts = [Fact(n, s, r, sampler.value(s, r)) for n, (s, r) in enumerate(cells)]
     region = sampler.word("place")
     used = {fact.subject for fact in facts}
@@ -254,11 +218,7 @@ def draw_facts(
 
 
 class _Sampler:
-    """Draws names and values for one passage without repetition.
-
-    Names are built from syllables. A checksum of the name assigns it to a split, so that no name
-    of one split occurs in another.
-    """
+    """Draws names and values for one passage without repetition."""
 
     def __init__(self, rng: random.Random, split: str) -> None:
         self.rng = rng
@@ -273,18 +233,14 @@ class _Sampler:
         return value
 
     def compound(self, columns: Sequence[Sequence[str]]) -> str:
-        """One part of each column, joined, among the compounds of the split."""
-
-        def make() -> str:
-            while True:
-                word = "".join(map(self.rng.choice, columns))
-                if zlib.crc32(word.encode()) % 10 in SPLITS[self.split]:
-                    return word
-
-        return self.fresh(make)
+        """One part of each column, joined; by its checksum it belongs to a single split."""
+        while True:
+            word = self.fresh(lambda: "".join(map(self.rng.choice, columns)))
+            if zlib.crc32(word.encode()) % 10 in SPLITS[self.split]:
+                return word
 
     def word(self, key: str) -> str:
-        return self.compound(words()["names"][key])
+        return self.compound(WORDS["names"][key])
 
     def number(self, low: int, high: int) -> int:
         return self.fresh(lambda: self.rng.randint(low, high))
@@ -325,65 +281,54 @@ class _Sampler:
 
     def value(self, subject: Subject, relation: Relation) -> str:
         """A value of the relation's answer type with its gold answers marked."""
-        if relation.type == "year":
-            if not relation.late:
-                return f"=<{subject.year}>"
-            return f"=<{self.number(subject.year + 4, subject.year + 45)}>"
-        return getattr(self, relation.type)(relation)
+        choice, word = self.rng.choice, self.word
+        match relation.type:
+            case "year":
+                year = subject.year
+                return f"=<{self.number(year + 4, year + 45) if relation.late else year}>"
+            case "person":
+                gender = choice(("she", "he"))
+                name = f"=<{word(gender)} <{word('family')}>>"
+                if self.rng.random() < 0.3:
+                    return f"<{choice(WORDS['honorifics'][gender])} {name}>"
+                return name
+            case "place":
+                name = f"=<{word('place')}>"
+                if self.rng.random() < 0.25:
+                    return f"<{choice(WORDS['described_places'])} {name}>"
+                return name
+            case "organisation":
+                return f"=<the <{word('place')} {choice(relation.nouns)}>>"
+            case "day":
+                return f"=<{self.fresh(self.day)}>"
+            case "count":
+                n = self.number(*relation.range)
+                written = _in_words(n) if n < 100 and self.rng.random() < 0.4 else f"{n:,}"
+                return f"<=<{written}> {choice(relation.units)}>"
+            case "measure":
+                return f"=<<{self.number(*relation.range):,}> {relation.units[0]}>"
+            case "material":
+                return f"=<{word(choice(('wood', 'metal')))}>"
+            case "title":
+                return f'"=<{word("title")}>"'
+            case "product":
+                return f"=<{word('product')}>"
+            case "trade":
+                trade = word("trade")
+                return f"<{'an' if trade[0] in 'aeiou' else 'a'} =<{trade}>>"
+            case "reason":
+                subjects, predicates = WORDS["reasons"][relation.reasons]
+                return f"=<{self.compound((subjects, (' ',), predicates))}>"
 
-    def person(self, relation: Relation) -> str:
-        gender = self.rng.choice(("she", "he"))
-        name = f"=<{self.word(gender)} <{self.word('family')}>>"
-        if self.rng.random() < 0.3:
-            return f"<{self.rng.choice(words()['honorifics'][gender])} {name}>"
-        return name
-
-    def place(self, relation: Relation) -> str:
-        name = f"=<{self.word('place')}>"
-        if self.rng.random() < 0.25:
-            return f"<{self.rng.choice(words()['described_places'])} {name}>"
-        return name
-
-    def organisation(self, relation: Relation) -> str:
-        return f"=<the <{self.word('place')} {self.rng.choice(relation.nouns)}>>"
-
-    def day(self, relation: Relation) -> str:
-        def make() -> str:
-            day = self.rng.choice(words()["days"])
-            if self.rng.random() < 0.6:
-                day = str(self.rng.randint(1, 28))
-            return f"{day} {self.rng.choice(words()['months'])}"
-
-        return f"=<{self.fresh(make)}>"
-
-    def count(self, relation: Relation) -> str:
-        number = self.number(*relation.range)
-        written = _in_words(number) if number < 100 and self.rng.random() < 0.4 else f"{number:,}"
-        return f"<=<{written}> {self.rng.choice(relation.units)}>"
-
-    def measure(self, relation: Relation) -> str:
-        return f"=<<{self.number(*relation.range):,}> {relation.units[0]}>"
-
-    def material(self, relation: Relation) -> str:
-        return f"=<{self.word(self.rng.choice(('wood', 'metal')))}>"
-
-    def title(self, relation: Relation) -> str:
-        return f'"=<{self.word("title")}>"'
-
-    def product(self, relation: Relation) -> str:
-        return f"=<{self.word('product')}>"
-
-    def trade(self, relation: Relation) -> str:
-        trade = self.word("trade")
-        return f"<{'an' if trade[0] in 'aeiou' else 'a'} =<{trade}>>"
-
-    def reason(self, relation: Relation) -> str:
-        subjects, predicates = words()["reasons"][relation.reasons]
-        return f"=<{self.compound((subjects, (' ',), predicates))}>"
+    def day(self) -> str:
+        day = self.rng.choice(WORDS["days"])
+        if self.rng.random() < 0.6:
+            day = str(self.rng.randint(1, 28))
+        return f"{day} {self.rng.choice(WORDS['months'])}"
 
 
 def _in_words(number: int) -> str:
-    ones, tens = words()["ones"], words()["tens"]
+    ones, tens = WORDS["ones"], WORDS["tens"]
     if number < 20:
         return ones[number]
     return tens[number // 10] + (f"-{ones[number % 10]}" if number % 10 else "")
@@ -407,25 +352,6 @@ AMBIGUOUS = ("organisation", "title", "reason")
 SLACK = 15  # characters by which one more sentence may exceed the length
 
 Sentence = tuple[str, bool]  # marked text; whether it can be understood without the one before
-
-
-def write_passage(
-    rng: random.Random,
-    split: str,
-    length: int,
-    region: str,
-    subjects: list[Subject],
-    facts: list[Fact],
-) -> str:
-    """A marked passage that states all facts, filled up to about ``length`` visible characters."""
-    writer = _Writer(rng, split)
-    sentences = [] if length < 500 or rng.random() < 0.4 else [writer.opening(region, subjects)]
-    for step in _plan(rng, facts):
-        if isinstance(step[0], tuple):
-            sentences += writer.about_one(step)
-        else:
-            sentences.append(writer.about_several(step))
-    return " ".join(text for text, _ in _fill(rng, sentences, length))
 
 
 def resolve(marked: str) -> tuple[str, dict[int, tuple[Answer, ...]]]:
@@ -453,10 +379,8 @@ def _visible(text: str) -> int:
 
 
 def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
-    """The steps of a passage in order.
-
-    A step is a list of facts about several subjects, for one sentence, or about one subject a list
-    of tuples of one or two facts, each for a sentence.
+    """The steps of a passage: a list of facts about several subjects, for one sentence, or about
+    one subject a list of tuples of one or two facts, each for a sentence.
     """
     remaining = list(facts)
     steps: list[list] = []
@@ -490,7 +414,7 @@ def _group(rng: random.Random, facts: list[Fact]) -> list[tuple[Fact, ...]]:
 
 def _fill(rng: random.Random, sentences: list[Sentence], length: int) -> list[Sentence]:
     """Insert filler sentences, never between a pronoun and the sentence that it refers to."""
-    fillers = list(words()["fillers"])
+    fillers = list(WORDS["fillers"])
     rng.shuffle(fillers)
     gap = length - sum(_visible(text) + 1 for text, _ in sentences)
     for line in fillers:
@@ -514,11 +438,22 @@ class _Writer:
         self.ambiguous = False  # whether a pronoun could be misread
         self.free = True  # whether the sentence can be understood without the one before
 
+    def passage(self, length: int, region: str, subjects: list[Subject], facts: list[Fact]) -> str:
+        """All facts as marked text, filled up to about ``length`` visible characters."""
+        opens = length >= 500 and self.rng.random() >= 0.4
+        sentences = [self.opening(region, subjects)] if opens else []
+        for step in _plan(self.rng, facts):
+            if isinstance(step[0], tuple):
+                sentences += self.about_one(step)
+            else:
+                sentences.append(self.about_several(step))
+        return " ".join(text for text, _ in _fill(self.rng, sentences, length))
+
     def opening(self, region: str, subjects: list[Subject]) -> Sentence:
         """An opening sentence that names every subject."""
         self.named.update(subjects)
         names = [subject.names[0] for subject in subjects]
-        phrasings = words()["openings" if len(names) > 1 else "openings_of_one"]
+        phrasings = WORDS["openings" if len(names) > 1 else "openings_of_one"]
         text = self.rng.choice(phrasings).replace("{L}", _listed(names)).replace("{R}", region)
         return _finish(text.replace("{P}", subjects[0].kind.plural)), True
 
@@ -538,16 +473,15 @@ class _Writer:
 
     def single(self, fact: Fact) -> str:
         """One fact, sometimes with an aside between the subject and the statement about it."""
-        phrasing = self.pick(self.phrasings(fact))
-        name = None
+        phrasing, name = self.pick(self.phrasings(fact)), None
         if phrasing.startswith("{S} "):
             name = self.mention(fact.subject, "S")
             if name != fact.subject.gender and self.rng.random() < 0.3:
                 asides = "asides" if fact.subject.gender == "it" else "asides_person"
-                name += f", {self.pick(words()[asides])},"
+                name += f", {self.pick(WORDS[asides])},"
         text = self.clause(fact, phrasing, name)
         if phrasing.startswith(("{S", "{N}", "{V} was", "the ")) and self.rng.random() < 0.12:
-            text = self.pick(words()["prefixes"]) + text
+            text = self.pick(WORDS["prefixes"]) + text
         return text
 
     def double(self, first: Fact, second: Fact) -> str:
@@ -581,7 +515,7 @@ class _Writer:
             clauses = [self.clause(f, self.pick(self.phrasings(f))) for f in facts]
             text = clauses[0]
             for clause in clauses[1:]:
-                text += self.rng.choice(words()["joints"]) + clause
+                text += self.rng.choice(WORDS["joints"]) + clause
         self.pair = [fact.subject for fact in facts]
         if len(facts) != 2 or facts[0].relation.type in ("person", "place", *AMBIGUOUS):
             self.pair = []

@@ -27,14 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from qalib.data.schema import (
-    Answer,
-    Dataset,
-    Example,
-    check_example,
-    make_dataset,
-    misplaced,
-)
+from qalib.data.schema import Answer, Dataset, Example, check_example, make_dataset, misplaced
 from qalib.errors import DataWarning, QalibError
 
 Purpose = Literal["train", "answer", "score"]
@@ -52,15 +45,13 @@ def load_file(
     """Load a data file of any form. What a row must have depends on the purpose:
 
     * "train": id, question, context, and answers at their offsets or none and ``is_impossible``.
-      Raises QalibError that counts the bad rows and names the first three with their place;
-      ``skip_bad`` leaves them out with a warning.
+      Raises QalibError that counts the bad rows; ``skip_bad`` leaves them out with a DataWarning.
     * "answer": id, question and context. "score": id and the texts of the answers. Rows without
-      them are left out, other faults are tolerated, and one warning counts both.
+      them are left out, other faults are tolerated, and one DataWarning counts both.
 
     Whole numbers as ids or in another notation (``"28"``, ``28.0``) and empty answers of an
-    impossible question are understood for every purpose. The warnings are DataWarning, one a file.
-    Raises QalibError for a file that is missing, damaged, cut short or of another form, and if no
-    row can be used.
+    impossible question are understood for every purpose. Raises QalibError for a file that is
+    missing, damaged, cut short or of another form, and if no row can be used.
     """
     path = Path(path)
     raw = read_bytes(path)
@@ -139,10 +130,11 @@ def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
         objects = [value for _, value in islice(_lines(text), 2) if isinstance(value, dict)]
         if text.lstrip().startswith("[") or not objects:
             raise
-        *entries, (place, last) = _lines(text)
+        entries = list(_lines(text))
+        last = entries[-1][1]
         if isinstance(last, QalibError) and "cut short" in str(last):
             raise QalibError(f"{path}: {last}") from None
-        return "", (*entries, (place, last))
+        return "", entries
     version = ""
     if isinstance(tree, dict) and isinstance(tree.get("data"), list):
         version = "2.0" if _is_version_2(tree.get("version")) else ""

@@ -7,7 +7,7 @@ Offsets count Unicode code points, as Python strings do, and texts are never nor
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qalib.errors import QalibError
@@ -32,8 +32,8 @@ class Answer:
 class Example:
     """One question about one passage. Without answers, the passage does not answer it.
 
-    Where the reference answers need not be spans of the passage, a prediction is scored against
-    ``references``, and ``answers`` holds the equivalent spans, for training, if there are any.
+    Where there are ``references``, which need not be spans of the passage, predictions are scored
+    against them, and ``answers`` are for training.
     """
 
     id: str
@@ -52,14 +52,15 @@ class Example:
         """The texts that a prediction is scored against."""
         return list(self.references) or [answer.text for answer in self.answers]
 
+    def within(self, before: str, after: str) -> "Example":
+        """The same question about a longer passage, with these texts around the old one."""
+        answers = tuple(Answer(answer.text, answer.start + len(before)) for answer in self.answers)
+        return replace(self, context=before + self.context + after, answers=answers)
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples and their origin.
-
-    ``raw_sha256`` hashes the file's bytes, ``content_sha256`` the questions, passages and answers
-    (:func:`content_hash`): files with the same content in another layout agree in the latter.
-    """
+    """Examples and their origin, with hashes of the file's bytes and by :func:`content_hash`."""
 
     name: str
     examples: tuple[Example, ...]
@@ -86,11 +87,7 @@ class Dataset:
 
 
 def make_dataset(
-    name: str,
-    examples: Iterable[Example],
-    path: str = "",
-    raw_sha256: str = "",
-    version: str = "",
+    name: str, examples: Iterable[Example], path: str = "", raw_sha256: str = "", version: str = ""
 ) -> Dataset:
     """Bundle examples under a name. Raises QalibError if an id occurs twice.
 
@@ -116,37 +113,24 @@ def merge(name: str, datasets: Iterable[Dataset]) -> Dataset:
     return make_dataset(name, examples, raw_sha256=raw_sha256)
 
 
-def evenly(dataset: Dataset, count: int) -> list[Example]:
-    """At most ``count`` questions at equal distances."""
-    count = min(count, len(dataset))
-    return [dataset.examples[i * len(dataset) // count] for i in range(count)]
-
-
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Split off about ``fraction`` of the passages with all their questions: (rest, held out).
 
     The hash of a passage's text alone decides its side, which is therefore the same in every
     mixture of datasets and in every run.
     """
-    held_contexts = set()
-    for context in {e.context for e in dataset.examples}:
-        digest = hashlib.sha256(context.encode("utf-8", "surrogatepass")).digest()
-        if int.from_bytes(digest[:4]) < int(fraction * 2**32):
-            held_contexts.add(context)
-    rest = [e for e in dataset.examples if e.context not in held_contexts]
-    held = [e for e in dataset.examples if e.context in held_contexts]
+    parts: dict[bool, list[Example]] = {False: [], True: []}
+    for example in dataset:
+        digest = hashlib.sha256(example.context.encode("utf-8", "surrogatepass")).digest()
+        parts[int.from_bytes(digest[:4]) < int(fraction * 2**32)].append(example)
     return (
-        make_dataset(f"{dataset.name}-rest", rest, dataset.path),
-        make_dataset(f"{dataset.name}-held-out", held, dataset.path),
+        make_dataset(f"{dataset.name}-rest", parts[False], dataset.path),
+        make_dataset(f"{dataset.name}-held-out", parts[True], dataset.path),
     )
 
 
 def passage_digests(examples: Iterable[Example], count: int | None = None) -> list[str]:
-    """The ``count`` smallest digests of the distinct passages; all of them by default.
-
-    The smallest ones are a random sample of the passages that is the same in every data set: of two
-    sets with a tenth of the passages in common, about a tenth of the sample is in both (MinHash).
-    """
+    """The ``count`` smallest digests of the passages, a random sample that is always the same."""
     texts = {example.context for example in examples}
     digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")) for text in texts)
     return sorted(digest.hexdigest()[:16] for digest in digests)[:count]
@@ -155,8 +139,7 @@ def passage_digests(examples: Iterable[Example], count: int | None = None) -> li
 def content_hash(examples: Iterable[Example]) -> str:
     """SHA-256 over (id, context, question, sorted answer texts), in order of ids.
 
-    Offsets are left out because published copies of SQuAD differ in the occurrence of an answer
-    that they point to, which affects neither EM nor F1.
+    Published copies of SQuAD differ in the offsets, which affects neither EM nor F1.
     """
     digest = hashlib.sha256()
     for e in sorted(examples, key=lambda e: e.id):

@@ -1,8 +1,8 @@
 """Published question sets: found offline first, and verified before use.
 
-A name such as ``squad-dev-v1.1`` is searched in the directory that QALIB_DATA names, then in
-``data/``, then in the cache; only :func:`fetch` uses the network. A file must have the published
-SHA-256 or, for a copy in another layout, an accepted hash of its questions, passages and answers.
+A name such as ``squad-dev-v1.1`` is searched in ``paths.data_dirs()``; only :func:`fetch` uses the
+network. A file must have the published SHA-256 or, for a copy in another layout, an accepted hash
+of its questions, passages and answers.
 
 If the published address fails, the rows come from the Hugging Face Hub's Parquet tables, for
 which there is no published checksum. The one of the first download is kept beside the file as
@@ -41,11 +41,9 @@ class Source:
     without: int = 0  # rows that have no span for an answer and are left out
 
 
-SOURCES: dict[str, Source] = {
-    name: build({"name": name} | table, Source, "sources.toml")
-    for name, table in tomllib.loads(
-        Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
-    ).items()
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+SOURCES = {
+    name: build({"name": name} | table, Source, "sources.toml") for name, table in _TABLES.items()
 }
 
 
@@ -87,12 +85,9 @@ def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = Fal
 def fetch(name: str) -> Path:
     """The path of a source's file, which is downloaded to the cache if it is not on this machine.
 
-    A damaged file in the cache is replaced, one in another directory is left alone. If the
-    address fails, the rows come from the Hub, where it has them.
-
-    Raises QalibError for an unknown name, without a network (or with QALIB_OFFLINE=1 or
-    HF_HUB_OFFLINE=1), for a file that is not the published one, and if the cache cannot be
-    written.
+    A damaged file in the cache is replaced, one in another directory is left alone. Raises
+    QalibError for an unknown name, without a network (or with QALIB_OFFLINE=1 or HF_HUB_OFFLINE=1),
+    for a file that is not the published one, and if the cache cannot be written.
     """
     import requests
 
@@ -145,24 +140,15 @@ def _verify(source: Source, path: Path, dataset: Dataset | None = None) -> None:
 
 
 def _download(source: Source) -> None:
-    """Download ``source.url`` to the cache, verified before it gets its final name.
-
-    Raises QalibError for a wrong checksum and requests.RequestException for a failed download.
-    """
+    """Download ``source.url`` to the cache, verified. Raises RequestException if that fails."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    downloads = pooch.create(
-        path=cache_dir(),
-        base_url="",
-        registry={source.file: f"sha256:{source.sha256}"},
-        urls={source.file: source.url},
-        retry_if_failed=RETRIES,
-    )
+    registry, urls = {source.file: f"sha256:{source.sha256}"}, {source.file: source.url}
+    downloads = pooch.create(cache_dir(), "", registry=registry, urls=urls, retry_if_failed=RETRIES)
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
     try:
-        downloads.fetch(
-            source.file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
-        )
+        downloads.fetch(source.file, downloader=downloader)
     except ValueError as error:  # pooch's error for a wrong checksum
         raise QalibError(
             f"{source.name}: {source.url} gave another file than expected ({error}); fetch again "
@@ -171,11 +157,7 @@ def _download(source: Source) -> None:
 
 
 def _from_hub(source: Source, target: Path, reason: Exception) -> None:
-    """Write the source's rows from the Hub's Parquet tables as JSON lines and record its hash.
-
-    Raises QalibError for ``reason`` if the Hub cannot be reached either, and if its file is not
-    complete or differs from the one recorded before.
-    """
+    """Write the Hub's Parquet tables as JSON lines. Raises QalibError if the Hub fails, too."""
     import datasets
 
     repository, config, split = source.hub
@@ -245,8 +227,7 @@ def _by_hand(source: Source) -> str:
 
 
 def _unreachable(source: Source, error: Exception) -> QalibError:
-    response = getattr(error, "response", None)
     why = f"cannot be reached ({type(error).__name__})"
-    if response is not None:
+    if (response := getattr(error, "response", None)) is not None:
         why = f"answers {response.status_code} {response.reason}"
     return QalibError(f"{source.name}: {source.url} {why}: {_by_hand(source)}.")

@@ -1,9 +1,7 @@
 """Encoder inputs: word pieces, overlapping windows of the passage, character offsets.
 
 A *window* is one model input, ``[CLS] question [SEP] part of the passage [SEP]``. A passage longer
-than the input is split into several windows that overlap by ``doc_stride`` word pieces. The
-character offsets of the passage's word pieces map a span of tokens to a span of characters.
-
+than the input is split into several windows that overlap by ``doc_stride`` word pieces.
 :class:`LazyWindows` builds windows on access, for long passages and many questions about one;
 :func:`make_windows` builds all of them with their gold spans, for training.
 """
@@ -11,7 +9,7 @@ character offsets of the passage's word pieces map a span of tokens to a span of
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -85,11 +83,7 @@ class Window:
 
 
 def make_windows(examples: Sequence[Example], tokenizer, config: WindowConfig) -> list[Window]:
-    """All windows of some examples with their gold spans, in order; at least one of each.
-
-    Where a window holds no gold answer, ``spans`` is empty, or the null span (0, 0) if
-    ``config.null``. Raises QalibError as :class:`LazyWindows` does.
-    """
+    """All :class:`LazyWindows` of some examples, in order, with their :func:`gold_spans`."""
     made = []
     for window in LazyWindows(examples, tokenizer, config):
         example, first = examples[window.example], window.context_start
@@ -122,9 +116,8 @@ def gold_spans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distinct gold spans that lie wholly in a window, weighted by the fraction of annotators.
 
-    offsets (P, 2): characters of each passage token. ``null``: without such a span the answer is
-    position 0. An answer that begins or ends within a token is extended to the whole token.
-    -> (A, 2) int32 inclusive positions, (A,) float32
+    offsets (P, 2) -> (A, 2) int32 inclusive positions, (A,) float32. ``null``: without such a span
+    the answer is position 0. An answer within tokens is extended to whole tokens.
     """
     counts: Counter[tuple[int, int]] = Counter()
     for answer in example.answers if len(offsets) else ():
@@ -152,22 +145,24 @@ def span_weights(counts: Counter[tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
 class LazyWindows(Sequence[Window]):
     """Windows without gold spans, in the order of the examples, each built when it is accessed.
 
-    Every distinct passage and every distinct question is tokenised once, and a window is assembled
-    from both, so that memory grows with the distinct texts and not with the windows.
-
-    Raises QalibError for a tokenizer without character offsets and for a long passage that is a
-    single word to it; logs a warning if questions are cut.
+    Every distinct passage and every distinct question is tokenised once, so that memory grows with
+    the distinct texts and not with the windows. Raises QalibError for a tokenizer without character
+    offsets and for a long passage that is a single word to it; logs a warning if questions are cut.
     """
 
     def __init__(self, examples: Sequence[Example], tokenizer, config: WindowConfig):
         require_fast(tokenizer)
         self.doc_stride = config.doc_stride
         self.texts = [(example.question, example.context) for example in examples]
-        cut = _cut_questions({question for question, _ in self.texts}, tokenizer, config)
-        _warn_if_cut(examples, cut, config.max_query_length)
+        cut = _cut_questions(examples, tokenizer, config.max_query_length)
         self.passages = _encode({c: ("?", c) for _, c in self.texts}, tokenizer)
         self.frames = _encode({q: (cut[q], "a") for q, _ in self.texts}, tokenizer)
-        _check_words(self.passages)
+        for text, passage in self.passages.items():
+            if len(passage.offsets) == 1 and len(text) > SINGLE_WORD:
+                raise QalibError(
+                    f"the passage {text[:20]!r}... of {len(text):,} characters is a single word to "
+                    "this reader, which answers with words; put spaces between them."
+                )
         special = {q: len(frame) - len(frame.offsets) for q, frame in self.frames.items()}
         self.capacities = [config.max_length - special[question] for question, _ in self.texts]
         self.ends = np.cumsum([self._count(n) for n in range(len(examples))], dtype=np.int64)
@@ -180,9 +175,6 @@ class LazyWindows(Sequence[Window]):
             raise IndexError(f"window {index} is not among the {len(self)} windows.")
         example = int(np.searchsorted(self.ends, index, side="right"))
         return self._window(example, index - int(self.ends[example - 1] if example else 0))
-
-    def __iter__(self) -> Iterator[Window]:
-        return (self[index] for index in range(len(self)))
 
     def _count(self, example: int) -> int:
         """The number of windows of an example: the last is the first that reaches the end."""
@@ -199,15 +191,11 @@ class LazyWindows(Sequence[Window]):
         ids = passage.input_ids[passage.context_start + begin :][: len(offsets)]
         first, end = frame.context_start, frame.context_start + len(frame.offsets)
         types = np.full(len(ids), frame.token_type_ids[first], dtype=np.int8)
-        return replace(
-            frame,
-            example=example,
-            input_ids=np.concatenate([frame.input_ids[:first], ids, frame.input_ids[end:]]),
-            token_type_ids=np.concatenate(
-                [frame.token_type_ids[:first], types, frame.token_type_ids[end:]]
-            ),
-            offsets=offsets,
+        ids, types = (
+            np.concatenate([around[:first], inside, around[end:]])
+            for around, inside in ((frame.input_ids, ids), (frame.token_type_ids, types))
         )
+        return replace(frame, example=example, input_ids=ids, token_type_ids=types, offsets=offsets)
 
 
 def _encode(pairs: Mapping[str, tuple[str, str]], tokenizer) -> dict[str, Window]:
@@ -235,33 +223,18 @@ def _encode(pairs: Mapping[str, tuple[str, str]], tokenizer) -> dict[str, Window
     return encoded
 
 
-def _cut_questions(questions: Iterable[str], tokenizer, config: WindowConfig) -> dict[str, str]:
-    """Each question cut to at most ``max_query_length`` word pieces, between characters."""
-    longest, stripped = config.max_query_length, {q: q.strip() for q in questions}
-    if not stripped:
+def _cut_questions(examples: Sequence[Example], tokenizer, longest: int) -> dict[str, str]:
+    """Each question cut to at most ``longest`` word pieces, with one line of the log about it."""
+    questions = list({example.question for example in examples})
+    if not questions:
         return {}
-    clean = [replace_surrogates(text) for text in stripped.values()]
+    clean = [replace_surrogates(question.strip()) for question in questions]
     encoded = tokenizer(clean, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return {
-        question: text if len(offsets) <= longest else text[: offsets[longest - 1][1]]
-        for (question, text), offsets in zip(
-            stripped.items(), encoded["offset_mapping"], strict=True
-        )
-    }
-
-
-def _warn_if_cut(examples: Sequence[Example], cut: Mapping[str, str], longest: int) -> None:
-    """Log one line if questions are longer than ``longest`` word pieces, where they are cut."""
+    cut = {question: question.strip() for question in questions}
+    for question, offsets in zip(questions, encoded["offset_mapping"], strict=True):
+        if len(offsets) > longest:
+            cut[question] = cut[question][: offsets[longest - 1][1]]
     if long := [e.id for e in examples if len(cut[e.question]) < len(e.question.strip())]:
         text = "%d of %d questions are longer than %d word pieces and are cut there, first %r."
         logging.getLogger(__name__).warning(text, len(long), len(examples), longest, long[0])
-
-
-def _check_words(passages: Mapping[str, Window]) -> None:
-    """Raise QalibError for a long passage that is a single word to the tokenizer."""
-    for text, window in passages.items():
-        if len(window.offsets) == 1 and len(text) > SINGLE_WORD:
-            raise QalibError(
-                f"the passage {text[:20]!r}... of {len(text):,} characters is a single word to "
-                "this reader, which answers with words; put spaces between them."
-            )
+    return cut

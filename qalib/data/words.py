@@ -1,12 +1,10 @@
 """Word-level inputs: tokens, their features and the characters of their words.
 
-A *token* is a word piece or a whole word with character offsets, so that a span of tokens is a
-span of characters. A token also has the span of its word: pretrained word pieces are
-lower-cased, so the capitals of a word are taken from the text itself.
+A *token* is a word piece or a whole word with character offsets and the span of its word:
+pretrained word pieces are lower-cased, so the capitals of a word are taken from the text itself.
 
 A *window* is a question and a part of the passage; the windows of a longer passage overlap. Tokens
-are computed once for all questions about a passage. A window adds only the matches between
-passage and question.
+are computed once for every text. A window adds only the matches between passage and question.
 
 Notation: T tokens of a text, P of a window's passage, Q of its question, C characters of a word,
 A gold answers; in a batch B windows, L passage tokens, M question tokens, F features, U words.
@@ -17,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from pydantic import Field
 from qalib.data.batching import Batch, pad_spans, stack_padded
 from qalib.data.bytes import code_points
 from qalib.data.schema import Example
-from qalib.data.windows import gold_spans, replace_surrogates, require_fast
+from qalib.data.windows import Window, gold_spans, replace_surrogates, require_fast
 from qalib.errors import QalibError
 from qalib.settings import settings
 
@@ -130,9 +129,7 @@ class WordWindow:
         """(P, 2) int32, characters [start, end) of each passage token."""
         return self.passage.offsets
 
-    def characters(self, start: int, end: int) -> tuple[int, int]:
-        """Characters [start, end) of the passage under positions ``start`` to ``end``."""
-        return int(self.offsets[start, 0]), int(self.offsets[end, 1])
+    characters = Window.characters
 
 
 def word_windows(
@@ -140,17 +137,16 @@ def word_windows(
 ) -> list[WordWindow]:
     """Cut examples into windows, in order; every example gets at least one.
 
-    Windows of the same passage share its arrays. Where a window holds no gold answer, ``spans``
-    is empty. An answer that begins or ends within a token is extended to the whole token.
+    Where a window holds no gold answer, ``spans`` is empty. An answer that begins or ends within a
+    token is extended to the whole token.
     """
     config = config or WordConfig()
-    table = _WordTable(config.characters)
-    passages = table.texts([e.context for e in examples], vocabulary)
-    questions = table.texts([e.question for e in examples], vocabulary)
-    parts = {text: list(_overlapping_parts(tokens, config)) for text, tokens in passages.items()}
+    passages, questions = [e.context for e in examples], [e.question for e in examples]
+    tokens = _tokens([*passages, *questions], vocabulary, config.characters)
+    parts = {text: list(_overlapping_parts(tokens[text], config)) for text in set(passages)}
     windows = []
     for index, example in enumerate(examples):
-        question = questions[example.question].part(0, config.max_query_length)
+        question = tokens[example.question].part(0, config.max_query_length)
         for passage in parts[example.context]:
             same = passage.match_ids[:, None] == question.match_ids  # (P, Q, len(MATCHES))
             gold = gold_spans(example, passage.offsets, 0, False)
@@ -172,67 +168,46 @@ def stem(word: str) -> str:
     return ENDING.sub("", word)
 
 
-class _WordTable(dict[str, int]):
-    """The distinct words of one call of ``word_windows``, with what depends on a word alone."""
+def _tokens(texts: Sequence[str], vocabulary: WordPieces, width: int) -> dict[str, Tokens]:
+    """The tokens of every distinct text, with ``width`` characters of each word."""
+    texts = list(dict.fromkeys(texts))
+    numbers: dict[tuple[str, str], int] = {}
 
-    def __init__(self, characters: int):
-        super().__init__()
-        self.width = characters
-        self.ids: dict[tuple[str, str], int] = {}
-        self.features: list[tuple[float, ...]] = []  # title, upper, digit, symbol
-        self.match_ids: list[tuple[int, ...]] = []  # cased, uncased, stem
-        self.characters: list[np.ndarray] = []  # (C,) uint8
+    def number(kind: str, text: str) -> int:
+        """The same for the same text of the same kind."""
+        return numbers.setdefault((kind, text), len(numbers))
 
-    def id(self, kind: str, text: str) -> int:
-        """The same number for the same text of the same kind."""
-        return self.ids.setdefault((kind, text), len(self.ids))
-
-    def __missing__(self, word: str) -> int:
-        lower = word.lower()
+    @cache
+    def word_columns(word: str) -> tuple[list[bool], list[int], np.ndarray]:
+        """Title, upper, digit and symbol; cased, uncased and stem; the characters (C,)."""
+        lower, characters = word.lower(), np.zeros(width, dtype=np.uint8)
+        features = [word[:1].isupper(), word.isupper() and len(word) > 1]
+        features += [any(c.isdigit() for c in word), not any(c.isalnum() for c in word)]
         forms = zip(MATCHES[1:], (word, lower, stem(lower)), strict=True)
-        self.match_ids.append(tuple(self.id(kind, form) for kind, form in forms))
-        self.features.append(
-            (
-                float(word[:1].isupper()),
-                float(word.isupper() and len(word) > 1),
-                float(any(c.isdigit() for c in word)),
-                float(not any(c.isalnum() for c in word)),
-            )
-        )
-        characters = np.zeros(self.width, dtype=np.uint8)
-        codes = code_points(word)[: self.width]
+        codes = code_points(word)[:width]
         characters[: len(codes)] = codes
-        self.characters.append(characters)
-        row = self[word] = len(self.characters) - 1
-        return row
+        return features, [number(kind, form) for kind, form in forms], characters
 
-    def texts(self, texts: Sequence[str], vocabulary: WordPieces) -> dict[str, Tokens]:
-        """The tokens of every distinct text."""
-        texts = list(dict.fromkeys(texts))
-        tokenized = dict(zip(texts, vocabulary.tokenize(texts), strict=True))
-        words = [[self[t[a:b]] for a, b in tokenized[t].words.tolist()] for t in texts]
-        features = np.array(self.features, dtype=np.float32)
-        match_ids = np.array(self.match_ids, dtype=np.int32)
-        characters = np.stack(self.characters)
-        tokens = {}
-        for text, rows in zip(texts, words, strict=True):
-            own, (ids, offsets, spans) = match_ids[rows], tokenized[text]
-            continues = offsets[:, 0] > spans[:, 0]
-            pieces = [
-                self.id(f"token {inside}", text[a:b].lower())
-                for inside, (a, b) in zip(continues.tolist(), offsets.tolist(), strict=True)
-            ]
-            _, inverse, counts = np.unique(pieces, return_inverse=True, return_counts=True)
-            common = counts[inverse, None] / counts.max()  # relative to the most common token
-            columns = [continues[:, None], features[rows], common]
-            tokens[text] = Tokens(
-                ids=ids,
-                offsets=offsets,
-                features=np.concatenate(columns, axis=1, dtype=np.float32),
-                match_ids=np.concatenate([np.array(pieces, np.int32)[:, None], own], axis=1),
-                characters=characters[rows],
-            )
-        return tokens
+    tokens = {}
+    for text, (ids, offsets, spans) in zip(texts, vocabulary.tokenize(texts), strict=True):
+        words = [word_columns(text[a:b]) for a, b in spans.tolist()]
+        features, same, characters = map(np.array, zip(*words, strict=True))
+        continues = offsets[:, 0] > spans[:, 0]
+        pieces = [
+            number(f"token {inside}", text[a:b].lower())
+            for inside, (a, b) in zip(continues.tolist(), offsets.tolist(), strict=True)
+        ]
+        _, inverse, counts = np.unique(pieces, return_inverse=True, return_counts=True)
+        common = counts[inverse, None] / counts.max()  # relative to the most common token
+        columns = [continues[:, None], features, common]
+        tokens[text] = Tokens(
+            ids=ids,
+            offsets=offsets,
+            features=np.concatenate(columns, axis=1, dtype=np.float32),
+            match_ids=np.column_stack([pieces, same]),
+            characters=characters,
+        )
+    return tokens
 
 
 def collate_words(windows: Sequence[WordWindow]) -> Batch:
@@ -244,14 +219,15 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
     passage_words, question_words        (B, L), (B, M) int64, rows of ``words``
     words                                (U, C) int64, characters; 0 after the end of a word
 
-    Every distinct word is in ``words`` once: encoding each word once instead of each token saves
-    most of the work of a character encoder.
+    Every distinct word is in ``words`` once, which saves most of the work of a character encoder.
     """
     import torch
 
     passages, questions = [w.passage for w in windows], [w.question for w in windows]
     texts = [*passages, *questions]
-    words, rows = _distinct(np.concatenate([text.characters for text in texts]))
+    characters = np.concatenate([text.characters for text in texts])
+    as_bytes = characters.view(f"S{characters.shape[1]}")[:, 0]  # sorts faster than rows do
+    _, first, rows = np.unique(as_bytes, return_index=True, return_inverse=True)
     rows = np.split(rows, np.cumsum([len(text) for text in texts])[:-1])
     passage, mask = stack_padded([text.ids for text in passages])
     question, question_real = stack_padded([text.ids for text in questions])
@@ -263,7 +239,7 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
         "question_features": _features(questions, [w.question_matches for w in windows]),
         "passage_words": stack_padded(rows[: len(windows)])[0],
         "question_words": stack_padded(rows[len(windows) :])[0],
-        "words": words,
+        "words": characters[first].astype(np.int64),
     }
     return Batch(
         {name: torch.from_numpy(array) for name, array in arrays.items()},
@@ -276,11 +252,3 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
 def _features(texts: Sequence[Tokens], matches: Sequence[np.ndarray]) -> np.ndarray:
     pairs = zip(matches, texts, strict=True)
     return stack_padded([np.concatenate([m, text.features], axis=1) for m, text in pairs])[0]
-
-
-def _distinct(characters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of (T, C) uint8, and the index of each row.  -> (U, C) int64, (T,)"""
-    width = characters.shape[1]
-    as_bytes = np.ascontiguousarray(characters).view(f"S{width}")[:, 0]  # sorts faster than rows do
-    _, first, rows = np.unique(as_bytes, return_index=True, return_inverse=True)
-    return characters[first].astype(np.int64), rows

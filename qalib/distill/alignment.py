@@ -1,10 +1,9 @@
 """Alignment of readers with different tokenizers, through the characters of the passage.
 
-An answer starts at the first character of a token and ends at the last character of one. So the
-probability that it starts at a teacher's token goes to the student's token that contains that
-token's first character, and likewise for ends. Characters between tokens, such as spaces, belong
-to the next token for starts and to the previous one for ends: the rule by which gold answers
-become token positions.
+The probability that an answer starts at a teacher's token goes to the student's token that contains
+that token's first character, and likewise for ends and last characters. Characters between tokens,
+such as spaces, belong to the next token for starts and to the previous one for ends: the rule by
+which gold answers become token positions.
 
 Notation: P passage tokens of a row, L positions of a padded row, B batch. A *row* is one input of
 a reader; a long passage makes several rows.
@@ -38,56 +37,35 @@ class TokenSpan(NamedTuple):
 
 
 def token_spans(
-    windows: Sequence[Window | WordWindow], examples: Sequence[Example], before: int | None = None
+    windows: Sequence[Window | WordWindow], examples: Sequence[Example], before: int = 0
 ) -> list[TokenSpan]:
     """The token spans of windows made from ``examples``, of encoders or word-level readers.
 
-    ``before``: special tokens before an encoder's passage; without it no attention is covered.
+    ``before``: special tokens before an encoder's passage.
     """
     spans = []
     for window in windows:
-        if isinstance(window, WordWindow):
-            asked = len(window.question)
-        else:
-            asked = 0 if before is None else window.context_start - before
+        words = isinstance(window, WordWindow)
+        asked = len(window.question) if words else window.context_start - before
         id, offsets = examples[window.example].id, window.offsets
         spans.append(TokenSpan(id, offsets, window.context_start, asked))
     return spans
 
 
-def start_positions(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
-    """The student's positions that contain the first characters of tokens.  (P, 2) -> (P,) int64
+def aligned_positions(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
+    """The student's positions of the first and the last characters of tokens.
 
-    -1 for a token outside the student's stretch of the passage.
+    (P, 2) -> (2, P) int64, -1 for a token outside the student's stretch of the passage.
     """
     if np.array_equal(offsets, student.offsets):
-        return student.context_start + np.arange(len(offsets))
-    token = np.searchsorted(student.offsets[:, 1], offsets[:, 0], side="right")
-    return np.where(_visible(offsets, student), student.context_start + token, -1)
-
-
-def end_positions(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
-    """The student's positions that contain the last characters of tokens.  (P, 2) -> (P,) int64
-
-    -1 for a token outside the student's stretch of the passage.
-    """
-    if np.array_equal(offsets, student.offsets):
-        return student.context_start + np.arange(len(offsets))
-    token = np.searchsorted(student.offsets[:, 0], _ends(offsets), side="left") - 1
-    return np.where(_visible(offsets, student), student.context_start + token, -1)
-
-
-def _ends(offsets: np.ndarray) -> np.ndarray:
-    """The character after each token, at least one after its start: some tokens are empty."""
-    return np.maximum(offsets[:, 1], offsets[:, 0] + 1)
-
-
-def _visible(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
-    """Which tokens overlap the student's stretch of the passage.  -> (P,) bool"""
+        return np.tile(student.context_start + np.arange(len(offsets)), (2, 1))
     if not len(student.offsets):
-        return np.zeros(len(offsets), dtype=bool)
-    begin, end = student.offsets[0, 0], student.offsets[-1, 1]
-    return (offsets[:, 0] < end) & (_ends(offsets) > begin)
+        return np.full((2, len(offsets)), -1)
+    begins, ends = offsets[:, 0], np.maximum(offsets[:, 1], offsets[:, 0] + 1)  # some are empty
+    starts = np.searchsorted(student.offsets[:, 1], begins, side="right")
+    lasts = np.searchsorted(student.offsets[:, 0], ends, side="left") - 1
+    seen = (begins < student.offsets[-1, 1]) & (ends > student.offsets[0, 0])
+    return np.where(seen, student.context_start + np.stack([starts, lasts]), -1)
 
 
 def character_alignment(
@@ -99,8 +77,7 @@ def character_alignment(
     """
     positions = np.full((2, len(students), padded), -1, dtype=np.int64)
     for row, (offsets, student) in enumerate(zip(teachers, students, strict=True)):
-        positions[0, row, : len(offsets)] = start_positions(offsets, student)
-        positions[1, row, : len(offsets)] = end_positions(offsets, student)
+        positions[:, row, : len(offsets)] = aligned_positions(offsets, student)
     starts, ends = torch.from_numpy(positions)
     return starts, ends
 
@@ -123,10 +100,8 @@ def span_positions(start: int, end: int, student: TokenSpan) -> tuple[int, int] 
     offsets = student.offsets
     if start < 0 or not len(offsets) or start < offsets[0, 0] or end > offsets[-1, 1]:
         return None
-    begin = int(np.searchsorted(offsets[:, 1], start, side="right"))
-    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
-    first = student.context_start
-    return (first + begin, first + last) if begin <= last else None
+    (first,), (last,) = aligned_positions(np.array([[start, end]]), student).tolist()
+    return (first, last) if first <= last else None
 
 
 def match_rows(students: Sequence[TokenSpan], teachers: Sequence[TokenSpan]) -> np.ndarray:

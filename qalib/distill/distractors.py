@@ -2,8 +2,7 @@
 
 Of a teacher's K best spans, those that share neither a word nor a character with any gold answer
 are confusing, and the most probable of them becomes the distractor of the margin loss. "Share no
-word" is SQuAD's F1 of 0: another mention of the right answer is never confusing. Texts that are
-empty after normalization ("the", "-") have F1 0 with everything and are never taken.
+word" is SQuAD's F1 of 0; texts that are empty after normalization ("the", "-") are never taken.
 
 Notation: B batch, L positions, K spans, R rows of all examples, T teachers, P passage tokens.
 Spans are characters [start, end) of the passage, so that any student can be taught.
@@ -12,6 +11,7 @@ Source: Hu et al. 2018, Attention-Guided Answer Distillation for Machine Reading
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -46,17 +46,12 @@ class DistractorMiner:
     def __init__(self, examples: Iterable[Example], config: MiningConfig | None = None):
         self.config = config or MiningConfig()
         self.examples = {example.id: example for example in examples}
-        self._words: dict[str, frozenset[str]] = {}  # of texts; the same spans recur
+        # The normalized words of a text; the same spans recur.
+        self.words = cache(lambda text: frozenset(normalize_answer(text).split()))
         self._gold = {
             id: frozenset[str]().union(*map(self.words, set(example.answer_texts)))
             for id, example in self.examples.items()
         }
-
-    def words(self, text: str) -> frozenset[str]:
-        """The normalized words of a text."""
-        if text not in self._words:
-            self._words[text] = frozenset(normalize_answer(text).split())
-        return self._words[text]
 
     def is_confusing(self, id: str, start: int, end: int) -> bool:
         """Whether the text of characters [start, end) overlaps no gold answer in any way.
@@ -77,7 +72,6 @@ class DistractorMiner:
             q(i, j) = softmax(start)(i) softmax(end)(j)
 
         start, end (B, L): one teacher's logits; mask (B, L) bool; the token spans of the B rows.
-        Returns arrays of B rows.
         """
         best = decode_spans(start, end, mask, self.config.k, self.config.max_length)
         log_total = sum(mask_logits(x, mask).logsumexp(dim=1) for x in (start, end))

@@ -54,11 +54,11 @@ def teacher_outputs(
     bar.close()
 
 
-def align_layers(reader: EncoderReader, count: int = 3) -> int:
-    """Make the attention of ``count`` layers at equal distances an output.  -> ``count``"""
-    layers = spread_layers(count, reader.encoder.config.num_hidden_layers)
+def align_layers(reader: EncoderReader) -> int:
+    """Make the attention of three layers at equal distances an output.  -> 3"""
+    layers = spread_layers(3, reader.encoder.config.num_hidden_layers)
     reader.align([max(1, layer) for layer in layers])
-    return count
+    return len(layers)
 
 
 def spread_layers(count: int, depth: int) -> tuple[int, ...]:
@@ -72,8 +72,7 @@ def keep_layers(model: nn.Module, numbers: Sequence[int]) -> None:
     Raises QalibError for a number that does not exist, and for a model whose layers are not one
     list (ALBERT shares one).
     """
-    config = model.config
-    depth = config.num_hidden_layers
+    config, depth = model.config, model.config.num_hidden_layers
     lists = [
         (owner, name, child)
         for owner in model.base_model.modules()

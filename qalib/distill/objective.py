@@ -1,25 +1,21 @@
 """The distillation objective for any reader: a batch with soft targets, and the joint loss.
 
-    distillation = Distillation(task.collate, spans, targets, config)
-    task = replace(task, collate=distillation.collate, loss=distillation.loss,
-                   log_metrics=distillation.log_metrics)
-
 What the teachers predict is projected onto the student's tokens through the characters of the
-passage, so that teachers of word pieces can teach a student of bytes; only attention needs the
-same tokens on both sides.
+passage; only attention needs the same tokens on both sides.
 
 Notation: B batch, L positions of the student, N question tokens, T teachers, P teacher tokens.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from qalib.data.batching import Batch
 from qalib.decoding import ReaderOutput
 from qalib.distill.alignment import (
     TokenSpan,
@@ -40,7 +36,7 @@ from qalib.losses import (
     hops_loss,
     kd_loss,
     margin_loss,
-    smoothed_span_loss,
+    span_loss,
     teacher_probabilities,
 )
 
@@ -61,31 +57,21 @@ class BatchTargets(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DistillationBatch:
-    """A reader's batch with its soft targets. The reader sees its own batch and nothing more."""
+class DistillationBatch(Batch):
+    """A reader's batch with its soft targets, which the reader does not use."""
 
-    batch: Any  # Batch, ByteBatch or whatever the student reads
     targets: BatchTargets
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.batch, name)
-
-    def __len__(self) -> int:
-        return len(self.batch)
 
     def to(self, device: torch.device) -> "DistillationBatch":
         """The same batch on another device."""
-        return DistillationBatch(self.batch.to(device), self.targets.to(device))
+        return DistillationBatch(**vars(super().to(device)), targets=self.targets.to(device))
 
 
 class Distillation:
-    """The joint objective (Equation 1) as ``collate`` and ``loss`` of a task.
+    """The joint objective (Equation 1) as ``collate``, ``loss`` and ``log_metrics`` of a task.
 
-    ``collate``      makes the student's batch from some of its rows
-    ``spans``        the passage tokens of every row of the student
-    ``targets``      what its teachers predict
-    ``distractors``  the confusing answer of every row of the targets; those of the teachers by
-                     default
+    ``collate`` makes the student's batch from some of its rows, ``spans`` are the passage tokens of
+    every row; ``distractors`` of every row of ``targets`` by default are those of the teachers.
 
     A row of the student is taught by the teachers' row of the same question that has most text in
     common with it; attention only where both have the same tokens. Raises QalibError if a question
@@ -95,7 +81,7 @@ class Distillation:
 
     def __init__(
         self,
-        collate: Callable[[Sequence[int]], Any],
+        collate: Callable[[Sequence[int]], Batch],
         spans: Sequence[TokenSpan],
         targets: TeacherTargets,
         config: DistillConfig,
@@ -118,17 +104,13 @@ class Distillation:
             raise QalibError(
                 "attention distillation: no attention was cached; set attention_weight to 0."
             )
-        theirs = [self.targets.spans[row] for row in self.teacher_row]
-        pairs = list(zip(self.spans, theirs, strict=True))
-        same = np.array(
-            [
-                ours.question_tokens == theirs.question_tokens
-                and np.array_equal(ours.offsets, theirs.offsets)
-                for ours, theirs in pairs
-            ]
-        )
+        same = np.zeros(len(self.spans), dtype=bool)
+        for row, ours in enumerate(self.spans):
+            theirs = self.targets.spans[self.teacher_row[row]]
+            counts = ours.question_tokens, theirs.question_tokens
+            same[row] = counts[0] == counts[1] and np.array_equal(ours.offsets, theirs.offsets)
         if not same.any():
-            ours, theirs = pairs[0]
+            ours, theirs = self.spans[0], self.targets.spans[self.teacher_row[0]]
             raise QalibError(
                 f"attention distillation: question {ours.id!r} has {len(ours.offsets)} x "
                 f"{ours.question_tokens} tokens of passage and question, its teachers have "
@@ -161,10 +143,10 @@ class Distillation:
         maps = {}
         if self.config.attention_weight:
             maps = self.targets.attention(teacher_rows)
-            placed = [s if self.same[row] else None for s, row in zip(students, rows, strict=True)]
-            maps = {hop: _at_positions(table, placed, length) for hop, table in maps.items()}
-        distractors, found = self.distractors[rows], self.found[rows]
-        return DistillationBatch(batch, BatchTargets(*sides, distractors, found, maps))
+            same = self.same[rows]
+            maps = {hop: _at_positions(x, students, same, length) for hop, x in maps.items()}
+        targets = BatchTargets(*sides, self.distractors[rows], self.found[rows], maps)
+        return DistillationBatch(**vars(batch), targets=targets)
 
     def loss(self, output: ReaderOutput, batch: DistillationBatch) -> Tensor:
         """The weighted loss of each row; adds its parts to :meth:`log_metrics`.  -> (B,)"""
@@ -176,7 +158,7 @@ class Distillation:
         """The four losses of a batch, unweighted.  Attention is 0 where it is not distilled."""
         targets, config = batch.targets, self.config
         gold = (batch.answer_spans, batch.answer_weights)
-        ce = smoothed_span_loss(output, *gold, config.smoothing, config.answers)
+        ce = span_loss(output, *gold, config.answers, config.smoothing)
         kd = kd_loss(output, targets.start, targets.end, config.temperature)
         margin = margin_loss(output, *gold, targets.distractors, targets.found, config.margin)
         attention = torch.zeros_like(ce)
@@ -215,17 +197,18 @@ class Distillation:
         names += ("distractors", "constant_hinges")
         if not self._rows:
             return {}
-        values = dict(zip(names, (self._sums / self._rows).tolist(), strict=True))
+        values = zip(names, (self._sums / self._rows).tolist(), strict=True)
         self._sums, self._rows = None, 0
-        if self.config.attention_weight:
-            return values
-        return {name: value for name, value in values.items() if "att" not in name}
+        logs_all = bool(self.config.attention_weight)
+        return {name: value for name, value in values if logs_all or "att" not in name}
 
 
-def _at_positions(table: Tensor, students: Sequence[TokenSpan | None], length: int) -> Tensor:
-    """Maps of passage tokens at the student's positions, 0 for None.  (B, P, N) -> (B, L, N)"""
+def _at_positions(
+    table: Tensor, students: Sequence[TokenSpan], same: np.ndarray, length: int
+) -> Tensor:
+    """Maps of the ``same`` tokens at the student's positions, else 0.  (B, P, N) -> (B, L, N)"""
     placed = table.new_zeros((len(table), length, table.shape[2]))
-    for row, span in enumerate(students):
-        if span is not None:
-            placed[row, span.positions] = table[row, : len(span.offsets)]
+    for row in np.flatnonzero(same):
+        span = students[row]
+        placed[row, span.positions] = table[row, : len(span.offsets)]
     return placed

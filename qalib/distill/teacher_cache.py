@@ -76,77 +76,76 @@ def cache_teacher_outputs(
     for number, outputs in enumerate(teachers):
         final = folder / f"teacher-{number}"
         if not final.is_dir():
-            _Writer(final, spans, hops).write(outputs(), miner)
+            partial = final.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _write_teacher(partial, spans, outputs(), miner, hops)
+            partial.rename(final)
 
 
-class _Writer:
-    """The arrays of one teacher while they are filled."""
+def _write_teacher(
+    folder: Path,
+    spans: Sequence[TokenSpan],
+    outputs: Outputs,
+    miner: DistractorMiner,
+    hops: Sequence[str],
+) -> None:
+    """Write the arrays of one teacher."""
 
-    def __init__(self, final: Path, spans: Sequence[TokenSpan], hops: Sequence[str]):
-        self.final, self.spans = final, spans
-        self.folder = self.final.with_suffix(".partial")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        tokens = np.array([len(span.offsets) for span in spans])
-        self.begin = _begins(tokens)
-        self.map_begin = _begins(tokens * [span.question_tokens for span in spans])
-        self.sides = [self._array(side, self.begin[-1]) for side in ("start", "end")]
-        self.maps = {hop: self._array(hop, self.map_begin[-1]) for hop in hops}
-        self.distractors = np.full((len(spans), 2), -1, dtype=np.int32)
-        self.confidence = np.zeros(len(spans), dtype=np.float32)
+    def flat_array(name: str, size: int) -> np.memmap:
+        shape = (int(size),)
+        return np.lib.format.open_memmap(folder / _file(name), "w+", np.float16, shape)
 
-    def _array(self, name: str, size: int) -> np.memmap:
-        path = self.folder / _file(name)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(int(size),))
-
-    def write(self, outputs: Outputs, miner: DistractorMiner) -> None:
-        for rows, output in outputs:
-            self.fill(list(rows), _on_cpu(output), miner)
-        for array in (*self.sides, *self.maps.values()):
-            array.flush()
-        arrays = {"spans": self.distractors, "confidence": self.confidence}
-        np.savez(self.folder / "distractors.npz", **arrays)
-        self.folder.rename(self.final)
-
-    def fill(self, rows: list[int], output: ReaderOutput, miner: DistractorMiner) -> None:
-        """Add the teacher's output for some rows."""
-        spans = [self.spans[row] for row in rows]
-        self.check(spans, output)
-        mined = miner.mine(output.start_logits, output.end_logits, output.mask, spans)
-        self.distractors[rows], self.confidence[rows] = mined
-        for logits, flat in zip(output[:2], self.sides, strict=True):
-            logits = logits.masked_fill(~output.mask, -torch.inf)
+    tokens = np.array([len(span.offsets) for span in spans])
+    begin = _begins(tokens)
+    map_begin = _begins(tokens * [span.question_tokens for span in spans])
+    sides = [flat_array(side, begin[-1]) for side in ("start", "end")]
+    maps = {hop: flat_array(hop, map_begin[-1]) for hop in hops}
+    distractors = np.full((len(spans), 2), -1, dtype=np.int32)
+    confidence = np.zeros(len(spans), dtype=np.float32)
+    for rows, output in outputs:
+        rows, output = list(rows), _on_cpu(output)
+        of_rows = [spans[row] for row in rows]
+        _check_output(folder.stem, of_rows, output, hops)
+        start, end, mask = output[:3]
+        distractors[rows], confidence[rows] = miner.mine(start, end, mask, of_rows)
+        for logits, flat in zip((start, end), sides, strict=True):
+            logits = logits.masked_fill(~mask, -torch.inf)
             values = (logits - logits.amax(dim=1, keepdim=True)).numpy()
-            for row, span, line in zip(rows, spans, values, strict=True):
+            for row, span, line in zip(rows, of_rows, values, strict=True):
                 kept = line[span.positions]
                 if np.isnan(kept).any():
                     raise QalibError(
-                        f"{self.final.name}: its logits for question {span.id!r} are not numbers; "
+                        f"{folder.stem}: its logits for question {span.id!r} are not numbers; "
                         "train it again with a lower learning rate."
                     )
-                flat[self.begin[row] : self.begin[row + 1]] = kept.clip(min=LOWEST)
-        for hop, flat in self.maps.items():
-            for row, span, table in zip(rows, spans, output.attentions[hop].numpy(), strict=True):
+                flat[begin[row] : begin[row + 1]] = kept.clip(min=LOWEST)
+        for hop, flat in maps.items():
+            for row, span, table in zip(rows, of_rows, output.attentions[hop].numpy(), strict=True):
                 kept = table[span.positions, : span.question_tokens]
-                flat[self.map_begin[row] : self.map_begin[row + 1]] = kept.ravel()
+                flat[map_begin[row] : map_begin[row + 1]] = kept.ravel()
+    for array in (*sides, *maps.values()):
+        array.flush()
+    np.savez(folder / "distractors.npz", spans=distractors, confidence=confidence)
 
-    def check(self, spans: list[TokenSpan], output: ReaderOutput) -> None:
-        """Raise QalibError unless an output is about the tokens of these rows."""
-        for span, mask in zip(spans, output.mask.numpy(), strict=True):
-            real = np.zeros_like(mask)
-            real[span.positions] = True
-            if len(mask) < span.positions.stop or (real != mask).any():
-                raise QalibError(
-                    f"{self.final.name}: question {span.id!r} has {int(mask.sum())} passage "
-                    f"tokens, {len(span.offsets)} in the cache; all teachers of a cache need the "
-                    "same tokens."
-                )
-        missing = [hop for hop in self.maps if hop not in output.attentions]
-        if missing:
+
+def _check_output(
+    teacher: str, spans: Sequence[TokenSpan], output: ReaderOutput, hops: Sequence[str]
+) -> None:
+    """Raise QalibError unless an output is about the tokens of these rows."""
+    for span, mask in zip(spans, output.mask.numpy(), strict=True):
+        real = np.zeros_like(mask)
+        real[span.positions] = True
+        if len(mask) < span.positions.stop or (real != mask).any():
             raise QalibError(
-                f"{self.final.name}: has no attention {missing[0]!r} on the question; set "
-                "attention to false."
+                f"{teacher}: question {span.id!r} has {int(mask.sum())} passage tokens, "
+                f"{len(span.offsets)} in the cache; all teachers of a cache need the same tokens."
             )
+    missing = [hop for hop in hops if hop not in output.attentions]
+    if missing:
+        raise QalibError(
+            f"{teacher}: has no attention {missing[0]!r} on the question; set attention to false."
+        )
 
 
 class TeacherTargets:
@@ -165,9 +164,9 @@ class TeacherTargets:
                 )
         rows = json.loads(first.read_text(encoding="ascii"))
         self.hops = rows["hops"]
-        tokens, question = (np.array(rows[name]) for name in ("tokens", "question_tokens"))
-        self.begin = _begins(tokens)  # (R + 1,) of a row's tokens in the flat arrays
-        self.map_begin = _begins(tokens * question)  # (R + 1,) of its attention map
+        self.tokens, self.question = (np.array(rows[n]) for n in ("tokens", "question_tokens"))
+        self.begin = _begins(self.tokens)  # (R + 1,) of a row's tokens in the flat arrays
+        self.map_begin = _begins(self.tokens * self.question)  # (R + 1,) of its attention map
         offsets = np.split(np.load(first.with_name("offsets.npy")), self.begin[1:-1])
         columns = (rows["ids"], offsets, rows["context_start"], rows["question_tokens"])
         self.spans = [TokenSpan(*column) for column in zip(*columns, strict=True)]
@@ -189,45 +188,35 @@ class TeacherTargets:
 
         They are known up to a constant; the largest of each row is 0.
         """
-        tokens = np.diff(self.begin)[rows]
-        real = np.arange(tokens.max(initial=0)) < tokens[:, None]
-        tables = np.zeros((2, len(self._sides[0]), *real.shape), dtype=np.float32)
-        for place, row in enumerate(rows):
-            part = slice(self.begin[row], self.begin[row + 1])
-            for side, flats in enumerate(self._sides):
-                for teacher, flat in enumerate(flats):
-                    tables[side, teacher, place, : tokens[place]] = flat[part]
-        start, end = torch.from_numpy(tables)
+        tokens = self.tokens[rows]
+        position = np.arange(tokens.max(initial=0))
+        real = position < tokens[:, None]
+        index = np.where(real, self.begin[rows][:, None] + position, 0)
+        tables = [[np.where(real, flat[index], 0) for flat in flats] for flats in self._sides]
+        start, end = torch.from_numpy(np.array(tables, dtype=np.float32))
         return start, end, torch.from_numpy(real)
 
     def attention(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The teachers' mean map of each hop (B, P, N) float16; padding is 0."""
-        spans = [self.spans[row] for row in rows]
-        size = max(len(s.offsets) for s in spans), max(s.question_tokens for s in spans)
-        maps = {}
-        for hop, flat in self._maps.items():
-            table = np.zeros((len(spans), *size), dtype=np.float16)
-            for place, (row, span) in enumerate(zip(rows, spans, strict=True)):
-                part = flat[self.map_begin[row] : self.map_begin[row + 1]]
-                shape = len(span.offsets), span.question_tokens
-                table[place, : shape[0], : shape[1]] = part.reshape(shape)
-            maps[hop] = torch.from_numpy(table)
-        return maps
+        tokens, question = (x[rows][:, None, None] for x in (self.tokens, self.question))
+        p, n = np.arange(tokens.max())[:, None], np.arange(question.max())
+        real = (p < tokens) & (n < question)
+        index = np.where(real, self.map_begin[rows][:, None, None] + p * question + n, 0)
+        maps = {hop: np.where(real, flat[index], np.float16(0)) for hop, flat in self._maps.items()}
+        return {hop: torch.from_numpy(table) for hop, table in maps.items()}
 
 
 def _memory_maps(folders: Sequence[Path], name: str) -> list[np.ndarray]:
-    maps = [np.load(folder / _file(name), mmap_mode="r") for folder in folders]
-    return [np.asarray(flat) for flat in maps]  # plain arrays, which are sliced faster
+    """Of the files of one name, as plain arrays, which are sliced faster."""
+    return [np.asarray(np.load(folder / _file(name), mmap_mode="r")) for folder in folders]
 
 
 def _mean(flats: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of arrays, in memory; a single one stays where it is."""
     if len(flats) == 1:
         return flats[0]
-    total = torch.zeros(len(flats[0]))
-    for flat in flats:
-        total += torch.from_numpy(flat.copy())
-    return (total / len(flats)).half().numpy()
+    total = sum(flat.astype(np.float32) for flat in flats)
+    return (total / len(flats)).astype(np.float16)
 
 
 def _file(name: str) -> str:

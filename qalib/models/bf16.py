@@ -16,9 +16,8 @@ CHUNK = 256  # rows
 def to_bf16(model: nn.Module) -> nn.Module:
     """A copy whose encoder layers have bf16 weights, to be run under bf16 autocast.
 
-    The result is that of autocast alone, which rounds the same weights again in every pass; at
-    batch 1 that takes longer than the products themselves. On a CPU the weights are also packed
-    for its matrix units, which a plain product repeats in every pass. For inference only.
+    The result is that of autocast alone, which rounds the same weights again in every pass. On a
+    CPU the weights are also packed for its matrix units. For inference only.
     """
     lighter = copy.deepcopy(model)
     for name in linear_layers(model):
@@ -33,8 +32,8 @@ def to_bf16(model: nn.Module) -> nn.Module:
 def quantize(model: nn.Module) -> nn.Module:
     """A copy for a CPU whose encoder layers multiply in int8, to be run in float32.
 
-    Dynamic quantization: weights are rounded once, with one scale per output, and inputs by the
-    range of each call, so a row depends slightly on the rest of its batch. For inference only.
+    Weights are rounded once, with one scale per output, and inputs by the range of each call, so a
+    row depends slightly on the rest of its batch. For inference only.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the removal of its own quantization
@@ -62,7 +61,6 @@ class PrepackedLinear(nn.Module):
         self(torch.zeros(1, self.in_features))  # fail here rather than in the middle of a batch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
         x, rows = x.to(torch.bfloat16), x.numel() // self.in_features
         # For some hundred rows, and outputs neither narrow nor wider than the inputs, the library
         # leaves all cores but one idle: 4.2 microseconds a row of 3,072 to 768 instead of 2.1.
@@ -79,9 +77,8 @@ class PrepackedLinear(nn.Module):
 def pad_rows(states: torch.Tensor) -> torch.Tensor:
     """Pad the number of rows to one of few values.  (..., D) -> (T, D), T not below the rows given
 
-    Only in bf16 on a CPU; the added rows are undefined, at most 1/16 of them beyond 128 rows. For
-    every new number of rows the library compiles a kernel, one to two milliseconds for a product
-    of a tenth of that, and it caches about a thousand.
+    Only in bf16 on a CPU, where the library compiles a kernel, one to two milliseconds, for every
+    new number of rows. The added rows are undefined, at most 1/16 of them beyond 128 rows.
     """
     rows = states.flatten(0, -2)
     if rows.dtype != torch.bfloat16 or rows.device.type != "cpu":

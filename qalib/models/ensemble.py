@@ -4,8 +4,7 @@
     logit = log q(i) + mean_t logsumexp(a_t)
 
 The second term is the same at all positions of a window; it keeps the scale on which the windows of
-a long passage compete. An ensemble of one reader is that reader. Spans are decoded from these
-logits like those of any other reader; members do not vote on finished answers.
+a long passage compete. An ensemble of one reader is that reader.
 
 Notation: T members, B windows, L positions.
 """

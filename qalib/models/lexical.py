@@ -1,9 +1,9 @@
 """The lexical baseline: answers by word overlap, with nothing learned.
 
-What a reader must beat. Like the sliding window of the SQuAD paper it looks for the place that
-shares most with the question: words count by how rare they are among the passage's sentences
-(idf), and more the nearer they stand. The question word says what may be an answer there: a name,
-a number, a date, what follows "because", or any run of content words.
+Like the sliding window of the SQuAD paper it looks for the place that shares most with the
+question: words count by how rare they are among the passage's sentences (idf), and more the nearer
+they stand. The question word says what may be an answer there: a name, a number, a date, what
+follows "because", or any run of content words.
 
 Sources: Richardson et al. 2013 (MCTest, sliding window); Rajpurkar et al. 2016 (section 5).
 """

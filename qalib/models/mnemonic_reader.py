@@ -9,14 +9,10 @@
     hop t   : start = score(c, z),   z = fuse(z, softmax_L(start) c)
               end   = score(c, z),   z = fuse(z, softmax_L(end) c)
 
-The last hop's start and end are the answer. The end is scored with a memory of the expected start,
-never of one chosen start. No position attends to itself.
+The last hop's start and end are the answer. No position attends to itself.
 
     fuse(x, f)  = g r + (1 - g) x,  r = tanh(W_r v),  g = sigmoid(W_g v),  v = [x; f; x f; x - f]
     score(c, z) = w relu(W [c; z; c z])
-
-Padding is excluded from every softmax and is zero for every LSTM, so a question's logits do not
-depend on what else is in the batch.
 
 Notation: B windows, L passage and M question tokens, U words, C characters, h units of an LSTM,
 D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (the summary of the question
@@ -24,6 +20,8 @@ attends to all of it instead of taking the last state).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated
 
 import torch
@@ -32,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qalib.data.batching import Batch
-from qalib.data.words import FEATURES
+from qalib.data.words import FEATURES, WordPieces
 from qalib.decoding import ReaderOutput, mask_logits
 from qalib.errors import QalibError
-from qalib.models.byte_reader import RecurrentLayer, TextConvolution
-from qalib.models.word_embeddings import WordEmbeddings, packaged_embeddings
+from qalib.models.byte_reader import RecurrentLayer, TextConvolution, masked_softmax
+from qalib.models.folders import MINILM, model_folder
 from qalib.settings import settings
 
 
@@ -57,11 +55,33 @@ class MnemonicConfig:
             raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
 
 
-class Embedding(nn.Module):
-    """Token embedding from the frozen vector v, token features and the letters of its word.
+@dataclass(frozen=True)
+class WordEmbeddings:
+    """A tokenizer with a vector for each token type."""
 
-    V v + W [features; letters]
+    vocabulary: WordPieces
+    matrix: Tensor  # (V, E) float32
+
+
+@cache
+def packaged_embeddings() -> WordEmbeddings:
+    """The word-piece embeddings of the packaged MiniLM, shared by all readers, standardised.
+
+    Raises QalibError if the package is missing or damaged.
     """
+    from safetensors import safe_open
+    from transformers import AutoTokenizer
+
+    folder = model_folder(MINILM)
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        matrix = file.get_tensor("embeddings.word_embeddings.weight").float()
+    spread = matrix.std(dim=0, correction=0).clamp(min=1e-6)
+    return WordEmbeddings(WordPieces(tokenizer), (matrix - matrix.mean(dim=0)) / spread)
+
+
+class Embedding(nn.Module):
+    """Token embedding V v + W [features; letters] from the frozen vector v and its word."""
 
     def __init__(self, vectors: Tensor, config: MnemonicConfig):
         super().__init__()
@@ -80,21 +100,14 @@ class Embedding(nn.Module):
         return made[0], made[1]
 
     def spell(self, words: Tensor) -> Tensor:
-        """Every word from its letters: the maximum over them of relu(convolution).
-
-        (U, C) int64, 0 where there is no letter -> (U, channels); zero for a word without any
-        """
+        """max relu(convolution) over a word's letters.  (U, C), 0 after them -> (U, channels)"""
         real = words > 0
         hidden = self.letters(words, real).relu()
         return hidden.masked_fill(~real[:, :, None], 0.0).amax(dim=1)
 
 
 class BiLSTM(nn.Module):
-    """An LSTM in each direction, with dropout of inputs and outputs.
-
-    Dropout removes whole channels of a row, the same at all its positions (Gal and Ghahramani
-    2016), which takes far fewer random numbers.
-    """
+    """An LSTM in each direction; dropout of whole channels of a row (Gal, Ghahramani 2016)."""
 
     def __init__(self, inputs: int, config: MnemonicConfig):
         super().__init__()
@@ -109,10 +122,7 @@ class BiLSTM(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The semantic fusion unit: a gated update of x by f.
-
-    ``compare``: read [x; f; x f; x - f], else [x; f].
-    """
+    """A gated update of x by f. ``compare``: read [x; f; x f; x - f], else [x; f]."""
 
     def __init__(self, width: int, compare: bool):
         super().__init__()
@@ -140,10 +150,7 @@ class Hop(nn.Module):
     def forward(
         self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """c (B, L, D), q (B, M, D), real (B, L), question_real (B, M)
-
-        -> c (B, L, D), alpha (B, L, M)
-        """
+        """c (B, L, D), q (B, M, D), masks (B, L), (B, M) -> c (B, L, D), alpha (B, L, M)"""
         scores = (self.scale * c) @ q.mT
         alpha = mask_logits(scores, question_real[:, None]).softmax(dim=2)
         c = self.from_question(c, alpha @ q)
@@ -153,20 +160,10 @@ class Hop(nn.Module):
 
 
 def others(real: Tensor) -> Tensor:
-    """Positions that each position may attend to, all real ones but itself.  (B, L) -> (B, L, L)
-
-    The only token of a passage attends to itself.
-    """
+    """For each position all real ones but itself, unless it is alone.  (B, L) -> (B, L, L)"""
     itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     alone = real.sum(dim=1) == 1
     return real[:, None] & (~itself | alone[:, None, None])
-
-
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis where ``mask`` is true, in the precision of ``scores``."""
-    with torch.autocast(scores.device.type, enabled=False):  # its softmax would go to fp32
-        hidden = torch.zeros_like(mask, dtype=scores.dtype)
-        return (scores + hidden.masked_fill(~mask, torch.finfo(scores.dtype).min)).softmax(dim=-1)
 
 
 class Score(nn.Module):
@@ -245,9 +242,8 @@ class MnemonicReader(nn.Module):
 
 
 def build_mnemonic_reader(
-    config: MnemonicConfig | None = None, embeddings: WordEmbeddings | None = None, seed: int = 0
+    config: MnemonicConfig, embeddings: WordEmbeddings | None = None, seed: int = 0
 ) -> MnemonicReader:
     """A reader with weights initialised from ``seed``, on MiniLM's embeddings by default."""
-    embeddings = embeddings or packaged_embeddings()
     torch.manual_seed(seed)
-    return MnemonicReader(config or MnemonicConfig(), embeddings)
+    return MnemonicReader(config, embeddings or packaged_embeddings())

@@ -3,9 +3,9 @@
 :func:`save_model` writes a plain folder of transformers, with the windows in ``qalib.json``.
 
 A shipped reader is an adapter. Its folder holds ``qalib.json`` (encoder, windows, SHA-256 of the
-weights), the adapter in the format of ``peft`` (adapter_config.json and adapter_model.safetensors,
-fp16) and a model card. Of every weight matrix a change of low rank was trained, W + B A; biases,
-norms, small embeddings and the span head are stored in full; word embeddings are not trained.
+weights), the adapter in the format of ``peft`` and fp16, and a model card. Of every weight matrix a
+change of low rank was trained, W + B A; biases, norms, small embeddings and the span head are
+stored in full; word embeddings are not trained.
 """
 
 import json
@@ -25,21 +25,13 @@ from qalib.data.schema import file_sha256
 from qalib.data.windows import WindowConfig, fit_windows
 from qalib.errors import QalibError
 from qalib.models.bf16 import linear_layers
-from qalib.models.encoder import (
-    MINILM,
-    MINILM_HUB,
-    MPNET_HUB,
-    EncoderConfig,
-    EncoderReader,
-    build_encoder,
-    model_folder,
-    quiet,
-)
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder, quiet
 from qalib.models.folders import (
-    MPNET,
+    HUB,
     first_line,
     load_config,
     load_tokenizer,
+    model_folder,
     position_limit,
 )
 from qalib.paths import ROOT, store_dir
@@ -48,7 +40,6 @@ from qalib.settings import build
 DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squad"
 BASE_CHECKPOINT = ROOT / "data" / "checkpoints" / "mpnet-base-squad"
 SETTINGS, ADAPTER, WEIGHTS = "qalib.json", "adapter_config.json", "adapter_model.safetensors"
-RENAMED = {"max_question": "max_query_length", "stride": "doc_stride"}  # in older runs
 LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense|attn\.[qkvo])"  # of BERT and MPNet
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
 WHOLE += ["relative_attention_bias"]
@@ -91,10 +82,7 @@ def save_reader(
     rank: int,
     passages: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint folder from what :func:`train_low_rank` trained, by parameter name.
-
-    ``passages`` as of :func:`save_model`.
-    """
+    """Write a checkpoint folder from what :func:`train_low_rank` trained, by parameter name."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     reader = build_encoder(encoder)
@@ -110,14 +98,12 @@ def save_reader(
         name = _parameter(key).replace(".lora_A.weight", f"{change}right")
         tensors[key] = trained[name.replace(".lora_B.weight", f"{change}left")]
     folder.mkdir(parents=True, exist_ok=True)
-    hub = {MINILM: MINILM_HUB, MPNET: MPNET_HUB}
-    lora.base_model_name_or_path = hub.get(encoder.name, encoder.name)
+    lora.base_model_name_or_path = HUB.get(encoder.name, encoder.name)
     lora.save_pretrained(folder)
     save_weights({n: t.to(torch.float16) for n, t in tensors.items()}, folder / WEIGHTS)
     sha256 = file_sha256(folder / WEIGHTS)
     settings = {"encoder": asdict(encoder), "windows": asdict(windows), "sha256": sha256}
-    settings["passages"] = list(passages)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    _write_settings(folder, settings | {"passages": list(passages)})
 
 
 def _parameter(key: str) -> str:
@@ -135,8 +121,7 @@ def save_model(
     """Write a model folder that transformers loads, with its windows and ``card`` (README.md).
 
     ``passages``: digests of some that it was trained on (``data.schema.passage_digests``). Raises
-    QalibError if the folder exists and is not empty. It is written under another name and renamed,
-    so it is complete or not there.
+    QalibError if the folder exists and is not empty. It is complete or not there.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -149,9 +134,9 @@ def save_model(
     reader.tokenizer.backend_tokenizer.no_truncation()  # of its last call
     reader.tokenizer.backend_tokenizer.no_padding()
     reader.tokenizer.save_pretrained(partial)
-    settings = {"windows": asdict(windows), "passages": list(passages)}
-    settings["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
-    (partial / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+    settings = {"windows": asdict(windows), "passages": list(passages), "files": files}
+    _write_settings(partial, settings)
     (partial / "README.md").write_text(card or CARD, encoding="utf-8")
     partial.replace(folder)
 
@@ -198,7 +183,7 @@ def model_path(model: str | Path = "") -> Path:
         for place in (DEFAULT_CHECKPOINT.parent, store_dir()):  # published models, runs
             if (place / model).is_dir():
                 return place / model
-    return Path(model_folder(str(model)))
+    return model_folder(str(model))
 
 
 def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
@@ -224,25 +209,12 @@ def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
 
 def _load_adapter(folder: Path) -> EncoderReader:
     """A folder of peft: its base model, and the tokenizer beside the adapter if there is one."""
+    from peft import PeftModel
+
     reader = build_encoder(EncoderConfig(name=str(_base(folder)), train_embeddings=True))
     if (folder / "tokenizer_config.json").is_file():
         rows = reader.encoder.get_input_embeddings().weight.shape[0]
         reader = EncoderReader(reader.encoder, load_tokenizer(folder, rows), reader.untrained)
-    return _merge(reader, folder)
-
-
-def _base(folder: Path) -> Path:
-    """The folder of the base model of an adapter of peft."""
-    name = str(_read(folder / ADAPTER).get("base_model_name_or_path"))
-    try:
-        return Path(model_folder(name))
-    except QalibError as error:
-        raise QalibError(f"{folder}: the base of this adapter is missing: {error}") from None
-
-
-def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
-    from peft import PeftModel
-
     tensors = load_weights(folder / WEIGHTS)  # raises a clear error if they are missing or damaged
     reader.untrained -= {key.removeprefix("base_model.model.") for key in tensors}
     try:
@@ -258,11 +230,19 @@ def _merge(reader: EncoderReader, folder: Path) -> EncoderReader:
     return reader
 
 
+def _base(folder: Path) -> Path:
+    """The folder of the base model of an adapter of peft."""
+    name = str(_read(folder / ADAPTER).get("base_model_name_or_path"))
+    try:
+        return model_folder(name)
+    except QalibError as error:
+        raise QalibError(f"{folder}: the base of this adapter is missing: {error}") from None
+
+
 def _load_run(folder: Path, run: dict) -> EncoderReader:
     """The reader of a run of the stages ``train-encoder`` and ``train-adapter``."""
     own = run["config"]
-    whole = not own.get("layers") and not own.get("heads")  # of its encoder
-    if run.get("stage") not in ("train-encoder", "train-adapter") or not whole:
+    if run.get("stage") not in ("train-encoder", "train-adapter") or own.get("layers"):
         raise QalibError(
             f"{folder}: a run of the stage {run.get('stage')!r}; only those of 'train-encoder' and "
             "'train-adapter' with a whole encoder, and models of transformers, can be loaded."
@@ -270,22 +250,12 @@ def _load_run(folder: Path, run: dict) -> EncoderReader:
     place, weights = folder / "config.json", folder / "weights.safetensors"
     try:
         config = build(own.get("encoder"), EncoderConfig, f"{place}, encoder")
-        return trained_encoder(config, weights, own.get("seed", 0), own.get("rank", 0))
+        reader, tensors = build_encoder(config, own.get("seed", 0)), load_weights(weights)
+        if rank := own.get("rank"):
+            train_low_rank(reader.encoder, rank)
+        put_weights(reader, tensors, str(weights))
     except QalibError as error:
         raise QalibError(f"{folder}: the encoder of this run cannot be loaded: {error}") from None
-
-
-def trained_encoder(
-    config: EncoderConfig, weights: Path, seed: int = 0, rank: int = 0
-) -> EncoderReader:
-    """The encoder with the tensors that its training changed; ``rank``: of :func:`train_low_rank`.
-
-    Raises QalibError if they misfit.
-    """
-    reader, tensors = build_encoder(config, seed), load_weights(weights)
-    if rank:
-        train_low_rank(reader.encoder, rank)
-    put_weights(reader, tensors, str(weights))
     if rank:
         merge_low_rank(reader.encoder)
     reader.untrained -= {key.removeprefix("encoder.") for key in tensors}
@@ -333,9 +303,11 @@ def _run_settings(folder: Path) -> dict:
     if not isinstance(config := stored.get("config"), dict) or "stage" not in stored:
         return {}
     config |= config.get("base", {})  # of train-adapter
-    if isinstance(windows := config.get("windows"), dict):  # of runs before a renaming
-        config["windows"] = {RENAMED.get(key, key): value for key, value in windows.items()}
     return stored
+
+
+def _write_settings(folder: Path, settings: dict) -> None:
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict:

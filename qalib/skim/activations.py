@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from qalib.skim.blocks import Blocks
@@ -77,22 +76,3 @@ class PredictorInputs:
     layers: Mapping[int, LayerActivations]  # by number, from 1; those in ``predictor.layers``
     blocks: Blocks
     input_ids: Tensor  # (B, L)
-
-
-def gather(values: Tensor, positions: Tensor, fill: float | int = 0) -> Tensor:
-    """Values at some positions, ``fill`` where the position is -1.  (B, L, ...) -> (B, L', ...)"""
-    row = torch.arange(len(positions), device=positions.device)[:, None]
-    nothing = (positions < 0).view(*positions.shape, *[1] * (values.ndim - 2))
-    return values[row, positions.clamp(min=0)].masked_fill(nothing, fill)
-
-
-def scatter(values: Tensor, positions: Tensor, base: Tensor) -> Tensor:
-    """``base`` with the values written over it at their positions; the inverse of ``gather``.
-
-    values (B, L', ...), positions (B, L'), base (B, L, ...) -> (B, L, ...)
-    """
-    length = base.shape[1]
-    longer = torch.cat([base, base[:, :1]], dim=1)  # the extra position takes padding
-    row = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)
-    target = positions.masked_fill(positions < 0, length)
-    return longer.index_put((row, target), values.to(base.dtype))[:, :length]

@@ -1,16 +1,14 @@
 """Drive an unmodified Hugging Face question-answering encoder layer by layer.
 
-Pruning shortens the sequence in the middle of an encoder, and even in the middle of a layer. So a
-layer is split at its attention, using the model's own submodules:
+Pruning shortens the sequence in the middle of a layer. So a layer is split at its attention, using
+the model's own submodules:
 
     hidden -> qkv_proj -> query, key, value -> (attention) -> context -> feed_forward -> next hidden
 
-All that is particular to a model family is in this file: one small class each, and a table from
-``config.model_type``. Supported are the encoders that transformers builds as BERT, RoBERTa (also
-XLM-RoBERTa and CamemBERT), ALBERT, DistilBERT, ELECTRA, MPNet and DeBERTa-v2 (also DeBERTa-v3).
+All that is particular to a model family is in this file: one small class each, and the table
+``FAMILIES``.
 
-Notation: B batch, L positions, D width, H heads, d = D / H, "..." any leading dimensions: (B, L)
-for padded batches, or a single one for sequences packed one after the other.
+Notation: B batch, L positions, D width, H heads, d = D / H, "..." any leading dimensions.
 
 After pruning, a token keeps the position it had in the input: relative positions (MPNet, DeBERTa)
 are computed from original positions.
@@ -53,24 +51,18 @@ class EncoderAdapter:
         self.model = model
         self.body = model.base_model
         self.config = model.config
-
-    @property
-    def width(self) -> int:
-        """D"""
-        return self.config.hidden_size
-
-    @property
-    def heads(self) -> int:
-        """H"""
-        return self.config.num_attention_heads
+        self.width, self.heads = self.config.hidden_size, self.config.num_attention_heads
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Input of the first layer.  (B, L) int64 -> (B, L, D)
 
         Token types are left out where the model knows only one.
         """
-        types = token_type_ids if self.config.type_vocab_size > 1 else None
-        return self.body.embeddings(input_ids=input_ids, token_type_ids=types)
+        typed = getattr(self.config, "type_vocab_size", 1) > 1
+        types = {"token_type_ids": token_type_ids} if typed else {}
+        embedded = self.body.embeddings(input_ids=input_ids, **types)
+        widen = getattr(self.body, "embeddings_project", None)  # of an ELECTRA
+        return embedded if widen is None else widen(embedded)
 
     @cached_property
     def layers(self) -> Sequence[LayerAdapter]:
@@ -134,10 +126,7 @@ class AlbertAdapter(EncoderAdapter):
 
 
 class DistilBertAdapter(EncoderAdapter):
-    """DistilBERT: no token types, other names, dropout before the span head."""
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.body.embeddings(input_ids)
+    """DistilBERT: other names, dropout before the span head."""
 
     @cached_property
     def layers(self) -> Sequence[LayerAdapter]:
@@ -157,20 +146,8 @@ class DistilBertAdapter(EncoderAdapter):
         return super().head(self.model.dropout(hidden))
 
 
-class ElectraAdapter(EncoderAdapter):
-    """ELECTRA: BERT, with a projection where embeddings are narrower than layers."""
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        embedded = super().embed(input_ids, token_type_ids)
-        widen = getattr(self.body, "embeddings_project", None)
-        return embedded if widen is None else widen(embedded)
-
-
 class MPNetAdapter(EncoderAdapter):
     """MPNet: one learned bias per head and distance bucket, shared by all layers."""
-
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return self.body.embeddings(input_ids=input_ids)
 
     def layer(self, module: nn.Module) -> LayerAdapter:
         outer = module.attention
@@ -279,7 +256,7 @@ FAMILIES: Mapping[str, type[EncoderAdapter]] = {
     "camembert": EncoderAdapter,
     "albert": AlbertAdapter,
     "distilbert": DistilBertAdapter,
-    "electra": ElectraAdapter,
+    "electra": EncoderAdapter,
     "mpnet": MPNetAdapter,
     "deberta-v2": DebertaV2Adapter,
 }
@@ -303,8 +280,5 @@ def adapt_encoder(model: nn.Module) -> EncoderAdapter:
             "AutoModelForQuestionAnswering."
         )
     if getattr(config, "is_decoder", False):
-        raise QalibError(
-            f"this {kind} model is configured as a decoder, whose tokens do not see what follows; "
-            "set is_decoder to false."
-        )
+        raise QalibError(f"this {kind} model is configured as a decoder; set is_decoder to false.")
     return FAMILIES[kind](model)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import pad
 
 from qalib.data.batching import Batch
@@ -36,8 +36,6 @@ class PaddedReader(nn.Module):
 
 class OnnxReader(nn.Module):
     """An unpruned encoder in onnxruntime, in fp32 or with int8 weights."""
-
-    INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
     def __init__(self, reader: EncoderReader, folder: Path, int8: bool = False):
         """Export to ``folder``. Raises QalibError if the extra "bench" is not installed."""
@@ -69,19 +67,20 @@ class OnnxReader(nn.Module):
 
     def _export(self, reader: EncoderReader, path: Path) -> None:
         row = torch.zeros(3, 23, dtype=torch.int64)
-        inputs = (row, torch.ones_like(row), row.clone())
+        inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        if reader.uses_types:
+            inputs["token_type_ids"] = row.clone()
         auto = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about operators that the exporter replaces
             torch.onnx.export(
-                _Logits(reader),
-                inputs,
-                str(path),
+                reader.encoder,
+                kwargs=inputs,
+                f=str(path),
                 dynamo=True,
                 verbose=False,
-                input_names=self.INPUTS,
                 output_names=("start", "end"),
-                dynamic_shapes=(auto,) * len(inputs),
+                dynamic_shapes=dict.fromkeys(inputs, auto),
             )
 
     def forward(self, batch: Batch) -> ReaderOutput:
@@ -89,16 +88,3 @@ class OnnxReader(nn.Module):
         inputs = {n: x.numpy() for n, x in batch.inputs.items() if n in self.names}
         start, end = map(torch.from_numpy, self.session.run(["start", "end"], inputs))
         return ReaderOutput(start, end, batch.mask)
-
-
-class _Logits(nn.Module):
-    """A reader's encoder with positional inputs, as the exporter wants it."""
-
-    def __init__(self, reader: EncoderReader):
-        super().__init__()
-        self.encoder, self.uses_types = reader.encoder, reader.uses_types
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor):
-        types = {"token_type_ids": token_type_ids} if self.uses_types else {}
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types)
-        return output.start_logits, output.end_logits

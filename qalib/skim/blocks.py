@@ -7,7 +7,6 @@ kept; padding belongs to none and is never kept. Nothing depends on what else is
 no length has to be divisible by S: the last block of a passage is as long as what is left.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,9 +63,7 @@ class Blocks:
     @cached_property
     def question_positions(self) -> tuple[Tensor, Tensor]:
         """Positions of the Q question tokens, and which exist.  -> (B, Q) int64, (B, Q) bool"""
-        count = max(1, int(self.question.sum(dim=1).max())) if len(self.question) else 1
-        order = (~self.question).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-        return order, self.question.gather(1, order)
+        return true_positions(self.question)
 
     def membership(self) -> Tensor:
         """Whether position l is in block k.  (B, K, L) bool"""
@@ -88,37 +85,44 @@ class Blocks:
             return torch.full_like(self.block_ids, fill, dtype=values.dtype)
         return values.gather(1, self.block_ids.clamp(min=0)).masked_fill(~self.passage, fill)
 
-    def gather(self, positions: Tensor) -> "Blocks":
-        """Blocks of some positions only.  (B, L') int64, -1 for padding -> L' positions, same K"""
-        index, none = positions.clamp(min=0), positions < 0
-        fills = ((self.block_ids, PADDING), (self.question, False), (self.separators, False))
-        return Blocks(
-            *(x.gather(1, index).masked_fill(none, fill) for x, fill in fills), self.count
+    def gather(self, positions: Tensor, real: Tensor) -> "Blocks":
+        """Blocks of some positions only, padding where not ``real``.  (B, L') x 2 -> L', same K"""
+        block_ids = self.block_ids.gather(1, positions).masked_fill(~real, PADDING)
+        question, separators = (
+            x.gather(1, positions) & real for x in (self.question, self.separators)
         )
+        return Blocks(block_ids, question, separators, self.count)
+
+
+def true_positions(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the true values of each row, ascending, and which exist.
+
+    (B, L) bool -> (B, M) int64, (B, M) bool, M of the row with most, at least 1. Where none exists
+    the position is that of a false value.
+    """
+    count = max(1, int(chosen.sum(dim=1).max())) if len(chosen) else 1
+    order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+    return order, chosen.gather(1, order)
 
 
 def make_blocks(
     input_ids: Tensor,
     real: Tensor,
     passage: Tensor,
-    special_ids: Sequence[int] | None = None,
     size: int = 32,
 ) -> Blocks:
     """Blocks of a batch of windows ``[CLS] question [SEP] passage [SEP]``.
 
     input_ids (B, L), real (B, L) bool (the attention mask), passage (B, L) bool, contiguous in
     every row. The first position is never part of it: it is [CLS], where "no answer" is predicted.
-    ``special_ids``: those of separators, by default the last token of each row.
+    Separators are the tokens that equal the last one of their row.
     """
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
     passage = passage.bool() & real & (position > 0)
     block_ids = (passage.long().cumsum(dim=1) - 1).div(size, rounding_mode="floor")
     block_ids = torch.where(passage, block_ids, torch.where(real, NO_BLOCK, PADDING))
-    if special_ids is None:
-        last = (position * real).argmax(dim=1, keepdim=True)
-        special = input_ids == input_ids.gather(1, last)
-    else:
-        special = torch.isin(input_ids, input_ids.new_tensor(special_ids))
+    last = (position * real).argmax(dim=1, keepdim=True)
+    special = input_ids == input_ids.gather(1, last)
     outside = real & ~passage & (position > 0)
     count = int(block_ids.max()) + 1 if block_ids.numel() else 0
     return Blocks(block_ids, outside & ~special, outside & special, max(0, count))

@@ -1,24 +1,22 @@
-"""Thresholds by what they mean: recall curves, and a recall on held-out questions.
+"""Block predictions of a data set, recall curves, and a threshold for a recall.
 
     calibration = calibrate(model, data, windows, recall=0.99)
     model.skimmer.set_options(**calibration.options)
     print(calibration.describe())
 
 A question's *conformity score* is the highest threshold at which the skimmer still keeps a whole
-gold answer of it: the maximum over its answers of the minimum over the answer's blocks. Questions
-without an answer in a block are left out. For n questions of a calibration set, in ascending order
-c_(1) <= ... <= c_(n), the threshold is c_(r), and
+gold answer of it. For n questions with an answer in a block, in ascending order c_(1) <= ... <=
+c_(n), the threshold is c_(r), and
 
     1 - r / (n + 1)  <=  P(c_new >= c_(r))
 
 for a new question that is exchangeable with them, with equality where no two are equal. The
-largest r that the recall allows is taken, so that P lies in [recall, recall + 1 / (n + 1)].
+largest r that the recall allows is taken.
 
 That is an average over calibration sets. For one given set the probability of losing an answer
 is distributed as Beta(r, n + 1 - r) or below, so that a ``confidence`` can be required, too:
-P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability; notebook 06
-shows what is left of them for other passages and other kinds of text. Therefore :func:`calibrate`
-also measures: by cross-validation over passages, and on further data.
+P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability (notebook 06);
+therefore :func:`calibrate` also measures, by cross-validation over passages and on further data.
 
 Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); given the calibration
 set, tolerance limits (Wilks 1941), whose use here is Vovk's (2012).
@@ -28,22 +26,27 @@ T thresholds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import torch
 from pydantic import Field
 
+from qalib.data.batching import collate, inference_batches
 from qalib.data.schema import Dataset
-from qalib.data.windows import WindowConfig
+from qalib.data.windows import Window, WindowConfig, make_windows
 from qalib.errors import QalibError
+from qalib.progress import progress_bar
 from qalib.settings import build, settings
 from qalib.skim.cost import CostModel, token_counts
 from qalib.skim.reader import SkimReader
 from qalib.skim.storage import SETTINGS, read_settings
-from qalib.skim.training import BlockPredictions, PredictorTraining, block_predictions
+from qalib.training import choose_precision
 
 FOLDS = 10  # of the cross-validation
 QUESTION, SPECIAL = 16, 3  # tokens beside a passage: of a question; [CLS] and two [SEP]
@@ -82,7 +85,6 @@ def recall_curve(
 ) -> RecallCurve:
     """Recall of answers against share of passage tokens kept, over all thresholds.
 
-    A question counts if one of its gold answers lies wholly in blocks of at least that score.
     scores (N,) of any kind that orders blocks; answers and question as of
     :func:`conformity_scores`; sizes (N,) tokens. Questions without an answer count among the
     tokens only. Raises QalibError if no question has an answer in a block.
@@ -99,10 +101,7 @@ def recall_curve(
 
 
 def recall_at_budget(curve: RecallCurve, budget: float) -> float:
-    """Recall of the lowest threshold that keeps at most a share ``budget`` of the tokens.
-
-    0 if no threshold keeps so little.
-    """
+    """Recall of the lowest threshold that keeps at most a share ``budget`` of the tokens, or 0."""
     within = int(np.searchsorted(curve.kept, budget, side="right"))
     return float(curve.recall[within - 1]) if within else 0.0
 
@@ -113,40 +112,40 @@ def budget_at_recall(curve: RecallCurve, recall: float) -> tuple[float, float]:
     return float(curve.kept[place]), float(curve.thresholds[place])
 
 
-# --- what a threshold would do ---
+# --- block predictions ----------------------------------------------------------------------------
 
 
-class PruningSimulator:
-    """Passage blocks of questions with one window each, to try thresholds without the model.
+@dataclass(frozen=True)
+class BlockPredictions:
+    """Every passage block of a data set, to try thresholds without the model.
 
-    question (N,) int, the question of each block; sizes (N,) int, tokens; answers (N, A) bool, gold
-    answers with a token in the block; scores (N,) probabilities by layer.
-
-    Exact for a skimmer that prunes at one layer and keeps the best block of a window in any case
-    (``SkimConfig.min_blocks`` 1); one that leaves short rows whole prunes less.
+    What a threshold would do is exact for questions with one window each, and for a skimmer that
+    prunes at one layer and keeps the best block in any case (``SkimConfig.min_blocks`` 1); one that
+    leaves short rows whole prunes less.
     """
 
-    def __init__(
-        self,
-        question: np.ndarray,
-        sizes: np.ndarray,
-        answers: np.ndarray,
-        scores: Mapping[int, np.ndarray],
-    ):
-        self.question = np.unique(question, return_inverse=True)[1]  # 0 to Q - 1
-        self.sizes, self.answers = sizes, answers
-        self.scores = {n: np.asarray(x, dtype=float) for n, x in sorted(scores.items())}
+    row: np.ndarray  # (N,) int32, the question
+    sizes: np.ndarray  # (N,) int32, tokens
+    answers: np.ndarray  # (N, A) bool, which gold answers have a token in the block
+    scores: dict[int, np.ndarray]  # (N,) float32 probabilities, by layer
+    two_tokens: np.ndarray | None = None  # (N,) bool, the released code's labels: two tokens of
+    # the first gold answer; some records do not have them
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The paper's labels: a token of any gold answer.  (N,) bool"""
+        return self.answers.any(axis=1)
 
     @property
     def answered(self) -> np.ndarray:
         """Questions with a gold answer in a block.  (Q,) bool"""
-        return np.bincount(self.question, weights=self.answers.any(axis=1)) > 0
+        return np.bincount(self.row, weights=self.labels) > 0
 
     def kept(self, layer: int, threshold: float) -> np.ndarray:
-        """Blocks that are kept, in any case the first of a window's best ones.  (N,) bool"""
-        scores = self.scores[layer]
-        order = np.lexsort((-scores, self.question))  # stable
-        best = order[np.unique(self.question[order], return_index=True)[1]]
+        """Blocks that are kept, in any case the first of a question's best ones.  (N,) bool"""
+        scores = self.scores[layer].astype(float)
+        order = np.lexsort((-scores, self.row))  # stable
+        best = order[np.unique(self.row[order], return_index=True)[1]]
         kept = scores >= threshold
         kept[best] = True
         return kept
@@ -157,14 +156,12 @@ class PruningSimulator:
         Infinite where it lies in the best block of a window, which is kept at any threshold.
         """
         scores = np.where(self.kept(layer, np.inf), np.inf, self.scores[layer])
-        return conformity_scores(scores, self.answers, self.question)[self.answered]
+        return conformity_scores(scores, self.answers, self.row)[self.answered]
 
-    def subset(self, chosen: np.ndarray) -> "PruningSimulator":
+    def subset(self, chosen: np.ndarray) -> "BlockPredictions":
         """Some blocks only.  (N,) bool"""
         scores = {n: x[chosen] for n, x in self.scores.items()}
-        return PruningSimulator(
-            self.question[chosen], self.sizes[chosen], self.answers[chosen], scores
-        )
+        return BlockPredictions(self.row[chosen], self.sizes[chosen], self.answers[chosen], scores)
 
     def token_fraction(self, layer: int, threshold: float) -> float:
         """Share of all passage tokens that all layers process."""
@@ -176,27 +173,89 @@ class PruningSimulator:
         A ratio of sums, as time is: long windows count for more. ``QUESTION`` tokens are assumed.
         """
         depth, kept = len(cost.layers), self.kept(layer, threshold)
-        passage = np.bincount(self.question, weights=self.sizes)
-        given = QUESTION + SPECIAL + passage
-        left = QUESTION + SPECIAL + np.bincount(self.question, weights=self.sizes * kept)
+        passage = np.bincount(self.row, weights=self.sizes)
+        left = np.bincount(self.row, weights=self.sizes * kept)[passage > 0]
+        passage = passage[passage > 0]
+        given, left = (QUESTION + SPECIAL + x for x in (passage, left))
         total = cost.encoder_macs(token_counts(given, {layer: left}, depth)).sum()
         total += cost.predictor_macs(layer, passage, QUESTION).sum()
         total += cost.forwarded * (given - left).sum()
         return float(total / cost.encoder_macs(token_counts(given, {}, depth)).sum())
 
 
+def block_predictions(
+    model: SkimReader,
+    data: Dataset,
+    config: WindowConfig,
+    precision: str = "auto",
+    tokens_per_batch: int = 8192,
+    progress: bool = False,
+) -> BlockPredictions:
+    """The probability of every block of ``data`` at every layer with a predictor."""
+    windows = make_windows(data.examples, model.tokenizer, config)
+    device = next(model.eval().parameters()).device.type
+    bf16 = choose_precision(precision, device)[0] == "bf16"
+    parts: list[dict] = [{}] * len(windows)
+    with progress_bar(len(windows), "score blocks", "window", show=progress) as bar:
+        for rows in inference_batches([len(window) for window in windows], tokens_per_batch):
+            batch = collate([windows[i] for i in rows], model.tokenizer.pad_token_id or 0)
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+                output = model.run(batch.to(torch.device(device)), skim=False)
+            for place, number in enumerate(rows):
+                parts[number] = _window_blocks(output, place, windows[number])
+            bar.update(len(rows))
+    counts = [len(part["sizes"]) for part in parts]
+    widest = max(part["answers"].shape[1] for part in parts)
+    number = Counter(window.example for window in windows)  # each window has columns of its own
+    answers = np.zeros((sum(counts), widest * max(number.values())), dtype=bool)
+    number.clear()
+    end = 0
+    for part, window in zip(parts, windows, strict=True):
+        begin, end = end, end + len(part["sizes"])
+        left = widest * number[window.example]
+        answers[begin:end, left : left + part["answers"].shape[1]] = part["answers"]
+        number[window.example] += 1
+    layers = {n: np.concatenate([p["scores"][n] for p in parts]) for n in parts[0]["scores"]}
+    return BlockPredictions(
+        row=np.repeat([window.example for window in windows], counts).astype(np.int32),
+        sizes=np.concatenate([part["sizes"] for part in parts]).astype(np.int32),
+        answers=answers,
+        scores=layers,
+        two_tokens=np.concatenate([part["two_tokens"] for part in parts]),
+    )
+
+
+def _window_blocks(output, place: int, window: Window) -> dict:
+    """Sizes, answers, labels and probabilities of the K blocks of one window of a batch."""
+    block_ids = output.blocks.block_ids[place].cpu().numpy()
+    count = int(output.blocks.real[place].sum())
+    tokens = [
+        np.bincount(block_ids[first : last + 1], minlength=count)
+        for first, last in window.spans
+        if first >= window.context_start  # not the null answer
+    ]
+    tokens = np.array(tokens or [np.zeros(count, int)])  # (A, K)
+    logits = {n: x[place, :count].float() for n, x in output.scores.items()}
+    return {
+        "sizes": np.bincount(block_ids[block_ids >= 0], minlength=count),
+        "answers": tokens.T > 0,
+        "two_tokens": tokens[0] > 1,
+        "scores": {n: x.sigmoid().cpu().numpy() for n, x in logits.items()},
+    }
+
+
 # --- a threshold for a recall ---
 
 
 def calibrate_threshold(
-    simulator: PruningSimulator, layer: int, recall: float, confidence: float | None = None
+    blocks: BlockPredictions, layer: int, recall: float, confidence: float | None = None
 ) -> float:
     """Highest threshold at which a new question keeps a whole answer with probability ``recall``.
 
     On average over calibration sets, or with ``confidence`` for this one (see the top). Raises
     QalibError if there are too few questions, with the number that is needed.
     """
-    reached = np.sort(simulator.conformity_scores(layer))
+    reached = np.sort(blocks.conformity_scores(layer))
     threshold = reached[conformal_rank(len(reached), recall, confidence) - 1]
     return min(float(threshold), 1.0)  # infinite where the best blocks are enough
 
@@ -237,10 +296,6 @@ class Measurement:
     kept: Annotated[int, Field(ge=0)]
     token_fraction: float  # of the passages, left for the last layer
 
-    def __post_init__(self):
-        if self.kept > self.questions:
-            raise QalibError(f"{self.data}: {self.kept} answers of {self.questions} cannot be.")
-
     def __str__(self) -> str:
         from scipy.stats import binomtest
 
@@ -258,7 +313,7 @@ class Calibration:
     """Where a skimmer prunes, what was required, and what was measured.
 
     ``measured``: first by cross-validation on the questions that the threshold was chosen on, then
-    on further data. Measured is the threshold; a skimmer that leaves short inputs whole keeps more.
+    on further data. A skimmer that leaves short inputs whole keeps more.
     """
 
     layer: int
@@ -298,35 +353,27 @@ def calibrate(
 ) -> Calibration:
     """Choose layer and threshold on ``data``; measure them there and on the data sets ``further``.
 
-    Of the layers with a predictor that reach the recall the one with the fewest multiply-adds is
-    chosen. For the cross-validation, layer and threshold are chosen on nine tenths of the passages
-    and tested on the questions about the others. Raises QalibError if there are too few questions
-    or passages.
+    Of the layers with a predictor the one with the fewest multiply-adds is chosen. For the
+    cross-validation, both are chosen on nine tenths of the passages and tested on the questions
+    about the others. Raises QalibError if there are too few questions or passages.
     """
-    config = PredictorTraining(windows=windows, predictor=model.skimmer.config.predictor)
     for name, value in {"recall": recall, "confidence": confidence}.items():
         if value is not None and not 0 < value < 1:
             raise QalibError(f"{name} is {value:g}, but must lie between 0 and 1, as in 0.99.")
-
-    def predictions(dataset: Dataset) -> BlockPredictions:
-        return block_predictions(model, dataset, config, precision, progress=progress)
-
-    blocks = predictions(data)
-    simulator = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
+    blocks = block_predictions(model, data, windows, precision, progress=progress)
     cost = CostModel.of(model.reader.encoder, model.skimmer)
-    questions = int(simulator.answered.sum())
+    questions = int(blocks.answered.sum())
     share = Fraction(conformal_rank(questions, recall, confidence), max(1, questions))
-    layer, threshold = _cheapest(simulator, cost, share)
+    layer, threshold = _cheapest(blocks, cost, share)
     fold_of, kept, left = _folds(data)[blocks.row], 0, 0.0
     for fold in np.unique(fold_of):
-        tested = simulator.subset(fold_of == fold)
-        at = _cheapest(simulator.subset(fold_of != fold), cost, share)
+        tested = blocks.subset(fold_of == fold)
+        at = _cheapest(blocks.subset(fold_of != fold), cost, share)
         kept += int((tested.conformity_scores(at[0]) >= at[1]).sum())
         left += tested.token_fraction(*at) * tested.sizes.sum()
-    measured = [Measurement(data.name, questions, kept, float(left / simulator.sizes.sum()))]
+    measured = [Measurement(data.name, questions, kept, float(left / blocks.sizes.sum()))]
     for dataset in further:
-        blocks = predictions(dataset)
-        other = PruningSimulator(blocks.row, blocks.sizes, blocks.answers, blocks.scores)
+        other = block_predictions(model, dataset, windows, precision, progress=progress)
         reached = other.conformity_scores(layer) >= threshold
         fraction = other.token_fraction(layer, threshold)
         measured.append(Measurement(dataset.name, len(reached), int(reached.sum()), fraction))
@@ -345,14 +392,14 @@ def _folds(data: Dataset) -> np.ndarray:
     return np.array([number[e.context] * folds // len(number) for e in data])
 
 
-def _cheapest(simulator: PruningSimulator, cost: CostModel, share: Fraction) -> tuple[int, float]:
+def _cheapest(blocks: BlockPredictions, cost: CostModel, share: Fraction) -> tuple[int, float]:
     """Layer and threshold that lose ``share`` of the answers with the fewest multiply-adds."""
     found = {}
-    for layer in simulator.scores:
-        reached = np.sort(simulator.conformity_scores(layer))
+    for layer in blocks.scores:
+        reached = np.sort(blocks.conformity_scores(layer))
         rank = max(1, int(share * len(reached)))
         threshold = min(1.0, float(reached[rank - 1])) if len(reached) else 0.0
-        found[layer, threshold] = simulator.relative_flops(layer, threshold, cost)
+        found[layer, threshold] = blocks.relative_flops(layer, threshold, cost)
     return min(found, key=found.get)
 
 

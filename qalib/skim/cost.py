@@ -4,10 +4,9 @@
     full = cost.encoder_macs(token_counts(384, {}, 12))
     skimmed = cost.encoder_macs(token_counts(384, {4: 120}, 12))    # layer 4 keeps 120 tokens
 
-Counted are matrix products: projections, feed-forward, the two products of attention, span head,
-and those of predictors, with the attention entries that the packed pass computes again for them.
-Embeddings are look-ups; norms, activations and the softmax are left out, and so is what a
-batch needs once (DeBERTa's projected relative positions). Padding costs nothing.
+Counted are matrix products, with the attention entries that the packed pass computes again for
+predictors; norms, activations and the softmax are left out, and so is what a batch needs once
+(DeBERTa's projected relative positions). Padding costs nothing.
 
 Notation: B batch (or any leading dimensions), N layers, D width, F width of the feed-forward part,
 n tokens of one example.
@@ -31,11 +30,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from qalib.skim.activations import FullAttention, LayerActivations, PredictorInputs
 from qalib.skim.adapters import LayerAdapter, adapt_encoder
-from qalib.skim.predictors import predictor_macs
+from qalib.skim.blocks import make_blocks
+from qalib.skim.packed import FusedAttention, GroupedAttention, VarlenGroup
+from qalib.skim.predictors import ModelShape, PredictorConfig, build_predictor
 from qalib.skim.skimmer import Skimmer
-
-PredictorCost = Callable[[int, int], float]  # passage tokens, question tokens -> multiply-adds
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class CostModel:
     layers: tuple[LayerCost, ...]
     head: int  # for each token after the last layer
     embedding: int = 0  # for each token, where embeddings are projected
-    predictors: Mapping[int, PredictorCost] = field(default_factory=dict)  # by layer
+    predictors: Mapping[int, Callable[[int, int], float]] = field(default_factory=dict)
+    """by layer, from tokens of passage and question"""
     forwarded: int = 0  # for each pruned token: its output of the pruning layer, and logits
 
     @classmethod
@@ -103,7 +104,37 @@ class CostModel:
         return np.array(found, dtype=float).reshape(passage.shape)
 
 
-def _predictor_cost(skimmer: Skimmer) -> PredictorCost:
+def predictor_macs(
+    config: PredictorConfig,
+    shape: ModelShape,
+    length: int,
+    question: int = 16,
+    packed: bool = False,
+) -> int:
+    """Multiply-adds of a predictor for a passage of ``length`` and a question of so many tokens.
+
+    ``packed``: with the attention entries that the packed pass computes again for it; otherwise the
+    attention map is given.
+    """
+    tokens = length + question + 3  # [CLS] question [SEP] passage [SEP]
+    passage = torch.arange(tokens)[None] >= question + 2
+    passage[:, -1] = False
+    ids = torch.arange(tokens)[None]
+    ids[:, question + 1] = tokens - 1  # both [SEP]
+    blocks = make_blocks(ids, torch.ones_like(passage), passage, config.block_size)
+    hidden = torch.randn(1, tokens, shape.width)
+    attention = FullAttention(torch.zeros(1, shape.heads, tokens, tokens))
+    if packed:
+        query = hidden.unflatten(2, (shape.heads, -1))
+        lse = torch.full((1, shape.heads, tokens), float(tokens))
+        row = VarlenGroup([tokens], row=0, token=0, length=tokens)
+        attention = GroupedAttention([(row, FusedAttention(query, query, lse))], 1, tokens)
+    layers = {shape.layers: LayerActivations(attention, hidden, hidden)}
+    predictor = build_predictor(config, shape, shape.layers).eval()
+    return _count_macs(lambda: predictor(PredictorInputs(layers, blocks, ids)))[1]
+
+
+def _predictor_cost(skimmer: Skimmer) -> Callable[[int, int], float]:
     """Cost of a predictor in the packed pass, linear in the length between two counted ones."""
     config, shape = skimmer.config.predictor, skimmer.shape
     short, long = config.block_size, 8 * config.block_size
@@ -150,9 +181,8 @@ def ideal_speedup(kept: Mapping[int, float], layers: int) -> float:
         S = 1 / (1 - (1 - l / L)(1 - k))                            one pruning layer
         S = 1 / (1 - sum_i (1 - l_i / L)(k_{i-1} - k_i)),  k_0 = 1  several, l_1 < l_2 < ...
 
-    ``kept``: by pruning layer l_i, the share k_i of all tokens that it keeps. It is optimistic as
-    it ignores predictors, and pessimistic as it ignores that attention is quadratic and that the
-    pruning layer itself gets cheaper: a good engine may exceed it.
+    ``kept``: by pruning layer l_i, the share k_i of all tokens that it keeps. Predictors
+    are ignored, but also that attention is quadratic and the pruning layer itself gets cheaper.
     """
     saved, before = 0.0, 1.0
     for layer, share in sorted(kept.items()):

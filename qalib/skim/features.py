@@ -64,15 +64,10 @@ def paper_features(layer: LayerActivations, blocks: Blocks) -> Tensor:
     where the set is empty. Source: Block-Skim, section 3 and Eq. 2.
     """
     sets = torch.stack([blocks.question, first_position(blocks), blocks.separators], dim=1)
-    to_set, from_set = (
-        layer.attention.attention_to(sets),
-        layer.attention.attention_from(sets),
-    )  # (B, H, 3, L)
-    to_set = block_mean(to_set.flatten(1, 2), blocks).unflatten(
-        1, to_set.shape[1:3]
-    )  # (B, H, 3, K)
-    from_set = block_sum(from_set.float().flatten(1, 2), blocks).unflatten(1, from_set.shape[1:3])
-    return torch.stack([to_set, from_set], dim=3).flatten(2, 3).permute(0, 3, 1, 2)
+    to_set = block_mean(layer.attention.attention_to(sets).flatten(1, 2), blocks)  # (B, 3 H, K)
+    from_set = block_sum(layer.attention.attention_from(sets).float().flatten(1, 2), blocks)
+    six = torch.stack([to_set, from_set], dim=2).unflatten(1, (-1, 3))  # (B, H, 3, 2, K)
+    return six.flatten(2, 3).permute(0, 3, 1, 2)
 
 
 FLOOR = 1e-6  # added to attention before its logarithm

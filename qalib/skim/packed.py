@@ -1,11 +1,12 @@
-"""Forward pass without padding: the rows of a batch one after the other, each as long as it is.
+"""Forward pass of a batch through an encoder that may get shorter on the way.
 
-What ``PaddedForward`` does with padded rows is done here on one packed tensor, for inference only.
-Linear layers, norms and feed-forward, nearly all of the work, never see padding; attention is
-computed row by row, for neighbours of equal length at once. Pruning is one ``index_select``.
+The rows lie one after the other in one tensor. In training each row has its padding; for inference
+it is left out (*packed*), and attention is computed for neighbours of equal length at once.
 
-The attention kernel never writes its map down. It does return the log-sum-exp of each query's
-scores, and with that every single entry can be recomputed, at the price of one dot product:
+    P = softmax(s Q K^T + bias),   context = P V
+
+In training the map P is written down. At inference the kernel returns the log-sum-exp of each
+query's scores instead, and with that every single entry can be recomputed by one dot product:
 
     lse_i = log sum_j exp(s q_i k_j + bias_ij),   P_ij = exp(s q_i k_j + bias_ij - lse_i)
 
@@ -13,8 +14,9 @@ So the columns and rows of a question with Q tokens cost 2 H Q L d multiply-adds
 blocks L S D, where the whole map costs L^2 D.
 
 Notation: B batch, L positions of the input, L' those of the longest row that is left, T tokens of
-all rows that are left, R rows of a group, M positions of its longest row, t its tokens (R M without
-padding), D width, H heads, d = D / H, s = 1 / sqrt(d), K blocks, S block size, G sets.
+all rows that are left (B L' with padding), R rows of a group, M positions of its longest row, t its
+tokens (R M with padding), D width, H heads, d = D / H, s = 1 / sqrt(d), K blocks, S block size,
+G sets.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,43 +26,64 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from qalib.skim.activations import LayerActivations, gather
+from qalib.models.encoder import attention
+from qalib.skim.activations import FullAttention, LayerActivations
 from qalib.skim.adapters import EncoderAdapter, LayerAdapter
-from qalib.skim.blocks import Blocks
-from qalib.skim.padded import MIN_LOGIT, attention_dtype, kept_mask
+from qalib.skim.blocks import Blocks, true_positions
 
-# --- attention from queries, keys and log-sum-exps ---
+MIN_LOGIT = torch.finfo(torch.float32).min  # a logit that is never chosen
+
+# --- attention: context alone, with the whole map, with log-sum-exps ---
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(s Q K^T + bias) V.  (B, L, H, d) x 3, bias to (B, H, L, L) -> (B, L, D)"""
+def fused_attention(
+    layer: LayerAdapter, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, None]:
+    """Context only, by the fastest kernel.  (B, L, H, d) x 3 -> (B, L, D)"""
+    mask = layer.bias(query, key, mask)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2)
+    dropout = layer.dropout if layer.attention.training else 0.0
+    scale = query.shape[-1] ** -0.5
+    context, _ = attention(layer.attention, query, key, value, mask, dropout=dropout, scaling=scale)
+    return context.flatten(2), None
 
 
-def sdpa_with_lse(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """As ``sdpa``, and the log-sum-exp of every query.  -> (B, L, D), (B, H, L) float32
+def eager_attention(
+    layer: LayerAdapter, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, FullAttention]:
+    """Context and the attention map before dropout.  (B, L, H, d) x 3 -> (B, L, D), map"""
+    mask = layer.bias(query, key, mask)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    probabilities = (scores if mask is None else scores + mask).softmax(dim=-1)
+    used = torch.dropout(probabilities, layer.dropout, layer.attention.training)
+    return (used @ value).transpose(1, 2).flatten(2), FullAttention(probabilities)
 
-    Falls back to ``eager_attention_with_lse`` where torch has no kernel that returns it.
+
+def attention_with_lse(
+    layer: LayerAdapter, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, "FusedAttention"]:
+    """Context, and single entries of the map on demand.  (B, L, H, d) x 3 -> (B, L, D), map
+
+    Computed by the formula where torch has no kernel that returns the log-sum-exp.
     """
-    inputs = *(x.transpose(1, 2) for x in (query, key, value)), bias
+    mask = layer.bias(query, key, mask)
+    inputs = *(x.transpose(1, 2) for x in (query, key, value)), mask
     try:
         context, lse = _kernel_with_lse(*inputs)
     except (AttributeError, NotImplementedError, RuntimeError):
-        context, lse = eager_attention_with_lse(*inputs)
-    return context.transpose(1, 2).flatten(2), lse
+        context, lse = _formula_with_lse(*inputs)
+    return context.transpose(1, 2).flatten(2), FusedAttention(query, key, lse, mask)
 
 
 def _kernel_with_lse(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The kernels behind ``scaled_dot_product_attention`` that return the log-sum-exp, too.
+    """Context and log-sum-exp.  (B, H, L, d) x 3 -> (B, H, L, d), (B, H, L) float32
 
-    They are no public interface of torch; a test compares them with ``eager_attention_with_lse``.
+    The kernels behind ``scaled_dot_product_attention``, which are no public interface of torch; a
+    test compares them with ``_formula_with_lse``.
     """
     if query.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -71,10 +94,10 @@ def _kernel_with_lse(
     return context, lse[..., : query.shape[2]]  # the kernel rounds the length up
 
 
-def eager_attention_with_lse(
+def _formula_with_lse(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Context and log-sum-exp by the formula.  (B, H, L, d) x 3 -> (B, H, L, d), (B, H, L)"""
+    """As ``_kernel_with_lse``, by the formula."""
     scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
     scores = scores if bias is None else scores + bias
     lse = scores.logsumexp(dim=-1)
@@ -148,15 +171,8 @@ class FusedAttention:
         shift = shift if bias is None else shift + bias
         return torch.add(shift, scores, alpha=query.shape[-1] ** -0.5).exp_()
 
-    @cached_property
-    def _queries(self) -> Tensor:
-        """(B H, L, d)"""
-        return _by_head(self.query)
-
-    @cached_property
-    def _keys(self) -> Tensor:
-        """(B H, L, d)"""
-        return _by_head(self.key)
+    _queries = cached_property(lambda self: _by_head(self.query))
+    _keys = cached_property(lambda self: _by_head(self.key))
 
 
 def _by_head(values: Tensor) -> Tensor:
@@ -197,8 +213,9 @@ class VarlenGroup:
 
     def pad(self, values: Tensor, fill: float | int = 0) -> Tensor:
         """Its rows side by side.  (T, ...) -> (R, M, ...)"""
-        values = values[self.token : self.token + sum(self.lengths)]
-        shape = len(self.lengths), self.length
+        shape, count = (len(self.lengths), self.length), sum(self.lengths)
+        if count < len(values):
+            values = values[self.token : self.token + count]
         if self.padded:
             base = values.new_full((shape[0] * shape[1], *values.shape[1:]), fill)
             values = base.index_copy_(0, self.slots, values)
@@ -209,20 +226,11 @@ class VarlenGroup:
         flat = values.flatten(0, 1)
         return flat.index_select(0, self.slots) if self.padded else flat
 
-    def positions(self) -> Tensor:
-        """Position of each token in its row, of a group of all rows.  (t,) int64"""
-        return self.slots % self.length
 
-
-def one_group(lengths: Sequence[int], row: Tensor) -> VarlenGroup:
-    """All rows as one group.  lengths (B,), row (T,) int64, the row of every token"""
-    longest = max(1, *lengths)
-    if set(lengths) == {longest}:
-        return VarlenGroup(lengths, 0, 0, longest, torch.arange(len(row), device=row.device))
-    size = torch.tensor(lengths, device=row.device)
-    skipped = torch.arange(len(size), device=row.device) * longest - (size.cumsum(0) - size)
-    slots = skipped.index_select(0, row) + torch.arange(len(row), device=row.device)
-    return VarlenGroup(lengths, 0, 0, longest, slots)
+def one_group(real: Tensor) -> VarlenGroup:
+    """All rows as one group.  (B, M) bool, true at the first positions of each row"""
+    slots = real.flatten().nonzero().squeeze(1)
+    return VarlenGroup(real.sum(dim=1).tolist(), 0, 0, real.shape[1], slots)
 
 
 def equal_length_groups(lengths: Sequence[int]) -> list[VarlenGroup]:
@@ -248,9 +256,8 @@ class GroupedAttention:
         return self._join(lambda at, x: x.attention_to(sets[at.rows, :, : at.length]), self.length)
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        return self._join(
-            lambda at, x: x.attention_from(sets[at.rows, :, : at.length]), self.length
-        )
+        query = lambda at, x: x.attention_from(sets[at.rows, :, : at.length])  # noqa: E731
+        return self._join(query, self.length)
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
         positions, real = blocks.positions(size)
@@ -272,16 +279,17 @@ class GroupedAttention:
 
 
 @dataclass
-class PackedForward:
-    """State of a packed pass; the same steps as :class:`~qalib.skim.padded.PaddedForward`."""
+class ForwardPass:
+    """State of a pass between two layers."""
 
     encoder: EncoderAdapter
     hidden: Tensor  # (T, D)
     cells: Tensor  # (T,) int64, cells of the tokens in the B x L of the input
     batch: VarlenGroup  # all rows, as predictors see them: B x L'
     blocks: Blocks  # (B, L')
-    input_ids: Tensor  # (B, L')
+    input_ids: Tensor  # (B, L'), any number at padding
     pruned_logits: Tensor  # (B, L, 2) float32, start and end logits of pruned positions
+    packed: bool
     groups: list[tuple[VarlenGroup, Tensor | None]] = field(init=False)  # with attention masks
 
     @classmethod
@@ -291,89 +299,96 @@ class PackedForward:
         input_ids: Tensor,
         token_type_ids: Tensor | None,
         blocks: Blocks,
-    ) -> "PackedForward":
+        packed: bool,
+    ) -> "ForwardPass":
         """State before the first layer. Embeddings are computed with padding."""
         hidden = encoder.embed(input_ids, token_type_ids).flatten(0, 1)
         cells = torch.arange(input_ids.numel(), device=input_ids.device)
-        rows, length = input_ids.shape
-        logits = torch.full((rows, length, 2), MIN_LOGIT, device=hidden.device)
-        batch = one_group([length] * rows, cells.div(length, rounding_mode="floor"))
-        state = cls(encoder, hidden, cells, batch, blocks, input_ids, logits)
-        if state._select(~blocks.padding) is None:
+        logits = torch.full((*input_ids.shape, 2), MIN_LOGIT, device=hidden.device)
+        batch = one_group(torch.ones_like(blocks.padding))
+        state = cls(encoder, hidden, cells, batch, blocks, input_ids, logits, packed)
+        if packed and blocks.padding.any():
+            state._select(~blocks.padding)
+        else:
             state._group()
         return state
 
     def attend(self, layer: LayerAdapter, record: bool) -> tuple[Tensor, LayerActivations | None]:
         """Context of a layer and, with ``record``, its activations.  -> (T, D)"""
-        query, key, value = layer.qkv_proj(self.hidden)
+        query_key_value = layer.qkv_proj(self.hidden)
+        attend = fused_attention
+        if record:
+            attend = attention_with_lse if self.packed else eager_attention
         contexts, seen = [], []
         for group, mask in self.groups:
-            q, k, v = (group.pad(x) for x in (query, key, value))
-            mask = layer.bias(q, k, mask)
-            if record:
-                context, lse = sdpa_with_lse(q, k, v, mask)
-                seen.append((group, FusedAttention(q, k, lse, mask)))
-            else:
-                context = sdpa(q, k, v, mask)
+            context, entries = attend(layer, *map(group.pad, query_key_value), mask)
             contexts.append(group.unpad(context))
+            seen.append((group, entries))
         if not contexts:
             return self.hidden, None  # nothing but padding: no token, no context
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         if not record:
             return context, None
-        attention = GroupedAttention(seen, len(self.pruned_logits), self.batch.length)
+        grouped = GroupedAttention(seen, len(self.pruned_logits), self.batch.length)
         states = self.batch.pad(self.hidden), self.batch.pad(context)
-        return context, LayerActivations(attention, *states)
+        return context, LayerActivations(grouped if self.packed else seen[0][1], *states)
 
     def prune_tokens(self, kept: Tensor, context: Tensor, logits: Tensor | None) -> Tensor:
         """Continue with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
 
-        ``logits`` (T, 2) of the tokens that are pruned, None for "no answer there".
+        ``logits`` (T, 2) of the tokens that are pruned, None for "no answer there". Question and
+        special tokens are kept in any case.
         """
         if torch.equal(kept, self.blocks.real):
             return context
         if logits is not None:
             self.pruned_logits = self.full_logits(logits)
-        index = self._select(kept_mask(self.blocks, kept))
-        return context if index is None else context.index_select(0, index)
+        stays = self.blocks.to_positions(kept, True).bool() & ~self.blocks.padding
+        return context.index_select(0, self._select(stays))
 
     def full_logits(self, logits: Tensor) -> Tensor:
         """Logits at their positions in the input, over those that were pruned.
 
         (T, 2) -> (B, L, 2) float32
         """
-        flat = self.pruned_logits.flatten(0, 1).index_copy(0, self.cells, logits.float())
-        return flat.view_as(self.pruned_logits)
+        here = self.batch.unpad(~self.blocks.padding)
+        known = self.pruned_logits.flatten(0, 1)
+        known = known.index_copy(0, self.cells[here], logits[here].float())
+        return known.view_as(self.pruned_logits)
 
     def token_counts(self) -> Tensor:
         """Number of tokens that each row has left.  (B,) int64"""
-        return torch.tensor(self.batch.lengths, device=self.cells.device)
+        return (~self.blocks.padding).sum(dim=1)
 
-    def _select(self, stays: Tensor) -> Tensor | None:
-        """Keep some tokens only.  stays (B, L') bool -> indices of those in T, or None for all"""
-        before, lengths = self.batch, stays.sum(dim=1).tolist()
-        if sum(lengths) == len(self.cells):
-            return None
-        index = before.unpad(stays).nonzero().squeeze(1)
+    def _select(self, stays: Tensor) -> Tensor:
+        """Keep some tokens only.  stays (B, L') bool -> (T',) int64, indices of those in T"""
+        positions, real = true_positions(stays)
+        if self.packed:
+            index = self.batch.unpad(stays).nonzero().squeeze(1)
+        else:
+            first = torch.arange(0, stays.numel(), stays.shape[1], device=stays.device)
+            index = (first[:, None] + positions).flatten()
         self.hidden, self.cells = (x.index_select(0, index) for x in (self.hidden, self.cells))
-        row = self.cells.div(self.pruned_logits.shape[1], rounding_mode="floor")
-        self.batch = one_group(lengths, row)
-        positions = self.batch.pad(before.positions().index_select(0, index), -1)
-        self.blocks = self.blocks.gather(positions)
-        self.input_ids = gather(self.input_ids, positions)
+        self.batch = one_group(real if self.packed else torch.ones_like(real))
+        self.blocks = self.blocks.gather(positions, real)
+        self.input_ids = self.input_ids.gather(1, positions)
         self._group()
         return index
 
     def _group(self) -> None:
         """Rows whose attention is computed together, and the masks of each group."""
         positions = self.cells % self.pruned_logits.shape[1]
-        # On a GPU the number of kernels is what costs, on a CPU the padding.
-        together = self.hidden.device.type != "cpu"
-        groups = [self.batch] if together else equal_length_groups(self.batch.lengths)
-        dtype = attention_dtype(self.hidden)
+        here = self.batch.unpad(~self.blocks.padding)
+        groups = [self.batch]
+        if self.packed and self.hidden.device.type == "cpu":
+            # On a GPU the number of kernels is what costs, on a CPU the padding.
+            groups = equal_length_groups(self.batch.lengths)
+        device, dtype = self.hidden.device.type, self.hidden.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         self.groups = []
         for group in groups:
-            places, real = group.pad(positions), group.pad(positions >= 0)
-            if not group.padded and len(places) > 1 and (places == places[:1]).all():
-                places, real = places[:1], real[:1]  # one mask for rows at equal positions
+            places, real = group.pad(positions), group.pad(here, False)
+            if (places == places[:1]).all():  # one mask for rows at equal positions
+                places, real = places[:1], real[:1] if real.all() else real
             self.groups.append((group, self.encoder.attention_mask(places, real, dtype)))

@@ -7,6 +7,7 @@ Notation: B batch, K blocks, N real blocks of a whole batch, H heads, S block si
 C channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,11 +21,13 @@ from qalib.errors import QalibError
 from qalib.models.bf16 import pad_rows
 from qalib.settings import settings
 from qalib.skim import features
-from qalib.skim.activations import FullAttention, LayerActivations, PredictorInputs
-from qalib.skim.blocks import Blocks, make_blocks
+from qalib.skim.activations import LayerActivations, PredictorInputs
+from qalib.skim.blocks import Blocks
 from qalib.skim.features import block_max, block_mean
-from qalib.skim.packed import FusedAttention, GroupedAttention, VarlenGroup
 
+FeatureKind = Literal[
+    "question", "handcrafted", "lexical", "late_interaction", "tokens", "combined"
+]
 Part = Literal["paper", "question", "late_interaction", "lexical", "position", "tokens", "match"]
 PARTS = ("question", "late_interaction", "lexical", "position", "tokens")
 FIXED = ("paper", "question", "late_interaction", "lexical", "position")  # nothing learnt in them
@@ -42,17 +45,7 @@ class PredictorConfig:
     lexical, random                                 baselines
     """
 
-    kind: Literal[
-        "cnn",
-        "cnn-eq3",
-        "question",
-        "handcrafted",
-        "lexical",
-        "late_interaction",
-        "tokens",
-        "combined",
-        "random",
-    ] = "question"
+    kind: Literal["cnn", "cnn-eq3", FeatureKind, "random"] = "question"
     block_size: Annotated[int, Field(ge=1)] = 32  # tokens
     hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: a logistic layer
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of that width
@@ -68,6 +61,7 @@ class ModelShape:
     layers: int
     heads: int
     width: int
+    model_type: str = ""  # its kind in transformers
 
 
 class BlockPredictor(nn.Module):
@@ -93,6 +87,14 @@ class BlockPredictor(nn.Module):
 
     def score(self, inputs: PredictorInputs) -> Tensor:
         """Logits (B, K) float32, finite; those of missing blocks carry no meaning."""
+        return self.score_features(self.block_features(inputs), inputs.blocks.real)
+
+    def block_features(self, inputs: PredictorInputs) -> Tensor:
+        """Features of each block by itself.  -> (B, K, C)"""
+        raise NotImplementedError
+
+    def score_features(self, x: Tensor, real: Tensor) -> Tensor:
+        """Logits from the features of each block.  (B, K, C), (B, K) bool -> (B, K)"""
         raise NotImplementedError
 
 
@@ -131,23 +133,24 @@ class BlockScorer(nn.Module):
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """(B, K, C), (B, K) bool -> (B, K)"""
-        if not self.training:  # running statistics: missing blocks do no harm
-            return self.layers(self.norm(x.flatten(0, 1))).view(real.shape)
-        logits = self.layers(self.norm(x[real]))  # (N, 1)
-        return _to_rows(logits.squeeze(1), real)
+        return _by_block(lambda x: self.layers(self.norm(x)), x, real, self.training)
 
 
-def _to_rows(logits: Tensor, real: Tensor) -> Tensor:
-    """One logit per real block, back in rows; 0 elsewhere.  (N,), (B, K) bool -> (B, K)"""
-    return logits.new_zeros(real.shape).masked_scatter(real, logits)
+def _by_block(score: Callable, x: Tensor, real: Tensor, training: bool) -> Tensor:
+    """Logits by a function (N, ...) -> (N, 1).  (B, K, ...), (B, K) bool -> (B, K)
+
+    In training of real blocks only, 0 elsewhere.
+    """
+    if not training:  # running statistics: missing blocks do no harm
+        return score(x.flatten(0, 1)).view(real.shape)
+    return x.new_zeros(real.shape).masked_scatter(real, score(x[real]))
 
 
 # --- Block-Skim's module: a small CNN over a block's attention to itself ---
 #
-# Paper and released code differ; both forms are here. Both see the attention of a block's tokens
-# to each other, one channel a head, and never what they exchange with the question. Both end in
-# one logit; a softmax over two logits z_0, z_1, as in the released code, is the sigmoid of
-# z_1 - z_0, which is linear in the same features and hence the same family of functions.
+# Paper and released code differ; both forms are here. Both end in one logit; a softmax over two
+# logits z_0, z_1, as in the released code, is the sigmoid of z_1 - z_0, which is linear in the same
+# features and hence the same family of functions.
 
 
 def _pool(maps: Tensor) -> Tensor:
@@ -173,10 +176,9 @@ class BlockSkimCNN(BlockPredictor):
     ``equation_3``:     pool, conv 3x3;  pool, conv 3x3;  conv 1x1 to one channel;  linear
 
     A last block that is shorter than S is padded with zeros; of a block longer than S the first S
-    tokens are used. A block of one token has one attention value a head and nothing to pool: there
-    the module is a small MLP over heads. Pooling first makes the second form a quarter as costly;
-    ReLU follows every convolution and batch norm the two large ones, which the text mentions
-    without saying where. Sources: Block-Skim (AAAI 2022), Eq. 3, and facts about its code.
+    tokens are used; a block of one token has nothing to pool. ReLU follows every convolution and
+    batch norm the two large ones, which the text mentions without saying where. Sources: Block-Skim
+    (AAAI 2022), Eq. 3, and facts about its code.
     """
 
     def __init__(self, heads: int, size: int, layer: int, equation_3: bool = False):
@@ -190,13 +192,10 @@ class BlockSkimCNN(BlockPredictor):
             self.merge = nn.Conv2d(heads, 1, 1)
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        real = inputs.blocks.real
         attention = inputs.layers[self.layers[0]].attention
         maps = attention.diagonal_blocks(inputs.blocks, self.size).float()  # (B, H, K, S, S)
-        maps = maps.transpose(1, 2)
-        if not self.training:  # running statistics: missing blocks do no harm
-            return self.last(self.features(maps.flatten(0, 1))).view(real.shape)
-        return _to_rows(self.last(self.features(maps[real])).squeeze(1), real)
+        score = lambda maps: self.last(self.features(maps))  # noqa: E731
+        return _by_block(score, maps.transpose(1, 2), inputs.blocks.real, self.training)
 
     def features(self, maps: Tensor) -> Tensor:
         """(N, H, S, S) -> (N, F)"""
@@ -211,18 +210,11 @@ class BlockSkimCNN(BlockPredictor):
 class FeaturePredictor(BlockPredictor):
     """Small MLP on features of a block and of the other blocks.
 
-    Of each layer: attention between block, question and [CLS], per head (``question``, 10 H
-    numbers), the best match of each question word among the block's hidden states
-    (``late_interaction``, 3), or the six features per head of the probe in section 3 of the paper
-    (``paper``, 6 H). Once: word overlap (``lexical``, 1), position and length (``position``, 3),
-    what a small MLP computes from the tokens' states (``tokens``, 8), and late interaction of
-    learnt projections of the states (``match``, 8). All but the last two are ``FIXED``: beside a
-    frozen encoder they can be computed once.
-    With ``context`` a block's C numbers x_k come with their difference from the row's mean,
-    x_k - mean_j x_j, and with that difference for ``neighbours`` blocks on each side: an answer is
-    found by comparing blocks, and what the question names often is just before or after it.
-
-    Sources: late interaction from ColBERT (Khattab and Zaharia 2020); the rest is ours.
+    The parts ``FIXED`` are the functions of ``features``; ``tokens`` is :class:`TokenScorer` and
+    ``match`` :class:`TokenMatch`. With ``context`` a block's C numbers x_k come with their
+    difference from the row's mean, x_k - mean_j x_j, and with that difference for ``neighbours``
+    blocks on each side: an answer is found by comparing blocks, and what the question names often
+    is just before or after it.
     """
 
     def __init__(
@@ -235,17 +227,13 @@ class FeaturePredictor(BlockPredictor):
         channels = sum(part_sizes(shape)[part] for part in parts)
         hidden = 0 if config.kind == "handcrafted" else config.hidden
         # ``clues`` is the name in the checkpoints
-        tokens = "tokens" in parts
-        self.clues = TokenScorer(shape.width, hidden or TOKEN_FEATURES) if tokens else None
+        scorer = TokenScorer(shape.width, hidden or TOKEN_FEATURES) if "tokens" in parts else None
+        self.clues = scorer
         self.match = TokenMatch(shape.width) if "match" in parts else None
         columns = 2 + len(self.steps) if self.context else 1
         self.scorer = BlockScorer(channels * columns, hidden, config.dropout)
 
-    def score(self, inputs: PredictorInputs) -> Tensor:
-        return self.score_features(self.block_features(inputs), inputs.blocks.real)
-
     def score_features(self, x: Tensor, real: Tensor) -> Tensor:
-        """Logits from the features of each block by itself.  (B, K, C), (B, K) bool -> (B, K)"""
         if self.context:
             difference = features.relative(x, real)
             around = [features.neighbour(difference, real, step) for step in self.steps]
@@ -253,7 +241,6 @@ class FeaturePredictor(BlockPredictor):
         return self.scorer(x, real)
 
     def block_features(self, inputs: PredictorInputs) -> Tensor:
-        """Features of each block by itself.  -> (B, K, C)"""
         blocks, layer = inputs.blocks, inputs.layers[self.layers[0]]
         compute = {
             "paper": lambda: features.paper_features(layer, blocks).flatten(2),
@@ -299,8 +286,7 @@ class TokenMatch(nn.Module):
         s_mqk = max_{j in k} (W_m h_q) (V_m h_j) / sqrt(d),   a_mq = softmax_q (u_m h_q)
         sum_q a_mq s_mqk   and   sum_q a_mq (s_mqk - max_k' s_mqk')
 
-    q runs over the question's tokens, j over those of block k: cosines of
-    :func:`features.late_interaction` with learnt weights of dimensions and question words.
+    q runs over the question's tokens, j over those of block k.
     """
 
     def __init__(self, width: int):
@@ -345,15 +331,10 @@ class LexicalPredictor(BlockPredictor):
         super().__init__()
         self.weights = nn.Parameter(torch.tensor((-2.8, 4.2, 0.5)))
 
-    def score(self, inputs: PredictorInputs) -> Tensor:
-        return self.score_features(self.block_features(inputs), inputs.blocks.real)
-
     def block_features(self, inputs: PredictorInputs) -> Tensor:
-        """Word overlap of each block.  -> (B, K, 1)"""
         return features.word_overlap(inputs.input_ids, inputs.blocks)[..., None]
 
     def score_features(self, overlap: Tensor, real: Tensor) -> Tensor:
-        """Logits from the overlap.  (B, K, 1), (B, K) bool -> (B, K)"""
         around = features.neighbour(overlap, real, -1) + features.neighbour(overlap, real, 1)
         a, b, c = self.weights
         return (a + b * overlap + c * around).squeeze(2)
@@ -433,42 +414,3 @@ def build_predictor(config: PredictorConfig, shape: ModelShape, layer: int) -> B
         case "random":
             return RandomPredictor(config.seed)
     return FeaturePredictor(config, shape, layer, parts_of(config))
-
-
-def predictor_macs(
-    config: PredictorConfig,
-    shape: ModelShape,
-    length: int,
-    question: int = 16,
-    packed: bool = False,
-) -> int:
-    """Multiply-adds of a predictor for a passage of ``length`` and a question of so many tokens.
-
-    Counted by torch: matrix products and convolutions. ``packed``: with the attention entries that
-    the packed pass computes again for it; otherwise the attention map is given.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    tokens = length + question + 3  # [CLS] question [SEP] passage [SEP]
-    passage = torch.arange(tokens)[None] >= question + 2
-    passage[:, -1] = False
-    ids = torch.arange(tokens)[None]
-    ids[:, question + 1] = tokens - 1  # both [SEP]
-    blocks = make_blocks(ids, torch.ones_like(passage), passage, size=config.block_size)
-    hidden = torch.randn(1, tokens, shape.width)
-    query = hidden.unflatten(2, (shape.heads, -1))
-    lse = torch.full((1, shape.heads, tokens), float(tokens))
-    row = VarlenGroup([tokens], row=0, token=0, length=tokens)
-    attention = GroupedAttention([(row, FusedAttention(query, query, lse))], 1, tokens)
-    if not packed:
-        attention = FullAttention(torch.zeros(1, shape.heads, tokens, tokens))
-    layers = {shape.layers: LayerActivations(attention, hidden, hidden)}
-    predictor = build_predictor(config, shape, shape.layers).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        predictor(PredictorInputs(layers, blocks, ids))
-    return counter.get_total_flops() // 2
-
-
-def layer_macs(shape: ModelShape, length: int) -> float:
-    """Multiply-adds of one encoder layer with a feed-forward part of 4 D: 12 N D^2 + 2 N^2 D."""
-    return 12.0 * length * shape.width**2 + 2.0 * length**2 * shape.width

@@ -6,15 +6,15 @@
     output = skimmer.run(model, input_ids, real, passage)    # prunes
 
 The model is never changed: ``run`` calls its submodules (see ``adapters``). At a pruning layer the
-blocks are scored from that layer's attention, and pruned blocks leave at once: their keys and
-values have been read, but output projection and feed-forward are computed for the rest only
-(unless the span head is to read the output of pruned blocks, see ``SkimConfig``).
+blocks are scored from that layer's attention, and pruned blocks leave at once: output projection
+and feed-forward are computed for the rest only (unless the span head is to read the output of
+pruned blocks, see ``SkimConfig``).
 
 Notation: B batch, L positions, K blocks, N layers, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -27,8 +27,7 @@ from qalib.settings import settings
 from qalib.skim.activations import PredictorInputs
 from qalib.skim.adapters import EncoderAdapter, adapt_encoder
 from qalib.skim.blocks import Blocks, make_blocks
-from qalib.skim.packed import PackedForward
-from qalib.skim.padded import MIN_LOGIT, PaddedForward
+from qalib.skim.packed import MIN_LOGIT, ForwardPass
 from qalib.skim.predictors import ModelShape, PredictorConfig, build_predictor
 
 Layers = tuple[Annotated[int, Field(ge=1)], ...]
@@ -136,18 +135,17 @@ class SkimOutput:
 class Skimmer(nn.Module):
     """Predictors of one encoder, by layer.
 
-    ``shape``: layers, heads and width of the encoder; ``model_type``: its kind in transformers.
     Raises QalibError if the settings name a layer that the encoder does not have.
     """
 
-    def __init__(self, config: SkimConfig, shape: ModelShape, model_type: str):
+    def __init__(self, config: SkimConfig, shape: ModelShape):
         super().__init__()
         if max(config.layers, default=0) > shape.layers:
             raise QalibError(
                 f"layer {max(config.layers)} has a predictor, but the model has only "
                 f"{shape.layers} layers."
             )
-        self.config, self.shape, self.model_type = config, shape, model_type
+        self.config, self.shape = config, shape
         self.predictors = nn.ModuleDict(
             {str(n): build_predictor(config.predictor, shape, n) for n in config.layers}
         )
@@ -155,9 +153,7 @@ class Skimmer(nn.Module):
     @classmethod
     def from_encoder(cls, model: nn.Module, config: SkimConfig) -> "Skimmer":
         """A skimmer with fresh weights for a model. Raises QalibError for an unknown kind."""
-        encoder = adapt_encoder(model)
-        shape = ModelShape(len(encoder.layers), encoder.heads, encoder.width)
-        return cls(config, shape, encoder.config.model_type)
+        return cls(config, shape_of(adapt_encoder(model)))
 
     def set_options(self, **changes) -> None:
         """Change settings that need no other weights.
@@ -170,13 +166,14 @@ class Skimmer(nn.Module):
 
     def check_compatible(self, model: nn.Module) -> EncoderAdapter:
         """Adapter of a model. Raises QalibError for another kind or shape than this one's."""
-        encoder, shape = adapt_encoder(model), self.shape
-        found = (encoder.config.model_type, len(encoder.layers), encoder.heads, encoder.width)
-        expected = (self.model_type, shape.layers, shape.heads, shape.width)
-        if found != expected:
-            message = "this skimmer was made for {} with {} layers, {} heads and width {}, the "
-            message += "model is {} with {}, {} and {}; use the model it was trained with."
-            raise QalibError(message.format(*expected, *found))
+        encoder = adapt_encoder(model)
+        if (found := shape_of(encoder)) != self.shape:
+            text = "{model_type} with {layers} layers, {heads} heads and width {width}"
+            own, other = (text.format(**asdict(shape)) for shape in (self.shape, found))
+            raise QalibError(
+                f"this skimmer was made for {own}, the model is {other}; use the model it was "
+                "trained with."
+            )
         return encoder
 
     def run(
@@ -187,36 +184,26 @@ class Skimmer(nn.Module):
         passage: Tensor,
         token_type_ids: Tensor | None = None,
         skim: bool | None = None,
-        keep: Tensor | Mapping[int, Tensor] | None = None,
     ) -> SkimOutput:
         """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
         input_ids, attention_mask, passage (bool) and token_type_ids are (B, L).
 
-        skim     whether blocks are pruned, by default if ``self.training`` is false. Otherwise
-                 every predictor is run and nothing is pruned; gradients flow either way.
-        keep     (B, K) bool, for all pruning layers or by layer: blocks to keep, in place of the
-                 predictors' selection.
+        ``skim``: whether blocks are pruned, by default if ``self.training`` is false. Otherwise
+        every predictor is run and nothing is pruned; gradients flow either way.
 
         In training all predictors are run, in skimming at evaluation only those at the pruning
         layers. Without gradients (evaluation) the pass is packed.
         Raises QalibError if the model is not one that this skimmer was made for.
         """
         encoder, size = self.check_compatible(model), self.config.predictor.block_size
-        blocks = make_blocks(input_ids, attention_mask.bool(), passage, None, size)
+        blocks = make_blocks(input_ids, attention_mask.bool(), passage, size)
         trains = self.training or model.training or torch.is_grad_enabled()
-        start = PaddedForward.start if trains else PackedForward.start
-        state = start(encoder, input_ids, token_type_ids, blocks)
+        state = ForwardPass.start(encoder, input_ids, token_type_ids, blocks, packed=not trains)
         skim = not self.training if skim is None else skim
-        return self._run_layers(state, blocks, skim, keep)
+        return self._run_layers(state, blocks, skim)
 
-    def _run_layers(
-        self,
-        state: PaddedForward | PackedForward,
-        blocks: Blocks,
-        skim: bool,
-        keep: Tensor | Mapping[int, Tensor] | None,
-    ) -> SkimOutput:
+    def _run_layers(self, state: ForwardPass, blocks: Blocks, skim: bool) -> SkimOutput:
         """From the first layer to the last; arguments as of ``run``."""
         config = self.config
         inference = skim and not self.training
@@ -236,9 +223,7 @@ class Skimmer(nn.Module):
                 scores[number] = self._score(number, inputs, scored[number])
             prunes = skim and number in config.prune_layers
             if prunes:
-                given = keep.get(number) if isinstance(keep, Mapping) else keep
-                chosen = self._select(number, state.blocks, scores[number], given)
-                kept[number] = chosen
+                chosen = kept[number] = self._select(number, state.blocks, scores[number])
             if prunes and config.pruned_logits == "mask":
                 context = state.prune_tokens(chosen, context, None)
             state.hidden = layer.feed_forward(context, state.hidden)
@@ -255,17 +240,20 @@ class Skimmer(nn.Module):
             return torch.full(scored.shape, MIN_LOGIT, device=scored.device)
         return mask_logits(self.predictors[str(number)](inputs).float(), scored)
 
-    def _select(self, number: int, blocks: Blocks, scores: Tensor, given: Tensor | None) -> Tensor:
-        """Blocks to keep, as given or by threshold.  -> (B, K) bool"""
-        config, real = self.config, blocks.real
-        if given is None:
-            threshold = config.thresholds[config.prune_layers.index(number)]
-            kept = select_blocks(scores, real, threshold, config.min_blocks, config.neighbours)
-        else:
-            kept = given.bool() & real
+    def _select(self, number: int, blocks: Blocks, scores: Tensor) -> Tensor:
+        """Blocks to keep.  (B, K) -> (B, K) bool"""
+        config = self.config
+        threshold = config.thresholds[config.prune_layers.index(number)]
+        kept = select_blocks(scores, blocks.real, threshold, config.min_blocks, config.neighbours)
         return skip_unprofitable(kept, blocks, config.min_pruned_fraction, config.min_tokens)
 
 
-def span_logits(state: PaddedForward | PackedForward) -> Tensor:
+def shape_of(encoder: EncoderAdapter) -> ModelShape:
+    """Size and kind of an encoder."""
+    layers, kind = len(encoder.layers), encoder.config.model_type
+    return ModelShape(layers, encoder.heads, encoder.width, kind)
+
+
+def span_logits(state: ForwardPass) -> Tensor:
     """Span head, applied to the current states.  (..., 2), start and end logits"""
     return torch.stack(state.encoder.head(state.hidden), dim=-1)

@@ -45,7 +45,7 @@ def save_skimmer(
     save_weights(skimmer.state_dict(), folder / WEIGHTS)
     settings = {
         "format": FORMAT,
-        "model": {"model_type": skimmer.model_type, **asdict(skimmer.shape)},
+        "model": asdict(skimmer.shape),
         "config": asdict(skimmer.config),
         "reader": "" if model is None else head_hash(model),
         "sha256": file_sha256(folder / WEIGHTS),
@@ -65,23 +65,20 @@ def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
     settings = read_settings(folder)
     place = str(folder / SETTINGS)
     try:
-        model_type = settings["model"].pop("model_type")
-        shape = ModelShape(**settings["model"])
         config = build_settings(settings["config"], SkimConfig, place)
-        skimmer = Skimmer(config, shape, model_type)
+        skimmer = Skimmer(config, ModelShape(**settings["model"]))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise QalibError(f"{place}: cannot be read ({error!r}).") from None
-    tensors = load_weights(folder / WEIGHTS)
-    if file_sha256(folder / WEIGHTS) != settings.get("sha256"):
-        raise QalibError(
-            f"{folder / WEIGHTS}: damaged (its checksum is not the one in {SETTINGS}); fetch it "
-            "again."
-        )
+    weights = folder / WEIGHTS
+    tensors = load_weights(weights)
+    if file_sha256(weights) != settings.get("sha256"):
+        message = f"damaged (its checksum is not the one in {SETTINGS}); fetch it again."
+        raise QalibError(f"{weights}: {message}")
     try:
         skimmer.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise QalibError(f"{folder / WEIGHTS}: does not fit its settings ({reason}).") from None
+        raise QalibError(f"{weights}: does not fit its settings ({reason}).") from None
     if model is not None:
         skimmer.check_compatible(model)
         if settings.get("reader") not in ("", head_hash(model)):

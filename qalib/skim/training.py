@@ -1,7 +1,6 @@
-"""Training block predictors, with or without their encoder, and predicting blocks with them.
+"""Training block predictors, with or without their encoder.
 
-Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a data set, A gold
-answers.
+Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a data set.
 """
 
 import math
@@ -10,23 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from qalib.data.batching import Batch, collate, inference_batches, training_batches
 from qalib.data.schema import Dataset
-from qalib.data.windows import Window, WindowConfig, make_windows, training_windows
+from qalib.data.windows import WindowConfig, make_windows, training_windows
 from qalib.decoding import ReaderOutput, mask_logits
 from qalib.losses import SkimLossConfig, block_labels, kl_divergence, skim_loss, span_loss
 from qalib.models.encoder import EncoderReader
-from qalib.progress import progress_bar
 from qalib.settings import settings
 from qalib.skim.predictors import FIXED, PredictorConfig, part_sizes, parts_of
 from qalib.skim.reader import SkimReader
 from qalib.skim.skimmer import SkimConfig, Skimmer
-from qalib.training import TrainConfig, TrainingTask, choose_precision, make_optimizer, train
+from qalib.training import TrainConfig, TrainingTask, make_optimizer, train
 
 
 @settings
@@ -90,8 +87,7 @@ def skim_task(
 
     def loss(output: ReaderOutput, batch: Batch) -> Tensor:
         spans, weights, aux = batch.answer_spans, batch.answer_weights, output.aux
-        labels = block_labels(aux.blocks.membership(), spans, weights, config.skim_loss.two_tokens)
-        labels = _soften(labels, output, config.soft_labels)
+        labels = _labels(output, batch, config)
         total = sum(
             skim_loss([logits], labels, aux.blocks.sizes * aux.scored[layer], config.skim_loss)
             for layer, logits in aux.scores.items()
@@ -115,9 +111,12 @@ def answer_chances(output: ReaderOutput) -> Tensor:
     return (output.aux.blocks.membership().float() @ mean[..., None].float()).squeeze(2)
 
 
-def _soften(labels: Tensor, output: ReaderOutput, share: float) -> Tensor:
-    """(B, K) bool -> (B, K) float32"""
-    return labels.float().lerp(answer_chances(output), share) if share else labels.float()
+def _labels(output: ReaderOutput, batch: Batch, config: PredictorTraining) -> Tensor:
+    """Labels of the blocks, 0 to 1, softened by the reader's answer.  -> (B, K) float32"""
+    inside, share = output.aux.blocks.membership(), config.soft_labels
+    gold = batch.answer_spans, batch.answer_weights
+    labels = block_labels(inside, *gold, config.skim_loss.two_tokens).float()
+    return labels.lerp(answer_chances(output), share) if share else labels
 
 
 def skim_optimizer(model: SkimReader, config: PredictorTraining) -> torch.optim.Optimizer:
@@ -258,9 +257,7 @@ def fixed_features(
         batch = collate([windows[i] for i in chosen], pad).to(device)
         aux = model.run(batch, skim=False)
         output = ReaderOutput(aux.start_logits, aux.end_logits, batch.mask, aux=aux)
-        gold = batch.answer_spans, batch.answer_weights, config.skim_loss.two_tokens
-        labels = _soften(block_labels(aux.blocks.membership(), *gold), output, config.soft_labels)
-        arrays = {"sizes": aux.blocks.sizes, "labels": labels, **found}
+        arrays = {"sizes": aux.blocks.sizes, "labels": _labels(output, batch, config), **found}
         arrays = {name: x.cpu() for name, x in arrays.items()}
         for place, number in enumerate(chosen):
             count = int(aux.blocks.real[place].sum())
@@ -276,85 +273,3 @@ def fixed_features(
         joined.pop("labels"),
         joined,
     )
-
-
-# --- block predictions ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BlockPredictions:
-    """Every passage block of a data set."""
-
-    row: np.ndarray  # (N,) int32, the question
-    sizes: np.ndarray  # (N,) int32, tokens
-    answers: np.ndarray  # (N, A) bool, which gold answers have a token in the block
-    scores: dict[int, np.ndarray]  # (N,) float32 probabilities, by layer
-    two_tokens: np.ndarray | None = None  # (N,) bool, the released code's labels: two tokens of
-    # the first gold answer; some records do not have them
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The paper's labels: a token of any gold answer.  (N,) bool"""
-        return self.answers.any(axis=1)
-
-
-def block_predictions(
-    model: SkimReader,
-    data: Dataset,
-    config: PredictorTraining,
-    precision: str = "auto",
-    tokens_per_batch: int = 8192,
-    progress: bool = False,
-) -> BlockPredictions:
-    """The probability of every block of ``data`` at every layer with a predictor.
-
-    ``config`` gives windows and blocks. A block's probability does not depend on the batch.
-    """
-    windows = make_windows(data.examples, model.tokenizer, config.windows)
-    device = next(model.eval().parameters()).device.type
-    bf16 = choose_precision(precision, device)[0] == "bf16"
-    parts: list[dict] = [{}] * len(windows)
-    with progress_bar(len(windows), "score blocks", "window", show=progress) as bar:
-        for rows in inference_batches([len(window) for window in windows], tokens_per_batch):
-            batch = collate([windows[i] for i in rows], model.tokenizer.pad_token_id or 0)
-            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-                output = model.run(batch.to(torch.device(device)), skim=False)
-            for place, number in enumerate(rows):
-                parts[number] = _window_blocks(output, place, windows[number])
-            bar.update(len(rows))
-    widest = max(part["answers"].shape[1] for part in parts)
-    answers, earlier = [], {}  # each window of a question has columns of its own
-    for part, window in zip(parts, windows, strict=True):
-        rank = earlier[window.example] = earlier.get(window.example, -1) + 1
-        left, held = rank * widest, part["answers"]
-        answers.append(np.pad(held, [(0, 0), (left, widest - held.shape[1])]))
-    width = max(x.shape[1] for x in answers)
-    answers = [np.pad(x, [(0, 0), (0, width - x.shape[1])]) for x in answers]
-    counts = [len(part["sizes"]) for part in parts]
-    layers = {n: np.concatenate([p["scores"][n] for p in parts]) for n in parts[0]["scores"]}
-    return BlockPredictions(
-        row=np.repeat([window.example for window in windows], counts).astype(np.int32),
-        sizes=np.concatenate([part["sizes"] for part in parts]).astype(np.int32),
-        answers=np.concatenate(answers),
-        scores=layers,
-        two_tokens=np.concatenate([part["two_tokens"] for part in parts]),
-    )
-
-
-def _window_blocks(output, place: int, window: Window) -> dict:
-    """Sizes, answers, labels and probabilities of the K blocks of one window of a batch."""
-    block_ids = output.blocks.block_ids[place].cpu().numpy()
-    count = int(output.blocks.real[place].sum())
-    tokens = [
-        np.bincount(block_ids[first : last + 1], minlength=count)
-        for first, last in window.spans
-        if first >= window.context_start  # not the null answer
-    ]
-    tokens = np.array(tokens or [np.zeros(count, int)])  # (A, K)
-    logits = {n: x[place, :count].float() for n, x in output.scores.items()}
-    return {
-        "sizes": np.bincount(block_ids[block_ids >= 0], minlength=count),
-        "answers": tokens.T > 0,
-        "two_tokens": tokens[0] > 1,
-        "scores": {n: x.sigmoid().cpu().numpy() for n, x in logits.items()},
-    }

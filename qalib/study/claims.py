@@ -73,15 +73,9 @@ def load_claims(folder: Path = PAPER) -> dict[str, Claim]:
     claims: dict[str, Claim] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.DictReader(file, restkey="more", restval=None)
+            lines = csv.DictReader(file, restkey="more")
             for line in lines:
-                place = f"{path}, line {lines.line_num}"
-                claim = build({k: v for k, v in line.items() if v is not None}, Claim, place)
-                if claim.claim_id in claims:
-                    raise QalibError(
-                        f"{place}: the claim_id {claim.claim_id!r} is there already; ids are "
-                        "unique over all files."
-                    )
+                claim = build(line, Claim, f"{path}, line {lines.line_num}")
                 claims[claim.claim_id] = claim
     return claims
 
@@ -205,7 +199,7 @@ def compare(
                 f"No paper's claim is called {claim_id!r}; {nearest(claim_id, claims)}."
             )
         log_usage("claim", claim_id)
-    scores = {name: _scores(name, value) for name, value in measured.items()}
+    scores = {name: _scores(value) for name, value in measured.items()}
     rows = []
     for claim_id, value in measured.items():
         claim, here = claims[claim_id], value
@@ -222,6 +216,8 @@ def compare(
             here = Interval(float(value), float(value), float(value))
         elif not isinstance(value, Interval):
             here = None
+        if here is not None and not math.isfinite(here.mean):
+            raise QalibError(f"{claim_id}: has a value that is not finite.")
         note = scale if isinstance(scale, str) else scale.get(claim_id, "")
         source = f"[{claim.paper}, {claim.table}, p. {claim.page}]({claim.url})"
         rows.append(
@@ -237,22 +233,13 @@ def compare(
     return rows
 
 
-def _scores(claim_id: str, value: Measured) -> list[np.ndarray]:
-    """What was measured as arrays (S, Q): one, or two of a pair; none for other values.
-
-    Raises QalibError for what is not a finite number.
-    """
+def _scores(value: Measured) -> list[np.ndarray]:
+    """What was measured as arrays (S, Q): one, or two of a pair; none for other values."""
     if value is None or isinstance(value, int | float | Interval):
-        ends = [value.mean] if isinstance(value, Interval) else [value or 0.0]
-        arrays, numbers = [], np.array(ends, dtype=float)
-    else:
-        several = value if isinstance(value, tuple) else (value,)
-        arrays = [np.asarray(scores, dtype=float) for scores in several if len(scores)]
-        arrays = [array[:, None] if array.ndim == 1 else array for array in arrays]
-        numbers = np.concatenate([array.ravel() for array in arrays] or [np.zeros(0)])
-    if not np.isfinite(numbers).all():
-        raise QalibError(f"{claim_id}: has a value that is not finite.")
-    return arrays
+        return []
+    several = value if isinstance(value, tuple) else (value,)
+    arrays = [np.asarray(scores, dtype=float) for scores in several if len(scores)]
+    return [array[:, None] if array.ndim == 1 else array for array in arrays]
 
 
 def _shown(here: Interval, digits: int) -> str:
@@ -262,10 +249,10 @@ def _shown(here: Interval, digits: int) -> str:
     return f"{here.mean:.{digits}f} [{here.low:.{digits}f}, {here.high:.{digits}f}]{seeds}"
 
 
-def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """``75.1 ± 0.4``: mean and standard deviation (n - 1) over seeds; one value alone has none."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

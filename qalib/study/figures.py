@@ -3,20 +3,22 @@
 ``figures/<profile>/`` gets four files for every figure: ``name.png``, ``name.svg`` (the same bytes
 whenever the points are the same), ``name.csv`` with the points and ``name.json`` with the
 provenance: notebook and cell, runs and data. Versions, commit and date are in the stamp of the
-notebook (``qalib.study.stamps``) and in the records of the runs. Only ``figures/study/`` is
-committed, and only the profile study writes into it.
+notebook and in the records of the runs. Only ``figures/study/`` is committed.
 """
 
 import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qalib.errors import QalibError
 from qalib.files import log_usage, pretty, write_atomically
 from qalib.paths import ROOT
+
+if TYPE_CHECKING:
+    from qalib.study.session import Study
 
 FIGURES = ROOT / "figures"
 NOTEBOOKS = ROOT / "notebooks"
@@ -24,59 +26,46 @@ STABLE_SVG = {"svg.fonttype": "path", "svg.hashsalt": "qalib"}  # the same bytes
 
 
 def save_figure(
-    name: str,
-    fig,
-    data,
-    *,
-    profile: str,
-    notebook: str,
-    seed: int | None = None,
-    runs: Sequence[str] = (),
-    datasets: Mapping[str, object] | None = None,
-    caption: str = "",
-    folder: Path = FIGURES,
+    study: "Study", name: str, fig, data, caption: str = "", folder: Path = FIGURES
 ) -> Path:
-    """Save a matplotlib figure as png and svg with its points and provenance.
+    """Save a matplotlib figure as png and svg with its points and provenance, and close it.
 
-    ``data``      the points, a DataFrame or what makes one
-    ``notebook``  the name of the notebook that draws it ("00_start_here")
-    ``runs``      short names of the runs that the numbers come from
-    ``datasets``  provenance or content hash of every dataset used, by name
-
-    Returns the path of the png. Raises QalibError for a name that cannot be a file's.
+    ``data``: the points, a DataFrame or what makes one. Returns the path of the png. Raises
+    QalibError for a name that cannot be a file's.
     """
+    import matplotlib.pyplot as plt
     import pandas as pd
 
+    profile = study.profile.name
     for what, word in (("figure", name), ("profile", profile)):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", word):
             raise QalibError(
                 f"The {what} {word!r} must be named by small letters, digits, - and _."
             )
     stem = folder / profile / name
-    table = data if isinstance(data, pd.DataFrame) else pd.DataFrame(data)
+    table = pd.DataFrame(data)
     has_names = table.index.name is not None or not isinstance(table.index, pd.RangeIndex)
     contents = {
         "png": _render(fig, "png", {"Software": None}),
         "svg": _render(fig, "svg", {"Date": None}),
         "csv": table.to_csv(index=has_names, lineterminator="\n").encode(),
     }
+    plt.close(fig)
     for kind, content in contents.items():
         write_atomically(stem.with_name(f"{name}.{kind}"), content)
     record = {
         "figure": name,
         "caption": caption,
-        "notebook": notebook,
-        "cell": _cell_that_names(notebook, name),
+        "notebook": study.name,
+        "cell": _cell_that_names(study.name, name),
         "profile": profile,
-        "seed": seed,
-        "runs": sorted(set(runs)),
-        "data": dict(datasets or {}),
+        "seed": study.seed,
+        "runs": sorted(study.runs),
+        "data": {data.name: data.provenance() for data in study.datasets.values()},
         "sha256": {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()},
     }
     write_atomically(stem.with_name(f"{name}.json"), pretty(record, f"figure {name}"))
     log_usage("figure", name, record["sha256"])
-    for dataset, content_hash in record["data"].items():
-        log_usage("data", dataset, content_hash)
     return stem.with_name(f"{name}.png")
 
 

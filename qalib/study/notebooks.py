@@ -1,29 +1,41 @@
-"""Run the notebooks with papermill, report progress, and keep their figures and stamps current.
+"""Run the notebooks with papermill, and detect stale figures and outputs by stamps.
 
-A notebook needs one cell tagged ``parameters`` that sets ``profile``. One whose stamp shows no
-change is not run again.
+A notebook needs one cell tagged ``parameters`` that sets ``profile``. When it has run,
+``figures/<profile>/<notebook>.stamp.json`` is written with hashes of its code cells, of the stage
+modules that they import, of the profile's sections and the claims that were used, and with its
+runs and figures. A change in other modules of the library does not count: the tests hold those.
+One whose stamp shows no change is not run again.
 """
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
+from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
-from qalib.files import exclusive, translate_os_errors, write_atomically
-from qalib.study.profiles import load_profile
-from qalib.study.provenance import command_line
-from qalib.study.stamps import Notebook, ProjectPaths, list_notebooks, why_stale, write_stamp
+from qalib.files import exclusive, pretty, translate_os_errors, write_atomically
+from qalib.paths import ROOT
+from qalib.study.claims import load_claims
+from qalib.study.figures import FIGURES, NOTEBOOKS
+from qalib.study.profiles import PROFILES, load_profile
+from qalib.study.provenance import command_line, environment
+from qalib.study.run_cache import RECORDS, read_records
 
+DIGITS = 16  # of a hash in a stamp
 LARGEST = 350_000  # bytes of a committed notebook, outputs included
 WIDEST = 900  # pixels of a picture in a notebook that would be too large
 EVERY = 20.0  # seconds between two lines of progress
@@ -36,11 +48,76 @@ launch_new_instance()
 """
 
 
+@dataclass(frozen=True)
+class ProjectPaths:
+    """Folders of the project; tests substitute temporary ones."""
+
+    notebooks: Path = NOTEBOOKS
+    figures: Path = FIGURES
+    records: Path = RECORDS
+    build: Path = ROOT / "build"
+    profiles: Path = PROFILES
+    root: Path = ROOT  # the folder that holds the package
+
+    def stamp(self, name: str, profile: str) -> Path:
+        """The stamp file of a notebook ("00_start_here")."""
+        return self.figures / profile / f"{name}.stamp.json"
+
+
+PROJECT = ProjectPaths()
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook file. Raises QalibError if it cannot be read as one."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def code(self) -> list[dict]:
+        """The code cells, each with its source as one text."""
+        try:
+            cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise QalibError(f"{self.path}: is not a notebook; restore or remove it.") from None
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        return [{**cell, "source": "".join(cell["source"])} for cell in code]
+
+    def stages(self, folder: Path) -> list[Path]:
+        """The modules in ``folder``, that of the stages, that its cells import."""
+        text = "\n".join(cell["source"] for cell in self.code)
+        found = r"qalib\.study\.stages(\.| import .*\b){}\b"
+        return [p for p in sorted(folder.glob("*.py")) if re.search(found.format(p.stem), text)]
+
+
+def list_notebooks(
+    only: Sequence[str] | str | None = None, paths: ProjectPaths = PROJECT
+) -> list[Notebook]:
+    """The numbered notebooks, or those whose names begin so: "03", "03,05" or a list of such.
+
+    Raises QalibError if there is no such notebook.
+    """
+    found = [Notebook(path) for path in sorted(paths.notebooks.glob("[0-9][0-9]_*.ipynb"))]
+    texts = [only] if isinstance(only, str) else only or []
+    wanted = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+    if not wanted:
+        return found
+    for word in wanted:
+        if not any(notebook.name.startswith(word) for notebook in found):
+            names = ", ".join(notebook.name for notebook in found) or "none"
+            raise QalibError(f"No notebook begins with {word!r}; there are {names}.")
+    return [notebook for notebook in found if notebook.name.startswith(tuple(wanted))]
+
+
 def run_notebooks(
     profile: str,
     only: Sequence[str] | str | None = None,
     force: bool = False,
-    paths: ProjectPaths | None = None,
+    paths: ProjectPaths = PROJECT,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> dict[str, str]:
     """Execute the notebooks in a profile and write their figures, stamps and executed copies.
@@ -53,7 +130,6 @@ def run_notebooks(
     nothing did; one that fails does not stop the others. Raises QalibError for an unknown profile
     or notebook, and if another process is running the notebooks.
     """
-    paths = paths or ProjectPaths()
     settings = load_profile(profile, paths.profiles)
     chosen = list_notebooks(only, paths)
     results = {}
@@ -88,7 +164,7 @@ def _run(
         kernel_environment(profile, executed, force, paths),
         _Progress(notebook, executed.with_suffix(".progress"), say) as progress,
     ):
-        problem = _execute(notebook, executed, profile, budget, progress.cell_started)
+        problem = _execute(notebook, executed, profile, budget, progress)
     if problem:
         return problem
     try:
@@ -102,7 +178,7 @@ def _run(
 
 
 def _execute(
-    notebook: Notebook, executed: Path, profile: str, budget: int, cell_started: Callable
+    notebook: Notebook, executed: Path, profile: str, budget: int, progress: "_Progress"
 ) -> str:
     """Run a notebook; returns what went wrong in one line, "" if nothing did."""
     import papermill
@@ -121,11 +197,11 @@ def _execute(
             execution_timeout=budget,
             request_save_on_cell_execute=profile != "ci",
             progress_bar=False,
-            on_cell_start=cell_started,
+            on_cell_start=progress.cell_started,
         )
     except papermill.PapermillExecutionError as error:
         message = (str(error.evalue).strip().splitlines() or [""])[0]
-        return f"{number} {_place(notebook, error.source)} {error.ename}: {message}"
+        return f"{number} {progress.cell} {error.ename}: {message}"
     except DeadKernelError:
         return f"{number} the kernel died, probably for lack of memory; try --profile laptop"
     except RuntimeError as error:
@@ -169,13 +245,6 @@ class _Progress:
             self.say(f"  {self.notebook.name[:2]} {self.cell}, {seconds:.0f} s{task}")
 
 
-def _place(notebook: Notebook, source: str) -> str:
-    for number, cell in enumerate(notebook.code, 1):
-        if cell["source"] == source:
-            return f"cell {number} [{cell.get('id')}]"
-    return "injected parameters"
-
-
 @contextlib.contextmanager
 def kernel_environment(
     profile: str, executed: Path, force: str, paths: ProjectPaths
@@ -198,8 +267,9 @@ def kernel_environment(
         }
         if profile != "paper":  # the only one that may look for models and data elsewhere
             defaults["HF_HUB_OFFLINE"] = "1"
-        wanted = {name: value for name, value in defaults.items() if name not in os.environ}
-        wanted |= {
+        wanted = {
+            **defaults,
+            **os.environ,
             "QALIB_PROFILE": profile,
             "QALIB_NOTES": str(executed.with_suffix(".usage").resolve()),
             "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
@@ -224,18 +294,15 @@ def _literal(path: Path) -> str:
 
 
 def read_usage(path: Path) -> dict[str, dict[str, object]]:
-    """What a notebook used and made, by kind and name; the first entry of a name counts."""
-    used: dict[str, dict[str, object]] = {
-        kind: {} for kind in ("run", "figure", "data", "section", "claim")
-    }
+    """What a notebook used and made, by kind and name; the last entry of a name counts."""
+    kinds = ("run", "figure", "data", "section", "claim")
+    used: dict[str, dict[str, object]] = {kind: {} for kind in kinds}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             kind, name, value = json.loads(line)
         except ValueError:  # the kernel was killed while writing
             continue
-        if kind == "figure":
-            used[kind][name] = value  # a figure that is drawn again replaces the earlier one
-        used.setdefault(kind, {}).setdefault(name, value)
+        used[kind][name] = value
     return used
 
 
@@ -287,3 +354,116 @@ def _shrink_pictures(outputs: list) -> None:
             buffer = io.BytesIO()
             picture.convert("RGB").quantize(64).save(buffer, "PNG", optimize=True)
             output.data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
+
+
+# --- stamps ---------------------------------------------------------------------------------------
+
+
+def make_stamp(
+    notebook: Notebook,
+    profile: str,
+    sections: Iterable[str] = (),
+    claims: Iterable[str] = (),
+    paths: ProjectPaths = PROJECT,
+) -> dict[str, dict]:
+    """What the results of a notebook depend on, as it is now."""
+    settings = load_profile(profile, paths.profiles).sections
+    papers = load_claims() if claims else {}
+    stages = notebook.stages(paths.root / "qalib/study/stages")
+    return {
+        "cells": {"": _hash([[cell.get("id"), cell["source"]] for cell in notebook.code])},
+        "stages": {path.stem: _hash(path.read_text()) for path in stages},
+        "sections": {name: _hash(settings.get(name)) for name in sorted(sections)},
+        "claims": {name: _hash(repr(papers.get(name))) for name in sorted(claims)},
+    }
+
+
+def write_stamp(notebook: Notebook, profile: str, used: dict, paths: ProjectPaths) -> None:
+    """Write the stamp of a notebook that has run: ``used`` by kind and name, as it was noted."""
+    record = {
+        **make_stamp(notebook, profile, used["section"], used["claim"], paths),
+        "notebook": notebook.name,
+        "profile": profile,
+        "figures": used["figure"],
+        "runs": sorted(used["run"]),
+        "data": used["data"],
+        "outputs": outputs_hash(notebook),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+    }
+    write_atomically(paths.stamp(notebook.name, profile), pretty(record))
+
+
+def outputs_hash(notebook: Notebook) -> str:
+    """Hash of all outputs in the notebook file."""
+    return _hash([[cell.get("id"), cell.get("outputs", [])] for cell in notebook.code])
+
+
+CHANGES = {  # what changed, in words
+    "cells": "its code cells",
+    "stages": "qalib/study/stages/{}.py",
+    "sections": "the profile's section {}",
+    "claims": "the paper's claim {}",
+}
+
+
+def why_stale(notebook: Notebook, profile: str, paths: ProjectPaths = PROJECT) -> list[str]:
+    """Why the notebook has to run again in this profile; an empty list if it need not."""
+    path = paths.stamp(notebook.name, profile)
+    if not path.exists():
+        return ["has not been run"]
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        now = make_stamp(notebook, profile, old["sections"], old["claims"], paths)
+        changed = [
+            CHANGES[kind].format(name)
+            for kind in CHANGES
+            for name in sorted(old[kind] | now[kind])
+            if old[kind].get(name) != now[kind].get(name)
+        ]
+        lost = []
+        if profile == "study":  # its outputs and records are committed
+            changed += ["the outputs in it"] if old["outputs"] != outputs_hash(notebook) else []
+            lost = [run for run in old["runs"] if not _is_recorded(run, paths.records)]
+        spoilt = [
+            f"{name}.{kind}"
+            for name, hashes in old["figures"].items()
+            for kind, sha256 in hashes.items()
+            if not (file := path.with_name(f"{name}.{kind}")).is_file()
+            or file_sha256(file) != sha256
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ["has a damaged stamp"]
+    reasons = [f"{', '.join(changed)} changed since it was run"] if changed else []
+    reasons += [f"its run {run} is not in the records" for run in lost]
+    return reasons + [f"its figure {name} is missing or was changed" for name in spoilt]
+
+
+def _is_recorded(short: str, records: Path) -> bool:
+    stage, _, digits = short.rpartition("-")
+    return any(key.startswith(digits) for key in read_records(records / f"{stage}.jsonl"))
+
+
+def check(profile: str = "study", paths: ProjectPaths = PROJECT) -> list[str]:
+    """Everything that is stale in a profile, each with what updates it.
+
+    Reads files only, so a fresh clone can do it at once.
+    """
+    load_profile(profile, paths.profiles)
+    problems, known = [], set()
+    for notebook in list_notebooks(paths=paths):
+        mend = f"python -m qalib study run-notebooks --profile {profile} --only {notebook.name[:2]}"
+        reasons = why_stale(notebook, profile, paths)
+        problems += [f"{notebook.name}: {reason}; run `{mend}`." for reason in reasons]
+        known.add(notebook.name)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known |= set(json.loads(paths.stamp(notebook.name, profile).read_text())["figures"])
+    for path in sorted((paths.figures / profile).glob("*")):
+        if path.name.partition(".")[0] not in known:
+            problems.append(f"figures/{profile}/{path.name}: no notebook makes it; delete it.")
+    return problems
+
+
+def _hash(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -5,11 +5,16 @@
 
 from dataclasses import field
 
+import torch
+from transformers import AutoConfig, AutoModelForQuestionAnswering
+
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.losses import SkimLossConfig
 from qalib.settings import nearest, settings
+from qalib.skim.cost import CostModel, token_counts
 from qalib.skim.predictors import PredictorConfig
+from qalib.skim.skimmer import SkimConfig, Skimmer
 from qalib.skim.training import PredictorTraining
 from qalib.study.profiles import load_profile
 from qalib.training import TrainConfig
@@ -85,12 +90,6 @@ def describe_row(rows: PaperRows, name: str) -> dict[str, str | float]:
     multiply-adds of an input of full length, ``third``: with a third of its tokens left after a
     third of the layers.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForQuestionAnswering
-
-    from qalib.skim.cost import CostModel, token_counts
-    from qalib.skim.skimmer import SkimConfig, Skimmer
-
     encoder, data = rows.find(name)
     config = AutoConfig.for_model(encoder.kind, num_labels=2, **encoder.sizes)
     layers, tokens = config.num_hidden_layers, data.max_length

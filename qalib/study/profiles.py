@@ -1,14 +1,7 @@
 """Profiles: data, sizes and training settings in one file, so that no notebook needs a branch.
 
 ``profiles.toml`` beside this module has a table for each profile (ci, laptop, study, paper), with
-a table for each section in it. A profile may extend another one, whose keys it then overrides:
-
-    [ci.train]
-    steps = 20
-    [laptop]
-    extends = "ci"
-    [laptop.train]
-    steps = 600
+a table for each section in it. A profile may extend another one, whose keys it then overrides.
 """
 
 import tomllib
@@ -19,7 +12,6 @@ from typing import TypeVar
 
 from qalib.errors import QalibError
 from qalib.files import log_usage
-from qalib.paths import ROOT
 from qalib.settings import build, nearest
 
 PROFILES = Path(__file__).with_name("profiles.toml")
@@ -40,7 +32,7 @@ class Profile:
         Raises QalibError naming file, section and key, with the nearest known name, for a section
         or key that is unknown, a value that is not allowed and one that is missing.
         """
-        place = f"{_shown(self.path)}: [{self.name}.{name}]"
+        place = f"{self.path.name}: [{self.name}.{name}]"
         if name not in self.sections:
             raise QalibError(f"{place} is not there; {nearest(name, self.sections)}.")
         log_usage("section", name)
@@ -60,9 +52,9 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise QalibError(f"{_shown(path)}: cannot be read as TOML: {error}.") from None
+        raise QalibError(f"{path.name}: cannot be read as TOML: {error}.") from None
     if name not in tables:
-        raise QalibError(f"{_shown(path)}: there is no profile {name!r}; {nearest(name, tables)}.")
+        raise QalibError(f"{path.name}: there is no profile {name!r}; {nearest(name, tables)}.")
     sections = tables[name]
     if (base := sections.pop("extends", None)) is not None:
         sections = _over(load_profile(base, path).sections, sections)
@@ -76,7 +68,3 @@ def _over(base: dict, top: Mapping) -> dict:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _over(base[key], value) if both else value
     return merged
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -6,6 +6,7 @@ Nothing here names a person, a host or a folder, so that it can be committed wit
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -57,11 +58,9 @@ def environment() -> dict:
 def cpu_model() -> str:
     """The processor's name, as its maker gives it."""
     with contextlib.suppress(OSError):
-        for line in (
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        ):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"model name\s*:(.*)", text):
+            return found[1].strip()
     return platform.processor() or "unknown"
 
 
@@ -77,21 +76,17 @@ def peak_memory_gb() -> float | None:
 
 def git_state() -> dict:
     """The commit, and whether the package differs from it (figures being redrawn do not count)."""
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", "qalib") if commit else None
-    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
-
-
-def _git(*words: str) -> str | None:
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    words = ["git", "-C", str(ROOT), "status", "--porcelain=v2", "--branch", "--", "qalib"]
+    lines: list[str] = []
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+            lines = done.stdout.splitlines()
+    for line in lines:
+        if line.startswith("# branch.oid "):
+            dirty = any(not each.startswith("#") for each in lines)
+            return {"commit": line.split()[-1], "dirty": dirty}
+    return {"commit": None, "dirty": None}
 
 
 def command_line() -> str:
@@ -100,19 +95,6 @@ def command_line() -> str:
     A notebook's kernel cannot see the command it was started by; the runner hands it on in
     QALIB_COMMAND.
     """
-    if handed_on := os.environ.get("QALIB_COMMAND"):
-        return handed_on
-    program, *words = sys.argv or [""]
-    path = Path(program)
-    if path.name == "__main__.py":
-        words = ["-m", path.parent.name, *words]
-    elif path.name == "ipykernel_launcher.py":
-        return "jupyter"
-    else:
-        words = [path.name, *words]
-    return " ".join(["python", *(_relative(word) for word in words)])
-
-
-def _relative(word: str) -> str:
-    option, equals, value = word.rpartition("=")
-    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+    words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv]
+    command = " ".join(["python", *words]).replace("python __main__.py", "python -m qalib")
+    return os.environ.get("QALIB_COMMAND") or command

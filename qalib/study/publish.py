@@ -1,14 +1,13 @@
-"""Publishing checkpoints with a model card: the reader, and a skimmer for it.
-
-A reader is a low-rank adapter of a public encoder (stage ``train-adapter``). The skimmer's
-predictors are trained with the published reader, which stays as it is; ``qalib skim calibrate``
-chooses its threshold.
-"""
+"""Publishing checkpoints with a model card: the readers, and a skimmer for the small one."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from qalib.checkpoints import load_weights
 from qalib.data.schema import SAMPLE, Dataset, hold_out, passage_digests
+from qalib.inference import AnswerConfig
+from qalib.models import pretrained
+from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
 from qalib.study.claims import markdown_table
 from qalib.study.run_cache import Run
 from qalib.study.session import Study
@@ -18,17 +17,11 @@ CARDS = Path(__file__).with_name("cards")  # templates of the model cards
 
 
 def write_reader(folder: Path, trained: Run, passages: Sequence[str] = ()) -> None:
-    """Write the reader of a ``train-adapter`` run as a checkpoint folder.
-
-    ``passages``: digests of those that it was trained on.
-    """
-    from qalib.checkpoints import load_weights
-    from qalib.models.pretrained import save_reader
-
+    """Write the reader of a ``train-adapter`` run, with digests of what it was trained on."""
     config = trained.settings(baseline.AdapterTraining)
     changed = load_weights(trained.file("weights.safetensors"))
     base = config.base
-    save_reader(folder, base.encoder, base.windows, changed, config.rank, passages)
+    pretrained.save_reader(folder, base.encoder, base.windows, changed, config.rank, passages)
 
 
 def export_reader(study: Study, size: readers.Size = "small") -> Path:
@@ -37,13 +30,10 @@ def export_reader(study: Study, size: readers.Size = "small") -> Path:
     "small" is the taught reader and the default of ``qalib answer``; "base" is its teacher, stored
     as it was trained and not scored again.
     """
-    from qalib.inference import AnswerConfig
-    from qalib.models.pretrained import BASE_CHECKPOINT, DEFAULT_CHECKPOINT, checkpoint_hash
-
     small, test = size == "small", study.data("test", "readers_data")
     trained = readers.taught_reader(study) if small else readers.best_reader(study, "base")
     data, config = study.data("train", "readers_data"), trained.settings(baseline.AdapterTraining)
-    folder = DEFAULT_CHECKPOINT if small else BASE_CHECKPOINT
+    folder = pretrained.DEFAULT_CHECKPOINT if small else pretrained.BASE_CHECKPOINT
     read = hold_out(data, config.base.held_out)[0]
     write_reader(folder, trained, passage_digests(read, SAMPLE))
     name = "small, taught" if small else "base"
@@ -52,7 +42,7 @@ def export_reader(study: Study, size: readers.Size = "small") -> Path:
         decoding = baseline.Evaluation(
             "shipped", AnswerConfig(windows=config.base.windows, precision="fp32")
         )
-        shipped = {"checkpoint": checkpoint_hash(folder)}
+        shipped = {"checkpoint": pretrained.checkpoint_hash(folder)}
         runs["as published"] = study.run(baseline.evaluate, decoding, test=test, **shipped)
     rows = []
     for label, run in runs.items():
@@ -84,19 +74,13 @@ def write_card(folder: Path, template: str, run: Run, data: Dataset, **facts: ob
 
 
 def export_skimmer(study: Study) -> Path:
-    """Write the published skimmer and its card; `skim calibrate` adds the threshold to both.
-
-    It was trained beside the small reader that the base encoder taught, which is published, too.
-    """
-    from qalib.models.pretrained import load_reader
-    from qalib.skim.storage import DEFAULT_SKIMMER, save_skimmer
-
+    """Write the published skimmer and its card; `skim calibrate` adds the threshold to both."""
     plan = study.config("base_skim", readers.BaseSkim)
     reader = readers.taught_reader(study)
     run = readers.skim_beside(study, reader, "combined", plan.small_layers)
     skimmer = block_skim.load_skim_reader(run).skimmer
     skimmer.set_options(min_pruned_fraction=plan.min_pruned_fraction, min_tokens=plan.min_tokens)
-    save_skimmer(DEFAULT_SKIMMER, skimmer, load_reader().encoder)
+    save_skimmer(DEFAULT_SKIMMER, skimmer, pretrained.load_reader().encoder)
     write_card(
         DEFAULT_SKIMMER,
         "skimmer",

@@ -19,7 +19,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import zipfile
@@ -71,8 +70,6 @@ def stage(
 
     Files below ``work/scratch`` (checkpoints) are removed when the run is finished.
     """
-    if not re.fullmatch(r"\w[\w-]*", name, re.ASCII):
-        raise QalibError(f"the stage name {name!r} may hold letters, digits, - and _ only.")
 
     def declare(function: Callable) -> Callable:
         function.stage = Stage(name, version, tuple(publish))
@@ -160,21 +157,17 @@ def input_hashes(inputs: Mapping[str, object]) -> dict[str, str]:
     for name, value in inputs.items():
         if isinstance(value, list | tuple):
             hashes |= input_hashes({f"{name}.{i}": item for i, item in enumerate(value)})
+        elif isinstance(value, Run):
+            hashes[name] = value.key
+        elif isinstance(value, Dataset):
+            hashes[name] = value.content_sha256
+        elif isinstance(value, str):
+            hashes[name] = value
         elif value is not None:
-            hashes[name] = _input_hash(name, value)
+            raise QalibError(
+                f"the input {name!r} is a {type(value).__name__}; give a Dataset, a Run or a text."
+            )
     return hashes
-
-
-def _input_hash(name: str, value: object) -> str:
-    if isinstance(value, Run):
-        return value.key
-    if isinstance(value, Dataset):
-        return value.content_sha256
-    if isinstance(value, str):
-        return value
-    raise QalibError(
-        f"the input {name!r} is a {type(value).__name__}; give a Dataset, a Run or a text."
-    )
 
 
 class RunCache:
@@ -190,14 +183,14 @@ class RunCache:
         config: object,
         inputs: Mapping[str, object] | None = None,
         *,
-        force: bool | str = False,
+        force: str = "",
     ) -> Run:
         """The run of a stage with this configuration and these inputs, found or computed.
 
         function: declared with ``@stage``
 
-        force: compute again; the old run stays until the new one is finished. With a time (ISO,
-        UTC) a run that was started since then counts as new.
+        force: a time (ISO, UTC); compute again what was started before it. The old run stays until
+        the new one is finished.
 
         Raises QalibError for a damaged run, one that another process is computing, a full disk,
         metrics that are not finite, and a missing run where QALIB_COMPUTE is "never".
@@ -208,31 +201,28 @@ class RunCache:
         request = {"stage": stage.name, "key": key, "version": stage.version}
         request = to_json_data({**request, "config": config, "inputs": hashes}, stage.name)
         name = short_name(stage.name, key)
-        if run := self._find(stage.name, key, force):
-            log_usage("run", name, "found")
-            return run
-        if os.environ.get("QALIB_COMPUTE") == "never":
+        run = self._find(stage.name, key, force)
+        if run is None and os.environ.get("QALIB_COMPUTE") == "never":
             raise QalibError(
                 f"{name} is neither in the store nor in the records, and QALIB_COMPUTE is "
                 "'never'; unset it to compute the run."
             )
-        final, work = self.root / name, self.root / f"{name}.partial"
-        with translate_os_errors(self.root), self._locked(name):
-            if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
-                _finish(work, final)
-            if run := self._find(stage.name, key, force):
-                log_usage("run", name, "found")
-                return run  # another process has just finished it
-            if force:
-                shutil.rmtree(work, ignore_errors=True)
-            _compute(work, request, lambda: function(config, work, **inputs))
-            _finish(work, final)
-        log_usage("run", name, "computed")
-        return read_run(final, key)
+        if run is None:
+            final, work = self.root / name, self.root / f"{name}.partial"
+            with translate_os_errors(self.root), self._locked(name):
+                if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
+                    _finish(work, final)
+                run = self._find(stage.name, key, force)  # another process may have finished it
+                if run is None:
+                    if force:
+                        shutil.rmtree(work, ignore_errors=True)
+                    _compute(work, request, lambda: function(config, work, **inputs))
+                    _finish(work, final)
+                    run = read_run(final, key)
+        log_usage("run", name)
+        return run
 
-    def _find(self, stage: str, key: str, force: bool | str) -> Run | None:
-        if force is True:
-            return None
+    def _find(self, stage: str, key: str, force: str) -> Run | None:
         folder = self.root / short_name(stage, key)
         try:
             run = read_run(folder, key) if folder.is_dir() else self._recorded(stage).get(key)
@@ -240,23 +230,16 @@ class RunCache:
             if force:  # what is damaged is about to be replaced
                 return None
             raise
-        return run if run and (not force or run.env["started"] >= force) else None
+        return run if run and run.env["started"] >= force else None
 
     def _recorded(self, stage: str) -> dict[str, Run]:
         return read_records(self.records / f"{stage}.jsonl", self.root) if self.records else {}
 
-    def get(self, name: str) -> Run:
-        """The finished run with this name or beginning of a key.
-
-        Raises QalibError if there is none or more than one.
-        """
-        stage, _, digits = name.rpartition("-")
-        found = [run for run in self.runs(digits) if stage in ("", run.stage)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise QalibError(f"{name!r} fits several runs; give more digits of the key.")
-        raise QalibError(f"no finished run is called {name!r}; `python -m qalib study runs`.")
+    def get(self, key: str) -> Run:
+        """The finished run with this key. Raises QalibError if there is none."""
+        for run in self.runs(key):
+            return run
+        raise QalibError(f"there is no finished run with the key {key}; see qalib study runs.")
 
     def runs(self, digits: str = "") -> list[Run]:
         """The undamaged runs of the records and the store whose keys begin with ``digits``."""
@@ -291,7 +274,7 @@ class RunCache:
                         "machine only; let the stage write relative paths."
                     )
         with translate_os_errors(self.records), self._locked(f"records-{run.stage}"):
-            write_record(self.records, run, kept, run.version)
+            write_record(self.records, run, kept)
 
     def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
         wait = float(os.environ.get("QALIB_WAIT", "0"))  # seconds, for a run computed elsewhere
@@ -304,12 +287,11 @@ def _compute(work: Path, request: dict, compute: Callable[[], dict]) -> None:
     write_atomically(work / "config.json", pretty(request))
     started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     metrics = to_json_data(compute(), f"{request['stage']} metrics")
-    config = request["config"]
     env = {
         **environment(),
         "started": started,  # the session that finished the run
         "seconds": round(time.monotonic() - begin, 2),
-        "seed": config.get("seed") if isinstance(config, dict) else None,
+        "seed": request["config"].get("seed"),
         "peak_memory_gb": peak_memory_gb(),
     }
     (work / "metrics.json").write_text(pretty(metrics), encoding="utf-8")
@@ -369,17 +351,6 @@ def list_files(folder: Path) -> dict[str, dict]:
     }
 
 
-def flatten(value: object, prefix: str = "") -> dict[str, object]:
-    """A nested dictionary as a flat one with dotted names."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        name: leaf
-        for key, item in value.items()
-        for name, leaf in flatten(item, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
 # --- the records ----------------------------------------------------------------------------------
 
 
@@ -410,15 +381,14 @@ def _read_records(path: Path, _changed: int, root: Path) -> dict[str, Run]:
     return runs
 
 
-def write_record(records: Path, run: Run, kept: Mapping[str, bytes], version: int = 1) -> None:
+def write_record(records: Path, run: Run, kept: Mapping[str, bytes]) -> None:
     """Write a run's line, and the files ``kept`` of it, to the records of its stage."""
     path = records / f"{run.stage}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = {json.loads(line)["key"]: line for line in lines}
-    files = {n: entry for n, entry in run.files.items() if n not in OWN_FILES}
-    row = {"key": run.key, "version": version}
-    row |= {name: getattr(run, name) for name in ("config", "inputs", "metrics", "env")}
-    row["files"] = files
+    names = ("key", "version", "config", "inputs", "metrics", "env")
+    row = {name: getattr(run, name) for name in names}
+    row["files"] = {name: entry for name, entry in run.files.items() if name not in OWN_FILES}
     rows[run.key] = canonical({**row, "sha256": _sha256(row)}, run.short)
     records.mkdir(parents=True, exist_ok=True)
     if kept:
@@ -439,9 +409,8 @@ def _write_archive(path: Path, prefix: str, kept: Mapping[str, bytes]) -> None:
     if new.items() <= contents.items():
         return
     draft = path.with_suffix(".zip.tmp")
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(draft, "w") as archive:
         for name, content in sorted((contents | new).items()):
-            archive.writestr(
-                zipfile.ZipInfo(name, ZIP_DATE), content, zipfile.ZIP_DEFLATED, compresslevel=9
-            )
+            entry = zipfile.ZipInfo(name, ZIP_DATE)
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED, compresslevel=9)
     os.replace(draft, path)

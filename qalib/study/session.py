@@ -1,16 +1,24 @@
 """A study: one notebook in one profile, with its data, its runs and its figures."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from qalib.data.schema import Dataset
+import torch
+
+from qalib.data import sources
+from qalib.data.corpus import CorpusConfig, build_corpus
+from qalib.data.schema import Dataset, make_dataset, merge
 from qalib.files import log_usage
 from qalib.settings import settings
+from qalib.study import claims, figures
 from qalib.study.profiles import Profile, load_profile
+from qalib.study.provenance import git_state
 from qalib.study.run_cache import Run, RunCache
+from qalib.training import choose_precision
 
 T = TypeVar("T")
 
@@ -24,7 +32,6 @@ class DataConfig:
     train_questions: int = 0  # of the corpus, or the first of the sources; 0 = all
     test_questions: int = 0
     passage_length: int = 800  # characters, corpus only
-    distractors: int = 3  # corpus only
     misleading: str = ""  # corpus only: where sentences are added, "front" or "end"
 
 
@@ -43,7 +50,6 @@ class Study:
     force: str = ""  # when a forced pass began; older runs are computed again
     runs: dict[str, Run] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    _loaded: dict[tuple, Dataset] = field(default_factory=dict)
 
     def config(self, section: str, kind: type[T]) -> T:
         """A section of the profile as settings. Raises QalibError for unknown keys."""
@@ -51,10 +57,7 @@ class Study:
 
     def data(self, split: str, section: str = "data") -> Dataset:
         """The "train" or "test" data that a section of the profile names."""
-        config = self.config(section, DataConfig)
-        if (split, config) not in self._loaded:
-            self._loaded[split, config] = load_profile_data(config, split)
-        dataset = self._loaded[split, config]
+        dataset = load_profile_data(self.config(section, DataConfig), split)
         self.datasets[dataset.name] = dataset
         log_usage("data", dataset.name, dataset.provenance())
         return dataset
@@ -75,31 +78,14 @@ class Study:
 
     def save_figure(self, name: str, fig, data, caption: str = "") -> None:
         """Save a figure with its points and their provenance, and close it."""
-        import matplotlib.pyplot as plt
-
-        from qalib.study.figures import save_figure
-
-        save_figure(
-            name,
-            fig,
-            data,
-            profile=self.profile.name,
-            notebook=self.name,
-            seed=self.seed,
-            runs=sorted(self.runs),
-            datasets={d.name: d.provenance() for d in self.datasets.values()},
-            caption=caption,
-        )
-        plt.close(fig)
+        figures.save_figure(self, name, fig, data, caption)
 
     def compare(self, measured, scale=""):
         """Show the papers' claims beside what was measured; arguments of ``claims.compare``."""
         from IPython.display import Markdown
 
-        from qalib.study.claims import compare, markdown_table
-
         warning = "Profile ci: toy sizes, the numbers are not meaningful.\n\n"
-        table = markdown_table(compare(measured, self.profile.name, scale))
+        table = claims.markdown_table(claims.compare(measured, self.profile.name, scale))
         return Markdown((warning if self.profile.name == "ci" else "") + table)
 
 
@@ -108,15 +94,10 @@ def open_study(name: str, profile: str, seed: int = 0) -> Study:
 
     Raises QalibError for an unknown profile.
     """
-    import torch
-
-    from qalib.study.provenance import git_state
-    from qalib.training import choose_precision
-
     loaded = load_profile(profile)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = loaded.section("compute", Compute).precision
-    precision, reason = choose_precision(wanted, device)
+    log_usage("section", "compute")
+    precision, reason = choose_precision(loaded.sections["compute"]["precision"], device)
     commit = (git_state()["commit"] or "no commit")[:8]
     print(f"qalib {profile}: {device}, {precision} ({reason}); seed {seed}; {commit}")
     if profile in ("ci", "laptop"):
@@ -125,42 +106,27 @@ def open_study(name: str, profile: str, seed: int = 0) -> Study:
     return Study(name, loaded, seed, RunCache(), precision, force)
 
 
-@settings
-class Compute:
-    """How a profile computes."""
-
-    precision: str = "auto"  # auto, fp32 or bf16
-
-
 def resolve_precision(config: T, precision: str) -> T:
     """Settings with every ``precision`` "auto" replaced, at any depth."""
     if not dataclasses.is_dataclass(config):
         return config
-    changes = {}
-    for name in (f.name for f in dataclasses.fields(config)):
-        value = getattr(config, name)
-        new = precision if (name, value) == ("precision", "auto") else None
-        new = resolve_precision(value, precision) if new is None else new
-        if new is not value:
-            changes[name] = new
-    return dataclasses.replace(config, **changes) if changes else config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {name: resolve_precision(value, precision) for name, value in values.items()}
+    if values.get("precision") == "auto":
+        values["precision"] = precision
+    return dataclasses.replace(config, **values)
 
 
+@functools.lru_cache(maxsize=16)
 def load_profile_data(config: DataConfig, split: str) -> Dataset:
     """The data sets that a configuration names, merged; the embedded corpus for "almanac"."""
-    from qalib.data import sources
-    from qalib.data.corpus import CorpusConfig, build_corpus
-    from qalib.data.schema import make_dataset, merge
-
-    names = config.train if split == "train" else config.test
-    count = config.train_questions if split == "train" else config.test_questions
+    names, count = getattr(config, split), getattr(config, f"{split}_questions")
     if names == ("almanac",):
         return build_corpus(
             CorpusConfig(
                 questions=count,
                 split=split,
                 length=config.passage_length,
-                distractors=config.distractors,
                 misleading=config.misleading,
             )
         )

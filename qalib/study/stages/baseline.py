@@ -4,28 +4,41 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors.numpy import load_file, save_file
+from torch import nn
 
-from qalib.data.schema import Dataset, hold_out, make_dataset
+from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
+from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import WindowConfig
+from qalib.distill.alignment import token_spans
+from qalib.distill.encoders import align_layers, distilled_task, keep_layers
+from qalib.distill.teacher_cache import TeacherTargets
 from qalib.errors import QalibError
+from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.losses import DistillConfig
-from qalib.models.encoder import EncoderConfig
+from qalib.metrics import (
+    adversarial_scores,
+    correct_ranks,
+    normalize_answer,
+    question_scores,
+    score,
+)
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
+from qalib.models.lexical import lexical_answers
+from qalib.models.pretrained import merge_low_rank, train_low_rank
 from qalib.settings import settings
+from qalib.skim.reader import load_skim_answerer
 from qalib.study.run_cache import Run, stage
-from qalib.study.session import Study
 from qalib.training import TrainConfig, encoder_task, make_accelerator, train_and_score
 
-if TYPE_CHECKING:
-    from qalib.inference import AnswerConfig, QuestionAnswerer
-    from qalib.models.encoder import EncoderReader
-
+WEIGHTS = "weights.safetensors"
 ANSWERERS = {  # what makes an answerer of a run, f(run, settings), by the stage of the run
     "train-encoder": "baseline.encoder_answerer",
     "train-adapter": "baseline.encoder_answerer",
@@ -57,8 +70,6 @@ def train_encoder(
     After every epoch EM and F1 are logged on the held-out passages and on ``watch``; neither
     stops the training.
     """
-    from qalib.models.encoder import build_encoder
-
     return _train(build_encoder(config.encoder, config.seed), config, work, data, watch)
 
 
@@ -66,14 +77,13 @@ def train_encoder(
 class AdapterTraining:
     """An encoder of which a change W + B A of rank ``rank`` is trained, and stored in fp16.
 
-    ``layers``: those that are kept, from 1; () = all. ``heads``: how many of a BERT's layer are
-    kept; 0 = all. ``loss``: with the input ``cache``.
+    ``layers``: those that are kept, from 1; () = all. ``loss``: with the input ``cache``.
     """
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
     rank: Annotated[int, Field(ge=1)] = 64
     layers: tuple[int, ...] = ()
-    heads: int = 0
+    heads: Literal[0] = 0  # all; a part of the settings that are recorded
     loss: DistillConfig | None = None
 
 
@@ -89,12 +99,10 @@ def train_adapter(
 
     Biases, norms, positions and the span head are trained in full, word embeddings are not.
     """
-    from qalib.distill.alignment import token_spans
-    from qalib.distill.encoders import align_layers, distilled_task
-    from qalib.study.stages.distillation import teacher_targets
 
     def taught(task, windows, examples):
-        spans, targets = token_spans(windows, examples, reader.before), teacher_targets([cache])
+        spans = token_spans(windows, examples, reader.before)
+        targets = TeacherTargets([cache.file("teacher-0/start.npy").parent])
         return distilled_task(task, spans, targets, config.loss)
 
     reader, taught = low_rank_reader(config), taught if cache else None
@@ -103,23 +111,17 @@ def train_adapter(
     return _train(reader, config.base, work, data, watch, taught, torch.float16)
 
 
-def low_rank_reader(config: AdapterTraining) -> "EncoderReader":
+def low_rank_reader(config: AdapterTraining) -> EncoderReader:
     """The reader before training."""
-    from qalib.distill.encoders import keep_layers
-    from qalib.models.encoder import build_encoder, keep_heads
-    from qalib.models.pretrained import train_low_rank
-
     reader = build_encoder(config.base.encoder, config.base.seed)
     if config.layers:
         keep_layers(reader.encoder, config.layers)
-    if config.heads:
-        keep_heads(reader.encoder, config.heads)
     train_low_rank(reader.encoder, config.rank)
     return reader
 
 
 def _train(
-    reader: "EncoderReader",
+    reader: EncoderReader,
     config: EncoderTraining,
     work: Path,
     data: Dataset,
@@ -128,34 +130,30 @@ def _train(
     dtype: torch.dtype = torch.float32,
 ) -> dict:
     """Train a reader, and write what training changed in ``dtype``."""
-    from qalib.checkpoints import save_weights, trained_tensors
-
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     task, windows = encoder_task(reader, rest.examples, config.windows, config.loss)
     if taught is not None:
         task = taught(task, windows, rest.examples)
-    summary = train_and_score(
-        reader,
-        task,
-        config.train,
-        work,
-        config.windows,
-        {"held_out": held, "watch": watch},
-        config.seed,
-    )
-    if make_accelerator().is_main_process:
-        found = trained_tensors(reader).items()
-        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in found}
-        save_weights(tensors, work / "weights.safetensors")
-    parameters = sum(p.numel() for p in reader.parameters() if p.requires_grad)
+    scored = {"held_out": held, "watch": watch}
+    summary = train_and_score(reader, task, config.train, work, config.windows, scored, config.seed)
+    parameters = save_trained(reader, work, dtype)
     return {"questions": len(rest), "parameters": parameters, **summary}
 
 
-def profile_encoder(study: Study) -> Run:
-    """The encoder reader of the study's profile, trained as notebook 00 does it."""
-    config = replace(study.config("encoder", EncoderTraining), seed=study.seed)
-    watch = make_dataset("every fifth", study.data("test").examples[::5])
-    return study.run(train_encoder, config, data=study.data("train"), watch=watch)
+def save_trained(model: nn.Module, work: Path, dtype: torch.dtype = torch.float32) -> int:
+    """Write what training changed to weights.safetensors.  -> number of trained parameters"""
+    if make_accelerator().is_main_process:
+        found = trained_tensors(model).items()
+        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in found}
+        save_weights(tensors, work / WEIGHTS)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def put_trained(model: nn.Module, run: Run) -> nn.Module:
+    """The model with what a run has trained."""
+    path = run.file(WEIGHTS)
+    put_weights(model, load_weights(path), str(path))
+    return model
 
 
 def encoder_training(run: Run) -> EncoderTraining:
@@ -165,28 +163,18 @@ def encoder_training(run: Run) -> EncoderTraining:
     return run.settings(EncoderTraining)
 
 
-def load_encoder_reader(run: Run) -> "EncoderReader":
+def load_encoder_reader(run: Run) -> EncoderReader:
     """The reader of a ``train-encoder`` or ``train-adapter`` run, with its changes merged."""
-    from qalib.checkpoints import load_weights, put_weights
-    from qalib.models.encoder import build_encoder
-    from qalib.models.pretrained import merge_low_rank
-
-    low_rank, weights = run.stage == "train-adapter", run.file("weights.safetensors")
-    if low_rank:
-        reader = low_rank_reader(run.settings(AdapterTraining))
-    else:
-        config = run.settings(EncoderTraining)
-        reader = build_encoder(config.encoder, config.seed)
-    put_weights(reader, load_weights(weights), str(weights))
-    if low_rank:
+    if run.stage == "train-adapter":
+        reader = put_trained(low_rank_reader(run.settings(AdapterTraining)), run)
         merge_low_rank(reader.encoder)
-    return reader
+        return reader
+    config = run.settings(EncoderTraining)
+    return put_trained(build_encoder(config.encoder, config.seed), run)
 
 
-def encoder_answerer(run: Run, settings: "AnswerConfig") -> "QuestionAnswerer":
+def encoder_answerer(run: Run, settings: AnswerConfig) -> QuestionAnswerer:
     """A run of an encoder's training, ready to answer questions."""
-    from qalib.inference import QuestionAnswerer
-
     return QuestionAnswerer(load_encoder_reader(run).to(make_accelerator().device), settings)
 
 
@@ -218,16 +206,6 @@ def evaluate(
 
     Raises QalibError if ``test`` is only the content hash of a data set: such runs are recorded.
     """
-    from safetensors.numpy import save_file
-
-    from qalib.metrics import (
-        adversarial_scores,
-        correct_ranks,
-        has_versions,
-        question_scores,
-        score,
-    )
-
     if isinstance(test, str):
         raise QalibError(
             f"the data set {test[:12]} is not part of the kit; its results exist as records only."
@@ -239,8 +217,8 @@ def evaluate(
     (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
     exact, overlap = question_scores(test, predictions)
     metrics = score(test, predictions)
-    if has_versions(test):  # one score for each original question
-        exact, overlap = adversarial_scores(test, exact, overlap)
+    exact, overlap = adversarial_scores(test, exact, overlap)
+    if len(exact) < len(test):  # one score for each original question
         metrics = {"exact_match": 100 * exact.mean(), "f1": 100 * overlap.mean()}
     scores = {"EM": exact.astype(bool), "F1": overlap.astype(np.float32)}
     save_file(scores, work / "scores.safetensors")
@@ -261,15 +239,9 @@ def _answers(
     skimmer: str | None,
 ) -> tuple[dict[str, list[str]], float]:
     """Up to five distinct answers to every question, best first, and the mean token fraction."""
-    from qalib.inference import QuestionAnswerer
-    from qalib.metrics import normalize_answer
-    from qalib.models.lexical import lexical_answers
-
     if weights:
         answerer = answerer_of(weights, config.settings)
     elif skimmer:
-        from qalib.skim.reader import load_skim_answerer
-
         answerer = load_skim_answerer(config=config.settings)
     elif checkpoint:
         answerer = QuestionAnswerer.load(config=config.settings)
@@ -300,7 +272,5 @@ def recorded_scores(run: Run) -> dict[str, np.ndarray]:
 
     -> {"EM": (questions,), "F1": (questions,)} float64
     """
-    from safetensors.numpy import load_file
-
     scores = load_file(run.file("scores.safetensors"))
     return {name: 100 * scores[name].astype(np.float64) for name in ("EM", "F1")}

@@ -17,34 +17,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import nn
 
 from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.schema import Dataset
 from qalib.data.windows import Window, WindowConfig, make_windows
-from qalib.models.encoder import EncoderConfig
+from qalib.inference import QuestionAnswerer
+from qalib.losses import span_loss
+from qalib.metrics import score
+from qalib.models.bf16 import quantize, to_bf16
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder, use_byte_dropout
 from qalib.settings import settings
 from qalib.skim.baselines import OnnxReader, PaddedReader
-from qalib.skim.calibration import PruningSimulator
+from qalib.skim.calibration import block_predictions
 from qalib.skim.reader import SkimReader
-from qalib.skim.training import add_predictors, block_predictions
+from qalib.skim.training import add_predictors
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import encoder_training, load_encoder_reader
+from qalib.study.stages.baseline import encoder_training, load_encoder_reader, put_trained
 from qalib.study.stages.block_skim import Pruning, SkimTraining, load_skim_reader
 from qalib.timing import Progress, columns, interleave, quartiles
-from qalib.training import TrainConfig, choose_precision
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from qalib.inference import QuestionAnswerer
-    from qalib.models.encoder import EncoderReader
+from qalib.training import TrainConfig, choose_precision, make_optimizer
 
 Dtype = Literal["fp32", "bf16", "bf16 weights", "int8"]
-DTYPES = get_args(Dtype)
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -53,11 +52,8 @@ def best_precision() -> str:
     return choose_precision("auto", "cpu")[0]
 
 
-def in_dtypes(reader: "EncoderReader", dtypes: Sequence[str]) -> dict[str, "EncoderReader"]:
+def in_dtypes(reader: EncoderReader, dtypes: Sequence[str]) -> dict[str, EncoderReader]:
     """A reader by dtype, converted where necessary; bf16 only on a processor with units for it."""
-    from qalib.models.bf16 import quantize, to_bf16
-    from qalib.models.encoder import EncoderReader
-
     has_bf16 = best_precision() == "bf16"
     convert, readers = {"bf16 weights": to_bf16, "int8": quantize}, {}
     for dtype in dtypes:
@@ -70,13 +66,9 @@ def in_dtypes(reader: "EncoderReader", dtypes: Sequence[str]) -> dict[str, "Enco
 
 
 def training_step(
-    reader: "nn.Module", loss: Callable, precision: str, config: TrainConfig
+    reader: nn.Module, loss: Callable, precision: str, config: TrainConfig
 ) -> Callable[[Any], float]:
     """A function that takes one training step on a batch and returns the loss before it."""
-    import torch
-
-    from qalib.training import make_optimizer
-
     optimizer = make_optimizer(reader.train(), config)
 
     def step(batch: Any) -> float:
@@ -108,9 +100,6 @@ class TrainingSetup:
 
     def trainer(self, seed: int = 0) -> Callable:
         """A training step on a fresh reader."""
-        from qalib.losses import span_loss
-        from qalib.models.encoder import build_encoder, use_byte_dropout
-
         encoder = EncoderConfig(
             attention_dropout=self.attention_dropout, train_embeddings=not self.freeze_embeddings
         )
@@ -232,13 +221,11 @@ class Candidate:
 
     reader: str
     dtype: str
-    model: "nn.Module"
+    model: nn.Module
     full: str
 
     def __call__(self, batch: Batch) -> Any:
         """What is timed."""
-        import torch
-
         bf16 = self.dtype.startswith("bf16")
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return self.model(batch)
@@ -282,26 +269,21 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
     return {"rows": rows, "megabytes": megabytes, "inputs": len(windows), "tokens": tokens}
 
 
-def load_way(run: Run, timed: TimedReader, dtype: str) -> "nn.Module | None":
+def load_way(run: Run, timed: TimedReader, dtype: str) -> nn.Module | None:
     """One way to use a reader in a dtype; None for bf16 on a processor without units for it."""
     model = _load(run)
     readers = in_dtypes(getattr(model, "reader", model).eval(), [dtype])
     return _prunes(readers[dtype], model, timed.pruning).eval() if readers else None
 
 
-def _load(run: Run, untrained: bool = False) -> "nn.Module":
-    from qalib.checkpoints import load_weights, put_weights
-    from qalib.models.encoder import build_encoder
-
+def _load(run: Run, untrained: bool = False) -> nn.Module:
     pruned = run.stage == "train-skim"
     if not untrained:
         return load_skim_reader(run) if pruned else load_encoder_reader(run)
     if not pruned:
         return build_encoder(encoder_training(run).encoder)
-    config, weights = run.settings(SkimTraining), run.file("weights.safetensors")
-    model = add_predictors(build_encoder(config.encoder), config)
-    put_weights(model, load_weights(weights), str(weights))
-    return model.eval()
+    config = run.settings(SkimTraining)
+    return put_trained(add_predictors(build_encoder(config.encoder), config), run).eval()
 
 
 def _prunings(
@@ -311,19 +293,18 @@ def _prunings(
     prunings = {way.name: way.pruning for way in ways}
     matched = [way for way in ways if way.kept]
     if matched:
-        b = block_predictions(model, data, run.settings(SkimTraining), "fp32")
-        simulator = PruningSimulator(b.row, b.sizes, b.answers, b.scores)
+        blocks = block_predictions(model, data, run.settings(SkimTraining).windows, "fp32")
     for way in matched:
         (layer,) = way.pruning.prune_layers
-        found = np.unique(simulator.scores[layer])
-        fraction = partial(simulator.token_fraction, layer)
+        found = np.unique(blocks.scores[layer])
+        fraction = partial(blocks.token_fraction, layer)
         place = bisect_left(found, -way.kept, key=lambda threshold: -fraction(threshold))
         threshold = float(found[min(place, len(found) - 1)])
         prunings[way.name] = replace(way.pruning, thresholds=(threshold,))
     return prunings
 
 
-def _prunes(reader: "EncoderReader", model: "nn.Module", pruning: Pruning | None) -> "nn.Module":
+def _prunes(reader: EncoderReader, model: nn.Module, pruning: Pruning | None) -> nn.Module:
     """The reader with the skimmer of ``model`` at an operating point; without, the full encoder."""
     fused = reader.encoder.config.model_type != "mpnet"
     if not hasattr(model, "skimmer") or (not pruning and fused):
@@ -333,10 +314,8 @@ def _prunes(reader: "EncoderReader", model: "nn.Module", pruning: Pruning | None
     return SkimReader(reader, skimmer)
 
 
-def _megabytes(reader: "nn.Module") -> float:
+def _megabytes(reader: nn.Module) -> float:
     """Size of the parameters as stored."""
-    import torch
-
     buffer = io.BytesIO()
     torch.save(reader.encoder.state_dict(), buffer)
     return round(buffer.tell() / 1e6, 1)
@@ -390,7 +369,7 @@ def time_candidates(
 
 
 def time_answering(
-    answerers: Mapping[str, "QuestionAnswerer"],
+    answerers: Mapping[str, QuestionAnswerer],
     data: Dataset,
     rounds: int = 3,
     progress: Progress | None = None,
@@ -400,8 +379,6 @@ def time_answering(
     reader, precision, questions_per_second, speedup (over the first answerer), exact_match, f1,
     token_fraction
     """
-    from qalib.metrics import score
-
     predictions: dict = {}
     timings = interleave(
         {name: answerer.predict for name, answerer in answerers.items()},

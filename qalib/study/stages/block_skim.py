@@ -9,37 +9,47 @@ answers.
 
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from pydantic import Field
+from safetensors.numpy import load_file, save_file
 
+from qalib.checkpoints import load_weights, save_weights
 from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer, choose_device
 from qalib.losses import SkimLossConfig
-from qalib.models.encoder import EncoderConfig
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
+from qalib.models.pretrained import load_reader
 from qalib.settings import settings
-from qalib.skim.calibration import budget_at_recall, recall_at_budget, recall_curve
-from qalib.skim.predictors import FIXED, PredictorConfig, reads_fixed_features
-from qalib.skim.training import (
+from qalib.skim.calibration import (
     BlockPredictions,
+    block_predictions,
+    budget_at_recall,
+    recall_at_budget,
+    recall_curve,
+)
+from qalib.skim.predictors import FIXED, PredictorConfig, reads_fixed_features
+from qalib.skim.reader import SkimReader
+from qalib.skim.training import (
     FixedFeatures,
     PredictorTraining,
     add_predictors,
-    block_predictions,
     fit,
     fixed_features,
     skim_task,  # noqa: F401, for notebook 05
 )
 from qalib.study.run_cache import Run, RunCache, stage
-from qalib.study.stages.baseline import EncoderTraining, load_encoder_reader
-
-if TYPE_CHECKING:
-    from qalib.models.encoder import EncoderReader
-    from qalib.skim.reader import SkimReader
+from qalib.study.stages.baseline import (
+    EncoderTraining,
+    load_encoder_reader,
+    put_trained,
+    save_trained,
+)
 
 RECALLS = (0.99, 0.98, 0.95)  # share of the questions whose answer is kept
 BUDGETS = (0.6, 0.4)  # share of the passage tokens that is kept
@@ -117,20 +127,16 @@ def cache_features(
 
     ``config`` and ``start`` as of :func:`train_skim`; kind and rate of the predictors are not used.
     """
-    from safetensors.torch import save_file
-
     parts = PredictorConfig("combined", config.predictor.block_size, parts=FIXED)
     model = build_skim_reader(replace(config, predictor=parts), start)
     found = fixed_features(model.to(choose_device()), data, config)
     arrays = {f.name: getattr(found, f.name) for f in fields(FixedFeatures)}
-    save_file(arrays.pop("parts") | arrays, work / "features.safetensors")
+    save_weights(arrays.pop("parts") | arrays, work / "features.safetensors")
     return {"blocks": len(found.sizes), "windows": len(found.counts)}
 
 
 def read_features(run: Run) -> FixedFeatures:
     """The features of a ``cache-features`` run. Raises QalibError if they are not here."""
-    from qalib.checkpoints import load_weights
-
     arrays = load_weights(run.file("features.safetensors"))
     names = [f.name for f in fields(FixedFeatures) if f.name != "parts"]
     return FixedFeatures(**{name: arrays.pop(name) for name in names}, parts=arrays)
@@ -152,11 +158,6 @@ def train_skim(
     weights.safetensors (the trained tensors). Raises QalibError if ``start`` and ``config.start``
     do not fit.
     """
-    import torch
-
-    from qalib.checkpoints import save_weights, trained_tensors
-    from qalib.training import make_accelerator
-
     model = build_skim_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
     teacher = _starting_reader(config, start) if config.teacher_weight else None
@@ -169,21 +170,17 @@ def train_skim(
         kept = {example.id for example in rest.examples}
         found = found.of_questions(torch.tensor([e.id in kept for e in data.examples]))
     summary = fit(model, rest, config, work, teacher, found)
-    if make_accelerator().is_main_process:
-        save_weights(trained_tensors(model), work / "weights.safetensors")
+    save_trained(model, work)
     parameters = sum(p.numel() for p in model.skimmer.parameters())
     return {"questions": len(rest), "skim_parameters": parameters, **summary}
 
 
-def build_skim_reader(config: SkimTraining, start: Run | str | None = None) -> "SkimReader":
+def build_skim_reader(config: SkimTraining, start: Run | str | None = None) -> SkimReader:
     """The reader at the start of training: the encoder of ``config.start`` and new predictors."""
     return add_predictors(_starting_reader(config, start), config)
 
 
-def _starting_reader(config: SkimTraining, start: Run | str | None) -> "EncoderReader":
-    from qalib.models.encoder import build_encoder
-    from qalib.models.pretrained import load_reader
-
+def _starting_reader(config: SkimTraining, start: Run | str | None) -> EncoderReader:
     given = "pretrained" if start is None else "run" if isinstance(start, Run) else "shipped"
     if given != config.start:
         raise QalibError(
@@ -204,17 +201,13 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> "EncoderR
 # --- trained readers ------------------------------------------------------------------------------
 
 
-def load_skim_reader(run: Run) -> "SkimReader":
+def load_skim_reader(run: Run) -> SkimReader:
     """The reader of a ``train-skim`` run, in evaluation mode."""
-    from qalib.checkpoints import load_weights, put_weights
-
     config, start = run.settings(SkimTraining), run.inputs.get("start")
     if config.start == "run":
         store = run.folder.parent
         start = RunCache(store.parent if store.name == ".records" else store).get(start)
-    model, weights = build_skim_reader(config, start), run.file("weights.safetensors")
-    put_weights(model, load_weights(weights), str(weights))
-    return model.eval()
+    return put_trained(build_skim_reader(config, start), run).eval()
 
 
 @settings
@@ -266,12 +259,9 @@ def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Data
     (:func:`curve_table`) and counts.safetensors, from which :func:`block_f1` has the F1 of every
     question. Metrics: :func:`summarize_blocks`.
     """
-    from safetensors.numpy import save_file
-
-    training = weights.settings(SkimTraining)
-    training = replace(training, windows=config.windows or training.windows)
+    windows = config.windows or weights.settings(SkimTraining).windows
     model = load_skim_reader(weights).to(choose_device())
-    found = block_predictions(model, data, training, config.precision)
+    found = block_predictions(model, data, windows, config.precision)
     counts = {}
     for layer, scores in found.scores.items():
         said = scores >= 0.5
@@ -288,8 +278,6 @@ def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Data
 
 def read_blocks(run: Run) -> BlockPredictions:
     """The arrays of a ``predict-blocks`` run. Raises QalibError if they are not on this machine."""
-    from safetensors.numpy import load_file
-
     arrays = load_file(run.file("blocks.safetensors"))
     scores = {int(n.split()[1]): arrays.pop(n) for n in sorted(arrays) if n.startswith("layer ")}
     return BlockPredictions(scores=scores, **arrays)
@@ -303,8 +291,6 @@ def block_f1(run: Run, layer: int) -> np.ndarray:
 
     F1 is no mean over questions; z has F as its mean and, to first order, its variance.
     """
-    from safetensors.numpy import load_file
-
     hits, both = load_file(run.file("counts.safetensors"))[str(layer)].astype(float)
     f1 = 2 * hits.sum() / max(1.0, both.sum())
     return 100 * (f1 + (2 * hits - f1 * both) / max(both.mean(), 1e-9))

@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.bytes import ByteBatch, ByteConfig, QuestionRows, passage_features
 from qalib.data.schema import Dataset, Example, hold_out
 from qalib.errors import QalibError
@@ -30,13 +29,8 @@ from qalib.models.lexical import STOP_WORD, WORD
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
-from qalib.training import (
-    TrainConfig,
-    TrainingTask,
-    make_accelerator,
-    make_optimizer,
-    train,
-)
+from qalib.study.stages.baseline import put_trained, save_trained
+from qalib.training import TrainConfig, TrainingTask, make_optimizer, train
 
 Count = Annotated[int, Field(ge=1)]
 DISTANCES = {"0-25": 25, "25-50": 50, "50-100": 100, "100-200": 200, ">200": math.inf}
@@ -115,15 +109,13 @@ def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | No
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = build_byte_reader(config.reader, config.seed)
     if start is not None:
-        _put_weights(reader, start)
+        put_trained(reader, start)
     task, optimizer = byte_task(rest, config), byte_optimizer(reader, config)
     score = held_out_scores(reader, held, config) if held else None
     summary = train(
         reader, task, config.train, work, config.seed, after_epoch=score, optimizer=optimizer
     )
-    if make_accelerator().is_main_process:
-        save_weights(trained_tensors(reader), work / "weights.safetensors")
-    counts = {"questions": len(task.lengths), "parameters": count_parameters(reader)}
+    counts = {"questions": len(task.lengths), "parameters": save_trained(reader, work)}
     return {**counts, **summary, **(score() if score else {})}
 
 
@@ -227,16 +219,9 @@ def byte_optimizer(reader: ByteReader, config: ByteTraining) -> torch.optim.Opti
 
 def load_byte_reader(run: Run) -> ByteReader:
     """The reader of a ``train-bytes`` run, in evaluation mode."""
-    reader = build_byte_reader(run.settings(ByteTraining).reader)
-    _put_weights(reader, run)
-    return reader.eval()
+    return put_trained(build_byte_reader(run.settings(ByteTraining).reader), run).eval()
 
 
 def byte_answerer(run: Run, config: ByteAnswerConfig) -> ByteQuestionAnswerer:
     """A ``train-bytes`` run, ready to answer questions."""
     return ByteQuestionAnswerer(load_byte_reader(run).to(choose_device()), config)
-
-
-def _put_weights(reader: nn.Module, run: Run) -> None:
-    path = run.file("weights.safetensors")
-    put_weights(reader, load_weights(path), str(path))

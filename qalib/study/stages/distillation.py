@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import field
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 from torch import nn
 
-from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import training_windows
 from qalib.data.words import WordConfig, collate_words, word_windows
@@ -32,14 +31,19 @@ from qalib.distill.encoders import align_layers, distilled_task, teacher_outputs
 from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, WordQuestionAnswerer, choose_device
-from qalib.losses import DistillConfig, smoothed_span_loss
+from qalib.losses import DistillConfig, span_loss
 from qalib.metrics import score
 from qalib.models.ensemble import Ensemble
 from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import encoder_training, load_encoder_reader
-from qalib.training import TrainConfig, TrainingTask, encoder_task, make_accelerator, train
+from qalib.study.stages.baseline import (
+    encoder_training,
+    load_encoder_reader,
+    put_trained,
+    save_trained,
+)
+from qalib.training import TrainConfig, TrainingTask, encoder_task, train
 
 Task = tuple[TrainingTask, list[TokenSpan]]  # and the passage tokens of its rows
 MAX_ANSWER = 20  # word pieces of an answer, in mining and decoding
@@ -150,8 +154,8 @@ def word_task(reader: nn.Module, data: Dataset, config: WordTraining) -> Task:
     task = TrainingTask(
         lengths=[len(window) for window in windows],
         collate=lambda rows: collate_words([windows[row] for row in rows]),
-        loss=lambda output, batch: smoothed_span_loss(
-            output, batch.answer_spans, batch.answer_weights, config.smoothing
+        loss=lambda output, batch: span_loss(
+            output, batch.answer_spans, batch.answer_weights, smoothing=config.smoothing
         ),
     )
     return task, token_spans(windows, data.examples)
@@ -205,7 +209,7 @@ def _train_words(
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = new_reader(config)
     if start is not None:
-        _put_weights(reader, start)
+        put_trained(reader, start)
 
     def held_out_scores(epoch: int = 0) -> dict:
         if held is None:
@@ -215,24 +219,10 @@ def _train_words(
         return {f"held_out_{name}": value for name, value in score(held, found).items()}
 
     task = make_task(reader, rest)
-    summary = _train(reader, task, config.train, work, config.seed, after_epoch=held_out_scores)
-    return {"questions": len(rest), **summary, **held_out_scores()}
-
-
-def _train(
-    reader: nn.Module,
-    task: TrainingTask,
-    config: TrainConfig,
-    work: Path,
-    seed: int,
-    **options: Any,
-) -> dict:
-    """Train a reader and write what training changed to weights.safetensors.  -> metrics"""
-    summary = train(reader, task, config, work, seed, **options)
-    if make_accelerator().is_main_process:
-        save_weights(trained_tensors(reader), work / "weights.safetensors")
-    parameters = sum(p.numel() for p in reader.parameters() if p.requires_grad)
-    return {"windows": len(task.lengths), "parameters": parameters, **summary}
+    summary = train(reader, task, config.train, work, config.seed, after_epoch=held_out_scores)
+    counts = {"questions": len(rest), "windows": len(task.lengths)}
+    counts["parameters"] = save_trained(reader, work)
+    return {**counts, **summary, **held_out_scores()}
 
 
 # --- the teachers' outputs --------------------------------------------------------------------
@@ -261,10 +251,7 @@ def cache_teachers(config: EnsembleCache, work: Path, data: Dataset, teachers: l
 
 @stage("cache-teacher", publish=())
 def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher: Run) -> dict:
-    """Cache what an encoder predicts for ``data``, in the folder "teacher-0".
-
-    The metrics describe its distractors, see :func:`qalib.distill.distractors.mining_report`.
-    """
+    """Cache what an encoder predicts for ``data`` in "teacher-0"; metrics: ``mining_report``."""
     reader = load_encoder_reader(teacher)
     task, windows = encoder_task(reader, data.examples, encoder_training(teacher).windows)
     spans = token_spans(windows, data.examples, reader.before)
@@ -286,11 +273,6 @@ def _not_trained_on(spans: Sequence[TokenSpan], data: Dataset, folds: int) -> np
     contexts = {example.id: example.context for example in data.examples}
     fold = np.array([fold_of(contexts[span.id], folds) for span in spans])
     return np.arange(folds)[:, None] == fold
-
-
-def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
-    """The targets of ``cache_teacher`` runs. Raises QalibError if a cache is not here."""
-    return TeacherTargets([run.file("teacher-0/start.npy").parent for run in caches])
 
 
 def ensemble_targets(cache: Run, teachers: Sequence[int] | None = None) -> TeacherTargets:
@@ -318,17 +300,10 @@ def word_training(run: Run) -> WordTraining:
 
 def load_word_reader(run: Run) -> nn.Module:
     """The reader of a run of this module, in evaluation mode."""
-    reader = new_reader(word_training(run))
-    _put_weights(reader, run)
-    return reader.eval()
+    return put_trained(new_reader(word_training(run)), run).eval()
 
 
-def _put_weights(reader: nn.Module, run: Run) -> None:
-    path = run.file("weights.safetensors")
-    put_weights(reader, load_weights(path), str(path))
-
-
-def word_answerer(weights: Run | Sequence[Run], settings: Any):
+def word_answerer(weights: Run | Sequence[Run], settings: AnswerConfig) -> WordQuestionAnswerer:
     """A run of this module, or an ensemble of word-level readers, ready to answer questions."""
     runs = [weights] if isinstance(weights, Run) else list(weights)
     readers = [load_word_reader(run).to(choose_device()) for run in runs]

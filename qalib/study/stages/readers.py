@@ -16,10 +16,9 @@ from qalib.inference import AnswerConfig
 from qalib.losses import DistillConfig, SkimLossConfig
 from qalib.models.encoder import build_encoder
 from qalib.settings import settings
-from qalib.skim.calibration import PruningSimulator, calibrate_threshold
+from qalib.skim.calibration import block_predictions, calibrate_threshold
 from qalib.skim.cost import CostModel
 from qalib.skim.predictors import PredictorConfig
-from qalib.skim.training import block_predictions
 from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
 from qalib.study.stages.baseline import (
@@ -131,9 +130,7 @@ def some(data: Dataset, count: int) -> Dataset:
 
 def score_reader(study: Study, name: str, run: Run, data: Dataset) -> Run:
     """EM and F1 of a reader on a data set, in windows of its training."""
-    windows = (
-        encoder_training(run) if run.stage != "train-skim" else run.settings(SkimTraining)
-    ).windows
+    windows = encoder_training(run).windows
     config = Evaluation(name, AnswerConfig(windows=windows, precision="fp32"))
     return study.run(evaluate, config, test=data, weights=run)
 
@@ -198,15 +195,14 @@ def choose_thresholds(config: Thresholds, work: Path, weights: Run, data: Datase
     """
     model, training = load_skim_reader(weights), weights.settings(SkimTraining)
     model.to(make_accelerator().device)
-    b = block_predictions(model, data, training, "fp32")
-    simulator = PruningSimulator(b.row, b.sizes, b.answers, b.scores)
+    blocks = block_predictions(model, data, training.windows, "fp32")
     cost, rows = CostModel.of(model.reader.encoder, model.skimmer), []
-    for layer, recall in itertools.product(b.scores, config.recalls):
-        at = layer, calibrate_threshold(simulator, layer, recall)
+    for layer, recall in itertools.product(blocks.scores, config.recalls):
+        at = layer, calibrate_threshold(blocks, layer, recall)
         row = {"layer": layer, "recall": recall, "threshold": at[1]}
-        row["token_fraction"] = simulator.token_fraction(*at)
-        rows.append(row | {"relative_flops": simulator.relative_flops(*at, cost)})
-    return {"rows": rows, "questions": int(simulator.answered.sum())}
+        row["token_fraction"] = blocks.token_fraction(*at)
+        rows.append(row | {"relative_flops": blocks.relative_flops(*at, cost)})
+    return {"rows": rows, "questions": int(blocks.answered.sum())}
 
 
 def operating_points(study: Study, skimmer: Run) -> list[dict]:
