@@ -121,8 +121,7 @@ def extract_sentences(
     """The sentences to read for a question, and their share of the passage's characters.
 
     A sentence is kept if a block that it touches reaches the skimmer's threshold or has the highest
-    score of all, so that the recall of the threshold is that of the sentences, too; short passages
-    are no exception. Raises QalibError on empty text.
+    score of all. Raises QalibError on empty text.
     """
     example = Example("question", question, passage)
     check_example(example, "passage and question")
