@@ -35,16 +35,11 @@ class SkimReader(nn.Module):
 
     def __init__(self, reader: EncoderReader, skimmer: Skimmer, skims_in_training: bool = False):
         super().__init__()
-        self.reader, self.skimmer = reader, skimmer
+        self.reader, self.skimmer, self.tokenizer = reader, skimmer, reader.tokenizer
         self.skims_in_training = skims_in_training
         self.first_skim = 0  # training step from which on it does
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # part of a checkpoint
         self.operating_point = ""  # description of the calibrated one, where there is one
-
-    @property
-    def tokenizer(self):
-        """The reader's tokenizer."""
-        return self.reader.tokenizer
 
     def train(self, mode: bool = True) -> "SkimReader":
         """Training mode; a frozen encoder stays in evaluation mode, without dropout."""
