@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from qalib.distill.alignment import (
     TokenSpan,
     aligned_positions,
-    character_alignment,
     match_rows,
     project,
     span_positions,
@@ -54,10 +53,8 @@ def test_projection_is_its_rule_and_conserves_visible_mass(teacher, student, ski
         st.lists(st.floats(0, 1), min_size=len(taught.offsets), max_size=len(taught.offsets))
     )
     length = learner.context_start + len(learner.offsets) + 2
-    where = character_alignment([taught.offsets], [learner], len(mass) + 1)
     padded = torch.tensor([[*mass, 0.5]])  # what stands in padding goes nowhere
-    for side, there in enumerate(where):
-        found = project(padded, there, length)
+    for side, found in enumerate(project([padded] * 2, [taught.offsets], [learner], length)):
         meant = slow_projection(mass, taught.offsets, learner, length, end=side == 1)
         assert found[0].tolist() == pytest.approx(meant, abs=1e-5)
         view = (learner.offsets[0, 0], learner.offsets[-1, 1])

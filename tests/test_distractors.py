@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from qalib.distill.distractors import (
     DistractorSpans,
     MiningConfig,
     mining_report,
-    most_confident,
     random_distractors,
 )
+from qalib.distill.teacher_cache import TeacherTargets
 from qalib.metrics import f1, normalize_answer
 
 PASSAGE = "The Denver Broncos beat the Carolina Panthers in 2015 - the Broncos won again."
@@ -149,10 +150,11 @@ def test_every_row_without_enough_spans_is_fine():
 
 SPANS = np.array([[[1, 2], [3, 4], [-1, -1]], [[5, 6], [7, 8], [-1, -1]]], dtype=np.int32)
 CONFIDENCE = np.array([[0.2, 0.9, 0.0], [0.6, 0.3, 0.0]], dtype=np.float32)
+CACHE = SimpleNamespace(distractor_spans=SPANS, confidence=CONFIDENCE)
 
 
 def test_the_most_confident_teacher_counts():
-    mined = most_confident(SPANS, CONFIDENCE)
+    mined = TeacherTargets.distractors(CACHE)
     assert mined.spans.dtype == np.int32
     assert mined.spans.tolist() == [[5, 6], [3, 4], [-1, -1]]
     assert mined.confidence.tolist() == pytest.approx([0.6, 0.9, 0.0])
@@ -160,10 +162,10 @@ def test_the_most_confident_teacher_counts():
 
 def test_out_of_fold_only_teachers_not_trained_on_a_row_count():
     allowed = np.array([[True, False, True], [False, True, True]])
-    mined = most_confident(SPANS, CONFIDENCE, allowed)
+    mined = TeacherTargets.distractors(CACHE, allowed)
     assert mined.spans.tolist() == [[1, 2], [7, 8], [-1, -1]]
     assert mined.confidence.tolist() == pytest.approx([0.2, 0.3, 0.0])
-    none = most_confident(SPANS, CONFIDENCE, np.zeros_like(allowed))
+    none = TeacherTargets.distractors(CACHE, np.zeros_like(allowed))
     assert (none.spans == -1).all()
     assert none.spans.dtype == np.int32
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from qalib.commands import train
 from qalib.commands.options import JsonOption
 from qalib.commands.output import to_json
 from qalib.errors import QalibError
@@ -92,7 +93,6 @@ def paper_row_command(
 
 
 def _train_row(name: str, output: Path, config, model: str, data: str) -> None:
-    from qalib.commands import train
     from qalib.data.sources import load_data
     from qalib.models.encoder import EncoderConfig, build_encoder
     from qalib.models.pretrained import save_model
@@ -125,11 +125,10 @@ def runs_list(as_json: JsonOption = False) -> None:
     from qalib.study.run_cache import RunCache
 
     runs = sorted(RunCache().runs(), key=lambda run: run.env["started"], reverse=True)
-    names = ("started", "seconds")
-    rows = [
-        {"run": run.short, **{name: run.env[name] for name in names}, "metrics": run.metrics}
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        times = {name: run.env[name] for name in ("started", "seconds")}
+        rows.append({"run": run.short, **times, "metrics": run.metrics})
     if as_json:
         print(to_json(rows))
         return

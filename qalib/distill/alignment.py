@@ -68,31 +68,28 @@ def aligned_positions(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
     return np.where(seen, student.context_start + np.stack([starts, lasts]), -1)
 
 
-def character_alignment(
-    teachers: Sequence[np.ndarray], students: Sequence[TokenSpan], padded: int
-) -> tuple[Tensor, Tensor]:
-    """The student positions of the teachers' starts and ends.  -> (B, P) int64, twice
+def project(
+    sides: Sequence[Tensor],
+    teachers: Sequence[np.ndarray],
+    students: Sequence[TokenSpan],
+    length: int,
+) -> list[Tensor]:
+    """The probabilities of the teachers' starts and ends, summed at the student's positions.
 
-    teachers: (P_b, 2) offsets of each row; rows are padded to ``padded`` tokens with -1
+        projected(p) = sum over teacher tokens i at position p of probabilities(i)
+
+    sides: (B, P) float, twice; teachers: (P_b, 2) offsets of each row -> (B, ``length``), twice.
+    A row keeps its mass, except for what falls on text that the student does not see.
     """
-    positions = np.full((2, len(students), padded), -1, dtype=np.int64)
+    positions = np.full((2, *sides[0].shape), -1)
     for row, (offsets, student) in enumerate(zip(teachers, students, strict=True)):
         positions[:, row, : len(offsets)] = aligned_positions(offsets, student)
-    starts, ends = torch.from_numpy(positions)
-    return starts, ends
-
-
-def project(probabilities: Tensor, positions: Tensor, length: int) -> Tensor:
-    """Sum each row's probabilities at the student's ``positions``; -1 drops them.
-
-        projected(p) = sum over teacher tokens i with positions(i) = p of probabilities(i)
-
-    (B, P) float, (B, P) int64 -> (B, ``length``). A row keeps its mass, except for what falls on
-    text that the student does not see.
-    """
-    index = positions.masked_fill(positions < 0, length)  # one extra position takes the dropped
-    projected = probabilities.new_zeros((len(probabilities), length + 1))
-    return projected.scatter_add_(1, index, probabilities)[:, :length]
+    positions[positions < 0] = length  # one extra position takes the dropped
+    projected = []
+    for side, index in zip(sides, torch.from_numpy(positions), strict=True):
+        sums = side.new_zeros((len(side), length + 1)).scatter_add_(1, index, side)
+        projected.append(sums[:, :length])
+    return projected
 
 
 def span_positions(start: int, end: int, student: TokenSpan) -> tuple[int, int] | None:

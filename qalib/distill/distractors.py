@@ -91,22 +91,6 @@ class DistractorMiner:
         return DistractorSpans(found, found_confidence)
 
 
-def most_confident(
-    spans: np.ndarray, confidence: np.ndarray, allowed: np.ndarray | None = None
-) -> DistractorSpans:
-    """The ensemble's confusing answers: for each row that of its most confident teacher (3.4).
-
-    spans (T, R, 2), confidence (T, R). ``allowed`` (T, R) bool restricts rows to the teachers
-    that were not trained on them (out-of-fold): a teacher makes few mistakes on passages that it
-    has memorized. Ties go to the first teacher.
-    """
-    if allowed is not None:
-        confidence = np.where(allowed, confidence, 0.0)
-    rows, teacher = np.arange(confidence.shape[1]), confidence.argmax(axis=0)
-    found = confidence[teacher, rows].astype(np.float32)
-    return DistractorSpans(np.where(found[:, None] > 0, spans[teacher, rows], -1), found)
-
-
 def random_distractors(
     mined: DistractorSpans, spans: Sequence[TokenSpan], miner: DistractorMiner, seed: int = 0
 ) -> DistractorSpans:

@@ -17,13 +17,7 @@ from torch.nn.functional import pad
 
 from qalib.data.batching import Batch
 from qalib.decoding import ReaderOutput
-from qalib.distill.alignment import (
-    TokenSpan,
-    character_alignment,
-    match_rows,
-    project,
-    span_positions,
-)
+from qalib.distill.alignment import TokenSpan, match_rows, project, span_positions
 from qalib.distill.distractors import DistractorSpans
 from qalib.distill.teacher_cache import TeacherTargets
 from qalib.errors import QalibError
@@ -138,8 +132,7 @@ class Distillation:
         start, end, real = self.targets.logits(teacher_rows)
         offsets = [self.targets.spans[row].offsets for row in teacher_rows]
         q = [teacher_probabilities(x, real, self.config.temperature) for x in (start, end)]
-        aligned = character_alignment(offsets, students, real.shape[1])
-        sides = [project(x, positions, length) for x, positions in zip(q, aligned, strict=True)]
+        sides = project(q, offsets, students, length)
         maps = {}
         if self.config.attention_weight:
             maps = self.targets.attention(teacher_rows)

@@ -6,9 +6,8 @@
                                 align-1.npy ... (sum P N,) fp16, one for each hop
                                 distractors.npz: spans (R, 2), confidence (R,)
 
-Rows of different lengths are stored flat, one after the other, and memory-mapped. Logits are kept
-per teacher, so that temperature and ensemble can still be chosen; each row's maximum is
-subtracted, which no softmax notices and which keeps fp16 precise where it matters.
+Rows of different lengths are stored flat, one after the other, and memory-mapped. Each row's
+maximum is subtracted from its logits, which keeps fp16 precise where it matters.
 
 Notation: T teachers, R rows, B rows of a batch, P passage tokens of a row (0 is the first one of
 the passage, whatever precedes it in the teacher's input), N question tokens.
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from qalib.decoding import ReaderOutput
 from qalib.distill.alignment import TokenSpan
-from qalib.distill.distractors import DistractorMiner, DistractorSpans, MiningConfig, most_confident
+from qalib.distill.distractors import DistractorMiner, DistractorSpans, MiningConfig
 from qalib.errors import QalibError
 from qalib.settings import settings
 
@@ -180,8 +179,17 @@ class TeacherTargets:
         return len(self.spans)
 
     def distractors(self, allowed: np.ndarray | None = None) -> DistractorSpans:
-        """The confusing answers of the ensemble, see :func:`most_confident`."""
-        return most_confident(self.distractor_spans, self.confidence, allowed)
+        """The confusing answer of each row, that of its most confident teacher (3.4).
+
+        ``allowed`` (T, R) bool restricts rows to the teachers that were not trained on them
+        (out-of-fold): a teacher makes few mistakes on passages that it has memorized. Ties go to
+        the first teacher.
+        """
+        confidence = self.confidence if allowed is None else np.where(allowed, self.confidence, 0.0)
+        rows, teacher = np.arange(confidence.shape[1]), confidence.argmax(axis=0)
+        found = confidence[teacher, rows].astype(np.float32)
+        spans = np.where(found[:, None] > 0, self.distractor_spans[teacher, rows], -1)
+        return DistractorSpans(spans, found)
 
     def logits(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Start and end logits (T, B, P) float32, and which of them are real (B, P) bool.

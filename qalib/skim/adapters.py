@@ -85,8 +85,7 @@ class EncoderAdapter:
 
     def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Start and end logits.  (..., D) -> (...), (...)"""
-        start, end = self.model.qa_outputs(hidden).unbind(dim=-1)
-        return start, end
+        return self.model.qa_outputs(hidden).unbind(dim=-1)
 
     def attention_mask(self, positions: Tensor, real: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Bias added to the attention scores, or None where there is nothing to add.

@@ -1,10 +1,9 @@
 """Blocks of a passage, the unit that is kept or pruned as a whole.
 
-Notation: B batch, L positions, K blocks of the longest passage in the batch, S block size,
+Notation: B batch, L positions, K blocks of the longest passage in the batch, S block size.
 
 Only the passage is cut into blocks. Question, [CLS] and [SEP] belong to no block and are always
-kept; padding belongs to none and is never kept. Nothing depends on what else is in the batch, and
-no length has to be divisible by S: the last block of a passage is as long as what is left.
+kept. The last block of a passage is as long as what is left.
 """
 
 from dataclasses import dataclass

@@ -23,6 +23,7 @@ and span head. What a layer prunes has been projected and attended to there.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +39,7 @@ from qalib.skim.predictors import ModelShape, PredictorConfig, build_predictor
 from qalib.skim.skimmer import Skimmer
 
 
-@dataclass(frozen=True)
-class LayerCost:
+class LayerCost(NamedTuple):
     """Multiply-adds of one layer."""
 
     input_macs: int  # for each token of its input
@@ -86,22 +86,18 @@ class CostModel:
         """The encoder and its span head.  tokens (B, N + 1), n_0 to n_N -> (B,) float64"""
         n = np.asarray(tokens, dtype=float)
         before, after = n[..., :-1], n[..., 1:]
-        inputs, pairs, outputs = np.array(
-            [(x.input_macs, x.pair_macs, x.output_macs) for x in self.layers], dtype=float
-        ).T
+        inputs, pairs, outputs = np.array(self.layers, dtype=float).T
         ends = self.embedding * n[..., 0] + self.head * n[..., -1]
         return before @ inputs + before**2 @ pairs + after @ outputs + ends
 
-    def predictor_macs(self, layer: int, passage: ArrayLike, question: ArrayLike) -> np.ndarray:
+    def predictor_macs(self, layer: int, passage: ArrayLike, question: int) -> np.ndarray:
         """The predictor of a layer, for passages of so many tokens.  (B,) -> (B,) float64
 
         0 for an empty passage, and where no predictor is known.
         """
         cost = self.predictors.get(layer, lambda passage, question: 0.0)
-        passage, question = np.broadcast_arrays(np.asarray(passage), np.asarray(question))
-        pairs = zip(passage.ravel().astype(int), question.ravel().astype(int), strict=True)
-        found = [cost(int(n), int(q)) if n else 0.0 for n, q in pairs]
-        return np.array(found, dtype=float).reshape(passage.shape)
+        cost_of = np.vectorize(lambda n: cost(int(n), question) if n else 0.0, otypes=[float])
+        return cost_of(passage)
 
 
 def predictor_macs(

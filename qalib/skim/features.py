@@ -18,15 +18,6 @@ from torch.nn.functional import pad
 from qalib.skim.activations import LayerActivations
 from qalib.skim.blocks import NO_BLOCK, Blocks
 
-PAPER_FEATURES = (
-    "block to question",
-    "question to block",
-    "block to [CLS]",
-    "[CLS] to block",
-    "block to [SEP]",
-    "[SEP] to block",
-)
-
 
 def block_sum(values: Tensor, blocks: Blocks) -> Tensor:
     """Sum over every block's positions.  (B, C, L) -> (B, C, K), dtype kept"""
@@ -57,11 +48,10 @@ def first_position(blocks: Blocks) -> Tensor:
 
 
 def paper_features(layer: LayerActivations, blocks: Blocks) -> Tensor:
-    """The six features per head of the paper's probe, see ``PAPER_FEATURES``.  -> (B, K, H, 6)
+    """The six features per head of the paper's probe.  -> (B, K, H, 6)
 
-    From a block: mean over its tokens of their attention to the set. To a block: attention of the
-    set to the whole block, mean over the set. All six lie between 0 and 1; 0
-    where the set is empty. Source: Block-Skim, section 3 and Eq. 2.
+    Block to question, question to block, block to [CLS], [CLS] to block, block to [SEP], [SEP] to
+    block. All lie between 0 and 1; 0 where the set is empty. Source: Block-Skim, section 3, Eq. 2.
     """
     sets = torch.stack([blocks.question, first_position(blocks), blocks.separators], dim=1)
     to_set = block_mean(layer.attention.attention_to(sets).flatten(1, 2), blocks)  # (B, 3 H, K)

@@ -35,16 +35,11 @@ class SkimReader(nn.Module):
 
     def __init__(self, reader: EncoderReader, skimmer: Skimmer, skims_in_training: bool = False):
         super().__init__()
-        self.reader, self.skimmer = reader, skimmer
+        self.reader, self.skimmer, self.tokenizer = reader, skimmer, reader.tokenizer
         self.skims_in_training = skims_in_training
         self.first_skim = 0  # training step from which on it does
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # part of a checkpoint
         self.operating_point = ""  # description of the calibrated one, where there is one
-
-    @property
-    def tokenizer(self):
-        """The reader's tokenizer."""
-        return self.reader.tokenizer
 
     def train(self, mode: bool = True) -> "SkimReader":
         """Training mode; a frozen encoder stays in evaluation mode, without dropout."""
@@ -121,8 +116,7 @@ def extract_sentences(
     """The sentences to read for a question, and their share of the passage's characters.
 
     A sentence is kept if a block that it touches reaches the skimmer's threshold or has the highest
-    score of all, so that the recall of the threshold is that of the sentences, too; short passages
-    are no exception. Raises QalibError on empty text.
+    score of all. Raises QalibError on empty text.
     """
     example = Example("question", question, passage)
     check_example(example, "passage and question")

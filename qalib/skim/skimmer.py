@@ -59,15 +59,10 @@ class SkimConfig:
             if sorted(set(numbers)) != list(numbers):
                 raise QalibError(f"{name} must be ascending layer numbers, not {numbers}.")
         if missing := set(self.prune_layers) - set(self.layers):
-            raise QalibError(
-                f"prune_layers names layer {min(missing)}, which has no predictor; the layers with "
-                f"one are {self.layers}."
-            )
-        if len(self.thresholds) != len(self.prune_layers):
-            raise QalibError(
-                f"{len(self.prune_layers)} pruning layers need as many thresholds, not "
-                f"{len(self.thresholds)}."
-            )
+            raise QalibError(f"pruning layer {min(missing)} has no predictor, as {self.layers} do.")
+        pruning, given = len(self.prune_layers), len(self.thresholds)
+        if pruning != given:
+            raise QalibError(f"{pruning} pruning layers need as many thresholds, not {given}.")
 
 
 # --- block selection ---
@@ -98,10 +93,8 @@ def skip_unprofitable(
     """All blocks of rows that are not worth pruning, ``kept`` elsewhere.  (B, K) bool -> same
 
     Those are rows of fewer than ``min_tokens`` tokens, the question's included, and rows that
-    would lose less than ``min_pruned_fraction`` of theirs. Every row is decided by itself.
+    would lose less than ``min_pruned_fraction`` of theirs.
     """
-    if not min_pruned_fraction and not min_tokens:
-        return kept
     tokens = (~blocks.padding).sum(dim=1)
     pruned = (blocks.sizes * (blocks.real & ~kept)).sum(dim=1)
     stays = (tokens < min_tokens) | (pruned < min_pruned_fraction * tokens)

@@ -58,8 +58,8 @@ def save_skimmer(
 def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
     """Read a skimmer, in evaluation mode.
 
-    Raises QalibError if a file is missing, damaged or of another format, or if the skimmer was
-    trained with another reader than that of ``model``.
+    Raises QalibError if a file is missing or damaged, or if another reader than that of ``model``
+    belongs to the skimmer.
     """
     folder = Path(folder)
     settings = read_settings(folder)

@@ -234,9 +234,7 @@ class FeatureReader(nn.Module):
 
 
 @torch.no_grad()
-def fixed_features(
-    model: SkimReader, data: Dataset, config: PredictorTraining, tokens_per_batch: int = 8192
-) -> FixedFeatures:
+def fixed_features(model: SkimReader, data: Dataset, config: PredictorTraining) -> FixedFeatures:
     """The ``FIXED`` features of all training windows, of the layers with predictors.
 
     The predictors of ``model`` are of kind "combined" and read these parts.
@@ -253,7 +251,7 @@ def fixed_features(
 
     hooks = [p.register_forward_pre_hook(note) for p in model.skimmer.predictors.values()]
     rows: list[dict[str, Tensor]] = [{}] * len(windows)
-    for chosen in inference_batches([len(window) for window in windows], tokens_per_batch):
+    for chosen in inference_batches([len(window) for window in windows], 8192):
         batch = collate([windows[i] for i in chosen], pad).to(device)
         aux = model.run(batch, skim=False)
         output = ReaderOutput(aux.start_logits, aux.end_logits, batch.mask, aux=aux)
