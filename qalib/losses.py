@@ -15,14 +15,13 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import kl_div, relu, softplus
 
 from qalib.decoding import ReaderOutput, mask_logits
 from qalib.errors import QalibError
 from qalib.settings import settings
 
-Reduction = Literal["mean", "marginal", "min"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -33,7 +32,7 @@ def span_loss(
     output: ReaderOutput,
     spans: Tensor,
     weights: Tensor,
-    reduction: Reduction = "mean",
+    reduction: Literal["mean", "min"] = "mean",
     smoothing: float = 0.0,
 ) -> Tensor:
     """Negative log-likelihood of the gold spans (s_a, e_a), reduced by :func:`over_answers`.
@@ -55,30 +54,19 @@ def span_loss(
     return (1 - smoothing) * loss + smoothing * kd_loss(output, uniform, uniform)
 
 
-def over_answers(
-    loss: Tensor, weights: Tensor, reduction: str, generator: Generator | None = None
-) -> Tensor:
+def over_answers(loss: Tensor, weights: Tensor, reduction: str) -> Tensor:
     """One loss a row from those of its gold answers with weights w_a, sum_a w_a = 1.
 
-        mean     : sum_a w_a loss_a                     every annotator counts by their share
-        marginal : -log sum_{a: w_a > 0} exp(-loss_a)   any gold answer will do
-        min      : min_{a: w_a > 0} loss_a              the easiest gold answer (byte-level page)
-        random   : loss_a, a drawn by w_a               one annotator at random, from ``generator``
+        mean : sum_a w_a loss_a          every annotator counts by their share
+        min  : min_{a: w_a > 0} loss_a   the easiest gold answer (byte-level page)
 
-    loss, weights (B, A) -> (B,). Raises ValueError for an unknown reduction, and for "random"
-    without a generator.
+    loss, weights (B, A) -> (B,). Raises ValueError for an unknown reduction.
     """
     if reduction == "mean":
         return (weights * loss.masked_fill(weights == 0, 0.0)).sum(dim=1)
-    if reduction == "marginal":
-        return -torch.logsumexp((-loss).masked_fill(weights == 0, -torch.inf), dim=1)
     if reduction == "min":
         return loss.masked_fill(weights == 0, torch.inf).amin(dim=1)
-    if reduction == "random" and generator is not None:
-        drawn = torch.multinomial(weights.to(generator.device), 1, generator=generator)
-        return loss.gather(1, drawn.to(loss.device)).squeeze(1)
-    known = "mean, marginal, min and, with a generator, random"
-    raise ValueError(f"unknown reduction {reduction!r}; known are {known}")
+    raise ValueError(f"unknown reduction {reduction!r}; known are mean and min")
 
 
 def gaussian_span_loss(
@@ -86,8 +74,7 @@ def gaussian_span_loss(
     spans: Tensor,
     weights: Tensor,
     sigma: float,
-    reduction: Literal["min", "mean", "random"] = "min",
-    generator: Generator | None = None,
+    reduction: Literal["min", "mean"] = "min",
 ) -> Tensor:
     """KL divergence of the predicted from Gaussian starts and ends, by :func:`over_answers`.
 
@@ -100,7 +87,7 @@ def gaussian_span_loss(
     starts, ends = (gaussian_target(spans[..., side], output.mask, sigma) for side in (0, 1))
     log_p1, log_p2 = _log_probabilities(output)
     loss = _divergence(starts, log_p1) + _divergence(ends, log_p2)  # (B, A)
-    return over_answers(loss, weights, reduction, generator)
+    return over_answers(loss, weights, reduction)
 
 
 def gaussian_target(centres: Tensor, mask: Tensor, sigma: float) -> Tensor:
@@ -190,13 +177,6 @@ def block_labels(
     return (membership & inside.any(dim=1, keepdim=True)).any(dim=2)
 
 
-def kl_divergence(student: ReaderOutput, teacher: ReaderOutput) -> Tensor:
-    """KL(teacher || student) of the start and of the end position, summed.  -> (B,) float32"""
-    theirs = _log_probabilities(teacher._replace(mask=student.mask))
-    pairs = zip(_log_probabilities(student), theirs, strict=True)
-    return sum((t.exp() * (t - s)).sum(dim=1) for s, t in pairs)
-
-
 # --- answer distillation --------------------------------------------------------------------------
 
 
@@ -210,7 +190,7 @@ class DistillConfig:
     attention_weight: Weight = 0.1  # delta
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     margin: Weight = 1.0
-    answers: Reduction = "mean"  # how several gold answers count
+    answers: Literal["mean", "min"] = "mean"  # how several gold answers count
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the gold label
 
     def __post_init__(self):

@@ -237,42 +237,14 @@ class ConfidenceInterval(NamedTuple):
     high: float
 
 
-def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, samples: int = 10_000, seed: int = 0
-) -> ConfidenceInterval:
-    """Mean of a - b over the same questions, and its interval over questions, and seeds if several.
-
-    ``a`` and ``b`` have shape (questions,) or (seeds, questions); one draw serves both (Efron and
-    Tibshirani 1993). With two or three seeds the interval is too narrow. Raises QalibError for
-    scores that cannot be paired or are not finite.
-    """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.shape != b.shape or a.ndim not in (1, 2) or not a.size or not np.isfinite([a, b]).all():
-        raise QalibError(
-            f"Scores of shapes {a.shape} and {b.shape} cannot be paired: both must be (questions,) "
-            "or (seeds, questions) and finite."
-        )
-    delta = np.atleast_2d(a - b)
-    seeds, questions = delta.shape
-    rng, means = np.random.default_rng(seed), np.empty(samples)
-    rows = max(1, 500_000 // questions)  # resamples at a time: a few MB, whatever the data
-    for start in range(0, samples, rows):
-        part = means[start : start + rows]
-        weights = np.eye(seeds)[rng.integers(seeds, size=(len(part), seeds))].mean(axis=1)
-        drawn = rng.integers(questions, size=(len(part), questions))
-        part[:] = np.take_along_axis(weights @ delta, drawn, axis=1).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    return ConfidenceInterval(delta.mean().item(), low, high)
-
-
 def bootstrap_ci(
     statistic: Callable[..., float], *arrays: np.ndarray, samples: int = 2000, seed: int = 0
 ) -> ConfidenceInterval:
     """Percentile bootstrap of any statistic over questions (Efron and Tibshirani 1993).
 
-    ``arrays`` share their last axis, the questions, which are drawn together. Resamples without a
-    finite value are left out. All is nan if the statistic is. Raises QalibError if the arrays have
-    no questions in common.
+    ``arrays`` share their last axis, the questions, which are drawn together; of two readers, take
+    the mean of their differences. Resamples without a finite value are left out; all is nan if the
+    statistic is. Raises QalibError if the arrays have no questions in common.
     """
     arrays = tuple(np.asarray(array) for array in arrays)
     counts = {array.shape[-1] if array.ndim else 0 for array in arrays}

@@ -12,8 +12,7 @@ gives the span from token i to token j, of at most ``max_answer_len`` tokens, th
 for start logits s and end logits e, with t over the passage's tokens and [CLS]. Spans of the same
 text (letter case aside) are one answer with the sum of their scores in a window, and the best sum
 of all windows. "No answer" scores the least p([CLS], [CLS]) of all windows. Two things differ:
-scores are not added up over windows, where they could exceed 1, and an answer has no surrounding
-white space.
+scores are not added up over windows, and an answer has no surrounding white space.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -3,9 +3,8 @@
     timings = interleave({"plain": plain, "pruned": pruned}, batches, rounds=9)
     quartiles(timings.speedups("pruned", baseline="plain"))     # median and quartiles
 
-A shared or throttling machine changes its speed from minute to minute by more than what is to be
-measured. So every candidate works on an item before any of them gets the next one, and the
-speed-up of a round is a ratio of two times of that round, of which the median is reported.
+A machine's speed changes from minute to minute by more than what is to be measured. So all
+candidates process an item before any gets the next one, and speed-ups are ratios within a round.
 """
 
 import math

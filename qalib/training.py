@@ -26,7 +26,7 @@ from qalib.data.schema import Dataset, Example
 from qalib.data.windows import Window, WindowConfig, check_windows, make_windows, training_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
-from qalib.losses import Reduction, span_loss
+from qalib.losses import span_loss
 from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
 from qalib.settings import settings
@@ -173,7 +173,7 @@ def encoder_task(
     reader: EncoderReader,
     examples: Sequence[Example],
     config: WindowConfig,
-    reduction: Reduction = "mean",
+    reduction: Literal["mean", "min"] = "mean",
 ) -> tuple[TrainingTask, list[Window]]:
     """The span loss of an encoder on its windows with a gold answer, and these windows.
 

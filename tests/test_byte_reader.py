@@ -158,7 +158,7 @@ def test_dropout_keeps_the_mean_and_stops_in_evaluation():
 
 def test_reversed_rows_give_what_packed_sequences_give():
     torch.manual_seed(0)
-    ours = RecurrentLayer("lstm", 5, 6, 0.0)
+    ours = RecurrentLayer(5, 6, 0.0)
     literal = nn.LSTM(5, 6, batch_first=True, bidirectional=True)
     for name, weight in ours.ahead.named_parameters():
         getattr(literal, name).data = weight.data

@@ -120,13 +120,6 @@ def test_a_loaded_reader_has_the_weights_and_settings_of_its_run(trained):
         assert torch.equal(dict(reader.named_parameters())[name], tensor)
 
 
-def test_random_gold_answers_are_drawn_from_the_seed(cache, data):
-    config = replace(SHORT, answers="random")
-    first = weights_of(cache.run(train_bytes, config, {"data": data}))
-    again = weights_of(cache.run(train_bytes, config, {"data": data}, force="2999"))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-
-
 @pytest.mark.parametrize("profile", ["ci", "laptop", "study", "paper"])
 def test_the_readers_of_every_profile_have_the_parameters_of_plain(profile):
     setup = load_profile(profile).section("bytes", ByteStudy)

@@ -80,10 +80,3 @@ def test_notebooks_are_checked_or_run(monkeypatch):
         done = run(*words, *more)
         assert done.exit_code == 1
         assert shown in done.output
-
-
-def test_runs_are_listed(tmp_path, monkeypatch):
-    monkeypatch.setenv("QALIB_STORE", str(tmp_path))
-    listed = json.loads(run("study", "runs", "--json").output)
-    assert {"run", "started", "seconds", "metrics"} == set(listed[0])
-    assert listed[0]["run"] in run("study", "runs").output.splitlines()[2]

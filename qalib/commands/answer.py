@@ -91,11 +91,14 @@ def _answer_questions(
     examples = [Example(str(n), line, text) for n, line in enumerate(lines, 1)]
     predictions = answerer.predict(examples, progress=not single)
     _report_skimming(answerer, predictions)
+    skims = _skims(answerer)
     if as_json:
-        rows = [_json_row(answerer, p) for p in predictions]
+        rows = [{"answers": [asdict(c) for c in p.candidates]} for p in predictions]
+        for row, p in zip(rows, predictions, strict=True):
+            row |= {"token_fraction": p.token_fraction, "windows": p.windows} if skims else {}
         if not single:
             return to_json([{"question": q} | r for q, r in zip(lines, rows, strict=True)])
-        return to_json(rows[0] if _skims(answerer) else rows[0]["answers"])
+        return to_json(rows[0] if skims else rows[0]["answers"])
     printed = []
     for line, prediction in zip(lines, predictions, strict=True):
         printed += [] if single else [line]
@@ -165,13 +168,6 @@ def _predict_shared(
 
 def _skims(answerer: "QuestionAnswerer") -> bool:
     return hasattr(answerer.reader, "operating_point")
-
-
-def _json_row(answerer: "QuestionAnswerer", prediction: "Prediction") -> dict:
-    """Answers, and of a skimming reader how much of the passage was processed."""
-    names = ("token_fraction", "windows") if _skims(answerer) else ()
-    answers = {"answers": [asdict(candidate) for candidate in prediction.candidates]}
-    return answers | {name: getattr(prediction, name) for name in names}
 
 
 def _report_skimming(answerer: "QuestionAnswerer", predictions: Sequence["Prediction"]) -> None:

@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from qalib.commands import train
-from qalib.commands.options import JsonOption
-from qalib.commands.output import to_json
 from qalib.errors import QalibError
 
 app = typer.Typer(help="The study: notebooks, runs, checkpoints.", no_args_is_help=True)
@@ -115,24 +113,3 @@ def _train_row(name: str, output: Path, config, model: str, data: str) -> None:
             save_skimmer(folder, skims.skimmer, skims.reader.encoder)
 
         train.save_and_publish(work, output, facts, save)
-
-
-@app.command("runs")
-def runs_list(as_json: JsonOption = False) -> None:
-    """List the finished runs of the store and the records, the newest first."""
-    from tabulate import tabulate
-
-    from qalib.study.run_cache import RunCache
-
-    runs = sorted(RunCache().runs(), key=lambda run: run.env["started"], reverse=True)
-    rows = []
-    for run in runs:
-        times = {name: run.env[name] for name in ("started", "seconds")}
-        rows.append({"run": run.short, **times, "metrics": run.metrics})
-    if as_json:
-        print(to_json(rows))
-        return
-    for row in rows:
-        numbers = [(k, v) for k, v in row["metrics"].items() if isinstance(v, int | float)]
-        row["metrics"] = ", ".join(f"{k} {v:.6g}" for k, v in numbers[:4])
-    print(tabulate(rows, headers="keys", tablefmt="github") if rows else "No runs yet.")

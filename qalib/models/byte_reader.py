@@ -31,7 +31,6 @@ from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.settings import settings
 
-RECURRENT = {"lstm": nn.LSTM}
 Kind = Literal["conv", "dense", "dilated", "lstm"]
 
 
@@ -61,17 +60,17 @@ class ByteReaderConfig:
     def __post_init__(self):
         if self.kernel % 2 == 0:
             raise QalibError(f"kernel must be odd, so that it has a centre, not {self.kernel}.")
-        if self.convolutions == "valid" and {self.encoder, self.mixer} & set(RECURRENT):
+        if self.convolutions == "valid" and "lstm" in (self.encoder, self.mixer):
             raise QalibError("valid convolutions need an encoder and a mixer of convolutions.")
 
     @property
     def embeds(self) -> bool:
         """Whether the encoder reads embedded text rather than one-hot text."""
-        return self.input == "embedding" or self.encoder in RECURRENT
+        return self.input == "embedding" or self.encoder == "lstm"
 
     def widths(self) -> tuple[list[int], list[int]]:
         """Width of every layer of the encoder and of the mixer."""
-        depths = [1 if kind in RECURRENT else self.layers for kind in (self.encoder, self.mixer)]
+        depths = [1 if kind == "lstm" else self.layers for kind in (self.encoder, self.mixer)]
         total, width = sum(depths), int(self.width)
         wider = round((self.width - width) * total)
         every = [width] * (total - wider) + [width + 1] * wider
@@ -124,10 +123,10 @@ class ConvolutionLayer(nn.Module):
 class RecurrentLayer(nn.Module):
     """An LSTM in each direction, the backward one on rows reversed before padding, and dropout."""
 
-    def __init__(self, kind: str, inputs: int, width: int, dropout: float):
+    def __init__(self, inputs: int, width: int, dropout: float):
         super().__init__()
-        self.ahead = RECURRENT[kind](inputs, width, batch_first=True)
-        self.back = RECURRENT[kind](inputs, width, batch_first=True)
+        self.ahead = nn.LSTM(inputs, width, batch_first=True)
+        self.back = nn.LSTM(inputs, width, batch_first=True)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -150,14 +149,14 @@ class Stack(nn.Module):
     def __init__(self, kind: str, text: bool, inputs: int, widths: list[int], config):
         super().__init__()
         self.dense = kind == "dense"
-        outputs = [2 * w if kind in RECURRENT else w for w in widths]
+        outputs = [2 * w if kind == "lstm" else w for w in widths]
         self.width = sum(outputs) if self.dense else outputs[-1]
         self.first_width = outputs[0]
         self.layers, self.reach = nn.ModuleList(), [0] * len(widths)
         for i, width in enumerate(widths):
             reads = inputs + sum(outputs[:i]) if self.dense else [inputs, *outputs][i]
-            if kind in RECURRENT:
-                self.layers.append(RecurrentLayer(kind, reads, width, config.dropout))
+            if kind == "lstm":
+                self.layers.append(RecurrentLayer(reads, width, config.dropout))
             else:
                 dilation = 2**i if kind == "dilated" else 1
                 reads_text = text and (i == 0 or self.dense)

@@ -111,7 +111,7 @@ class BiLSTM(nn.Module):
 
     def __init__(self, inputs: int, config: MnemonicConfig):
         super().__init__()
-        self.lstm = RecurrentLayer("lstm", inputs, config.hidden, dropout=0.0)
+        self.lstm = RecurrentLayer(inputs, config.hidden, dropout=0.0)
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:

@@ -5,21 +5,17 @@
     print(calibration.describe())
 
 A question's *conformity score* is the highest threshold at which the skimmer still keeps a whole
-gold answer of it. For n questions with an answer in a block, in ascending order c_(1) <= ... <=
-c_(n), the threshold is c_(r), and
+gold answer of it. Of the n scores in ascending order, c_(1) <= ... <= c_(n), the threshold is the
+c_(r) with the largest r that the recall allows: for a new question exchangeable with the others,
 
-    1 - r / (n + 1)  <=  P(c_new >= c_(r))
+    P(c_new >= c_(r))  >=  1 - r / (n + 1)
 
-for a new question that is exchangeable with them, with equality where no two are equal. The
-largest r that the recall allows is taken.
-
-That is an average over calibration sets. For one given set the probability of losing an answer
-is distributed as Beta(r, n + 1 - r) or below, so that a ``confidence`` can be required, too:
+on average over calibration sets. With a ``confidence`` it holds for the given one:
 P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability (notebook 06);
 therefore :func:`calibrate` also measures, by cross-validation over passages and on further data.
 
-Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); given the calibration
-set, tolerance limits (Wilks 1941), whose use here is Vovk's (2012).
+Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); tolerance limits (Wilks
+1941; Vovk 2012).
 
 Notation: N blocks of a data set in any order, Q questions, A gold answers of a question at most,
 T thresholds.

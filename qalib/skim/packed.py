@@ -10,9 +10,6 @@ query's scores instead, and with that every single entry can be recomputed by on
 
     lse_i = log sum_j exp(s q_i k_j + bias_ij),   P_ij = exp(s q_i k_j + bias_ij - lse_i)
 
-So the columns and rows of a question with Q tokens cost 2 H Q L d multiply-adds and the diagonal
-blocks L S D, where the whole map costs L^2 D.
-
 Notation: B batch, L positions of the input, L' those of the longest row that is left, T tokens of
 all rows that are left (B L' with padding), R rows of a group, M positions of its longest row, t its
 tokens (R M with padding), D width, H heads, d = D / H, s = 1 / sqrt(d), K blocks, S block size,

@@ -17,7 +17,7 @@ from qalib.data.batching import Batch, collate, inference_batches, training_batc
 from qalib.data.schema import Dataset
 from qalib.data.windows import WindowConfig, make_windows, training_windows
 from qalib.decoding import ReaderOutput, mask_logits
-from qalib.losses import SkimLossConfig, block_labels, kl_divergence, skim_loss, span_loss
+from qalib.losses import SkimLossConfig, block_labels, skim_loss, span_loss
 from qalib.models.encoder import EncoderReader
 from qalib.settings import settings
 from qalib.skim.predictors import FIXED, PredictorConfig, part_sizes, parts_of
@@ -32,7 +32,7 @@ class PredictorTraining:
 
     windows: WindowConfig = field(default_factory=WindowConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    loss: Literal["mean", "marginal", "min"] = "mean"  # of answers, over several gold ones
+    loss: Literal["mean", "min"] = "mean"  # of answers, over several gold ones
     seed: int = 0
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     skim_loss: SkimLossConfig = field(default_factory=SkimLossConfig)
@@ -42,7 +42,7 @@ class PredictorTraining:
     prune_layers: tuple[int, ...] = ()  # prune during training, at these layers
     thresholds: tuple[float, ...] = ()  # of ``prune_layers``
     prune_after: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps without pruning
-    teacher_weight: Annotated[float, Field(ge=0)] = 0.0  # of KL(reader at the start || reader)
+    teacher_weight: Annotated[float, Field(ge=0, le=0)] = 0.0  # recorded settings have it
     soft_labels: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the reader in the labels
 
 
@@ -72,18 +72,15 @@ def skim_task(
     model: SkimReader,
     data: Dataset,
     config: PredictorTraining,
-    teacher: EncoderReader | None = None,
 ) -> TrainingTask:
     """The task of joint training: answer loss plus block loss (Block-Skim, Eq. 5).
 
-    With a frozen encoder only the block loss; a teacher adds its KL divergence. With
-    ``soft_labels`` w the label of a block is (1 - w) y + w q, where q is the probability of the
-    reader's own answer in it, see ``answer_chances``.
+    With a frozen encoder only the block loss. With ``soft_labels`` w the label of a block is
+    (1 - w) y + w q, where q is the probability of the reader's own answer in it, see
+    ``answer_chances``.
     """
     pad = model.tokenizer.pad_token_id or 0
     windows = training_windows(make_windows(data.examples, model.tokenizer, config.windows))
-    if teacher is not None:
-        teacher.eval().requires_grad_(False)
 
     def loss(output: ReaderOutput, batch: Batch) -> Tensor:
         spans, weights, aux = batch.answer_spans, batch.answer_weights, output.aux
@@ -94,8 +91,6 @@ def skim_task(
         )
         if not config.frozen:
             total = total + span_loss(output, spans, weights, config.loss)
-        if teacher is not None:
-            total = total + config.teacher_weight * kl_divergence(output, teacher(batch))
         return total
 
     def collate_rows(rows: Sequence[int]) -> Batch:
@@ -138,7 +133,6 @@ def fit(
     data: Dataset,
     config: PredictorTraining,
     folder: Path,
-    teacher: EncoderReader | None = None,
     features: "FixedFeatures | None" = None,
     **options,
 ) -> dict:
@@ -151,7 +145,7 @@ def fit(
         return {}
     optimizer, trained = skim_optimizer(model, config), model
     if features is None:
-        task = skim_task(model, data, config, teacher)
+        task = skim_task(model, data, config)
         plan = config.train
         batches = (
             training_batches(task.lengths, plan.tokens_per_batch, config.seed, epoch)

@@ -5,8 +5,7 @@
     claim_id  unique name, used in notebooks and figures
     paper, table, page, url   where it stands
     setting, metric           what was measured on what
-    value     a number (``80.4``), or a bound on a measured quantity, such as a difference between
-              two readers (``> 0``): how a paper's "A is better than B" is written down
+    value     a number (``80.4``) or a bound (``> 0`` for "A is better than B")
 
 Intervals carry the variance over questions and over seeds (see :func:`interval`). The verdicts:
 

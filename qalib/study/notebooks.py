@@ -424,7 +424,10 @@ def why_stale(notebook: Notebook, profile: str, paths: ProjectPaths = PROJECT) -
         lost = []
         if profile == "study":  # its outputs and records are committed
             changed += ["the outputs in it"] if old["outputs"] != outputs_hash(notebook) else []
-            lost = [run for run in old["runs"] if not _is_recorded(run, paths.records)]
+            for run in old["runs"]:
+                stage, _, digits = run.rpartition("-")
+                known = read_records(paths.records / f"{stage}.jsonl")
+                lost += [] if any(key.startswith(digits) for key in known) else [run]
         spoilt = [
             f"{name}.{kind}"
             for name, hashes in old["figures"].items()
@@ -437,11 +440,6 @@ def why_stale(notebook: Notebook, profile: str, paths: ProjectPaths = PROJECT) -
     reasons = [f"{', '.join(changed)} changed since it was run"] if changed else []
     reasons += [f"its run {run} is not in the records" for run in lost]
     return reasons + [f"its figure {name} is missing or was changed" for name in spoilt]
-
-
-def _is_recorded(short: str, records: Path) -> bool:
-    stage, _, digits = short.rpartition("-")
-    return any(key.startswith(digits) for key in read_records(records / f"{stage}.jsonl"))
 
 
 def check(profile: str = "study", paths: ProjectPaths = PROJECT) -> list[str]:

@@ -14,18 +14,7 @@ from pathlib import Path
 
 from qalib.paths import ROOT
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "safetensors",
-    "peft",
-    "datasets",
-    "numpy",
-    "pandas",
-    "matplotlib",
-)
+PACKAGES = "torch transformers tokenizers accelerate safetensors peft datasets numpy pandas"
 
 
 def environment() -> dict:
@@ -35,7 +24,7 @@ def environment() -> dict:
     and threads are those of torch if it is in use; a table or a plot need not load it.
     """
     packages = {}
-    for name in PACKAGES:
+    for name in PACKAGES.split():
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
     device, torch = "cpu", sys.modules.get("torch")

@@ -237,21 +237,12 @@ class RunCache:
 
     def get(self, key: str) -> Run:
         """The finished run with this key. Raises QalibError if there is none."""
-        for run in self.runs(key):
-            return run
-        raise QalibError(f"there is no finished run with the key {key}; see qalib study runs.")
-
-    def runs(self, digits: str = "") -> list[Run]:
-        """The undamaged runs of the records and the store whose keys begin with ``digits``."""
-        found = {}
+        for folder in self.root.glob(f"*-{key[:SHORT]}"):  # has all files of the run
+            return read_run(folder, key)
         for path in self.records.glob("*.jsonl") if self.records else ():
-            found |= self._recorded(path.stem)
-        for folder in self.root.glob(f"*-{digits[:SHORT]}*"):
-            if folder.suffix != ".partial":
-                with contextlib.suppress(QalibError):
-                    run = read_run(folder)
-                    found[run.key] = run
-        return [run for run in found.values() if run.key.startswith(digits)]
+            if key in (recorded := self._recorded(path.stem)):
+                return recorded[key]
+        raise QalibError(f"there is no finished run with the key {key}.")
 
     def publish(self, run: Run, patterns: Sequence[str]) -> None:
         """Add a run of the store to the records, with those of its files that fit a pattern.

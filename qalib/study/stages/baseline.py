@@ -56,7 +56,7 @@ class EncoderTraining:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    loss: Literal["mean", "marginal", "min"] = "mean"  # over several gold answers
+    loss: Literal["mean", "min"] = "mean"  # over several gold answers
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the passages
     seed: int = 0
 

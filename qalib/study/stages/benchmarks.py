@@ -31,7 +31,7 @@ from qalib.inference import QuestionAnswerer
 from qalib.losses import span_loss
 from qalib.metrics import score
 from qalib.models.bf16 import quantize, to_bf16
-from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder, use_byte_dropout
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
 from qalib.settings import settings
 from qalib.skim.baselines import OnnxReader, PaddedReader
 from qalib.skim.calibration import block_predictions
@@ -87,53 +87,6 @@ def training_step(
 # --- training an encoder --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TrainingSetup:
-    """One way to train an encoder reader."""
-
-    bf16: bool = False
-    attention_dropout: float = 0.1
-    freeze_embeddings: bool = False
-    attention: str = "sdpa"  # implementation in transformers
-    byte_dropout: bool = False
-    similar_lengths: bool = False
-
-    def trainer(self, seed: int = 0) -> Callable:
-        """A training step on a fresh reader."""
-        encoder = EncoderConfig(
-            attention_dropout=self.attention_dropout, train_embeddings=not self.freeze_embeddings
-        )
-        reader = build_encoder(encoder, seed, fast_dropout=False)
-        reader.encoder.set_attn_implementation(self.attention)
-        if self.byte_dropout:
-            use_byte_dropout(reader.encoder)
-        return training_step(
-            reader,
-            lambda output, batch: span_loss(output, batch.answer_spans, batch.answer_weights),
-            best_precision() if self.bf16 else "fp32",
-            TrainConfig(),
-        )
-
-    def plan(self, lengths: Sequence[int], budget: int, seed: int = 0) -> list[list[int]]:
-        """Batches of similar length, or as many random windows as fill the budget on average."""
-        if self.similar_lengths:
-            return training_batches(lengths, budget, seed, 0)
-        order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
-        rows = max(1, int(budget / np.mean(lengths)))
-        return [order[i : i + rows] for i in range(0, len(order) - rows + 1, rows)]
-
-
-TRAINING_SETUPS = {  # each with one change to the one before
-    "transformers defaults: fp32, SDPA, dropout 0.1, random batches": TrainingSetup(),
-    "+ bf16 where it is faster": TrainingSetup(True),
-    "+ attention dropout 0": TrainingSetup(True, 0.0),
-    "+ word embeddings frozen": TrainingSetup(True, 0.0, True),
-    "+ attention as two matrix products": TrainingSetup(True, 0.0, True, "qalib"),
-    "+ dropout from random bytes": TrainingSetup(True, 0.0, True, "qalib", True),
-    "+ batches of similar length (qalib)": TrainingSetup(True, 0.0, True, "qalib", True, True),
-}
-
-
 def time_training(
     windows: Sequence[Window],
     rounds: int = 5,
@@ -141,16 +94,36 @@ def time_training(
     budget: int = 4096,
     progress: Progress | None = None,
 ) -> list[dict]:
-    """Training in batches of ``budget`` tokens, ``steps`` of each set-up in a round. A row each:
+    """Training as in transformers by default and as here, ``steps`` batches of each in a round.
 
-    setup, precision, tokens_per_second (without padding), speedup (over the first set-up)
+    The defaults are fp32, fused attention, dropout 0.1 everywhere and random batches of ``budget``
+    tokens on average; here attention has no dropout, word embeddings stay as they are, dropout is
+    drawn as bytes, lengths in a batch are alike, and it is bf16 where that is faster. A row each:
 
-    Where fp32 is faster the bf16 set-ups run in fp32, as training does.
+    setup, precision, tokens_per_second (without padding), speedup (over the defaults)
     """
-    tokens: dict[str, list[int]] = {name: [] for name in TRAINING_SETUPS}
+    lengths = [len(window) for window in windows]
+    order = np.random.default_rng(0).permutation(len(lengths)).tolist()
+    size = max(1, int(budget / np.mean(lengths)))
+    random = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+    usual = EncoderConfig(attention_dropout=0.1, train_embeddings=True)
+    usual = build_encoder(usual, fast_dropout=False)
+    usual.encoder.set_attn_implementation("sdpa")
+    ours = EncoderConfig(attention_dropout=0.0, train_embeddings=False)
+    ours, similar = build_encoder(ours), training_batches(lengths, budget, 0, 0)
+    setups = {
+        "transformers defaults": (usual, "fp32", random),
+        "qalib": (ours, best_precision(), similar),
+    }
+    tokens: dict[str, list[int]] = {name: [] for name in setups}
 
-    def trainer(setup: TrainingSetup) -> Callable[[int], int]:
-        step, plan = setup.trainer(), setup.plan([len(window) for window in windows], budget)
+    def trainer(reader: nn.Module, precision: str, plan: list) -> Callable[[int], int]:
+        step = training_step(
+            reader,
+            lambda output, batch: span_loss(output, batch.answer_spans, batch.answer_weights),
+            precision,
+            TrainConfig(),
+        )
 
         def train(number: int) -> int:
             chosen = range(number * steps, (number + 1) * steps)
@@ -162,7 +135,7 @@ def time_training(
         return train
 
     timings = interleave(
-        {name: trainer(setup) for name, setup in TRAINING_SETUPS.items()},
+        {name: trainer(*setup) for name, setup in setups.items()},
         range(1 + rounds),
         rounds,
         items_per_round=1,
@@ -170,11 +143,11 @@ def time_training(
         progress=progress,
     )
     rates = {name: timings.rates(name, counts[1:]) for name, counts in tokens.items()}
-    base, rows = next(iter(rates.values())), []
-    for name, values in rates.items():
-        ratios = [ours / theirs for ours, theirs in zip(values, base, strict=True)]
-        precision = best_precision() if TRAINING_SETUPS[name].bf16 else "fp32"
-        row = {"setup": name, "precision": precision, **columns("tokens_per_second", values)}
+    rows = []
+    for name, (_, precision, _) in setups.items():
+        ratios = np.divide(rates[name], rates["transformers defaults"])
+        row = {"setup": name, "precision": precision}
+        row |= columns("tokens_per_second", rates[name])
         rows.append(row | {"speedup": quartiles(ratios).median})
     return rows
 
@@ -247,7 +220,8 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
         full = next(way.name for way in ways if not way.pruning)
         prunings = _prunings(model, run, ways, data)
         for dtype, reader in in_dtypes(encoder_reader, config.dtypes).items():
-            megabytes[f"{full}, {dtype}"] = _megabytes(reader)
+            torch.save(reader.encoder.state_dict(), stored := io.BytesIO())
+            megabytes[f"{full}, {dtype}"] = round(stored.tell() / 1e6, 1)
             for name, pruning in prunings.items():
                 way = _prunes(reader, model, pruning)
                 found.append(Candidate(name, dtype, way.eval(), full))
@@ -312,13 +286,6 @@ def _prunes(reader: EncoderReader, model: nn.Module, pruning: Pruning | None) ->
     skimmer = copy.copy(model.skimmer)  # the same weights
     skimmer.set_options(**asdict(pruning or Pruning()))
     return SkimReader(reader, skimmer)
-
-
-def _megabytes(reader: nn.Module) -> float:
-    """Size of the parameters as stored."""
-    buffer = io.BytesIO()
-    torch.save(reader.encoder.state_dict(), buffer)
-    return round(buffer.tell() / 1e6, 1)
 
 
 def time_candidates(

@@ -72,10 +72,6 @@ class SkimTraining(PredictorTraining):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the passages
     start: Literal["pretrained", "shipped", "run"] = "pretrained"
 
-    def __post_init__(self):
-        if self.teacher_weight and self.start == "pretrained":
-            raise QalibError("only a trained reader can teach: set start to 'shipped' or 'run'.")
-
 
 @settings
 class SkimStudy:
@@ -160,7 +156,6 @@ def train_skim(
     """
     model = build_skim_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
-    teacher = _starting_reader(config, start) if config.teacher_weight else None
     if features and not (config.frozen and reads_fixed_features(config.predictor)):
         raise QalibError(
             "cached features are for predictors that read no others, beside a frozen reader."
@@ -169,7 +164,7 @@ def train_skim(
     if found and config.held_out:
         kept = {example.id for example in rest.examples}
         found = found.of_questions(torch.tensor([e.id in kept for e in data.examples]))
-    summary = fit(model, rest, config, work, teacher, found)
+    summary = fit(model, rest, config, work, found)
     save_trained(model, work)
     parameters = sum(p.numel() for p in model.skimmer.parameters())
     return {"questions": len(rest), "skim_parameters": parameters, **summary}

@@ -69,7 +69,7 @@ class ByteTraining:
     optimizer: Literal["adam", "sgd"] = "adam"  # sgd: with Nesterov momentum
     momentum: float = 0.9
     sigma: Annotated[float, Field(ge=0)] = 2.0  # of the Gaussian targets, in positions
-    answers: Literal["min", "mean", "random"] = "min"  # the loss over several gold answers
+    answers: Literal["min", "mean"] = "min"  # the loss over several gold answers
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of the passages
     seed: int = 0
 
@@ -173,30 +173,24 @@ def variant(base: ByteTraining, name: str, size: float = 1.0) -> ByteTraining:
     return replace(base, reader=match_width(reader, round(size * count_parameters(base.reader))))
 
 
-def short_plans(setup: ByteStudy, plan: ByteTraining) -> dict[float, ByteTraining]:
-    """Short trainings of a plan, by learning rate."""
-    train = replace(plan.train, max_steps=setup.sweep_steps or plan.train.max_steps)
-    return {rate: replace(plan, train=replace(train, learning_rate=rate)) for rate in setup.rates}
-
-
 def at_best_rate(study: Study, setup: ByteStudy, plan: ByteTraining, data: Dataset) -> ByteTraining:
     """The plan at the rate whose short training has the lowest loss on held-out passages."""
-    best = setup.rates[0]
-    if len(setup.rates) > 1:
-        short = short_plans(setup, plan)
-        runs = {rate: study.run(train_bytes, short[rate], data=data) for rate in short}
-        best = min(runs, key=lambda rate: runs[rate].metrics["held_out_loss"])
-    return replace(plan, train=replace(plan.train, learning_rate=best))
+    plans = [replace(plan, train=replace(plan.train, learning_rate=r)) for r in setup.rates]
+    if len(plans) == 1:
+        return plans[0]
+    steps = setup.sweep_steps or plan.train.max_steps
+    short = [replace(plan, train=replace(plan.train, max_steps=steps)) for plan in plans]
+    losses = [study.run(train_bytes, s, data=data).metrics["held_out_loss"] for s in short]
+    return plans[int(np.argmin(losses))]
 
 
 def byte_task(data: Dataset, config: ByteTraining) -> TrainingTask:
     """Gaussian targets for start and end, in batches of a fixed number of questions."""
     rows = QuestionRows(passage_features(data.examples, config.text))
-    draws = torch.default_generator  # its state is part of a checkpoint
 
     def loss(output, batch: ByteBatch) -> Tensor:
         gold = batch.answer_spans, batch.answer_weights
-        return gaussian_span_loss(output, *gold, config.sigma, config.answers, draws)
+        return gaussian_span_loss(output, *gold, config.sigma, config.answers)
 
     def batches(seed: int, epoch: int) -> list[list[int]]:
         return rows.batches(config.batch_size, seed, epoch)

@@ -30,12 +30,10 @@ from qalib.study.stages.baseline import (
     train_adapter,
 )
 from qalib.study.stages.block_skim import (
-    BlockPrediction,
     Pruning,
     SkimAnswerConfig,
     SkimTraining,
     load_skim_reader,
-    predict_blocks,
     train_skim,
 )
 from qalib.study.stages.distillation import cache_teacher
@@ -211,25 +209,6 @@ def operating_points(study: Study, skimmer: Run) -> list[dict]:
     held = hold_out(study.data("train", "readers_data"), skimmer.config["held_out"])[1]
     run = study.run(choose_thresholds, Thresholds(plan.recalls), weights=skimmer, data=held)
     return run.metrics["rows"]
-
-
-def predict_everywhere(study: Study, skimmer: Run) -> dict[str, tuple[Dataset, Run]]:
-    """Blocks of the held-out passages and of some questions of four test sets, by name.
-
-    They are kept with the records, since the guarantees of notebook 06 are computed from them.
-    """
-    plan = study.config("base_skim", BaseSkim)
-    held = hold_out(study.data("train", "readers_data"), skimmer.config["held_out"])[1]
-    tests = [(n, d) for n, d in reader_tests(study).items() if not n.endswith("-long")][:4]
-    sets = {"held out": some(held, 6 * plan.elsewhere)}
-    sets |= {name: some(data, plan.elsewhere) for name, data in tests}
-    config, found = BlockPrediction(precision="fp32"), {}
-    for name, data in sets.items():
-        run = study.run(predict_blocks, config, weights=skimmer, data=data)
-        if study.profile.name == "study":
-            study.cache.publish(run, ("*.safetensors", "*.csv"))
-        found[name] = data, run
-    return found
 
 
 def pruning_at(plan: BaseSkim, point: dict) -> Pruning:
