@@ -168,8 +168,13 @@ class FusedAttention:
         shift = shift if bias is None else shift + bias
         return torch.add(shift, scores, alpha=query.shape[-1] ** -0.5).exp_()
 
-    _queries = cached_property(lambda self: _by_head(self.query))
-    _keys = cached_property(lambda self: _by_head(self.key))
+    @cached_property
+    def _queries(self) -> Tensor:
+        return _by_head(self.query)  # (B H, L, d)
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        return _by_head(self.key)
 
 
 def _by_head(values: Tensor) -> Tensor:
@@ -253,8 +258,9 @@ class GroupedAttention:
         return self._join(lambda at, x: x.attention_to(sets[at.rows, :, : at.length]), self.length)
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        query = lambda at, x: x.attention_from(sets[at.rows, :, : at.length])  # noqa: E731
-        return self._join(query, self.length)
+        return self._join(
+            lambda at, x: x.attention_from(sets[at.rows, :, : at.length]), self.length
+        )
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
         positions, real = blocks.positions(size)

@@ -194,8 +194,8 @@ class BlockSkimCNN(BlockPredictor):
     def score(self, inputs: PredictorInputs) -> Tensor:
         attention = inputs.layers[self.layers[0]].attention
         maps = attention.diagonal_blocks(inputs.blocks, self.size).float()  # (B, H, K, S, S)
-        score = lambda maps: self.last(self.features(maps))  # noqa: E731
-        return _by_block(score, maps.transpose(1, 2), inputs.blocks.real, self.training)
+        maps, real = maps.transpose(1, 2), inputs.blocks.real
+        return _by_block(lambda x: self.last(self.features(x)), maps, real, self.training)
 
     def features(self, maps: Tensor) -> Tensor:
         """(N, H, S, S) -> (N, F)"""

@@ -139,7 +139,7 @@ def run_notebooks(
             place, problem = f"{notebook.name} ({number} of {len(chosen)})", ""
             if force or why_stale(notebook, profile, paths):
                 say(f"{place}: started in profile {profile}")
-                begin, seconds = time.monotonic(), settings.budget(notebook.name[:2])
+                begin, seconds = time.monotonic(), settings.sections["budget"]["default"]
                 problem = _run(notebook, profile, seconds, begun, paths, say)
                 say(f"{place}: {problem or f'done in {time.monotonic() - begin:.0f} s'}")
             else:

@@ -38,11 +38,6 @@ class Profile:
         log_usage("section", name)
         return build(self.sections[name], kind, place)
 
-    def budget(self, notebook: str) -> int:
-        """Seconds that a notebook ("00") may take here: section ``budget``, else its default."""
-        budget = self.sections["budget"]
-        return budget.get(notebook, budget["default"])
-
 
 def load_profile(name: str, path: Path = PROFILES) -> Profile:
     """The profile of that name, merged with those that it extends.

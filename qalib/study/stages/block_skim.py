@@ -41,7 +41,6 @@ from qalib.skim.training import (
     add_predictors,
     fit,
     fixed_features,
-    skim_task,  # noqa: F401, for notebook 05
 )
 from qalib.study.run_cache import Run, RunCache, stage
 from qalib.study.stages.baseline import (

@@ -8,6 +8,7 @@ Notation: P passage tokens, N question tokens, T teachers, R rows.
 
 from collections.abc import Callable, Sequence
 from dataclasses import field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -256,7 +257,7 @@ def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher
     task, windows = encoder_task(reader, data.examples, encoder_training(teacher).windows)
     spans = token_spans(windows, data.examples, reader.before)
     hops = [f"align {n + 1}" for n in range(align_layers(reader))] if config.attention else []
-    outputs = lambda: teacher_outputs(reader, task, config.precision)  # noqa: E731
+    outputs = partial(teacher_outputs, reader, task, config.precision)
     cache_teacher_outputs(work, spans, [outputs], DistractorMiner(data, config.mining), hops)
     mined = TeacherTargets([work / "teacher-0"]).distractors()
     return {"windows": len(spans), **mining_report(mined)}
