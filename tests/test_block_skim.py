@@ -21,7 +21,7 @@ from qalib.models.encoder import EncoderConfig
 from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
 from qalib.skim.calibration import recall_curve
 from qalib.skim.predictors import PredictorConfig
-from qalib.skim.training import answer_chances, fit, skim_optimizer
+from qalib.skim.training import answer_chances, fit, skim_optimizer, skim_task
 from qalib.study.run_cache import Run, RunCache
 from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, train_encoder
 from qalib.study.stages.block_skim import (
@@ -41,7 +41,6 @@ from qalib.study.stages.block_skim import (
     load_skim_reader,
     predict_blocks,
     read_blocks,
-    skim_task,
     summarize_blocks,
     train_skim,
 )
