@@ -77,7 +77,7 @@ def prepare(place: Path) -> None:
     torch.manual_seed(0)
     config = SkimConfig(PredictorConfig("question", block_size=8), (1,), (1,), (0.4,))
     reader = load_reader(place / "model")
-    save_skimmer(place / "skimmer", Skimmer.from_encoder(reader.encoder, config), reader.encoder)
+    save_skimmer(place / "skimmer", Skimmer.beside(reader.encoder, config), reader.encoder)
     cache = RunCache(place / "runs", place / "records")
     for seed in range(3):
         cache.publish(cache.run(toy, {"seed": seed}), ("*.txt",))

@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
     encoder = load_reader(folder).encoder
     measured = (Measurement("made up", 100, 98, 0.4),)
     calibration = asdict(Calibration(1, 0.4, 0.95, None, measured))
-    save_skimmer(folder, Skimmer.from_encoder(encoder, config), encoder, calibration)
+    save_skimmer(folder, Skimmer.beside(encoder, config), encoder, calibration)
     return str(folder)
 
 

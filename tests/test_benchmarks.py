@@ -85,7 +85,7 @@ def make_skimmer(reader, kind: str = "question", layers=(1,), **settings) -> Ski
     settings = {"prune_layers": (1,), "thresholds": (0.5,), **settings}
     torch.manual_seed(5)
     config = SkimConfig(replace(PREDICTOR, kind=kind), layers, **settings)
-    return Skimmer.from_encoder(reader.encoder, config).eval()
+    return Skimmer.beside(reader.encoder, config).eval()
 
 
 @pytest.fixture

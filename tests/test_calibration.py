@@ -326,7 +326,7 @@ def test_impossible_calibrations_are_refused(questions, options, words, calibrat
 
 def test_a_calibration_comes_back_and_damage_is_named(tmp_path):
     config = SkimConfig(PredictorConfig("question", block_size=8), layers=(1, 2))
-    skimmer = Skimmer.from_encoder(tiny_encoder(), config)
+    skimmer = Skimmer.beside(tiny_encoder(), config)
     measured = (Measurement("mine", 200, 199, 0.4), Measurement("other", 10, 9, 0.5))
     found = Calibration(2, 0.3, 0.99, 0.9, measured)
     save_skimmer(tmp_path, skimmer, calibration=asdict(found))

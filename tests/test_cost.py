@@ -52,7 +52,7 @@ def counted_macs(step) -> int:
 def test_a_pass_costs_what_torch_counts(kind):
     model = tiny_encoder(kind)
     config = SkimConfig(PredictorConfig("random", block_size=4), (1, 2), (1, 2), (0.5, 0.5))
-    skimmer, cost = Skimmer.from_encoder(model, config).eval(), CostModel.of(model)
+    skimmer, cost = Skimmer.beside(model, config).eval(), CostModel.of(model)
     positions = 3 * 2 * 16 * 16**2 if kind == "deberta-v2" else 0  # projected once a batch
     for layer in ("1", "2"):
         skimmer.predictors[layer] = Looks(int(layer))
@@ -143,7 +143,7 @@ def test_predictors_cost_what_the_packed_pass_computes_for_them(kind):
     """With the attention entries that are computed again, as the fused kernel keeps no map."""
     model = tiny_encoder(max_position_embeddings=300)
     config = SkimConfig(PredictorConfig(kind, block_size=16), (2,), (2,), (0.0,))
-    skimmer = Skimmer.from_encoder(model, config).eval()
+    skimmer = Skimmer.beside(model, config).eval()
     inputs, cost = windows(rows=((16, 224),)), CostModel.of(model, skimmer)
     tokens = skimmer.run(model, **inputs).tokens[0].numpy()
     expected = counted_macs(lambda: skimmer.run(model, **inputs)) - cost.encoder_macs(tokens)
@@ -155,7 +155,7 @@ def test_forwarded_tokens_are_counted():
     """Pruned tokens whose output the span head reads: exact but for the head of kept tokens."""
     model = tiny_encoder()
     config = SkimConfig(PredictorConfig("random", 4), (1,), (1,), (0.5,), pruned_logits="forward")
-    skimmer = Skimmer.from_encoder(model, config).eval()
+    skimmer = Skimmer.beside(model, config).eval()
     inputs, cost = windows(rows=((3, 20),)), CostModel.of(model, skimmer)
     keep = torch.tensor([[True, False, True, False, False]])
     output = keep_blocks(skimmer, keep).run(model, **inputs)
@@ -166,5 +166,5 @@ def test_forwarded_tokens_are_counted():
     assert counted == expected + cost.head * left
     counted = predictor_macs(PredictorConfig("combined", 4), skimmer.shape, 32, 3, packed=True)
     config = SkimConfig(PredictorConfig("combined", block_size=4), (1, 3))
-    cost = CostModel.of(model, Skimmer.from_encoder(model, config))
+    cost = CostModel.of(model, Skimmer.beside(model, config))
     assert cost.predictor_macs(3, [32, 0], 3).tolist() == [counted, 0.0]

@@ -102,7 +102,7 @@ def test_the_kits_predictors_see_the_same(kind):
     for name in PREDICTORS:
         torch.manual_seed(0)
         config = SkimConfig(PredictorConfig(name, 4), (1, 3), (1, 3), (0.5, 0.5))
-        skimmer = Skimmer.from_encoder(model, config).eval()
+        skimmer = Skimmer.beside(model, config).eval()
         skimmer.set_options(thresholds=halfway(skimmer, model, inputs))
         assert_same(*both(skimmer, model, inputs), real)
 

@@ -265,3 +265,10 @@ def test_wrong_settings_of_a_checkpoint_are_named(tmp_path, stored, message):
     with pytest.raises(QalibError, match=message) as caught:
         load_reader(tmp_path)
     assert "qalib.json" in str(caught.value)
+
+
+def test_a_run_of_an_older_version_says_what_to_do(tmp_path):
+    run = {"stage": "train-encoder", "config": {"windows": {"max_question": 64}}}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    with pytest.raises(QalibError, match="train it again.*no key 'max_question'"):
+        windows_of(tmp_path)

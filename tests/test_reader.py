@@ -44,7 +44,7 @@ def reader(encoder_reader):
     """A reader that keeps every block, with scores far from each other."""
     config = SkimConfig(PredictorConfig("question", block_size=8), (1,), (1,), (0.0,))
     torch.manual_seed(3)
-    skimmer = Skimmer.from_encoder(encoder_reader.encoder, config)
+    skimmer = Skimmer.beside(encoder_reader.encoder, config)
     with torch.no_grad():
         for parameter in skimmer.parameters():
             parameter.add_(torch.randn_like(parameter))

@@ -33,7 +33,7 @@ def trained_skimmer(model, kind: str = "question") -> Skimmer:
         neighbours=1,
         pruned_logits="forward",
     )
-    skimmer = Skimmer.from_encoder(model, config)
+    skimmer = Skimmer.beside(model, config)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in skimmer.parameters():

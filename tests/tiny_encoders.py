@@ -137,7 +137,7 @@ def tiny_skimmer(model: nn.Module, block_size: int = 4, **settings) -> Skimmer:
     settings = {"layers": tuple(range(1, depth + 1)), **settings}
     settings.setdefault("thresholds", (0.5,) * len(settings.get("prune_layers", ())))
     predictor = PredictorConfig(block_size=block_size)
-    skimmer = Skimmer.from_encoder(model, SkimConfig(predictor, **settings))
+    skimmer = Skimmer.beside(model, SkimConfig(predictor, **settings))
     for layer in skimmer.predictors:
         skimmer.predictors[layer] = Mass(predictor, skimmer.shape, int(layer))
     return skimmer.eval()

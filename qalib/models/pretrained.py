@@ -271,9 +271,8 @@ def windows_of(model: str | Path = "") -> WindowConfig:
     if (folder / ADAPTER).is_file():
         return windows_of(_base(folder))
     if run := _run_settings(folder):
-        return build(
-            run["config"].get("windows"), WindowConfig, f"{folder / 'config.json'}, windows"
-        )
+        place = f"{folder / 'config.json'} (train it again if an older version wrote it), windows"
+        return build(run["config"].get("windows"), WindowConfig, place)
     return fit_windows(position_limit(load_config(folder)))
 
 

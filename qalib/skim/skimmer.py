@@ -1,6 +1,6 @@
 """Encoder with block predictors that prunes low-scoring passage blocks between layers.
 
-    skimmer = Skimmer.from_encoder(model, SkimConfig(PredictorConfig("question"), layers=(2, 3)))
+    skimmer = Skimmer.beside(model, SkimConfig(PredictorConfig("question"), layers=(2, 3)))
     output = skimmer.run(model, input_ids, real, passage)    # training: logits and block scores
     skimmer.eval().set_options(prune_layers=(3,), thresholds=(0.1,))
     output = skimmer.run(model, input_ids, real, passage)    # prunes
@@ -144,8 +144,8 @@ class Skimmer(nn.Module):
         )
 
     @classmethod
-    def from_encoder(cls, model: nn.Module, config: SkimConfig) -> "Skimmer":
-        """A skimmer with fresh weights for a model. Raises QalibError for an unknown kind."""
+    def beside(cls, model: nn.Module, config: SkimConfig) -> "Skimmer":
+        """A skimmer with new weights beside a model. Raises QalibError for an unknown kind."""
         return cls(config, shape_of(adapt_encoder(model)))
 
     def set_options(self, **changes) -> None:

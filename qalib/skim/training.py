@@ -62,7 +62,7 @@ def add_predictors(reader: EncoderReader, config: PredictorTraining) -> SkimRead
         pruned_logits="forward" if config.prune_layers else "mask",  # the loss must stay finite
     )
     torch.manual_seed(config.seed)
-    skimmer = Skimmer.from_encoder(reader.encoder, skim_config)
+    skimmer = Skimmer.beside(reader.encoder, skim_config)
     if config.frozen:
         reader.requires_grad_(False)
     return SkimReader(reader, skimmer, skims_in_training=bool(config.prune_layers))

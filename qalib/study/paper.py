@@ -96,7 +96,7 @@ def describe_row(rows: PaperRows, name: str) -> dict[str, str | float]:
     with torch.device("meta"):
         model = AutoModelForQuestionAnswering.from_config(config)
         modules = SkimConfig(PredictorConfig("cnn"), tuple(range(1, layers + 1)))
-        skimmer = Skimmer.from_encoder(model, modules)
+        skimmer = Skimmer.beside(model, modules)
     cost, shape = CostModel.of(model), skimmer.shape
     counts = [sum(p.numel() for p in part.parameters()) for part in (model, skimmer)]
     macs = [
