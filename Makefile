@@ -53,7 +53,7 @@ $(STAMP):
 	@echo "Installing the pinned packages into $(VENV): 1 to 3 minutes, once."
 	@mkdir -p $(VENV) && echo unfinished > $(STAMP)
 	@[ -x $(PY) ] || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
-	@$(PY) -m pip install $(REQUIREMENTS) && \
+	@$(PY) -m pip install --no-compile $(REQUIREMENTS) && \
 	    $(PY) -m pip install --no-deps --no-build-isolation --editable . || \
 	    { rm -f $(STAMP); echo "Installing failed, see above. It needs the package index; run the same command again."; exit 1; }
 	@echo "$(WANTED)" > $(STAMP)

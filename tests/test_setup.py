@@ -17,7 +17,7 @@ STAND_IN = """#!/bin/sh
 case "$*" in
     "-c "*) exit "${PYTHON_IS:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-    *"pip install -r"*) [ -z "$PIP" ] || eval "$PIP" ;;
+    *"pip install --no-compile -r"*) [ -z "$PIP" ] || eval "$PIP" ;;
 esac
 echo "$*" >> "$LOG"
 """
@@ -51,7 +51,7 @@ class Clone:
 
 
 VENV = "-m venv .venv"
-LOCK = "-m pip install -r requirements.lock"
+LOCK = "-m pip install --no-compile -r requirements.lock"
 ITSELF = "-m pip install --no-deps --no-build-isolation --editable ."
 
 
