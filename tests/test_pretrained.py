@@ -270,5 +270,5 @@ def test_wrong_settings_of_a_checkpoint_are_named(tmp_path, stored, message):
 def test_a_run_of_an_older_version_says_what_to_do(tmp_path):
     run = {"stage": "train-encoder", "config": {"windows": {"max_question": 64}}}
     (tmp_path / "config.json").write_text(json.dumps(run))
-    with pytest.raises(QalibError, match="train it again.*no key 'max_question'"):
+    with pytest.raises(QalibError, match=r"train it again.*no key 'max_question'"):
         windows_of(tmp_path)
