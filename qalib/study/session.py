@@ -29,7 +29,7 @@ class DataConfig:
 
     train: tuple[str, ...] = ("almanac",)
     test: tuple[str, ...] = ("almanac",)
-    train_questions: int = 0  # of the corpus, or the first of the sources; 0 = all
+    train_questions: int = 0  # of the corpus, or evenly spread over the sources; 0 = all
     test_questions: int = 0
     passage_length: int = 800  # characters, corpus only
     misleading: str = ""  # corpus only: where sentences are added, "front" or "end"
@@ -136,4 +136,6 @@ def load_profile_data(config: DataConfig, split: str) -> Dataset:
     whole = parts[0] if len(parts) == 1 else merge(together, parts)
     if not count:
         return whole
-    return make_dataset(whole.name, whole.examples[:count], whole.path, whole.raw_sha256)
+    count = min(count, len(whole))
+    spread = [whole.examples[n * len(whole) // count] for n in range(count)]
+    return make_dataset(whole.name, spread, whole.path, whole.raw_sha256)
