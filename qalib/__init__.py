@@ -5,7 +5,7 @@ __all__ = ["open_study", "pipeline"]
 
 
 def __getattr__(name: str):
-    """Import ``open_study``, with which every notebook begins, or ``pipeline`` when it is used."""
+    """Import ``open_study`` (the start of every notebook) or ``pipeline`` only when it is used."""
     homes = {"open_study": "qalib.study.session", "pipeline": "qalib.pipelines"}
     if name in homes:
         from importlib import import_module

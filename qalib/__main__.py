@@ -1,4 +1,4 @@
-"""The command line: ``python -m qalib COMMAND``. ``--help`` lists the commands."""
+"""The command line: ``python -m qalib COMMAND``; ``--help`` lists the commands."""
 
 import signal
 import sys
@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # as run_qa
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # as run_qa.py
 )
 app.command("answer")(answer.answer_command)
 app.command("score")(score.score_command)
@@ -25,11 +25,11 @@ app.add_typer(skim.app, name="skim")
 app.add_typer(bench.app, name="bench")
 app.command("fetch")(fetch.fetch_command)
 app.add_typer(study.app, name="study")
-app.command("run-notebooks", hidden=True)(study.run_notebooks_command)  # named in figures/
+app.command("run-notebooks", hidden=True)(study.run_notebooks_command)  # older name
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C; typer would answer a KeyboardInterrupt with an empty line."""
+    """Raised by Ctrl-C, because typer exits without a message on a KeyboardInterrupt."""
 
 
 def _interrupt(*_) -> None:
@@ -37,7 +37,7 @@ def _interrupt(*_) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user error is one line and exit status 2."""
+    """Run the command line. A QalibError is one line and exit status 2, Ctrl-C status 130."""
     signal.signal(signal.SIGINT, _interrupt)
     show_other = warnings.showwarning
 

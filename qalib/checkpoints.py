@@ -1,8 +1,8 @@
-"""Checkpoints of a training run, and weights on disk: safetensors and JSON, written atomically.
+"""Checkpoints of a training run and weights on disk: safetensors and JSON, written atomically.
 
-``folder/checkpoint-000200/`` holds model.safetensors, optimizer.safetensors, state.json and, for
-every process, random-<rank>.safetensors. It is written under another name and renamed, so it is
-complete or not there.
+``folder/checkpoint-000200/`` holds model.safetensors, optimizer.safetensors, state.json and one
+random-<rank>.safetensors per process. It is written under a temporary name and renamed at the end,
+so a checkpoint is either complete or absent.
 """
 
 import json
@@ -16,13 +16,13 @@ from qalib.errors import QalibError
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that training can change: parameters with gradients, and buffers."""
+    """The tensors that training can change: trainable parameters and all buffers, by name."""
     moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return moved | dict(model.named_buffers())
 
 
 def save_weights(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file, complete or not at all."""
+    """Write tensors to a safetensors file, completely or not at all."""
     from safetensors.torch import save_file
 
     partial = path.with_name(path.name + ".partial")
@@ -60,9 +60,9 @@ def put_weights(model: nn.Module, tensors: dict[str, Tensor], source: str = "wei
 
 
 def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, accelerator) -> None:
-    """Write ``checkpoint-<step>`` and then remove the older ones; called by every process.
+    """Write ``checkpoint-<step>``, then remove the older ones; every process must call this.
 
-    There is a complete checkpoint at every moment: a second one of the same step gets another name.
+    A complete checkpoint exists at all times: a second one of the same step is named "...-again".
     """
     target = folder / f"checkpoint-{step:06d}"
     if target.exists():
@@ -78,7 +78,7 @@ def save_checkpoint(folder: Path, step: int, model, optimizer, state: dict, acce
     save_weights(random, partial / f"random-{accelerator.process_index}.safetensors")
     if accelerator.is_main_process:
         save_weights(trained_tensors(model), partial / "model.safetensors")
-        tensors = {  # by the number of the parameter
+        tensors = {  # keys: parameter index and name
             f"{number}.{name}": torch.as_tensor(value)
             for number, entry in optimizer.state_dict()["state"].items()
             for name, value in entry.items()
@@ -101,16 +101,17 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, model, optimizer, accelerator) -> dict:
-    """Restore model, optimiser and random state; returns the saved ``state``.
+    """Restore model, optimiser and random state; return the saved ``state``.
 
-    Raises QalibError if the checkpoint does not fit the model or the number of processes.
+    Raises QalibError if the checkpoint does not fit the model or was saved by another number of
+    processes.
     """
     put_weights(model, load_weights(path / "model.safetensors"), str(path))
     _restore_optimizer(optimizer, load_weights(path / "optimizer.safetensors"))
-    random = path / f"random-{accelerator.process_index}.safetensors"
-    if not random.exists():
-        raise QalibError(f"{path}: saved by fewer processes; resume with as many as before.")
-    state = load_weights(random)
+    saved = len(list(path.glob("random-*.safetensors")))
+    if saved != accelerator.num_processes:
+        raise QalibError(f"{path}: saved by {saved} processes; resume with as many.")
+    state = load_weights(path / f"random-{accelerator.process_index}.safetensors")
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -1,6 +1,6 @@
 """The output of every reader, and its decoding into answer spans.
 
-Notation: B batch, L positions, W longest answer in positions, K spans wanted.
+Notation: B batch, L positions, W maximum answer length in positions, K spans per row.
 
 A reader scores a span (i, j) by ``start_logits[i] + end_logits[j]`` for i <= j < i + W.
 """
@@ -14,26 +14,26 @@ from torch.nn.functional import max_pool1d, pad
 
 
 class ReaderOutput(NamedTuple):
-    """The output of a reader for a batch; logits outside the mask carry no meaning."""
+    """The output of a reader for a batch; logits outside ``mask`` have no meaning."""
 
     start_logits: Tensor  # (B, L)
     end_logits: Tensor  # (B, L)
     mask: Tensor  # (B, L) bool, true where an answer may start or end
     attentions: Mapping[str, Tensor] = {}  # named attention maps, where requested
-    aux: Any = None  # further results of one kind of reader, such as ``skim.skimmer.SkimOutput``
+    aux: Any = None  # further output of some readers, such as ``skim.skimmer.SkimOutput``
 
 
 class SpanPredictions(NamedTuple):
-    """The K best spans of each row, best first; ``scores`` is -inf where a row has fewer."""
+    """The K best spans of each row, best first; ``scores`` is -inf if a row has fewer spans."""
 
     starts: Tensor  # (B, K) int64
     ends: Tensor  # (B, K) int64, inclusive
     scores: Tensor  # (B, K) float32, start logit + end logit
-    log_total: Tensor  # (B,) float32, log of the summed exp(score) of all valid spans
+    log_total: Tensor  # (B,) float32, log-sum-exp of the scores of all valid spans
 
 
 def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
-    """``logits`` as float32 with the dtype's minimum where ``mask`` is false.  (B, L) -> (B, L)"""
+    """``logits`` (..., L) as float32, the dtype's minimum where ``mask`` (broadcast) is false."""
     logits = logits.float()
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
 
@@ -43,15 +43,15 @@ def decode_spans(
 ) -> SpanPredictions:
     """The k best spans of every row.  (B, L) x 3 -> SpanPredictions
 
-    Of equal scores the earlier start comes first, then the earlier end. Exact without scoring all
-    spans: a span among the k best begins at one of the k starts with the best span each.
+    Ties are ordered by start, then by end. The result is exact although not every span is scored:
+    each of the k best begins at one of the k starts whose own best spans score highest.
     ``max_length`` W counts positions, both ends included.
     """
     length = start_logits.shape[1]
     width = min(max_length, length)
     start = start_logits.float().masked_fill(~mask, -torch.inf)
     end = pad(end_logits.float().masked_fill(~mask, -torch.inf), (0, width - 1), value=-torch.inf)
-    best = start + max_pool1d(end, width, stride=1)  # (B, L), the best span from each start
+    best = start + max_pool1d(end, width, stride=1)  # (B, L), the best score from each start
     begins = _best(best, k)[1].sort(dim=1).values  # (B, k)
     reach = begins[:, :, None] + torch.arange(width, device=end.device)
     ends = end.gather(1, reach.flatten(1)).view_as(reach)
@@ -63,13 +63,13 @@ def decode_spans(
 
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of the k highest of each row; ties, unlike with topk, in their order."""
+    """The k highest scores of each row and their indices; unlike in topk, ties keep their order."""
     values, indices = scores.sort(dim=1, descending=True, stable=True)
     return values[:, :k], indices[:, :k]
 
 
 def window_logsumexp(x: Tensor, width: int) -> Tensor:
-    """log sum exp over every window of W neighbours, by recursive halving.  (B, n) -> (B, n-W+1)"""
+    """Log-sum-exp of every window of W neighbours, by recursive halving.  (B, n) -> (B, n-W+1)"""
     if width == 1:
         return x
     half = window_logsumexp(x, width // 2)

@@ -1,12 +1,12 @@
-"""The one exception that a user's mistake raises, and the warning for what is tolerated."""
+"""The exception for a user's mistakes, and the warning for tolerated problems in a file."""
 
 
 class QalibError(Exception):
-    """A user's mistake: one sentence with the file, the place and the way out.
+    """A user's mistake: one sentence that names the file, the place and how to correct it.
 
     The command line prints it as a single line and exits with status 2.
     """
 
 
 class DataWarning(UserWarning):
-    """What was tolerated in a file: one sentence that counts it and names the first."""
+    """Tolerated problems in a file: one sentence with their number and the first of them."""

@@ -1,4 +1,4 @@
-"""Small things that are done with files: one JSON form, whole writes, locks, a full disk."""
+"""File utilities: canonical JSON, atomic writes, locks, and clear errors for a full disk."""
 
 import dataclasses
 import errno
@@ -16,8 +16,8 @@ from qalib.errors import QalibError
 def to_json_data(value: object, place: str = "value") -> object:
     """``value`` as plain JSON data: tuples become lists, dataclasses and mappings dictionaries.
 
-    Raises QalibError, naming the place, for anything that has no single written form: NaN and
-    infinities, keys that are not strings, and every other type.
+    Raises QalibError naming ``place`` for anything without a unique JSON form: NaN, infinities,
+    keys that are not strings, and values of other types.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -37,21 +37,21 @@ def to_json_data(value: object, place: str = "value") -> object:
 
 
 def canonical(value: object, place: str = "value") -> str:
-    """The one JSON text of ``value``, equal for equal values. Raises as ``to_json_data`` does."""
+    """Compact JSON of ``value``, equal for equal data. Raises as :func:`to_json_data` does."""
     return json.dumps(
         to_json_data(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False
     )
 
 
 def pretty(value: object, place: str = "value") -> str:
-    """The same data for people: indented, keys sorted, characters as they are, newline at end."""
+    """Readable JSON of ``value``: indented, keys sorted, non-ASCII kept, a newline at the end."""
     return (
         json.dumps(to_json_data(value, place), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     )
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part of it."""
+    """Write a file so that a reader sees either the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode("utf-8") if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -66,7 +66,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Ask the disk to keep every file and folder below ``folder`` through a power cut."""
+    """Flush ``folder`` and everything below it to disk, so that it survives a power cut."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_file() or os.name == "posix":  # folders can be opened on POSIX only
             handle = os.open(path, os.O_RDONLY)
@@ -78,10 +78,10 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def exclusive(lock: Path, what: str, timeout: float = 0.0) -> Iterator[None]:
-    """Hold ``lock`` for the length of the block; the system lets go of it if the process dies.
+    """Hold the file lock ``lock`` during the block; the system releases it if the process dies.
 
-    Raises QalibError with the holder's process id and ``what`` it works on if another process keeps
-    it for ``timeout`` seconds.
+    Raises QalibError with the holder's process id and ``what`` it is working on if another process
+    still holds it after ``timeout`` seconds.
     """
     from filelock import FileLock, Timeout
 
@@ -105,7 +105,7 @@ def exclusive(lock: Path, what: str, timeout: float = 0.0) -> Iterator[None]:
 
 
 def replace_dir(draft: Path, final: Path) -> None:
-    """Give a complete folder its name; an older one of that name goes last."""
+    """Rename ``draft`` to ``final``; an existing ``final`` is renamed first and removed last."""
     old = final.with_name(f"{final.name}.old")
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -116,7 +116,7 @@ def replace_dir(draft: Path, final: Path) -> None:
 
 @contextmanager
 def translate_os_errors(root: Path) -> Iterator[None]:
-    """Turn what the file system refuses below ``root`` into one sentence that says what to do."""
+    """Turn a full disk or a refused path into a QalibError that says what to do."""
     try:
         yield
     except Exception as error:
@@ -134,7 +134,7 @@ def translate_os_errors(root: Path) -> Iterator[None]:
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says so; some libraries only in their text."""
+    """Whether an error or one of its causes is a full disk; some libraries only say so in text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -145,9 +145,9 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def log_usage(kind: str, name: str, value: object = None) -> None:
-    """Add to the file that the notebook runner names in QALIB_NOTES what a notebook used or made.
+    """Append what a notebook used or made to the file QALIB_NOTES, for the notebook runner.
 
-    ``kind``: "run", "figure", "data" or "section". Without the variable this does nothing.
+    ``kind``: "run", "figure", "data", "section" or "claim". Does nothing without the variable.
     """
     if path := os.environ.get("QALIB_NOTES"):
         with open(path, "a", encoding="utf-8") as file:

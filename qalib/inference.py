@@ -1,14 +1,14 @@
-"""Answer questions with a trained reader: n-best spans with probabilities, in long passages too.
+"""Answer questions with a trained reader: n-best spans with probabilities, any passage length.
 
     answerer = QuestionAnswerer.load()
     answerer.answer("Who built the bridge?", passage)[0].text
 
-A long passage is split into overlapping windows, batch by batch. The probability of a span is its
-share among all spans of all windows, ``exp(score) / sum exp(score')``, so windows compete.
-Predictions do not depend on what else is in the batch.
+A long passage is split into overlapping windows. The probability of a span is its share of the
+spans of all windows, ``exp(score) / sum exp(score')``; if the windows allow "no answer", that
+counts as one more span. Predictions do not depend on what else is in the batch.
 
-A reader that skims (``qalib.skim.reader.SkimReader``) is used like any encoder reader. Its output's
-``aux`` has ``token_fraction`` (B,), the fraction of each passage that was processed by all layers.
+A reader that skims (``qalib.skim.reader.SkimReader``) is used like any encoder reader; the ``aux``
+of its output has ``token_fraction`` (B,), the share of each passage that all layers processed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,12 +57,12 @@ class AnswerConfig:
 
 @settings
 class ByteAnswerConfig:
-    """How spans of characters are decoded and how questions are batched."""
+    """How the spans of a byte-level reader are decoded and how questions are batched."""
 
     text: ByteConfig = field(default_factory=ByteConfig)
     n_best_size: Count = 1
-    max_answer_length: Count = 160  # in positions, that of the longest in SQuAD's dev set
-    positions_per_batch: Count = 32768  # padded passage positions, counted for every question
+    max_answer_length: Count = 160  # in positions, as in the longest answer of SQuAD's dev set
+    positions_per_batch: Count = 32768  # padded passage positions, counted once per question
     precision: Precision = "auto"
 
 
@@ -82,13 +82,13 @@ class Prediction:
     """The answers to one question, and how much of the passage was processed."""
 
     candidates: list[AnswerCandidate]  # best first
-    token_fraction: float  # of the passage's tokens processed by all layers; 1 without skimming
-    windows: int = 1  # of the passage
-    null_odds: float | None = None  # score of "no answer" less the best span's
+    token_fraction: float  # share of passage tokens that all layers process; 1 without skimming
+    windows: int = 1  # number of windows of the passage
+    null_odds: float | None = None  # score of "no answer" minus the best span's
 
 
 class _Answering:
-    """What all question answerers share; subclasses define ``predict(examples, progress)``."""
+    """Base of all question answerers; subclasses define ``predict(examples, progress)``."""
 
     def __init__(self, reader: nn.Module, config):
         self.reader = reader.eval()
@@ -107,13 +107,13 @@ class _Answering:
         return [prediction.candidates for prediction in self.predict(examples, progress)]
 
     def predictions(self, examples: Sequence[Example], progress: bool = False) -> dict[str, str]:
-        """Question id to best answer text: the official prediction format."""
+        """The best answer text by question id: the official prediction format."""
         found = self.answer_many(examples, progress)
         return {e.id: best[0].text for e, best in zip(examples, found, strict=True)}
 
     @torch.inference_mode()
     def forward(self, batch) -> ReaderOutput:
-        """The reader's output. Raises QalibError if it fails, or gives NaN or infinity."""
+        """The reader's output. Raises QalibError if it fails or a logit is NaN or +infinity."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 output = self.reader(batch.to(self.device))
@@ -150,10 +150,10 @@ class QuestionAnswerer(_Answering):
     def load(
         cls, checkpoint: str | Path = "", config: AnswerConfig | None = None, device: str = ""
     ) -> "QuestionAnswerer":
-        """The default reader or that of a checkpoint folder. Raises QalibError if it is damaged.
+        """An answerer with the reader of ``checkpoint``, found and checked as in ``load_reader``.
 
-        Without ``config``, inputs are cut as in training. On a CPU with bf16 units the weights are
-        converted once.
+        Without ``config``, windows are those of training. In bf16 on a CPU, the weights are
+        converted once. Raises QalibError if the reader or the device cannot be used.
         """
         config = config or AnswerConfig(windows=windows_of(checkpoint))
         device = choose_device(device)
@@ -179,11 +179,11 @@ class QuestionAnswerer(_Answering):
         ]
 
     def make_windows(self, examples: Sequence[Example]) -> Sequence[Window]:
-        """The inputs of some examples, as the reader takes them."""
+        """The model inputs of ``examples``, in their order."""
         return LazyWindows(examples, self.reader.tokenizer, self.config.windows)
 
     def collate(self, windows: list[Window], examples: Sequence[Example]) -> Batch:
-        """A batch of some windows of ``examples``."""
+        """The padded batch of some windows, which were made from ``examples``."""
         pad_id = self.reader.tokenizer.pad_token_id or 0
         return collate(windows, pad_id, multiple=self.multiple)
 
@@ -218,7 +218,7 @@ class QuestionAnswerer(_Answering):
         if self.config.windows.null or not ranked:
             no_answer = AnswerCandidate("", 0, 0, probability(null, total), null)
             threshold = self.config.null_score_diff_threshold
-            # "no answer" is first if its score passes the threshold, else ranked by its score
+            # "no answer" is first if its lead exceeds the threshold, else it ranks second or lower
             if ranked and null - ranked[0].score <= threshold:
                 ranked = [ranked[0], *sorted([*ranked[1:], no_answer], key=lambda c: -c.score)]
             else:
@@ -229,7 +229,7 @@ class QuestionAnswerer(_Answering):
 
 
 class WordQuestionAnswerer(QuestionAnswerer):
-    """Answer questions with a word-level reader; ``text`` is how passages are cut."""
+    """Answer questions with a word-level reader; ``text`` says how passages are split."""
 
     def __init__(
         self,
@@ -248,13 +248,13 @@ class WordQuestionAnswerer(QuestionAnswerer):
 
 
 class ByteQuestionAnswerer(_Answering):
-    """Answer questions with a byte-level reader, which processes a passage in one piece."""
+    """Answer questions with a byte-level reader, which reads a passage without splitting it."""
 
     def __init__(self, reader: ByteReader, config: ByteAnswerConfig | None = None):
         super().__init__(reader, config or ByteAnswerConfig())
 
     def predict(self, examples: Sequence[Example], progress: bool = False) -> list[Prediction]:
-        """As :meth:`QuestionAnswerer.predict`."""
+        """Same as :meth:`QuestionAnswerer.predict`."""
         _check(examples)
         rows = QuestionRows(passage_features(examples, self.config.text), gold_only=False)
         found: dict[int, Prediction] = {}
@@ -267,7 +267,7 @@ class ByteQuestionAnswerer(_Answering):
     def _score(
         self, rows: QuestionRows, chosen: list[int], examples: Sequence[Example]
     ) -> list[list[AnswerCandidate]]:
-        """The n best answers of different text for some questions, by row."""
+        """The n best answers with distinct texts for each of the ``chosen`` rows."""
         output, n = self.forward(rows.collate(chosen)), self.config.n_best_size
         k = n if n == 1 else 8 * n  # more than wanted: some spans have the same text
         spans = decode_spans(*output[:3], k=k, max_length=self.config.max_answer_length)
@@ -299,9 +299,9 @@ class _ScoredWindow:
 
 
 def choose_device(name: str = "") -> torch.device:
-    """The device of that name (cuda, cuda:1, mps, cpu); "" is cuda where there is one, else cpu.
+    """The device of that name (cuda, cuda:1, mps, cpu); "" is cuda if there is one, else cpu.
 
-    Raises QalibError if this machine has no such device.
+    Raises QalibError if the device cannot be used on this machine.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -320,7 +320,7 @@ def _check(examples: Sequence[Example]) -> None:
 def _batches(
     lengths: Sequence[int], budget: int, unit: str, progress: bool, multiple: int = MULTIPLE
 ) -> Iterator[list[int]]:
-    """Batches of rows of like length, with a progress bar in a terminal."""
+    """Batches of rows of similar length, with a progress bar."""
     if not lengths:
         return
     with progress_bar(len(lengths), "answer", unit, show=progress) as bar:
@@ -330,12 +330,12 @@ def _batches(
 
 
 def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
-    """Characters [start, end) without white space at either end."""
+    """Characters [start, end) of ``text``, less the white space at both ends."""
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip())
     return start, start + len(piece.strip())
 
 
 def probability(score: float, total: float) -> float:
-    """exp(score - total), 0 where the total is."""
+    """exp(score - total); 0 if ``total`` is -inf."""
     return float(torch.tensor(score - total).exp()) if total > -torch.inf else 0.0

@@ -1,11 +1,11 @@
-"""Every loss of the kit as a function of tensors, formula first. Each returns (B,), one a row.
+"""All losses of the library as functions of tensors. Each returns (B,), one value per row.
 
 Notation: B batch, L positions, A gold answers of an example (padded with weight 0), K blocks,
-T teachers, M question tokens; p1 and p2 a reader's probabilities of the start and of the end.
+T teachers, M question tokens; b1, b2 a reader's start and end logits, p1, p2 its probabilities.
 
 Masks are boolean, true = real. Masked logits become the dtype's minimum before any softmax, so
-padding has probability 0. All losses are averaged over all rows of a batch, also over those where
-one of them is 0.
+padding has probability 0. Training averages a loss over all rows of a batch, including rows where
+it is 0.
 
 Sources: Guan et al. 2022 (Block-Skim), Hu et al. 2018 (answer distillation).
 """
@@ -39,7 +39,7 @@ def span_loss(
 
         loss_a = -log p1(s_a) - log p2(e_a)
 
-    ``smoothing``: a share s of the label spread evenly over the n real positions,
+    ``smoothing`` s spreads a share s of the label evenly over the n real positions:
 
         (1 - s) loss + s (-1/n sum_i log p1(i) - 1/n sum_j log p2(j))
 
@@ -55,9 +55,9 @@ def span_loss(
 
 
 def over_answers(loss: Tensor, weights: Tensor, reduction: str) -> Tensor:
-    """One loss a row from those of its gold answers with weights w_a, sum_a w_a = 1.
+    """Reduce the losses of each row's gold answers to one; their weights w_a sum to 1.
 
-        mean : sum_a w_a loss_a          every annotator counts by their share
+        mean : sum_a w_a loss_a          each answer counts by its share of the annotators
         min  : min_{a: w_a > 0} loss_a   the easiest gold answer (byte-level page)
 
     loss, weights (B, A) -> (B,). Raises ValueError for an unknown reduction.
@@ -76,11 +76,11 @@ def gaussian_span_loss(
     sigma: float,
     reduction: Literal["min", "mean"] = "min",
 ) -> Tensor:
-    """KL divergence of the predicted from Gaussian starts and ends, by :func:`over_answers`.
+    """KL divergence from Gaussian targets to p1 and p2, reduced by :func:`over_answers`.
 
         loss_a = KL(N(s_a, sigma) || p1) + KL(N(e_a, sigma) || p2)
 
-    A guess two characters off is nearly right, and a target that decays with distance says so.
+    The targets decay with distance, so that a near miss costs less than a distant error.
     spans (B, A, 2) int64 inclusive, weights (B, A) float, sigma in positions -> (B,) float32;
     sigma 0 is cross-entropy. Every row needs a gold answer.
     """
@@ -120,7 +120,7 @@ def _divergence(target: Tensor, log_prediction: Tensor) -> Tensor:
 
 @settings
 class SkimLossConfig:
-    """Which block loss, its two weights, and ``two_tokens`` of :func:`block_labels`."""
+    """The kind of block loss, its two weights, and ``two_tokens`` of :func:`block_labels`."""
 
     kind: Literal["paper", "per token", "released"] = "paper"
     alpha: Weight = 1.0  # weight of this loss relative to the answer loss
@@ -135,17 +135,17 @@ RELEASED = SkimLossConfig("released", alpha=0.1, beta=20.0, two_tokens=True)
 def skim_loss(
     logits: Iterable[Tensor], labels: Tensor, sizes: Tensor, config: SkimLossConfig = PAPER
 ) -> Tensor:
-    """alpha times the sum over layers of the block loss.  -> (B,) float32
+    """Weighted binary cross-entropy of the block scores, summed over layers.  -> (B,) float32
 
         c_k = -beta y_k log sigma(x_k) - (1 - y_k) log (1 - sigma(x_k))
         paper     : alpha sum_l sum_k c_k                Eq. 4 and 5
-        per token : alpha sum_l sum_k n_k c_k / 32       the same for whole blocks of 32 tokens
+        per token : alpha sum_l sum_k n_k c_k / 32       equal to "paper" for full blocks of 32
         released  : alpha sum_l sum_k c_k / sum_k (beta y_k + 1 - y_k)
 
-    logits: x, (B, K) per layer l; labels y (B, K), bool or 0 to 1; sizes n (B, K) tokens, 0 for
-    blocks that do not exist or were not scored. Per token the loss does not depend on the size of
-    the blocks. 0 for a row without blocks. The released code takes its weighted mean over all
-    blocks of a batch, question and padding included; here it is over each row's passage blocks.
+    logits: x (B, K) of each layer l; labels y (B, K), bool or 0 to 1; sizes n (B, K) in tokens, 0
+    for blocks that do not exist or were not scored. "per token" makes the scale independent of the
+    block size. A row without blocks has loss 0. The released code takes the weighted mean over all
+    blocks of a batch, including question and padding; here it is over each row's passage blocks.
     """
     real, y = sizes > 0, labels.float()
     weights = (sizes / 32 if config.kind == "per token" else 1.0) * real
@@ -154,7 +154,7 @@ def skim_loss(
         weights = real / total.clamp(min=torch.finfo().tiny)
     total = y.new_zeros(len(y))
     for layer in logits:
-        x = layer.float().masked_fill(~real, 0.0)  # masked logits may be the lowest number
+        x = layer.float().masked_fill(~real, 0.0)  # masked logits may be the dtype's minimum
         loss = config.beta * y * softplus(-x) + (1 - y) * softplus(x)
         total = total + (weights * loss).sum(dim=1)
     return config.alpha * total
@@ -167,7 +167,7 @@ def block_labels(
 
     membership (B, K, L) bool: position l is in block k; spans (B, A, 2) int64 inclusive; weights
     (B, A), 0 where padded. ``two_tokens``: the rule of the released code, at least two tokens of
-    the first gold answer, by which an answer of one word piece has no block.
+    the first gold answer; an answer of a single word piece then labels no block.
     """
     position = torch.arange(membership.shape[2], device=spans.device)
     inside = (position >= spans[..., :1]) & (position <= spans[..., 1:])  # (B, A, L)
@@ -182,15 +182,15 @@ def block_labels(
 
 @settings
 class DistillConfig:
-    """The weights of the four distillation losses; the defaults are the paper's."""
+    """Weights and settings of the four distillation losses; the defaults are the paper's."""
 
     ce_weight: Weight = 1.0
-    kd_weight: Weight = 1.0  # times temperature^2, which keeps the gradient's size
+    kd_weight: Weight = 1.0  # times temperature^2, which keeps the gradient's scale
     margin_weight: Weight = 0.3  # gamma
     attention_weight: Weight = 0.1  # delta
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     margin: Weight = 1.0
-    answers: Literal["mean", "min"] = "mean"  # how several gold answers count
+    answers: Literal["mean", "min"] = "mean"  # reduction over several gold answers
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the gold label
 
     def __post_init__(self):
@@ -199,23 +199,23 @@ class DistillConfig:
 
 
 def teacher_probabilities(logits: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """Soft targets of an ensemble, the mean of its members' probabilities (section 3.4).
+    """Soft targets of an ensemble: the mean of its teachers' probabilities (section 3.4).
 
         q = 1/T sum_t softmax(a_t / tau)
 
     logits a (T, B, L), mask (B, L) -> (B, L) float32, 0 at padding
     """
-    scaled = logits.float() / temperature  # before masking: tau < 1 must not overflow the minimum
+    scaled = logits.float() / temperature  # before masking: the minimum / tau overflows for tau < 1
     q = mask_logits(scaled, mask).softmax(dim=2).mean(dim=0)
     return q.masked_fill(~mask, 0.0)  # also where a row has no real position at all
 
 
 def kd_loss(output: ReaderOutput, start: Tensor, end: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of the student with soft targets (section 3.2).  -> (B,) float32
+    """Cross-entropy between soft targets and the student (section 3.2).  -> (B,) float32
 
         L_KD = -sum_i q1(i) log p1(i) - sum_j q2(j) log p2(j),   p = softmax(b / tau)
 
-    start, end (B, L): q1 and q2 at the same temperature. The minimum is their :func:`entropy`.
+    start, end (B, L): q1 and q2, at the same temperature. The minimum is their :func:`entropy`.
     """
     total = 0.0
     for logits, q in zip(output[:2], (start, end), strict=True):
@@ -241,9 +241,9 @@ def margin_loss(
 
         L_ANS = max(0, margin - b1(k) + b1(i)) + max(0, margin - b2(l) + b2(j))
 
-    On raw logits, without temperature. spans (B, A, 2), weights (B, A): several gold answers count
-    by their weights. distractors (B, 2) int64, found (B,) bool: 0 where there is no distractor.
-    Where i = k or j = l a hinge is constant; :func:`constant_hinges` counts those.
+    On raw logits, without temperature. spans (B, A, 2), weights (B, A): a weighted mean over gold
+    answers. distractors (B, 2) int64; found (B,) bool: the loss is 0 where there is no distractor.
+    A hinge is constant where i = k or j = l; :func:`constant_hinges` counts these.
     """
     total = 0.0
     for side, logits in enumerate((output.start_logits.float(), output.end_logits.float())):
@@ -255,7 +255,7 @@ def margin_loss(
 
 
 def constant_hinges(spans: Tensor, weights: Tensor, distractors: Tensor, found: Tensor) -> Tensor:
-    """How many of an example's two hinges are constant: i = k or j = l.  -> (B,), 0 to 2"""
+    """How many of a row's two hinges are constant, a mean over gold answers.  -> (B,), 0 to 2"""
     same = spans == distractors[:, None]  # (B, A, 2)
     return (weights[..., None] * same).sum(dim=(1, 2)).masked_fill(~found, 0.0)
 
@@ -266,7 +266,7 @@ def attention_loss(student: Tensor, teacher: Tensor, words: Tensor, question: Te
         L_ATT = 1/2 sum_j sum_i (D_ij - E_ij)^2     j passage words, i question tokens
 
     student E, teacher D (B, L, M): probabilities over the question's tokens; words (B, L) and
-    question (B, M) bool. With a mean instead of a sum the paper's delta would have no effect.
+    question (B, M) bool. With a mean instead of the sum, the paper's delta would be negligible.
     """
     real = words[:, :, None] & question[:, None]
     difference = (teacher.float() - student.float()).masked_fill(~real, 0.0)
@@ -276,9 +276,9 @@ def attention_loss(student: Tensor, teacher: Tensor, words: Tensor, question: Te
 def hops_loss(
     student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], words: Tensor, question: Tensor
 ) -> Tensor:
-    """:func:`attention_loss` averaged over the hops of a reader, "align 1", "align 2", ...  (B,)
+    """:func:`attention_loss` averaged over a reader's hops "align 1", "align 2", ...  -> (B,)
 
-    Raises QalibError if one of the two has no hops or not as many as the other.
+    Raises QalibError if there are no hops or if student and teacher differ in their number.
     """
     ours, theirs = hop_names(student), hop_names(teacher)
     if not ours or len(ours) != len(theirs):
@@ -313,7 +313,7 @@ def distillation_loss(losses: DistillationLosses, config: DistillConfig) -> Tens
 
         L = L_CE + tau^2 L_KD + gamma L_ANS + delta L_ATT
 
-    A loss of weight 0 is left out of the graph.
+    A loss with weight 0 is left out of the computation graph.
     """
     kd_weight = config.kd_weight * config.temperature**2
     weights = (config.ce_weight, kd_weight, config.margin_weight, config.attention_weight)

@@ -1,11 +1,11 @@
 """Exact match, F1 and statistics over them.
 
-A prediction is a text for a question id, as in the files that SQuAD's own scripts read.
+Predictions are answer texts by question id, as in the files that SQuAD's own scripts read.
 
-There are two official rules. They differ for texts without a word after normalising:
+There are two official rules. They differ for texts that are empty after normalising:
 "1.1" gives two empty texts EM 1 but F1 0, and cannot score a question without gold answers;
-"2.0" gives them EM 1 and F1 1, drops empty gold answers, and where none is left expects "".
-F1 counts words; ``characters`` makes it count characters, for scripts that write no spaces.
+"2.0" gives them EM 1 and F1 1, drops empty gold answers, and expects "" where none is left.
+F1 counts words or, with ``characters``, characters, for scripts written without spaces.
 
 Sources: Rajpurkar et al. 2016 (rule 1.1), 2018 (rule 2.0).
 """
@@ -36,7 +36,7 @@ _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, drop ASCII punctuation, then a, an and the, and squeeze white space."""
+    """Lower-case, remove ASCII punctuation, then a, an and the, and collapse white space."""
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", bare).split())
 
@@ -54,7 +54,7 @@ def f1(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float
 class _Words(dict[str, list[str]]):
     """Cache of the normalised words of texts.
 
-    With ``characters``, punctuation of every script is dropped before, as in the scripts of
+    With ``characters``, punctuation of every script is removed first, as in the scoring scripts of
     KorQuAD and CMRC, and F1 counts the characters of the words.
     """
 
@@ -91,7 +91,7 @@ def _score(text: str, golds: Sequence[str], rule: Rule, words: _Words) -> tuple[
 
 
 def _overlap(prediction: Sequence[str], gold: Sequence[str], rule: Rule) -> float:
-    """F1 of two bags of words or characters, in the official scripts' order of arithmetic."""
+    """F1 of two bags of words or characters, computed in the order of the official scripts."""
     if not prediction or not gold:
         return float(rule == "2.0" and prediction == gold)
     common = sum((Counter(prediction) & Counter(gold)).values())
@@ -109,9 +109,9 @@ def question_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of every question: two float64 arrays (questions,), 0 to 1, in dataset order.
 
-    Without a ``rule``, the dataset's version decides. A question without a prediction scores 0 in
-    both, with one DataWarning; predictions for other ids are ignored. Raises QalibError for an
-    empty dataset, predictions none of which is for it, or a question that the rule cannot score.
+    ``rule`` defaults to the dataset's version. Questions without a prediction score 0 in both, with
+    one DataWarning; predictions for other ids are ignored. Raises QalibError if the dataset is
+    empty, if no prediction is for it, or if the rule cannot score a question.
     """
     rule = rule or dataset.version
     _check_ids(dataset, predictions)
@@ -124,7 +124,7 @@ def question_scores(
 
 
 def _check_ids(dataset: Dataset, predictions: Mapping) -> None:
-    """Raise QalibError if nothing can be scored; warn if something cannot."""
+    """Raise QalibError if no question can be scored; warn of questions without a prediction."""
     place = dataset.path or dataset.name
     missing = [example.id for example in dataset if example.id not in predictions]
     if not len(dataset):
@@ -137,7 +137,7 @@ def _check_ids(dataset: Dataset, predictions: Mapping) -> None:
 
 
 def _percent(scores: np.ndarray) -> float:
-    """100 x mean, added up one by one as the official scripts do; np.mean rounds differently."""
+    """100 x mean, summed in sequence as in the official scripts; np.mean rounds differently."""
     return 100.0 * float(np.cumsum(scores)[-1]) / len(scores)
 
 
@@ -148,13 +148,13 @@ def score(
     characters: bool = False,
     rule: Rule | None = None,
 ) -> dict[str, float]:
-    """Scores in percent, to the last digit as the official script of the rule.
+    """Scores in percent, equal to those of the rule's official script to the last digit.
 
-    1.1: ``exact_match`` and ``f1``. 2.0: ``exact``, ``f1``, ``total`` and their ``HasAns_`` and
-    ``NoAns_`` parts, where a part without questions is left out. A missing prediction scores 0 (the
-    official 2.0 script stops with a KeyError). ``na_probs``, a number for every question, calls for
-    rule 2.0: a question above 1.0 counts as answered "", and ``best_exact``, ``best_f1`` and their
-    ``_thresh`` are the best over all thresholds. Otherwise as :func:`question_scores`.
+    1.1: ``exact_match`` and ``f1``. 2.0: ``exact``, ``f1`` and ``total``, also for the parts
+    ``HasAns_`` and ``NoAns_`` if they have questions. A missing prediction scores 0 (the official
+    2.0 script stops with a KeyError). ``na_probs``, a number for every question, makes 2.0 the
+    default rule: a question above 1.0 counts as answered "", and ``best_exact``, ``best_f1`` and
+    their ``_thresh`` are the best over all thresholds. Otherwise as :func:`question_scores`.
     """
     rule = rule or ("2.0" if na_probs is not None else dataset.version)
     em, overlap = question_scores(dataset, predictions, rule, characters)
@@ -180,10 +180,10 @@ def score(
 def _best_threshold(
     dataset: Dataset, predictions: Mapping, na_probs: Mapping[str, float], scores: np.ndarray
 ) -> tuple[float, float]:
-    """(best mean score in percent, its threshold), where only answers up to it are given.
+    """(best mean score in percent, its threshold), if only answers up to the threshold are given.
 
-    As the official script: questions are admitted by rising value, equal ones in the order of
-    ``na_probs``; an answer to a question without one costs 1; the first best threshold counts.
+    As in the official script: questions are added by ascending value, ties in the order of
+    ``na_probs``; an answer to an unanswerable question costs 1; the first best threshold counts.
     """
     gains = {
         e.id: score if e.answerable else -float(predictions.get(e.id) != "")
@@ -197,7 +197,7 @@ def _best_threshold(
 
 
 def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int = 5) -> np.ndarray:
-    """Rank of each question's first correct (EM 1) answer, 1 to n, or 0.  -> (questions,) int64"""
+    """Rank of each question's first answer with EM 1: 1 to n, or 0.  -> (questions,) int64"""
     _check_ids(dataset, ranked)
     rule, words, ranks = dataset.version, _Words(), []
     for example in dataset:
@@ -207,7 +207,7 @@ def correct_ranks(dataset: Dataset, ranked: Mapping[str, Sequence[str]], n: int 
     return np.array(ranks, dtype=np.int64)
 
 
-VERSION = "-high-conf"  # begins the suffix in the ids of AddSent's and AddOneSent's versions
+VERSION = "-high-conf"  # start of the id suffix of adversarial versions in AddSent and AddOneSent
 
 
 def adversarial_scores(
@@ -215,9 +215,9 @@ def adversarial_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """EM and F1 of the original questions of AddSent or AddOneSent, from those of all versions.
 
-    As in the published script, the adversarial version with the lowest F1 counts, with its EM,
-    even if it is above the original, which counts only where there is no version: a data set
-    without versions keeps its scores. Source: Jia and Liang 2017, ``eval_squad.py``.
+    As in the published script, a question gets the F1 and EM of its adversarial version with the
+    lowest F1, even if the original scores lower. The original counts only where there is no
+    version, so other data sets keep their scores. Source: Jia and Liang 2017, ``eval_squad.py``.
     """
     rows: dict[str, list[int]] = {}
     for row, example in enumerate(dataset):
@@ -230,7 +230,7 @@ def adversarial_scores(
 
 
 class ConfidenceInterval(NamedTuple):
-    """A statistic and the ends of its 95 % interval (percentiles)."""
+    """A statistic and the bounds of its 95 % percentile interval."""
 
     value: float
     low: float
@@ -242,9 +242,9 @@ def bootstrap_ci(
 ) -> ConfidenceInterval:
     """Percentile bootstrap of any statistic over questions (Efron and Tibshirani 1993).
 
-    ``arrays`` share their last axis, the questions, which are drawn together; of two readers, take
-    the mean of their differences. Resamples without a finite value are left out; all is nan if the
-    statistic is. Raises QalibError if the arrays have no questions in common.
+    ``arrays`` share their last axis, the questions, resampled jointly; to compare two readers, use
+    the mean of their differences. Non-finite resamples are left out; all is NaN if the statistic or
+    every resample is not finite. Raises QalibError if the last axes are empty or of unequal length.
     """
     arrays = tuple(np.asarray(array) for array in arrays)
     counts = {array.shape[-1] if array.ndim else 0 for array in arrays}
@@ -267,9 +267,9 @@ def bootstrap_ci(
 def load_predictions(path: str | Path) -> dict[str, str]:
     """Read a predictions file: one JSON object, question id to answer text ("" for no answer).
 
-    A list of {id, prediction_text} is read as well. A null counts as "", a whole number as its
-    digits; other values are left out; one DataWarning counts all three. Raises QalibError for
-    another form and if no value is a text.
+    A list of {id, prediction_text} is read as well. null becomes "" and an integer its digits;
+    other values are left out; one DataWarning counts all three. Raises QalibError for any other
+    form, or if there are values but no text.
     """
     tree = parse_json(read_bytes(Path(path)), path)
     if isinstance(tree, list) and all(isinstance(row, dict) and "id" in row for row in tree):
@@ -291,7 +291,7 @@ def load_predictions(path: str | Path) -> dict[str, str]:
 
 
 def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
-    """Read no-answer scores. Raises QalibError unless every question has a finite number."""
+    """Read no-answer scores. Raises QalibError if a question has none or one is not finite."""
     tree = parse_json(read_bytes(Path(path)), path)
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to number.")
@@ -309,9 +309,9 @@ def score_files(
     na_prob_file: str | Path | None = None,
     characters: bool = False,
 ) -> dict[str, float]:
-    """:func:`score` of a predictions file against a data file or a source by name.
+    """:func:`score` of a predictions file against a data file or a named data source.
 
-    Raises QalibError for a file that is missing or malformed or belongs to another dataset.
+    Raises QalibError for a file that is missing, malformed or for another dataset.
     """
     data, texts = load_data(dataset, "score"), load_predictions(predictions)
     na_probs = load_na_probs(na_prob_file, data) if na_prob_file else None

@@ -1,4 +1,4 @@
-"""Where things lie on disk. Resolved from the package, never from the working directory."""
+"""Locations on disk, set by environment variables; no default depends on the working directory."""
 
 import os
 from pathlib import Path
@@ -13,14 +13,11 @@ def data_dirs() -> list[Path]:
 
 
 def cache_dir() -> Path:
-    """Downloads land here: QALIB_CACHE, else ``qalib`` under the user's cache directory."""
-    named = os.environ.get("QALIB_CACHE")
-    if named:
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(home).expanduser() / "qalib"
+    """The folder of downloads: QALIB_CACHE, else ``qalib`` in the user's cache directory."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qalib"
+    return Path(os.environ.get("QALIB_CACHE") or home).expanduser()
 
 
 def store_dir() -> Path:
-    """Where runs are kept: QALIB_STORE, else ``runs/`` at the top of the checkout."""
-    return Path(os.environ.get("QALIB_STORE", ROOT / "runs")).expanduser()
+    """The folder of runs: QALIB_STORE, else ``runs/`` at the top of the checkout."""
+    return Path(os.environ.get("QALIB_STORE") or ROOT / "runs").expanduser()

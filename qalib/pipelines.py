@@ -4,15 +4,15 @@
     qa(question="Who designed the bridge?", context=passage)
     # {"score": 0.98, "start": 35, "end": 45, "answer": "Mira Kovač"}
 
-Calls, options, their defaults and results are those of its last releases (4.54 to 4.57). A window
-gives the span from token i to token j, of at most ``max_answer_len`` tokens, the score
+Calls, options, defaults and results are those of its last releases (4.54 to 4.57). Within a window,
+the span from token i to token j, of at most ``max_answer_len`` tokens, has the score
 
     p(i, j) = exp(s_i) / sum_t exp(s_t) * exp(e_j) / sum_t exp(e_t)
 
-for start logits s and end logits e, with t over the passage's tokens and [CLS]. Spans of the same
-text (letter case aside) are one answer with the sum of their scores in a window, and the best sum
-of all windows. "No answer" scores the least p([CLS], [CLS]) of all windows. Two things differ:
-scores are not added up over windows, and an answer has no surrounding white space.
+for start logits s and end logits e, with t over the passage's tokens and [CLS]. Spans with the same
+text, ignoring case, are one answer: their scores are summed in a window, and the best sum of all
+windows counts. "No answer" scores the minimum of p([CLS], [CLS]) over windows. Two differences:
+scores are not summed over windows, and an answer has no surrounding white space.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,8 +42,8 @@ from qalib.models.encoder import EncoderReader
 from qalib.models.pretrained import windows_of
 from qalib.settings import settings
 
-NAMES = ("question", "context", "question_text", "context_text")  # the latter of SquadExample
-IGNORED = {"framework", "use_fast", "padding", "batch_size", "num_workers"}  # change no answer
+NAMES = ("question", "context", "question_text", "context_text")  # the last two: SquadExample
+IGNORED = {"framework", "use_fast", "padding", "batch_size", "num_workers"}  # without effect
 
 
 @settings
@@ -52,14 +52,14 @@ class QuestionAnsweringOptions:
 
     top_k: Count = 1
     max_answer_len: Count = 15
-    max_seq_len: Count | None = None  # of an input; default: 384, or less where the model ends
-    doc_stride: Annotated[int, Field(ge=0)] | None = None  # default: 128, or half of max_seq_len
+    max_seq_len: Count | None = None  # of an input; default: 384, or the reader's if less
+    doc_stride: Annotated[int, Field(ge=0)] | None = None  # default: 128, at most max_seq_len / 2
     max_question_len: Count = 64
     handle_impossible_answer: bool = False
     align_to_words: bool = True
 
     def windows(self, trained: WindowConfig) -> WindowConfig:
-        """How examples are cut; a short input takes its words from the question's share."""
+        """How passages are split; if inputs are short, questions are cut to leave room."""
         length = self.max_seq_len or min(384, trained.max_length)
         stride = min(length // 2, 128) if self.doc_stride is None else self.doc_stride
         question = max(1, min(self.max_question_len, length - stride - 9))
@@ -76,12 +76,12 @@ def pipeline(
 ) -> "QuestionAnsweringPipeline":
     """A question-answering pipeline.
 
-    model      folder, Hub name, run, or a model of transformers; default: the published reader
-    tokenizer  for a model of transformers; by default a model's own
-    device     "cuda", "mps", "cpu" or a number of a GPU, -1 = cpu
+    model      folder, Hub name, run, or a loaded transformers model; default: the published reader
+    tokenizer  a loaded one; required for a loaded model, else by default the model's own
+    device     "cuda", "mps", "cpu" or the number of a GPU, -1 = cpu
     options    :class:`QuestionAnsweringOptions`, the defaults of its calls
 
-    Raises QalibError for another task, for a model that cannot be loaded and unknown options.
+    Raises QalibError for another task, unknown options, or an unusable model or tokenizer.
     """
     if task != "question-answering":
         raise QalibError(f"the task {task!r} is not one of qalib; it has 'question-answering'.")
@@ -98,12 +98,13 @@ def pipeline(
         windows = fit_windows(reader.max_length)
         answerer = QuestionAnswerer(reader, AnswerConfig(windows=windows, precision=precision))
     if loaded:
-        answerer.reader.tokenizer = tokenizer
+        reader = answerer.reader
+        answerer.reader = EncoderReader(reader.encoder, tokenizer, reader.untrained).eval()
     return QuestionAnsweringPipeline(answerer, **options)
 
 
 class QuestionAnsweringPipeline:
-    """Questions and contexts to dictionaries with score, start, end and answer."""
+    """Answers questions about contexts, as dictionaries with score, start, end and answer."""
 
     def __init__(self, answerer: QuestionAnswerer, **options):
         self.answerer, self.options = answerer, _given(options)
@@ -111,12 +112,12 @@ class QuestionAnsweringPipeline:
         QuestionAnsweringOptions(**self.options)
 
     def __call__(self, *inputs, question=None, context=None, data=None, X=None, **options):
-        """The answer of one input: a dictionary, or a list of several; for several a list of these.
+        """The answer: a dictionary, or a list of several; for several questions, a list of these.
 
         inputs   a dictionary with "question" and "context", or an object with ``question`` and
-                 ``context`` or with ``question_text`` and ``context_text``; several of them, a list
-                 or an iterator (which gives an iterator); or a question and a context as two texts
-        question, context  texts or lists; one context serves all questions
+                 ``context`` or with ``question_text`` and ``context_text``; several of these, a
+                 list or an iterator (which gives an iterator); or question and context as text
+        question, context  strings or lists; a single context serves all questions
         data, X            the same as ``inputs``
         """
         options = QuestionAnsweringOptions(**{**self.options, **_given(options)})
@@ -143,13 +144,13 @@ class QuestionAnsweringPipeline:
 
 
 def _given(options: dict) -> dict:
-    """The options that are set and change an answer, ``topk`` as ``top_k``."""
+    """The options that are set and have an effect, with ``topk`` renamed to ``top_k``."""
     options = {"top_k" if name == "topk" else name: value for name, value in options.items()}
     return {n: value for n, value in options.items() if value is not None and n not in IGNORED}
 
 
 def _examples(item: Any) -> Iterator[Example]:
-    """The questions of one input. Raises QalibError if it is none."""
+    """The questions of one input. Raises QalibError if it lacks a question or a context."""
     found = item if isinstance(item, Mapping) else {n: getattr(item, n, None) for n in NAMES}
     questions, contexts = (
         found.get(f"{name}_text") if found.get(name) is None else found[name] for name in NAMES[:2]
@@ -170,7 +171,7 @@ def _examples(item: Any) -> Iterator[Example]:
 
 
 class _SpanAnswerer(QuestionAnswerer):
-    """Answers as dictionaries, with the scores of the pipeline."""
+    """Answers as dictionaries, scored as in the pipeline of transformers."""
 
     def __init__(self, reader: EncoderReader, config: AnswerConfig, options):
         super().__init__(reader, config)
@@ -178,7 +179,7 @@ class _SpanAnswerer(QuestionAnswerer):
         self.words: dict[str, Any] = {}  # each context as the tokenizer encodes it
 
     def _score_batch(self, batch: Batch) -> list[_ScoredWindow]:
-        """The best spans of each window; log_total: the log of the product of both sums."""
+        """The best spans of each window; log_total: the sum of the log-sum-exps of both sides."""
         output, top_k = self.forward(batch), self.options.top_k
         wanted = 2 * top_k + 10 if self.options.align_to_words else top_k
         spans = decode_spans(*output[:3], k=wanted, max_length=self.options.max_answer_len)
@@ -194,7 +195,7 @@ class _SpanAnswerer(QuestionAnswerer):
         return [_ScoredWindow(*row, 1.0) for row in rows]
 
     def _merge(self, example: Example, parts: list[tuple[Window, _ScoredWindow]]) -> Any:
-        """The answers to one question, best first; a dictionary if there is one."""
+        """The answers to one question, best first; a dictionary if there is only one."""
         found: dict[str, dict] = {}
         for window, scored in parts:
             here: dict[str, dict] = {}
@@ -217,7 +218,7 @@ class _SpanAnswerer(QuestionAnswerer):
         return answers[0] if len(answers) == 1 else answers
 
     def _place(self, context: str, start: int, end: int) -> tuple[int, int]:
-        """Characters of the answer: of whole words if wanted, without surrounding space."""
+        """Characters of the answer: whole words if wanted, without surrounding white space."""
         start, end = strip_span(context, start, end)
         if self.options.align_to_words and start < end:
             if context not in self.words:

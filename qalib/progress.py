@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal, and as one line in a file for whoever watches from outside."""
+"""Progress bars: on a terminal, or as one line in a file for the notebook runner."""
 
 import contextlib
 import os
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def progress_bar(total: int, task: str, unit: str, initial: int = 0, show: bool = False):
-    """A tqdm bar that is shown on a terminal if ``show``.
+    """A tqdm bar, shown if ``show`` is true and the output is a terminal.
 
-    If QALIB_PROGRESS names a file, the state goes there instead, as "train: step 40 of 520, 01:10
-    left", so that the notebook runner can report it.
+    If QALIB_PROGRESS names a file, the state is written there instead, as "train: step 40 of 520,
+    01:10 left", for the notebook runner to report.
     """
     from tqdm import tqdm
 
@@ -17,7 +17,7 @@ def progress_bar(total: int, task: str, unit: str, initial: int = 0, show: bool 
     if path := os.environ.get("QALIB_PROGRESS"):
         line = "{desc}: {unit} {n_fmt} of {total_fmt}, {remaining} left"
         return tqdm(**options, file=_LastLine(Path(path)), mininterval=2.0, bar_format=line)
-    disable = None if show else True  # None: no bar unless on a terminal
+    disable = None if show else True  # None: a bar on a terminal only
     return tqdm(**options, mininterval=1.0, dynamic_ncols=True, disable=disable)
 
 

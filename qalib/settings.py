@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses that pydantic checks, with errors in one sentence."""
+"""Settings: frozen dataclasses checked by pydantic, with one-sentence errors."""
 
 import dataclasses
 import difflib
@@ -19,9 +19,9 @@ T = typing.TypeVar("T")
 def settings(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass with checked fields.
 
-    Types are strict (no text for a number, no bool for an int) and unknown keys are rejected;
-    ``Annotated[int, Field(ge=1)]`` and ``Literal`` state further limits, ``__post_init__`` those
-    between fields. Raises QalibError instead of pydantic's ValidationError.
+    Types are strict (no string for a number, no bool for an int) and unknown keys are rejected;
+    ``Annotated[int, Field(ge=1)]`` and ``Literal`` set further limits, ``__post_init__`` those on
+    several fields. Raises QalibError instead of pydantic's ValidationError.
     """
     checked = pydantic_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))(cls)
     construct = checked.__init__
@@ -40,7 +40,7 @@ def settings(cls: type[T]) -> type[T]:
 def build(table: Mapping, kind: type[T], place: str) -> T:
     """Settings of class ``kind`` from plain data: lists become tuples, tables nested settings.
 
-    Raises QalibError, which names ``place``, for a key or a value that is not allowed.
+    Raises QalibError naming ``place`` for a key or a value that is not allowed.
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(table))
@@ -76,7 +76,7 @@ def _sentence(error: ValidationError, kind: type, place: str) -> str:
 
 
 def _owner(kind: type, path: list[str]) -> type | None:
-    """The settings class that a path of field names leads to, if it is one."""
+    """The settings class that a path of field names leads to, or None."""
     for name in path:
         hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
         options = [hints.get(name), *typing.get_args(hints.get(name))]

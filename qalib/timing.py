@@ -3,7 +3,7 @@
     timings = interleave({"plain": plain, "pruned": pruned}, batches, rounds=9)
     quartiles(timings.speedups("pruned", baseline="plain"))     # median and quartiles
 
-A machine's speed changes from minute to minute by more than what is to be measured. So all
+A machine's speed varies from minute to minute by more than the differences to be measured. So all
 candidates process an item before any gets the next one, and speed-ups are ratios within a round.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from qalib.errors import QalibError
 
-Progress = Callable[[str], None]  # is given one line of text
+Progress = Callable[[str], None]  # receives one line of text
 PROGRESS_INTERVAL = 5.0  # seconds between two lines
 
 
@@ -31,22 +31,22 @@ class Quartiles(NamedTuple):
 
 @dataclass
 class Timings:
-    """Seconds of every candidate, one number a completed round."""
+    """Seconds of every candidate, one number per completed round."""
 
     seconds: dict[str, list[float]]
 
     @property
     def rounds(self) -> int:
-        """Completed rounds."""
+        """The number of completed rounds."""
         return len(next(iter(self.seconds.values())))
 
     def speedups(self, name: str, baseline: str) -> list[float]:
-        """How many times faster than the baseline, round by round."""
+        """Speed-up over the baseline in each round: its seconds / the candidate's."""
         pairs = zip(self.seconds[baseline], self.seconds[name], strict=True)
         return [theirs / ours for theirs, ours in pairs]
 
     def rates(self, name: str, amounts: Sequence[float]) -> list[float]:
-        """Amounts (tokens, questions) per second, round by round."""
+        """Tokens or questions per second in each round, from the round's ``amounts``."""
         return [n / s for n, s in zip(amounts, self.seconds[name], strict=True)]
 
 
@@ -61,14 +61,14 @@ def interleave(
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
-    """Time candidates in turn, item by item, after one round to warm up.
+    """Time candidates in turn, item by item, after a warm-up round.
 
-    candidates       by name: a function that processes one item
-    items_per_round  that each round takes, going on where the last one stopped; 0 = all items
-    repeat           process each item twice and time the second pass: whoever follows another
-                     candidate finds the caches full of the other's weights
-    observe          is given round (0 is the warm-up), name, item and result outside of the timing
-    progress         is given a line of text every few seconds
+    candidates       functions that process one item, by name
+    items_per_round  items of each round, continuing where the last round stopped; 0 = all items
+    repeat           process each item twice and time the second pass, because the previous
+                     candidate has left its own weights in the caches
+    observe          called with round (0 = warm-up), name, item and result, outside the timing
+    progress         called with a line of text every few seconds
     clock            returns seconds
 
     Raises QalibError without candidates, items or rounds.
@@ -100,7 +100,7 @@ def interleave(
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """Median and quartiles of the rounds' values."""
+    """Median and quartiles of one value per round; NaN without values."""
     if not len(values):
         return Quartiles(math.nan, math.nan, math.nan)
     low, median, high = np.percentile(values, [25, 50, 75]).tolist()
@@ -108,7 +108,7 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 
 
 def columns(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """A summary as columns ``name``, ``name_low`` and ``name_high``; None where nothing is."""
+    """:func:`quartiles` as columns ``name``, ``name_low``, ``name_high``; None without values."""
     summary = quartiles(values)
     keys = (name, f"{name}_low", f"{name}_high")
     return {k: None if math.isnan(v) else v for k, v in zip(keys, summary, strict=True)}

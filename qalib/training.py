@@ -1,8 +1,8 @@
-"""One training loop for every reader, on a CPU, one GPU or many processes (accelerate).
+"""One training loop for every reader, on a CPU, one GPU or several processes (accelerate).
 
-A killed run, started again with the same arguments, resumes from its last checkpoint and, on a
-CPU, ends in the same bits as an uninterrupted one: the batches of an epoch depend on (seed, epoch)
-only, and a checkpoint holds weights, optimiser and random state.
+A killed run that is started again with the same arguments resumes from its last checkpoint. On a
+CPU the weights are bit-identical to those of an uninterrupted run: the batches of an epoch depend
+only on (seed, epoch), and a checkpoint holds weights, optimiser and random state.
 """
 
 import atexit
@@ -31,29 +31,29 @@ from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
 from qalib.settings import settings
 
-SCRATCH = "scratch"  # the folder of checkpoints, needed only until a run is finished
+SCRATCH = "scratch"  # folder of checkpoints, needed only until a run is finished
 
 
 @settings
 class TrainConfig:
-    """How a model is trained. A token is a word piece, a word or a byte, as the reader counts."""
+    """How a model is trained. Tokens are word pieces, words or bytes, depending on the reader."""
 
     num_train_epochs: Annotated[int, Field(ge=1)] = 2
     max_steps: int = 0  # stop here even if epochs are left; 0 = no limit
     tokens_per_batch: Annotated[int, Field(ge=1)] = 4096  # padded, per step over all processes
-    learning_rate: float = 1.5e-4  # after the warm-up; then linear decay to 0
+    learning_rate: float = 1.5e-4  # reached after the warm-up; then linear decay to 0
     warmup_ratio: float = 0.06  # fraction of all steps
-    weight_decay: float = 0.01  # not on biases and norms
+    weight_decay: float = 0.01  # of matrices, not of biases and norms
     max_grad_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is learnt: items of known length, how some of them become a batch, and the loss.
+    """What to train on: items of known length, how to collate some into a batch, and the loss.
 
-    A batch has one row for each of its items. ``loss`` gives one value per row, shape (B,).
-    ``batches(seed, epoch)`` plans an epoch, from its arguments alone; by default batches of similar
+    A batch has one row per item. ``loss`` gives one value per row, shape (B,).
+    ``batches(seed, epoch)`` plans an epoch from its arguments alone; by default, items of similar
     length fill the token budget. ``log_metrics()`` returns more values for every line of the log.
     """
 
@@ -65,7 +65,7 @@ class TrainingTask:
 
 
 def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
-    """("bf16" or "fp32", reason): bf16 where it is faster, on a CPU with AMX only."""
+    """("bf16" or "fp32", reason). "auto": bf16 on a GPU with bf16 units or a CPU with AMX."""
     if wanted != "auto":
         return wanted, "as configured"
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -77,7 +77,7 @@ def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, st
 
 
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up over a share of the steps, then linear decay to 0.  step counts from 0."""
+    """Linear warm-up over a share of the steps, then linear decay to 0; ``step`` is from 0."""
     warm = max(1, math.ceil(config.warmup_ratio * steps))
     if step < warm:
         return config.learning_rate * (step + 1) / warm
@@ -85,7 +85,7 @@ def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over trainable parameters, without decay on vectors (biases and norms)."""
+    """AdamW, no decay on vectors (biases, norms). Raises QalibError if nothing is trainable."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise QalibError("nothing to train: every parameter of the model is frozen.")
@@ -100,12 +100,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def make_accelerator(cpu: bool = False):
-    """An ``Accelerator``; of several processes, each leaves the process group before Python exits.
+    """An ``Accelerator``; each of several processes leaves its process group before Python exits.
 
-    Otherwise threads of the gloo backend may still hold tensors while the interpreter is torn
-    down, and the process dies of SIGABRT (pytorch/pytorch#179291). Autocast is left to the caller,
-    because Accelerator's own cannot be changed later. Processes wait for one another as long as
-    scoring may take. ``cpu``: leave a GPU alone; has an effect in the first call of a process only.
+    Otherwise threads of the gloo backend may still hold tensors during interpreter shutdown, and
+    the process dies of SIGABRT (pytorch/pytorch#179291). Autocast is left to the caller, because
+    Accelerator's own cannot be changed later. The long timeout lets processes wait while the main
+    one scores. ``cpu``: use no GPU; must be set in the first call of a process.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -134,14 +134,14 @@ def train(
     logging_steps: int = 20,
     save_steps: int = 200,
 ) -> dict:
-    """Train ``model`` in place; returns steps, tokens, the last loss, precision and speed.
+    """Train ``model`` in place; return steps, tokens, the last loss, precision, time and speed.
 
-    ``optimizer`` is that of ``make_optimizer`` by default; the learning rate is set by ``config``
-    either way, times ``scale`` for groups of parameters that have one. ``folder`` receives
-    ``log.jsonl``, with lines every ``logging_steps`` steps and, of what ``after_epoch(epoch)``
-    returns, after every epoch; and, under ``scratch``, a checkpoint every ``save_steps`` steps.
+    ``optimizer`` defaults to that of ``make_optimizer``; ``config`` sets its learning rate, times
+    ``scale`` in groups that have one. ``folder`` receives ``log.jsonl``, with a line every
+    ``logging_steps`` steps and, after every completed epoch, what ``after_epoch(epoch)`` returns in
+    the main process; ``scratch`` in it, checkpoints every ``save_steps`` steps and after epochs.
 
-    Raises QalibError if there are no batches, if the loss is not finite, and if ``folder`` holds
+    Raises QalibError if there are no batches, if the loss is not finite, or if ``folder`` holds
     the checkpoint of another run.
     """
     from accelerate.utils import set_seed
@@ -175,16 +175,16 @@ def encoder_task(
     config: WindowConfig,
     reduction: Literal["mean", "min"] = "mean",
 ) -> tuple[TrainingTask, list[Window]]:
-    """The span loss of an encoder on its windows with a gold answer, and these windows.
+    """The task of training an encoder with the span loss, and its windows with a gold answer.
 
-    Raises QalibError for windows longer than the encoder's inputs may be.
+    Raises QalibError if the windows are longer than the encoder allows.
     """
     check_windows(config, reader.max_length)
     pad = reader.tokenizer.pad_token_id or 0
     windows = training_windows(make_windows(examples, reader.tokenizer, config))
     task = TrainingTask(
         lengths=[len(window) for window in windows],
-        collate=lambda rows: collate([windows[i] for i in rows], pad, config.null),
+        collate=lambda rows: collate([windows[i] for i in rows], pad, config.null, reader.multiple),
         loss=lambda out, batch: span_loss(out, batch.answer_spans, batch.answer_weights, reduction),
     )
     return task, windows
@@ -201,10 +201,10 @@ def train_and_score(
     report: Callable[[dict], None] | None = None,
     **options,
 ) -> dict:
-    """:func:`train` an encoder; after every epoch score it on the data sets ``scored``.
+    """:func:`train` an encoder and score it on the data sets ``scored`` after every epoch.
 
-    EM and F1 are logged as "<name>_exact_match" and "<name>_f1", given to ``report`` and, those of
-    the last epoch, returned.
+    The scores are logged as "<name>_<metric>", such as "dev_f1", and passed to ``report``; those of
+    the last epoch are returned with the summary.
     """
 
     def after_epoch(epoch: int) -> dict:
@@ -219,13 +219,13 @@ def train_and_score(
         return scores
 
     summary = train(reader, task, config, folder, seed, after_epoch=after_epoch, **options)
-    last = [line for line in read_log(folder) if "step" not in line][-1:]  # from before a kill, too
+    last = [line for line in read_log(folder) if "step" not in line][-1:]  # also if resumed later
     scores = {k: v for line in last for k, v in line.items() if k != "epoch"}
     return {"windows": len(task.lengths), **summary, **scores}
 
 
 def reader_scores(reader: EncoderReader, dataset: Dataset, windows: WindowConfig) -> dict:
-    """EM and F1 of an encoder reader in memory."""
+    """The scores of an encoder reader in memory, as of :func:`metrics.score`."""
     from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.metrics import score
 
@@ -234,7 +234,7 @@ def reader_scores(reader: EncoderReader, dataset: Dataset, windows: WindowConfig
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The lines of a run's log.jsonl; none if the main process has already moved the folder."""
+    """The lines of a run's log.jsonl; empty if the main process has already moved the folder."""
     try:
         lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -243,7 +243,7 @@ def read_log(folder: Path) -> list[dict]:
 
 
 class _Loop:
-    """The state of one run: its plan, its position in it, and the log."""
+    """The state of one run: its plan, the position in the plan, and the log."""
 
     STATE = ("step", "epoch", "tokens", "seconds", "pending", "last_loss", "lines", "steps", "seed")
 
@@ -253,7 +253,7 @@ class _Loop:
         self.precision, _ = choose_precision(config.precision, self.device)
         self.optimizer, self.task, self.config = optimizer, task, config
         self.folder, self.seed = folder, seed
-        self.plan = self._plan()  # the batches of every epoch, whose number the schedule needs
+        self.plan = self._plan()  # the batches of every epoch; the schedule needs their number
         self.steps = sum(map(len, self.plan))
         if config.max_steps:
             self.steps = min(self.steps, config.max_steps)
@@ -280,7 +280,7 @@ class _Loop:
         return plan
 
     def run_epoch(self, epoch: int, bar) -> bool:
-        """Train on the rest of an epoch; whether it was completed."""
+        """Train on the rest of an epoch; return whether it was completed."""
         self.epoch = epoch
         done = self.step - sum(map(len, self.plan[:epoch]))
         for indices in self.plan[epoch][done:]:
@@ -303,7 +303,7 @@ class _Loop:
         return True
 
     def train_step(self, indices: list[int]) -> tuple[float, int]:
-        """One update from the rows ``indices``, distributed over the processes."""
+        """One update from the rows ``indices``, split over processes.  -> sum of losses, tokens"""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = indices[rank::world]
         batch = self.task.collate(mine or indices[:1]).to(self.accelerator.device)
@@ -311,7 +311,7 @@ class _Loop:
             output = self.model(batch)
         losses = self.task.loss(output, batch)  # (B,)
         total = losses.sum() if mine else losses.sum() * 0.0  # a rank without rows adds nothing
-        # gradients are averaged over processes; their sum is to be that of the whole batch's mean
+        # processes average their gradients; with this factor, to that of the batch's mean loss
         self.accelerator.backward(total * (world / len(indices)))
         rate = learning_rate_at(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
@@ -366,14 +366,14 @@ class _Loop:
             log.unlink(missing_ok=True)
             return
         state = load_checkpoint(found, self.bare, self.optimizer, self.accelerator)
-        if self.accelerator.is_main_process and log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            log.write_text("".join(lines[: state["lines"]]), encoding="utf-8")
         if (state["steps"], state["seed"]) != (self.steps, self.seed):
             raise QalibError(
                 f"{found}: the checkpoint is of a run of {state['steps']} steps and seed "
                 f"{state['seed']}, not {self.steps} and {self.seed}; remove it to start anew."
             )
+        if self.accelerator.is_main_process and log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            log.write_text("".join(lines[: state["lines"]]), encoding="utf-8")
         for name in self.STATE:
             setattr(self, name, state[name])
         self.pending = Counter(self.pending)

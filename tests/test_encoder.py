@@ -58,6 +58,19 @@ def test_attention_is_its_formula_in_both_modes(training, masked):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_decoder_sees_no_later_position_in_a_batch_without_padding(training):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 3, 7, 4)
+    module = torch.nn.Module().train(training)
+    module.is_causal = True
+    got, _ = attention(module, query, key, value, None, scaling=0.5)
+    for last in range(7):
+        seen = (x[:, :, : last + 1] for x in (query, key, value))
+        expected = literal_attention(*seen, None)[:, last]
+        torch.testing.assert_close(got[:, last], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_training_and_evaluation_give_the_same_logits(reader):
     batch = collate(windows_for(reader))
     trained, evaluated = reader.train()(batch), reader.eval()(batch)

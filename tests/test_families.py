@@ -1,5 +1,6 @@
 """Answers with small random models of many families are those of plain transformers."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from qalib.data.schema import Example
+from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.pretrained import windows_of
 
@@ -141,6 +143,14 @@ def test_answers_are_those_of_plain_transformers(family, tmp_path):
         assert (found[0].text, found[0].score) == (text, pytest.approx(score, abs=2e-3, rel=1e-4))
         for c in found:
             assert c.text == example.context[c.start : c.end] == c.text.strip() != ""
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_attention_is_distilled_where_inputs_begin_with_cls(family, tmp_path):
+    save_family(family, tmp_path)
+    reader = QuestionAnswerer.load(tmp_path, replace(CONFIG, windows=windows_of(tmp_path))).reader
+    with nullcontext() if family == "bert" else pytest.raises(QalibError, match="begin with"):
+        reader.align([1])
 
 
 @pytest.mark.parametrize("family", ["deberta-v2", "t5", "xlnet"])

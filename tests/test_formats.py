@@ -473,3 +473,7 @@ def test_ten_paragraphs_of_hotpotqa_become_one_passage(save):
     assert [answer.start for answer in example.answers] == [18, 32]
     with pytest.raises(QalibError, match="bad rows: 2 of 3"):
         load_file(path)
+    damaged = {"answer": None}, {"context": [1]}, {"context": {"title": []}}, {"question": 3}
+    path = save([row, *(row | {"_id": f"d{n}", **fault} for n, fault in enumerate(damaged))])
+    with pytest.warns(DataWarning, match="rows left out: 4 of 5"):
+        assert len(load_file(path, skip_bad=True)) == 1

@@ -130,8 +130,9 @@ def test_skimmers_that_cannot_be_used_are_named(folder, reader, tmp_path):
 
 def test_sentences_are_those_that_blocks_of_the_threshold_touch(reader):
     answerer = QuestionAnswerer(reader, CONFIG)
-    question, passage = QUESTIONS[0].question, LONG
+    question, passage, given = QUESTIONS[0].question, LONG, reader.skimmer.config
     everything, share = extract_sentences(answerer, question, passage)  # the threshold is 0
+    assert reader.skimmer.config == given
     assert [s.text for s in everything] == [f"{s}." for s in passage.rstrip(".").split(". ")]
     assert all(passage[s.start : s.end] == s.text for s in everything)
     assert share == 1.0

@@ -97,3 +97,6 @@ def test_a_passage_is_held_out_whole_and_by_its_text_alone():
     assert inside <= {e.context for e in hold_out(left, 0.5)[1]}
     assert len(hold_out(left, 0.0)[1]) == 0
     assert len(hold_out(left, 1.0)[0]) == 0
+    assert [part.version for part in hold_out(dataclasses.replace(left, version="2.0"), 0.5)] == [
+        "2.0"
+    ] * 2

@@ -1,4 +1,4 @@
-"""The commands of ``python -m qalib``, a module each; ``qalib.__main__`` registers them.
+"""The commands of ``python -m qalib``, one module each; ``qalib.__main__`` registers them.
 
-A module imports only typer and light modules at its top, so that ``--help`` starts at once.
+At the top, a module imports only typer and light modules, so that ``--help`` responds at once.
 """

@@ -56,10 +56,10 @@ def answer_command(
         )
     skim = skim or bool(skimmer)
 
-    def load(place: str = "") -> "QuestionAnswerer":  # takes seconds: files are checked before
+    def load(place: str = "") -> "QuestionAnswerer":  # slow: called after the file checks
         from qalib.inference import QuestionAnswerer
 
-        where = place if place.startswith(device) else device  # each process has a GPU of its own
+        where = place if place.startswith(device) else device  # each process uses its own GPU
         if not skim:
             return QuestionAnswerer.load(model, decoding.config(model), where)
         from qalib.skim.reader import load_skim_answerer, skimmer_folders
@@ -83,7 +83,7 @@ def answer_command(
 def _answer_questions(
     load: Callable, lines: Sequence[str], passage: Path | None, as_json: bool, single: bool
 ) -> str:
-    """The answers to questions about one passage, a file or standard input, as text or JSON."""
+    """Answer questions about one passage (a file or standard input); returns text or JSON."""
     from qalib.data.schema import Example
 
     text = read_text(passage)
@@ -110,14 +110,15 @@ def _answer_questions(
 def _answer_dataset(
     load: Callable, dataset: str, output: Path | None, null_odds: Path | None, skip_bad: bool
 ) -> None:
-    """Write the official prediction file of a data set, and the n best answers next to it."""
+    """Write the SQuAD prediction file of a data set, and its n-best and null-odds files."""
     from qalib.data.sources import load_data
 
     if output is None:
         raise QalibError(f"{dataset}: name the file for the predictions: --output FILE.json.")
     data = load_data(dataset, "answer", skip_bad=skip_bad)
     examples = data.examples
-    check_output(output, [data.path])  # where a name is the data's
+    for path in filter(None, (output, null_odds, _n_best_path(output))):
+        check_output(path, [data.path])  # for a name, the path is known only now
     answerer, predictions = _predict_shared(load, examples)
     if not is_main_process():
         return
@@ -134,16 +135,16 @@ def _answer_dataset(
 
 
 def _n_best_path(output: Path) -> Path | None:
-    """The file for the n best answers, beside that of the predictions if this is a regular one."""
+    """The n-best file beside the prediction file; None if that is a device, a pipe or a link."""
     return None if is_special(output) else output.with_suffix(".nbest.json")
 
 
 def _predict_shared(
     load: Callable, examples: Sequence["Example"]
 ) -> tuple["QuestionAnswerer", list["Prediction"]]:
-    """The predictions for all examples, each process answering a contiguous share.
+    """The answerer and the predictions for all examples; each process answers a contiguous share.
 
-    An error in any process is raised in all of them, so that none waits for another.
+    A QalibError in one process is raised in all of them, so that none waits for it forever.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         answerer = load()
@@ -171,7 +172,7 @@ def _skims(answerer: "QuestionAnswerer") -> bool:
 
 
 def _report_skimming(answerer: "QuestionAnswerer", predictions: Sequence["Prediction"]) -> None:
-    """Print the operating point and the processed fraction of a skimming reader to stderr."""
+    """Print a skimming reader's operating point and mean token fraction to standard error."""
     if not _skims(answerer) or not predictions:
         return
     if answerer.reader.operating_point:

@@ -68,7 +68,7 @@ def bench_answer_command(
 
 
 def report(rows: Sequence[dict], as_json: bool = False) -> str:
-    """Rows as JSON, or the medians as a table with processor and threads above."""
+    """Rows as JSON, or their medians as a table, headed by processor, threads and torch version."""
     import torch
     from tabulate import tabulate
 

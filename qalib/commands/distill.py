@@ -1,4 +1,4 @@
-"""The ``distill`` command: models that answer teach a smaller or faster one."""
+"""The ``distill`` command: train a smaller or faster model on its teachers' predictions."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class SeveralTeachers(TyperCommand):
-    """A command whose option --teachers takes all words up to the next option."""
+    """A command whose --teachers option takes all words up to the next option."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        """Repeat the option before each of its values, as click expects it."""
+        """Repeat the option before each of its values, as click expects."""
         spread, inside = [], False
         for word in args:
             if word.startswith("-") or not inside:
@@ -75,7 +75,7 @@ def distill_command(
         temperature=temperature,
     )
     shallow = student.startswith("layers:")
-    read = training.windows(teachers[0])  # by the teachers
+    read = training.windows(teachers[0])  # the teachers' windows
     windows = read if shallow else training.windows(student)
     reader = load_student(student, teachers[0])
     if attention_weight:
@@ -86,7 +86,7 @@ def distill_command(
             cache_outputs(work / "cache", teachers, dataset, read, bool(attention_weight))
         make_accelerator().wait_for_everyone()
         targets = TeacherTargets([work / "cache" / f"teacher-{n}" for n in range(len(teachers))])
-        known = {span.id for span in targets.spans}  # questions with an answer in one input
+        known = {span.id for span in targets.spans}  # questions with an answer inside one window
         examples = [example for example in dataset if example.id in known]
         task, rows = encoder_task(reader, examples, windows)
         spans = token_spans(rows, examples, reader.before)
@@ -100,7 +100,7 @@ def distill_command(
 
 
 def load_student(student: str, teacher: str) -> "EncoderReader":
-    """The student before training: a model, or some layers of the teacher ("layers:3")."""
+    """The student before training: a model, or evenly spaced teacher layers ("layers:3")."""
     from qalib.distill.encoders import keep_layers, spread_layers
     from qalib.models.pretrained import load_reader
 
@@ -121,10 +121,10 @@ def cache_outputs(
     windows: "WindowConfig",
     attention: bool = False,
 ) -> None:
-    """Write what every teacher predicts for the windows with a gold answer to ``folder``.
+    """Write every teacher's outputs for the windows with a gold answer to ``folder``.
 
-    Teachers that a killed command has finished are not asked again. Raises QalibError if their
-    tokenizers differ.
+    Teachers that an interrupted command has already finished are not run again. Raises QalibError
+    if the vocabularies of the teachers' tokenizers differ.
     """
     from qalib.distill.alignment import token_spans
     from qalib.distill.distractors import DistractorMiner

@@ -1,4 +1,4 @@
-"""Options that several commands share; those of run_qa.py have its names and meaning."""
+"""Options shared by several commands; those that run_qa.py has keep its names and meanings."""
 
 import functools
 import inspect
@@ -32,7 +32,7 @@ PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16")]
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How a model answers; None is as it was trained."""
+    """How a model answers; None keeps the windows of its training and the default batch size."""
 
     n_best_size: Annotated[
         int, typer.Option("--n-best-size", "--n-best", help="number of answers for each question")
@@ -55,7 +55,7 @@ class AnswerOptions:
     precision: PrecisionOption = "auto"
 
     def config(self, model: str | Path) -> "AnswerConfig":
-        """The settings of a model's answerer."""
+        """The answerer settings for a model: its own windows, changed by the given options."""
         from qalib.inference import AnswerConfig
         from qalib.models.pretrained import windows_of
 
@@ -74,7 +74,7 @@ class AnswerOptions:
 
 
 def takes(kind: type, name: str) -> Callable[[Callable], Callable]:
-    """Give a command the options of a class such as :class:`AnswerOptions`, as one argument."""
+    """A command decorator: fields of ``kind`` become options, passed as one argument ``name``."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [
         inspect.Parameter(field.name, keyword, default=field.default, annotation=field.type)

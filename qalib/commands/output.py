@@ -1,4 +1,4 @@
-"""Text in and out of commands: files are replaced as a whole, and nothing else is replaced."""
+"""Text input and output of commands: only regular files are replaced, each atomically."""
 
 import json
 import os
@@ -12,28 +12,28 @@ from qalib.files import write_atomically
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes, of those that ``accelerate launch`` started."""
+    """Whether this is the one process of ``accelerate launch`` that prints and writes files."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is a device, a pipe or a link, such as /dev/stdout; never to be replaced."""
+    """Whether a path is a device, pipe or link, such as /dev/stdout, which is never replaced."""
     return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def to_json(value: object, indent: int | None = 2) -> str:
-    """Strict JSON: without NaN or infinities, which no other language reads.
+    """``value`` as strict JSON. Raises ValueError for NaN and infinities, which JSON does not have.
 
-    Lone surrogates, which JSON may hold and UTF-8 may not, are escaped.
+    Lone surrogates are escaped: JSON can hold them, but UTF-8 cannot encode them.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     return re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", text)
 
 
 def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
-    """Raise QalibError if a file cannot be written there, or if it is one of a command's inputs.
+    """Raise QalibError if no file can be written to ``path``, or if it is one of ``inputs``.
 
-    An input that is a folder (a model) counts with the files in it.
+    If an input is a folder (a model), the files directly in it count as inputs, too.
     """
     if path.is_dir():
         raise QalibError(f"{path}: is a folder; name a file in it.")
@@ -52,10 +52,10 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def write_output(path: Path, text: str) -> None:
-    """Write a file: a regular one as a whole, a device, pipe or link directly.
+    """Write text to a file: atomically to a regular one, directly to a device, pipe or link.
 
-    What is standard output is printed to, as opening it again would cut off what it holds. Raises
-    QalibError if the file cannot be written.
+    If ``path`` is standard output, the text is printed, because opening the file again would
+    truncate it. Raises QalibError if the file cannot be written.
     """
     try:
         if _is_stdout(path):
@@ -76,7 +76,7 @@ def _is_stdout(path: Path) -> bool:
 
 
 def read_text(path: Path | None) -> str:
-    """A text file, or standard input. Raises QalibError if it is empty or not UTF-8."""
+    """Read a file or standard input. Raises QalibError if it is unreadable, blank or not UTF-8."""
     from qalib.data.formats import read_bytes
 
     raw = sys.stdin.buffer.read() if path is None else read_bytes(path)

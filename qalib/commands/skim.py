@@ -1,4 +1,4 @@
-"""The ``skim`` commands: train predictors, choose their threshold, extract sentences."""
+"""The ``skim`` commands: train block predictors, calibrate a threshold, extract sentences."""
 
 import sys
 from dataclasses import asdict
@@ -169,7 +169,7 @@ def extract_command(
 
 
 def _share_kept(skims: "SkimReader", dataset: "Dataset", config: "PredictorTraining") -> dict:
-    """Share of the text that holds 99 % of the answers, by layer, for the log and in a line."""
+    """Print and return the share of tokens that keeps 99 % of the answers, by layer."""
     from qalib.skim.calibration import block_predictions, budget_at_recall, recall_curve
 
     found = block_predictions(skims, dataset, config.windows, config.train.precision)

@@ -1,4 +1,4 @@
-"""The commands of the study: notebooks, the runs of its profiles, the published checkpoints."""
+"""The ``study`` commands: notebooks, published checkpoints, rows of Block-Skim's Table 1."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,7 @@
-"""The ``train`` command, and what it shares with other commands that train.
+"""The ``train`` command, and the code that it shares with other commands that train.
 
-Such a command works in ``OUTPUT.partial``: checkpoints, the log, settings.json. Killed and given
-again, it goes on there; finished, it becomes the model folder ``OUTPUT``.
+They keep checkpoints, log and settings.json in ``OUTPUT.partial``. A command that was killed and is
+run again resumes there; at the end, the model folder ``OUTPUT`` takes the place of that folder.
 """
 
 import os
@@ -31,7 +31,7 @@ DataArgument = Annotated[str, typer.Argument(help="file, or a name that `qalib f
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of every command that trains; None is the default of the model or of the command."""
+    """Options of every command that trains; None means the default of the model or the command."""
 
     dev: Annotated[str, typer.Option(help="file or name of data to score after every epoch")] = ""
     skip_bad: options.SkipBadOption = False
@@ -49,7 +49,7 @@ class TrainingOptions:
     save_steps: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 200
 
     def load(self, data: str, output: Path) -> tuple["Dataset", dict[str, "Dataset"]]:
-        """Training data, read strictly, and the data to score on ("dev"), if there is any."""
+        """Training data (strict unless ``skip_bad``), and data to score on: {"dev": ...} or {}."""
         from qalib.data.sources import load_data
 
         check_new_folder(output)
@@ -57,18 +57,18 @@ class TrainingOptions:
         return dataset, {"dev": load_data(self.dev, purpose="answer")} if self.dev else {}
 
     def windows(self, model: str, null: bool = False) -> "WindowConfig":
-        """The windows of a model, of the lengths that were given."""
+        """The window settings of a model, with the lengths that were given as options."""
         lengths = {"max_seq_length": self.max_seq_length, "doc_stride": self.doc_stride}
         return options.AnswerOptions(null=null, **lengths).config(model).windows
 
     def config(
         self, reader: "EncoderReader", windows: "WindowConfig", learning_rate: float = 0.0
     ) -> "TrainConfig":
-        """How to train; the choices that depend on machine and model are printed.
+        """The training settings; prints the choices that depend on the machine and the model.
 
-        ``learning_rate``: the default; 0 is 3e-5, or 1.5e-4 for encoders narrower than 512. A
-        batch of N is a budget of N inputs of full length. Raises QalibError if the device is not
-        there.
+        ``learning_rate``: the default; 0 means 3e-5, or 1.5e-4 for encoders of a width below 512.
+        A batch size of N is a budget of N windows of full length. Raises QalibError if the device
+        is not available.
         """
         from qalib.inference import choose_device
         from qalib.training import TrainConfig, choose_precision, make_accelerator
@@ -155,9 +155,9 @@ def train_model(
 ) -> None:
     """Train a reader in ``OUTPUT.partial``, save it as the model folder ``output``, print facts.
 
-    ``make_task``: the task, given the working folder. ``request``: what the result depends on
-    besides data, windows and options, with the "models" that it comes from. ``facts``: further
-    ones for the card.
+    ``make_task``: makes the task, given the working folder. ``request``: what the result depends on
+    besides data, windows and options, including the "models" it is made from. ``facts``: additional
+    entries for the model card.
     """
     from qalib.data.schema import SAMPLE, passage_digests
     from qalib.models.pretrained import passages_of, save_model
@@ -190,22 +190,22 @@ def train_model(
 
 
 def basic_facts(model: str, dataset: "Dataset") -> dict[str, object]:
-    """What every card begins with."""
+    """The first entries of every model card."""
     return {"base model": model_name(model), "data": dataset.name, "questions": len(dataset)}
 
 
 def check_new_folder(output: Path) -> None:
-    """Raise QalibError if something is there already."""
+    """Raise QalibError if ``output`` exists, unless it is an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise QalibError(f"{output}: exists already; name a new folder, or remove it first.")
 
 
 @contextmanager
 def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Path]:
-    """``OUTPUT.partial``, where a command works on one request, alone.
+    """``OUTPUT.partial``, locked for one command at a time and tied to one set of settings.
 
-    ``settings``: all that the result depends on. Raises QalibError if another process works there,
-    if the folder holds unfinished work of other settings, and if the disk is full.
+    ``settings``: all that the result depends on. Raises QalibError if another process is working
+    there, if the folder holds an unfinished run of other settings, or if the disk is full.
     """
     work = output.resolve().with_name(f"{output.resolve().name}.partial")
     if not is_main_process():
@@ -228,25 +228,25 @@ def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Pat
 def save_and_publish(
     work: Path, output: Path, facts: Mapping[str, object], save: Callable[[Path, str], None]
 ) -> None:
-    """Write a model by ``save(folder, card)``, make it the folder ``output``, print the facts."""
+    """Write a model with ``save(folder, card)``, move it to ``output`` and print the facts."""
     if is_main_process():
-        shutil.rmtree(work / "model", ignore_errors=True)  # of a killed attempt
+        shutil.rmtree(work / "model", ignore_errors=True)  # left by a killed attempt
         save(work / "model", model_card(output.name, facts))
         publish_folder(work, output)
         print(to_json(facts))
 
 
 def publish_folder(work: Path, output: Path) -> None:
-    """Make the finished folder ``work``/model the folder ``output``, and remove ``work``."""
+    """Move the finished folder ``work``/model to ``output``, and remove ``work``."""
     os.replace(work / "model", output)
-    for name in ("scratch", "cache"):  # before settings.json, which says what they belong to
+    for name in ("scratch", "cache"):  # before settings.json, which says which run they belong to
         shutil.rmtree(work / name, ignore_errors=True)
     shutil.rmtree(work)
     say(f"{output}: written")
 
 
 def model_card(name: str, facts: Mapping[str, object]) -> str:
-    """README.md of a trained model: what it was made from, and the scores."""
+    """The README.md of a trained model: what it was made from, and its scores."""
     from qalib.models.pretrained import CARD
 
     rows = {k.replace("_", " "): f"{v:.6g}" if type(v) is float else v for k, v in facts.items()}
@@ -255,7 +255,7 @@ def model_card(name: str, facts: Mapping[str, object]) -> str:
 
 
 def model_name(model: str) -> str:
-    """The name of a model's folder, which says nothing of this machine, or its name on the Hub."""
+    """A model's folder name, without the path on this machine, or its name on the Hub."""
     if not model:
         return "the published reader"
     return Path(model).resolve().name if Path(model).exists() else model
@@ -268,6 +268,6 @@ def report_epoch(line: Mapping[str, float]) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line to standard error, in one process of several."""
+    """Print a line to standard error, in the main process only."""
     if is_main_process():
         print(f"qalib: {line}", file=sys.stderr, flush=True)

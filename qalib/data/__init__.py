@@ -1,1 +1,1 @@
-"""Data: the example schema, where examples come from, and how they become batches."""
+"""Data: the example schema, the sources of examples, and how they become batches."""

@@ -1,4 +1,4 @@
-"""Longer passages, and the sentence boundaries of a text."""
+"""Longer passages made of neighbouring paragraphs, and the sentence boundaries of a text."""
 
 import hashlib
 import re
@@ -10,17 +10,17 @@ from qalib.errors import QalibError
 
 # ------------------------------------------------------------------------------- longer passages
 
-SEPARATOR = "\n\n"  # of paragraphs
+SEPARATOR = "\n\n"  # between paragraphs
 
 
 def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
-    """The dataset "<name>-long": every paragraph among its neighbours from the same article.
+    """The dataset "<name>-long": every paragraph with its neighbours in the same article.
 
-    As many paragraphs before and after the example's own are added as fit into ``max_length``
-    word pieces with the question and special tokens, in their order. How many come before is drawn
-    from the question's id, so that an answer may occur anywhere and every run sees the same
-    passages. A paragraph that leaves no room for another one, or has no title, stays as it is.
-    ``tokenizer`` is the reader's. Raises QalibError if no example has a title.
+    Paragraphs before and after the example's own are added, in their order, while passage, question
+    and special tokens fit into ``max_length`` word pieces. A hash of the question's id decides how
+    many come before, so the answer may be anywhere and every run gets the same passages. A
+    paragraph without room for another one, or without a title, stays as it is. ``tokenizer`` is
+    the reader's. Raises QalibError if no example has a title.
     """
     if not any(example.title for example in dataset):
         raise QalibError(
@@ -50,15 +50,15 @@ def lengthen(dataset: Dataset, tokenizer, max_length: int = 512) -> Dataset:
 
 
 def article_of(example: Example) -> str:
-    """An example's article: its title ("Bridges" for "Bridges of Torford"), else the passage."""
-    if example.id.startswith("almanac-"):
+    """The article of an example: its title, or its passage if it has no title."""
+    if example.id.startswith("almanac-"):  # "Bridges of Torford" is of the article "Bridges"
         return example.title.partition(" of ")[0]
     return example.title or example.context
 
 
 def maximal_ranges(lengths: Sequence[int], own: int, available: int) -> list[tuple[int, int]]:
-    """Every range (first, last) of paragraphs around ``own`` that is at most ``available`` long
-    and cannot grow; ``own`` alone if it is longer by itself.
+    """All maximal ranges (first, last) of paragraphs around ``own`` with a total length of at most
+    ``available``; only (own, own) if ``own`` alone is longer.
     """
     ranges: list[tuple[int, int]] = []
     for first in range(own, -1, -1):
@@ -74,7 +74,7 @@ def maximal_ranges(lengths: Sequence[int], own: int, available: int) -> list[tup
 
 
 def _count(texts: Sequence[str], tokenizer) -> dict[str, int]:
-    """Word pieces of every text, special tokens not counted."""
+    """The number of word pieces of every text, without special tokens."""
     texts = list(dict.fromkeys(texts))
     clean = [replace_surrogates(text) for text in texts]
     pieces = tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"]
@@ -83,22 +83,22 @@ def _count(texts: Sequence[str], tokenizer) -> dict[str, int]:
 
 # --------------------------------------------------------------------------- sentence boundaries
 
-SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+|\s*\n\s*")  # with the space that follows
+SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+|\s*\n\s*")  # with the white space that follows
 OPENING = "\"'“\u2018(["
 ABBREVIATION = re.compile(
     r"(?:^|[^\w])(?:[^\W\d_]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|Gen|Col|Capt|Lt|Sgt|Maj|Rev|Hon|Gov|Sen|Rep|"
     r"Pres|Mt|Ft|No|Nos|Vol|Fig|Eq|Ch|pp|vs|cf|ca|approx|Inc|Ltd|Co|Corp|Bros|Univ|Dept|"
     r"Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.$"
 )
-LONGEST_ABBREVIATION = 8  # characters before a full stop that have to be searched
+LONGEST_ABBREVIATION = 8  # characters before a full stop that are searched
 
 
 def sentence_starts(text: str) -> list[int]:
-    """Characters at which sentences begin; the first is 0. A rule over characters, not a parser.
+    """Offsets at which sentences begin, found by a rule over characters; the first is 0.
 
-    A sentence ends at a line break, and at . ! or ? before a space and then a capital, a digit or
-    a quotation mark or bracket, unless the full stop belongs to an initial ("J. Smith", "U.S.")
-    or a common abbreviation.
+    A sentence ends at a line break, and at . ! or ? before white space and then a capital, a digit,
+    an opening quotation mark or an opening bracket, unless the full stop belongs to an initial
+    ("J. Smith", "U.S.") or a common abbreviation.
     """
     starts = [0]
     for match in SENTENCE_END.finditer(text):

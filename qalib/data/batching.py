@@ -1,7 +1,7 @@
 """Batches: inputs of similar length together, within a token budget, padded to the longest.
 
-"The longest" is rounded up to a multiple of 8: matrix units work in such tiles, and a CPU kernel
-is built anew for every new shape, so that few shapes are faster than many.
+Padded lengths are rounded up to a multiple of 8: matrix units work on tiles of that size, and a CPU
+kernel is built for every new shape, so few distinct shapes are faster than many.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:  # torch is imported only where a tensor is made
     from torch import Tensor
 
 MULTIPLE = 8  # padded lengths are multiples of this
-POOL = 50  # batches whose inputs are sorted by length together
+POOL = 50  # number of batches whose inputs are sorted by length together
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded inputs of a reader. B rows, L positions, at most A gold spans a row."""
+    """Padded inputs of a reader: B rows, L positions, at most A gold spans per row."""
 
-    inputs: dict[str, Tensor]  # keyword arguments of the model, each (B, L)
+    inputs: dict[str, Tensor]  # of the model; for encoders each (B, L), else see collate_words
     mask: Tensor  # (B, L) bool, true where an answer may start or end
     answer_spans: Tensor  # (B, A, 2) int64, gold spans, inclusive positions
-    answer_weights: Tensor  # (B, A) float32, fractions of the annotators; 0 where padded
+    answer_weights: Tensor  # (B, A) float32, fraction of the annotators; 0 where padded
     num_tokens: int  # real tokens, padding not counted
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ def collate(
         first = window.context_start
         mask[row, first : first + len(window.offsets)] = True
     mask[:, 0] |= null
-    attended = real.astype(np.int64)  # as tokenizers give it; some models subtract it from 1
+    attended = real.astype(np.int64)  # int64 as from a tokenizer: some models compute 1 - mask
     inputs = {"input_ids": ids, "token_type_ids": types, "attention_mask": attended}
     return Batch(
         {name: torch.from_numpy(array) for name, array in inputs.items()},
@@ -66,7 +66,7 @@ def collate(
 
 
 def pad_spans(gold: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
-    """Stack the (spans, weights) of each row.  -> (B, A, 2) int64, (B, A) float32"""
+    """Stack and pad the (spans, weights) of all rows.  -> (B, A, 2) int64, (B, A) float32"""
     import torch
 
     answers = max(1, *(len(spans) for spans, _ in gold))
@@ -81,7 +81,7 @@ def pad_spans(gold: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Te
 def stack_padded(
     rows: Sequence[np.ndarray], multiple: int = MULTIPLE, fill: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stack arrays, padded to the longest.  -> (B, L, ...) int64 or float32, (B, L) bool, real"""
+    """Stack and pad arrays.  -> (B, L, ...) int64 or float32, (B, L) bool, true = real"""
     lengths = np.array([len(row) for row in rows])
     real = np.arange(padded_length(int(lengths.max()), multiple)) < lengths[:, None]
     values = np.concatenate(rows)
@@ -92,16 +92,16 @@ def stack_padded(
 
 
 def padded_length(length: int, multiple: int = MULTIPLE) -> int:
-    """``length`` rounded up to a multiple."""
+    """``length`` rounded up to a multiple of ``multiple``."""
     return -(-length // multiple) * multiple
 
 
 def training_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices of one epoch in random batches of similar length, each within a token budget.
 
-    The indices are shuffled, sorted by length within pools of about ``POOL`` batches, cut where
-    rows x longest would exceed ``budget`` tokens, and the batches are shuffled. The result depends
-    on the arguments alone, so that training can resume in the middle of an epoch.
+    The indices are shuffled and sorted by length within pools of about ``POOL`` batches; a batch
+    ends before rows x longest exceeds ``budget`` tokens (a longer input is a batch of its own); the
+    batches are shuffled. The result depends on the arguments alone: training can resume mid-epoch.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     random = np.random.default_rng([seed, epoch])
@@ -117,7 +117,7 @@ def training_batches(lengths: Sequence[int], budget: int, seed: int, epoch: int)
 def inference_batches(
     lengths: Sequence[int], budget: int, multiple: int = MULTIPLE
 ) -> list[list[int]]:
-    """All indices in batches of similar length, of equal length with a ``multiple`` of 1."""
+    """All indices in batches of similar length, longest first; equal length if ``multiple`` = 1."""
     lengths = np.asarray(lengths, dtype=np.int64)
     return _cut(np.argsort(-lengths, kind="stable"), lengths, budget, multiple)
 

@@ -1,12 +1,12 @@
 """Byte-level inputs: one number from 0 to 255 for every character or byte of a text.
 
-Two *units* of text:
+A position holds one *unit* of the text:
 
-    characters : min(255, code point), one position a character. The encoding of the byte-level
-                 page; all characters from U+00FF on share a number.
-    utf-8      : the bytes of the text, one to four positions a character. Lossless.
+    characters : min(255, code point) of a character; all characters from U+00FF on share 255.
+    utf-8      : a byte of the UTF-8 text, one to four positions per character. Lossless.
 
 Notation: P passages, Q questions, L passage positions, M question positions, A gold answers.
+Source of "characters": https://kevz.me/byte-level-models-for-question-answering/.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:  # torch is imported only where a tensor is made
     import torch
     from torch import Tensor
 
-SYMBOLS = 256  # different numbers a position can hold
-# Padded lengths are multiples of these: a CPU builds a kernel, and keeps memory, for every shape.
+SYMBOLS = 256  # number of values that a position can hold
+# Padded lengths are multiples of these: on a CPU every new shape costs a kernel build and memory.
 PASSAGE_MULTIPLE, QUESTION_MULTIPLE = 64, 32
 
 
 def code_points(text: str) -> np.ndarray:
-    """min(255, code point) of every character, as the byte-level page numbers them.  (L,) uint8"""
+    """min(255, code point) of every character of a text.  (L,) uint8"""
     raw = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     return np.minimum(raw, SYMBOLS - 1).astype(np.uint8)
 
@@ -47,7 +47,7 @@ def utf8_bytes(text: str) -> np.ndarray:
 
 
 def encode(text: str, unit: str = "characters") -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of a text and the character each belongs to.  -> (L,) uint8, (L,) int32"""
+    """The values of a text and the index of each one's character.  -> (L,) uint8, (L,) int32"""
     if unit == "characters":
         return code_points(text), np.arange(len(text), dtype=np.int32)
     ids = utf8_bytes(text)
@@ -61,20 +61,20 @@ class ByteConfig:
 
     unit: Literal["characters", "utf-8"] = "characters"
     max_query_length: Annotated[int, Field(ge=1)] = 512  # characters; longer questions are cut
-    max_questions: Annotated[int, Field(ge=1)] = 16  # of a passage that are read together
-    room: Annotated[int, Field(ge=1)] = 200_000  # positions x questions read together, for memory
+    max_questions: Annotated[int, Field(ge=1)] = 16  # about one passage, read together
+    room: Annotated[int, Field(ge=1)] = 200_000  # limit of positions x questions, for memory
 
 
 @dataclass(frozen=True)
 class PassageFeature:
-    """One passage of L positions and some questions about it; the tuples run in parallel."""
+    """One passage of L positions and questions about it; tuples have one entry per question."""
 
     examples: tuple[int, ...]  # index of each question's example in the list it came from
     ids: np.ndarray  # (L,) uint8
-    offsets: np.ndarray  # (L,) int32, the character of the passage that each position belongs to
+    offsets: np.ndarray  # (L,) int32, the index of each position's character in the passage
     questions: tuple[np.ndarray, ...]  # each (M,) uint8
     spans: tuple[np.ndarray, ...]  # each (A, 2) int32, distinct gold spans, inclusive positions
-    weights: tuple[np.ndarray, ...]  # each (A,) float32, the fraction of annotators who gave it
+    weights: tuple[np.ndarray, ...]  # each (A,) float32, the fraction of annotators who gave each
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,7 +87,7 @@ class PassageFeature:
 def passage_features(
     examples: Sequence[Example], config: ByteConfig | None = None
 ) -> list[PassageFeature]:
-    """Gather the questions of every passage, in order of the passages' first appearance.
+    """Gather each passage's questions, in order of first appearance; many make several features.
 
     Raises QalibError naming a question whose text or passage is empty.
     """
@@ -119,7 +119,7 @@ def _gold_spans(example: Example, offsets: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class ByteBatch:
-    """Padded passages and the questions about them. Byte 0 is no padding: see the masks."""
+    """Padded passages and the questions about them. Padding is 0, a valid byte: use the masks."""
 
     passages: Tensor  # (P, L) int64
     passage_real: Tensor  # (P, L) bool
@@ -128,8 +128,8 @@ class ByteBatch:
     owner: Tensor  # (Q,) int64, the row of each question's passage
     mask: Tensor  # (Q, L) bool, true where an answer may start or end
     answer_spans: Tensor  # (Q, A, 2) int64, gold spans, inclusive positions
-    answer_weights: Tensor  # (Q, A) float32, fractions of the annotators; 0 where padded
-    num_tokens: int  # positions of passages, each once, and questions; padding not counted
+    answer_weights: Tensor  # (Q, A) float32, fraction of the annotators; 0 where padded
+    num_tokens: int  # real positions of passages (each counted once) and questions
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -158,9 +158,9 @@ def collate_passages(features: Sequence[PassageFeature]) -> ByteBatch:
 
 
 class QuestionRows:
-    """The questions of all features as rows 0, 1, ..., by default those with a gold answer.
+    """The questions of all features as rows 0, 1, ...; by default only those with a gold answer.
 
-    A batch holds each passage once. Raises QalibError if ``gold_only`` leaves no row.
+    Raises QalibError if ``gold_only`` leaves no row.
     """
 
     def __init__(self, features: Sequence[PassageFeature], gold_only: bool = True):
@@ -175,7 +175,7 @@ class QuestionRows:
             raise QalibError("nothing to train on: no question has a gold answer.")
 
     def feature(self, row: int) -> PassageFeature:
-        """The passage of a row's question."""
+        """The feature that a row's question is in."""
         return self.features[self.places[row][0]]
 
     def example(self, row: int) -> int:
@@ -188,11 +188,11 @@ class QuestionRows:
 
     @property
     def lengths(self) -> list[int]:
-        """Positions of the passage of every row."""
+        """Passage length of every row, in positions."""
         return [len(self.features[number]) for number, _ in self.places]
 
     def collate(self, rows: Sequence[int]) -> ByteBatch:
-        """The batch of some rows, in their order; neighbours about one passage share it."""
+        """The batch of some rows, in order; neighbouring rows of one feature share its passage."""
         parts = []
         for number, group in groupby((self.places[row] for row in rows), key=lambda p: p[0]):
             feature, chosen = self.features[number], [place for _, place in group]
@@ -202,10 +202,10 @@ class QuestionRows:
         return collate_passages(parts)
 
     def batches(self, size: int, seed: int, epoch: int, pool: int = 16) -> list[list[int]]:
-        """One epoch: batches of exactly ``size`` rows (the last may have fewer), of similar length.
+        """One epoch: batches of exactly ``size`` rows (one may have fewer), of similar length.
 
-        Passages are shuffled, sorted by length within pools of about ``pool`` batches, their rows
-        cut every ``size``, and the batches shuffled.
+        Passages are shuffled, their rows sorted by passage length within pools of ``pool`` batches
+        and cut every ``size`` rows, and the batches are shuffled.
         """
         random = np.random.default_rng([seed, epoch])
         numbers = np.array([number for number, _ in self.places])

@@ -1,13 +1,13 @@
-"""The embedded corpus: encyclopedia-like passages about invented things, in SQuAD form, by seed.
+"""The embedded corpus: SQuAD-style questions about encyclopedia-like passages, from a seed.
 
-Every passage describes a few subjects of one kind (expeditions, ships, painters, ...) that share
-their relations, so that each fact with a question is one of ``GROUP`` facts of the same answer
-type: the other ships' captains, the other painters' teachers.
+Every passage describes a few invented subjects of one kind (expeditions, ships, painters, ...) with
+the same relations, so each fact with a question is one of ``GROUP`` facts of the same answer type,
+such as the captains of several ships.
 
 A passage is made in three steps: draw the facts (:func:`draw_facts`), write sentences about them
-(:class:`_Writer`), and turn the marks in these into answer spans (:func:`resolve`). Answers are
-marked when they are written, never searched for, so that an offset is right even where a text
-occurs several times. Words and phrasings are in ``almanac/*.toml``.
+(:class:`_Writer`), and turn the marks in the sentences into answer spans (:func:`resolve`). Answers
+are marked when they are written, never searched for, so offsets are right even where a text occurs
+several times. Words and phrasings are in ``almanac/*.toml``.
 """
 
 import random
@@ -25,19 +25,19 @@ from qalib.data.schema import Answer, Dataset, Example, make_dataset
 from qalib.settings import build, settings
 
 GROUP = 4  # facts of the same answer type in a passage
-CHARACTERS_PER_FACT = 75  # that a short passage needs
+CHARACTERS_PER_FACT = 75  # of a passage; gives the number of facts to begin with
 QUESTIONS_PER_PASSAGE = 5  # at most; a short passage may hold fewer facts
 DRAFTS = 12  # attempts at a passage of the right length
-TOLERANCE = 0.1  # relative error of the length that ends the attempts
+TOLERANCE = 0.1  # relative error of the length at which the attempts end
 
 
 @settings
 class CorpusConfig:
     """The questions to generate.
 
-    ``split``: "dev" has the phrasings of "train" and other names, "test" other phrasings and other
-    names. ``length`` of a passage in characters. ``misleading``: where a sentence that resembles
-    the answer's is added to the passage of each question (Jia and Liang 2017); "" for none.
+    ``split``: "dev" has the phrasings of "train" with other names, "test" other phrasings and other
+    names. ``length``: characters per passage, roughly. ``misleading``: where to add a sentence that
+    resembles the answer's to the passage of each question (Jia and Liang 2017); "" for none.
     """
 
     questions: Annotated[int, Field(ge=1, le=10**7)]
@@ -48,7 +48,7 @@ class CorpusConfig:
 
 
 def build_corpus(config: CorpusConfig) -> Dataset:
-    """The first ``config.questions`` questions, the same bytes on every machine."""
+    """The first ``config.questions`` questions; every machine generates the same bytes."""
     examples: list[Example] = []
     index = 0
     while len(examples) < config.questions:
@@ -61,7 +61,7 @@ def build_corpus(config: CorpusConfig) -> Dataset:
 
 
 def _passage(config: CorpusConfig, index: int) -> list[Example]:
-    """The examples of passage ``index``, which depend on it and the settings alone."""
+    """The examples of passage ``index``; they depend only on it and the settings."""
     name = f"almanac-{config.split}-s{config.seed}-l{config.length}-d{GROUP - 1}-{index}"
     rng = random.Random(name)  # a string seeds through SHA-512, independent of PYTHONHASHSEED
     title, facts, draft = _draft(rng, config)
@@ -82,9 +82,9 @@ def _passage(config: CorpusConfig, index: int) -> list[Example]:
 
 
 def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
-    """The example with a sentence added that states the fact's relation of an invented subject.
+    """The example with an added sentence that states the fact's relation for an invented subject.
 
-    Subject and value are absent from the passage, and no gold answer occurs in the sentence.
+    The subject's full name and value are not in the passage, and no gold answer is in the sentence.
     """
     rng = random.Random(f"{example.id} misleading")
     sampler, writer = _Sampler(rng, config.split), _Writer(rng, config.split)
@@ -102,7 +102,7 @@ def mislead(example: Example, fact: "Fact", config: CorpusConfig) -> Example:
 
 
 def _draft(rng: random.Random, config: CorpusConfig) -> tuple[str, list["Fact"], str]:
-    """Title, facts and marked text of the first draft of about that length, or the nearest."""
+    """Title, facts and marked text of the first draft within ``TOLERANCE``, else the closest."""
     groups = max(1, round(config.length / (CHARACTERS_PER_FACT * GROUP)))
     best, least = None, float("inf")
     for _ in range(DRAFTS):
@@ -155,7 +155,7 @@ def _read(name: str) -> dict:
 
 
 KINDS = [build(row, Kind, "kinds.toml") for row in _read("kinds.toml")["kinds"]]
-RELATIONS = [  # the comments of the file explain the slots and marks
+RELATIONS = [  # the file's comments explain the slots and marks
     build({"key": key} | row, Relation, "relations.toml")
     for key, row in _read("relations.toml").items()
 ]
@@ -164,7 +164,7 @@ WORDS = _read("words.toml")
 
 # --------------------------------------------------------------------------------------- facts
 
-SPLITS = {"train": range(0, 6), "dev": range(6, 8), "test": range(8, 10)}  # tenths of the names
+SPLITS = {"train": range(0, 6), "dev": range(6, 8), "test": range(8, 10)}  # checksums modulo 10
 YEARS = (1690, 1940)
 
 
@@ -180,7 +180,7 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Fact:
-    """``subject`` stands in ``relation`` to ``value``; ``number`` counts a passage's facts.
+    """``subject`` stands in ``relation`` to ``value``; ``number`` is the index in the passage.
 
     Gold answers are marked in the value: ``<Dr =<Ilsa <Venn>>>`` accepts "Dr Ilsa Venn", "Ilsa
     Venn" and "Venn", of which ``=<`` opens the main one.
@@ -204,7 +204,7 @@ def draw_facts(
     for relation in available:
         by_type.setdefault(relation.type, []).append(relation)
     types = list(by_type)[:groups]
-    # Few subjects with many facts each are easier to confuse, but each type needs its group.
+    # Few subjects with many facts each are easier to confuse, but each type needs GROUP facts.
     fewest = max(-(-GROUP // len(by_type[t])) for t in types)
     subjects = sampler.subjects(kind, min(rng.randint(fewest, GROUP), rng.randint(fewest, GROUP)))
     cells = []
@@ -233,7 +233,7 @@ class _Sampler:
         return value
 
     def compound(self, columns: Sequence[Sequence[str]]) -> str:
-        """One part of each column, joined; by its checksum it belongs to a single split."""
+        """One part of each column, joined; redrawn until its checksum belongs to the split."""
         while True:
             word = self.fresh(lambda: "".join(map(self.rng.choice, columns)))
             if zlib.crc32(word.encode()) % 10 in SPLITS[self.split]:
@@ -249,7 +249,7 @@ class _Sampler:
         return self.rng.sample(items, len(items))
 
     def subjects(self, kind: Kind, count: int) -> list[Subject]:
-        """``count`` subjects, some of them in pairs that share most of their names."""
+        """``count`` subjects, some of them in pairs with similar names."""
         subjects: list[Subject] = []
         make = self.people if kind.stem == "person" else self.things
         while len(subjects) < count:
@@ -336,9 +336,9 @@ def _in_words(number: int) -> str:
 
 # --------------------------------------------------------------------------------------- prose
 
-# Gold answers of an unfinished passage are marked by characters of the private use area, which move
-# with the text when a sentence is changed: fact i opens an accepted answer with chr(OPEN + 2 * i)
-# and its main one with chr(OPEN + 2 * i + 1); CLOSE ends the innermost.
+# Characters of the private use area mark the gold answers of an unfinished passage, so that they
+# move with the text when a sentence is changed: for fact i, chr(OPEN + 2 * i) opens an accepted
+# answer and chr(OPEN + 2 * i + 1) the main one; CLOSE ends the innermost.
 OPEN, CLOSE = 0xE000, "\uf8ff"
 MARK = re.compile("[\ue000-\uf8ff]")
 SLOT = re.compile(r"\{(S|N|O|S's|V)\}")
@@ -349,13 +349,13 @@ PRONOUNS = {
 }
 # After a value of these types a pronoun could be misread as the value.
 AMBIGUOUS = ("organisation", "title", "reason")
-SLACK = 15  # characters by which one more sentence may exceed the length
+SLACK = 15  # characters by which a filler sentence may exceed the length
 
-Sentence = tuple[str, bool]  # marked text; whether it can be understood without the one before
+Sentence = tuple[str, bool]  # marked text, whether it is clear without the sentence before it
 
 
 def resolve(marked: str) -> tuple[str, dict[int, tuple[Answer, ...]]]:
-    """The text without marks, and the gold answers of each fact by number, the main one first."""
+    """The text without marks, and the gold answers by fact number, the main one first."""
     text: list[str] = []
     opened: list[tuple[int, int]] = []
     spans: dict[int, list[tuple[bool, int, int]]] = {}
@@ -379,8 +379,8 @@ def _visible(text: str) -> int:
 
 
 def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
-    """The steps of a passage: a list of facts about several subjects, for one sentence, or about
-    one subject a list of tuples of one or two facts, each for a sentence.
+    """The steps of a passage, in order. A step is a list of facts about several subjects (for one
+    sentence) or a list of tuples of one or two facts about one subject (one sentence per tuple).
     """
     remaining = list(facts)
     steps: list[list] = []
@@ -394,7 +394,7 @@ def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
     for subject in dict.fromkeys(fact.subject for fact in remaining):
         own = [fact for fact in remaining if fact.subject is subject]
         rng.shuffle(own)
-        # The facts of some subjects are split over two places.
+        # The facts of some subjects are split over two steps.
         cut = rng.randint(1, len(own)) if rng.random() < 0.3 else len(own)
         for part in (own[:cut], own[cut:]):
             if part:
@@ -413,7 +413,7 @@ def _group(rng: random.Random, facts: list[Fact]) -> list[tuple[Fact, ...]]:
 
 
 def _fill(rng: random.Random, sentences: list[Sentence], length: int) -> list[Sentence]:
-    """Insert filler sentences, never between a pronoun and the sentence that it refers to."""
+    """Insert filler sentences, never between a sentence and one that refers back to it."""
     fillers = list(WORDS["fillers"])
     rng.shuffle(fillers)
     gap = length - sum(_visible(text) + 1 for text, _ in sentences)
@@ -432,11 +432,11 @@ class _Writer:
         self.rng = rng
         self.test = split == "test"
         self.named: set[Subject] = set()
-        self.picked: set[str] = set()  # asides, prefixes and phrasings that have been used
+        self.picked: set[str] = set()  # asides, prefixes and phrasings already used
         self.focus: Subject | None = None
         self.pair: list[Subject] = []  # "the former" and "the latter"
         self.ambiguous = False  # whether a pronoun could be misread
-        self.free = True  # whether the sentence can be understood without the one before
+        self.free = True  # whether the sentence is clear without the one before it
 
     def passage(self, length: int, region: str, subjects: list[Subject], facts: list[Fact]) -> str:
         """All facts as marked text, filled up to about ``length`` visible characters."""
@@ -458,7 +458,7 @@ class _Writer:
         return _finish(text.replace("{P}", subjects[0].kind.plural)), True
 
     def about_one(self, groups: list[tuple[Fact, ...]]) -> list[Sentence]:
-        """Sentences about one subject, the first of which names it."""
+        """Sentences about one subject; the first has its name, "the former" or "the latter"."""
         sentences = []
         for facts in groups:
             self.free = True
@@ -485,7 +485,7 @@ class _Writer:
         return text
 
     def double(self, first: Fact, second: Fact) -> str:
-        """Two facts of a subject: a relative clause between subject and verb, or an "and"."""
+        """Two facts of a subject, joined by "and", by a relative clause or as two main clauses."""
         options = [self.predicates(fact) for fact in (first, second)]
         if not all(options) or first.relation.type == "reason":
             text = self.single(first)
@@ -522,7 +522,7 @@ class _Writer:
         return _finish(text), self.free
 
     def pick(self, options: Sequence[str]) -> str:
-        """One of the options, if possible one that this passage has not used."""
+        """A random option, if possible one that this passage has not used."""
         text = self.rng.choice([o for o in options if o not in self.picked] or options)
         self.picked.add(text)
         return text
@@ -575,6 +575,6 @@ def _listed(items: list[str]) -> str:
 
 
 def _finish(text: str) -> str:
-    """A sentence with a capital letter and a full stop."""
+    """The sentence with a capital first letter and a full stop."""
     first = re.search(r"\w", text).start()
     return f"{text[:first]}{text[first].upper()}{text[first + 1 :]}."

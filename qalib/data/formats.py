@@ -1,17 +1,17 @@
-"""One reader of the forms in which extractive question answering is published.
+"""Loading of the file formats in which extractive question answering data are published.
 
-The content decides, never the file's name; each form may be gzip-compressed:
+The content decides the format, never the file's name; every format may be gzip-compressed:
 
 * SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018);
-* MRQA (Fisch et al. 2019), a passage a line, with or without its header line. The markers
-  ``[TLE]``, ``[PAR]`` and ``[DOC]`` of its passages are part of the text;
+* MRQA (Fisch et al. 2019), one passage per line, with or without its header line. The markers
+  ``[TLE]``, ``[PAR]`` and ``[DOC]`` in its passages are part of the text;
 * rows with id, question, context and answers, as the ``datasets`` library writes them: a JSON
   list, a list under "data", or JSON lines;
-* lists of {context, qas}, in the same three ways;
+* lists of {context, qas}, in the same three layouts;
 * HotpotQA with distractors (Yang et al. 2018): the ten paragraphs become one passage, each after
-  its title. Questions whose answer is yes or no count as bad rows.
+  its title. Questions whose answer is "yes", "no" or not in the passage count as bad rows.
 
-Answers are a list of {text, answer_start} or a dictionary of two lists. Texts stay as written.
+Answers are a list of {text, answer_start} or a dictionary of two lists. Texts are not changed.
 """
 
 import gzip
@@ -42,16 +42,16 @@ FORMS = (
 def load_file(
     path: str | Path, purpose: Purpose = "train", *, name: str = "", skip_bad: bool = False
 ) -> Dataset:
-    """Load a data file of any form. What a row must have depends on the purpose:
+    """Load a data file of any of these formats. What a row must have depends on the purpose:
 
-    * "train": id, question, context, and answers at their offsets or none and ``is_impossible``.
+    * "train": id, question, context, and answers at their offsets, or ``is_impossible`` and none.
       Raises QalibError that counts the bad rows; ``skip_bad`` leaves them out with a DataWarning.
     * "answer": id, question and context. "score": id and the texts of the answers. Rows without
       them are left out, other faults are tolerated, and one DataWarning counts both.
 
-    Whole numbers as ids or in another notation (``"28"``, ``28.0``) and empty answers of an
-    impossible question are understood for every purpose. Raises QalibError for a file that is
-    missing, damaged, cut short or of another form, and if no row can be used.
+    Integer ids, offsets written as ``"28"`` or ``28.0``, and empty answers of impossible questions
+    are accepted for every purpose, with that warning. Raises QalibError for a file that is missing,
+    damaged, cut short or of another format, and if no row can be used.
     """
     path = Path(path)
     raw = read_bytes(path)
@@ -62,7 +62,7 @@ def load_file(
     reader.report(path, skip_bad)
     examples, sha256 = reader.examples.values(), hashlib.sha256(raw).hexdigest()
     if purpose == "answer" and not any(example.answerable for example in examples):
-        version = version or "1.1"  # a file without answers says nothing of the rule
+        version = version or "1.1"  # a file without answers does not show its scoring rule
     name = name or re.sub(r"(\.jsonl?)?(\.gz)?$", "", path.name)
     return make_dataset(name, examples, str(path), sha256, version)
 
@@ -98,17 +98,17 @@ def _decode(raw: bytes, path: Path | str, hint: str = "save the file as UTF-8 JS
 
 
 def _parse(text: str, prefix: str, line: int = 1) -> object:
-    """The JSON value of a text that begins on a line. Raises QalibError that names the place."""
+    """The value of JSON text that begins on ``line``. Raises QalibError that names the place."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place, text = f"{prefix}line {error.lineno + line - 1}, column {error.colno}", text.strip()
-        # Cut short: the error is at the end, or no bracket closes the one that begins the text.
+        # Cut short: the error is at the end, or the text does not end with a closing bracket.
         cut = error.pos >= len(error.doc.rstrip()) or not text.endswith(("}", "]"))
         cut = cut and text.startswith(("{", "[")) and error.msg != "Extra data"
         end = "; the file is cut short: fetch or export it again" if cut else ""
         raise QalibError(f"{place}: not valid JSON ({error.msg}){end}.") from None
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all reason
+    except (ValueError, RecursionError) as error:  # a number too long or nesting too deep
         raise QalibError(f"{prefix}line {line}: not a dataset ({error}).") from None
 
 
@@ -116,7 +116,7 @@ def _parse(text: str, prefix: str, line: int = 1) -> object:
 
 
 def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
-    """("2.0" if the file states that version, place and value of each top-level entry).
+    """("2.0" if the file states that version, else ""; (place, value) of each top-level entry).
 
     The value of a damaged line is a QalibError.
     """
@@ -126,7 +126,7 @@ def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
     try:
         tree = _parse(text, f"{path}: ")
     except QalibError:
-        # In JSON lines the first line is an object of its own, or the second if that is damaged.
+        # In JSON lines the first line, or the second if that is damaged, is an object by itself.
         objects = [value for _, value in islice(_lines(text), 2) if isinstance(value, dict)]
         if text.lstrip().startswith("[") or not objects:
             raise
@@ -145,7 +145,7 @@ def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, object]]:
-    """Place and value of each line that is neither blank nor MRQA's header."""
+    """(place, value) of each line that is neither blank nor MRQA's header."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -166,19 +166,19 @@ def _is_version_2(version: object) -> bool:
 
 
 class _Reader:
-    """The examples of one file, its bad rows, and what was tolerated in the others."""
+    """Collects the examples of one file, its bad rows, and the faults tolerated in other rows."""
 
     def __init__(self, purpose: Purpose):
         self.purpose = purpose
         self.examples: dict[str, Example] = {}
         self.bad: list[str] = []
         self.tolerated: list[str] = []
-        self.place = ""  # of the row that is read
+        self.place = ""  # of the current row
 
     def add(
         self, entry: object, place: str, levels: tuple[str, ...] = ("paragraphs", "qas")
     ) -> None:
-        """Read an article, a passage or a row; what cannot be read counts as a bad row."""
+        """Read an article, a passage or a row; anything that cannot be read counts as a bad row."""
         self.place = place
         try:
             if isinstance(entry, QalibError):
@@ -204,7 +204,7 @@ class _Reader:
             self.bad.append(str(error).removesuffix("."))
 
     def report(self, source: Path, skip_bad: bool) -> None:
-        """Warn of what was tolerated and left out. Raises QalibError as :func:`load_file` says."""
+        """Warn of faults and rows left out. Raises QalibError as :func:`load_file` says."""
         bad, few = len(self.bad), "; ".join(self.bad[:3])
         rows = bad + len(self.examples)
         if not self.examples:
@@ -227,13 +227,13 @@ class _Reader:
         self.tolerated.append(f"{self.place}: {fault}")
 
     def _tolerate(self, fault: str) -> None:
-        """Note a fault; for training, raise it."""
+        """Note a fault, or raise it if the purpose is training."""
         if self.purpose == "train":
             raise self._error(fault)
         self._note(fault)
 
     def _field(self, entry: object, key: str, kind: type):
-        """``entry[key]`` of a type. Raises QalibError if it is not that."""
+        """``entry[key]``. Raises QalibError if it is missing or not of type ``kind``."""
         if not isinstance(entry, dict) or key not in entry:
             raise self._error(f"the key {key!r} (of type {kind.__name__}) is missing")
         if not isinstance(entry[key], kind):
@@ -242,14 +242,17 @@ class _Reader:
         return entry[key]
 
     def _paragraphs(self, row: dict) -> dict:
-        """A row of HotpotQA as one with a single passage. Raises QalibError without a span."""
+        """A HotpotQA row with one passage. Raises QalibError if the answer is not a span of it."""
+        answer, question = (self._field(row, key, str) for key in ("answer", "question"))
         paragraphs = self._field(row, "context", list)
-        context = "\n".join(f"{title}\n{''.join(text)}" for title, text in paragraphs)
-        found = [m.start() for m in re.finditer(re.escape(row["answer"]), context)]
-        if row["answer"] in ("yes", "no") or not found:
-            raise self._error(f"the answer {row['answer']!r} is no span of the passage")
-        answers = [{"text": row["answer"], "answer_start": start} for start in found]
-        question = self._field(row, "question", str)
+        try:
+            context = "\n".join(f"{title}\n{''.join(text)}" for title, text in paragraphs)
+        except (TypeError, ValueError):
+            raise self._error("'context' must hold pairs of a title and a list of texts") from None
+        found = [m.start() for m in re.finditer(re.escape(answer), context)]
+        if answer in ("yes", "no", "") or not found:
+            raise self._error(f"the answer {answer!r} is no span of the passage")
+        answers = [{"text": answer, "answer_start": start} for start in found]
         return {"id": row["_id"], "question": question, "context": context, "answers": answers}
 
     def _read(self, row: dict) -> Example:
@@ -283,7 +286,7 @@ class _Reader:
         return replace(example, answers=answers, references=texts if texts != spans else ())
 
     def _answers(self, row: dict, context: str) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
-        """(answers whose place is known, texts that a prediction is scored against)."""
+        """(answers with a known offset, texts that a prediction is scored against)."""
         flag, mrqa = row.get("is_impossible"), "detected_answers" in row
         pairs = self._spans(row, context) if mrqa else self._pairs(row)
         if flag is True and pairs and not any(text for text, _ in pairs):
@@ -296,7 +299,7 @@ class _Reader:
             if not all(isinstance(text, str) for text in texts):
                 raise self._error("'answers' must be a list of texts")
         if flag is None and not texts and isinstance(row.get("answers"), dict):
-            flag = True  # tables have no such column
+            flag = True  # tables have no column is_impossible
         if (flag and texts) or not isinstance(flag, bool | None):
             self._tolerate(
                 f"is_impossible is {reprlib.repr(flag)} and {len(texts)} answers are given; it "
@@ -307,7 +310,7 @@ class _Reader:
         return tuple(answer for answer in answers if answer), tuple(texts)
 
     def _answer(self, text: str, start: object, context: str) -> Answer | None:
-        """The answer at its offset; None if it is empty or not there, which training refuses."""
+        """The answer at its offset; None if it is empty or not there, an error for training."""
         if not text:
             return self._tolerate("an answer is the empty string; remove it")
         if type(start) is not int:
@@ -323,7 +326,7 @@ class _Reader:
         return self._tolerate(fault) if fault else answer
 
     def _pairs(self, row: dict) -> list[tuple[str, object]]:
-        """(text, offset as written) of SQuAD's answers, from a list or a dictionary of lists."""
+        """(text, offset as written) of each SQuAD answer, from a list or a dictionary of lists."""
         answers = row.get("answers")
         if answers is None and row.get("is_impossible") is True:
             return []
@@ -341,7 +344,7 @@ class _Reader:
         return [(self._field(each, "text", str), each.get("answer_start")) for each in entries]
 
     def _spans(self, row: dict, context: str) -> list[tuple[str, int]]:
-        """(text, offset) of MRQA's spans, each once; both ends of a span are inside."""
+        """(text, offset) of each distinct MRQA span; both ends of a span are inclusive."""
         found: dict[tuple[str, int], None] = {}
         for detected in self._field(row, "detected_answers", list):
             for span in self._field(detected, "char_spans", list):

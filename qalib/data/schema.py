@@ -1,7 +1,7 @@
-"""The example schema of the kit: a question, a passage (the *context*) and gold answer spans.
+"""The example schema: a question, a passage (the *context*) and gold answer spans.
 
 Gold answers are character spans of the context, ``context[start : start + len(text)] == text``.
-Offsets count Unicode code points, as Python strings do, and texts are never normalised.
+Offsets count Unicode code points, as Python strings do. Texts are never normalised.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qalib.errors import QalibError
 
-SAMPLE = 256  # passages whose digests are kept with a model
+SAMPLE = 256  # number of passage digests stored with a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +24,16 @@ class Answer:
 
     @property
     def end(self) -> int:
-        """The code point after the answer's last one."""
+        """The offset after the answer's last code point."""
         return self.start + len(self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one passage. Without answers, the passage does not answer it.
+    """One question about one passage; unanswerable if it has neither answers nor references.
 
-    Where there are ``references``, which need not be spans of the passage, predictions are scored
-    against them, and ``answers`` are for training.
+    ``references`` are texts that need not be spans of the passage. If there are any, predictions
+    are scored against them, and ``answers`` are only for training.
     """
 
     id: str
@@ -60,14 +60,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples and their origin, with hashes of the file's bytes and by :func:`content_hash`."""
+    """Examples and their origin, with the SHA-256 of the file and the :func:`content_hash`."""
 
     name: str
     examples: tuple[Example, ...]
     path: str
     raw_sha256: str
     content_sha256: str
-    version: str = "1.1"  # "2.0": questions may have no answer, and are scored by that rule
+    version: str = "1.1"  # "2.0": questions may be unanswerable; also the scoring rule
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -116,21 +116,23 @@ def merge(name: str, datasets: Iterable[Dataset]) -> Dataset:
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Split off about ``fraction`` of the passages with all their questions: (rest, held out).
 
-    The hash of a passage's text alone decides its side, which is therefore the same in every
+    Only the hash of a passage's text decides its part, which is therefore the same in every
     mixture of datasets and in every run.
     """
     parts: dict[bool, list[Example]] = {False: [], True: []}
     for example in dataset:
         digest = hashlib.sha256(example.context.encode("utf-8", "surrogatepass")).digest()
         parts[int.from_bytes(digest[:4]) < int(fraction * 2**32)].append(example)
-    return (
-        make_dataset(f"{dataset.name}-rest", parts[False], dataset.path),
-        make_dataset(f"{dataset.name}-held-out", parts[True], dataset.path),
+    names = {False: f"{dataset.name}-rest", True: f"{dataset.name}-held-out"}
+    rest, held = (
+        make_dataset(name, parts[part], dataset.path, version=dataset.version)
+        for part, name in names.items()
     )
+    return rest, held
 
 
 def passage_digests(examples: Iterable[Example], count: int | None = None) -> list[str]:
-    """The ``count`` smallest digests of the passages, a random sample that is always the same."""
+    """The ``count`` smallest digests of the passages: a random but reproducible sample."""
     texts = {example.context for example in examples}
     digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")) for text in texts)
     return sorted(digest.hexdigest()[:16] for digest in digests)[:count]
@@ -139,7 +141,7 @@ def passage_digests(examples: Iterable[Example], count: int | None = None) -> li
 def content_hash(examples: Iterable[Example]) -> str:
     """SHA-256 over (id, context, question, sorted answer texts), in order of ids.
 
-    Published copies of SQuAD differ in the offsets, which affects neither EM nor F1.
+    Offsets are left out: published copies of SQuAD differ in them, and EM and F1 do not use them.
     """
     digest = hashlib.sha256()
     for e in sorted(examples, key=lambda e: e.id):
@@ -155,7 +157,7 @@ def file_sha256(path: Path) -> str:
 
 
 def check_example(example: Example, place: str) -> None:
-    """Raise QalibError, naming ``place``, for an empty text or an answer that is not in place."""
+    """Raise QalibError, naming ``place``, for an empty text or an answer not at its offset."""
     if not example.context.strip():
         raise QalibError(f"{place}: the context is empty; remove the paragraph or give its text.")
     if not example.question.strip():

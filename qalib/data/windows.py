@@ -1,8 +1,8 @@
-"""Encoder inputs: word pieces, overlapping windows of the passage, character offsets.
+"""Encoder inputs: word pieces in overlapping windows of the passage, with character offsets.
 
 A *window* is one model input, ``[CLS] question [SEP] part of the passage [SEP]``. A passage longer
 than the input is split into several windows that overlap by ``doc_stride`` word pieces.
-:class:`LazyWindows` builds windows on access, for long passages and many questions about one;
+:class:`LazyWindows` builds windows on access, for long passages or many questions on a passage;
 :func:`make_windows` builds all of them with their gold spans, for training.
 """
 
@@ -20,8 +20,8 @@ from qalib.data.schema import Example
 from qalib.errors import QalibError
 from qalib.settings import settings
 
-GROUP = 1_000_000  # characters that are tokenised in one call, to bound its memory
-SINGLE_WORD = 10_000  # characters from which a passage of a single word piece is refused
+GROUP = 1_000_000  # characters that are tokenised in one call, to bound memory
+SINGLE_WORD = 10_000  # characters above which a passage of a single token is refused
 
 
 @settings
@@ -44,7 +44,7 @@ class WindowConfig:
 
 
 def fit_windows(longest: int | None) -> WindowConfig:
-    """The default windows, or smaller ones for a model of inputs of at most ``longest``."""
+    """The default windows, or smaller ones for a model that takes at most ``longest`` tokens."""
     if longest is None or longest >= WindowConfig().max_length:
         return WindowConfig()
     question = min(64, longest // 4)
@@ -53,7 +53,7 @@ def fit_windows(longest: int | None) -> WindowConfig:
 
 
 def check_windows(config: WindowConfig, longest: int | None) -> None:
-    """Raise QalibError for inputs longer than the ``longest`` that a model takes."""
+    """Raise QalibError if inputs may be longer than the ``longest`` that a model accepts."""
     if longest is not None and config.max_length > longest:
         raise QalibError(
             f"inputs of {config.max_length} tokens are longer than the {longest} of this model; "
@@ -63,7 +63,7 @@ def check_windows(config: WindowConfig, longest: int | None) -> None:
 
 @dataclass(frozen=True)
 class Window:
-    """One model input of L tokens, P of which belong to the passage."""
+    """One model input of L tokens, P of which belong to the passage, with A gold spans."""
 
     example: int  # index of the example in the list it came from
     input_ids: np.ndarray  # (L,) int32
@@ -83,7 +83,7 @@ class Window:
 
 
 def make_windows(examples: Sequence[Example], tokenizer, config: WindowConfig) -> list[Window]:
-    """All :class:`LazyWindows` of some examples, in order, with their :func:`gold_spans`."""
+    """The :class:`LazyWindows` of some examples as a list, with their :func:`gold_spans`."""
     made = []
     for window in LazyWindows(examples, tokenizer, config):
         example, first = examples[window.example], window.context_start
@@ -117,7 +117,7 @@ def gold_spans(
     """Distinct gold spans that lie wholly in a window, weighted by the fraction of annotators.
 
     offsets (P, 2) -> (A, 2) int32 inclusive positions, (A,) float32. ``null``: without such a span
-    the answer is position 0. An answer within tokens is extended to whole tokens.
+    the answer is position 0. An answer that begins or ends within a token is extended to all of it.
     """
     counts: Counter[tuple[int, int]] = Counter()
     for answer in example.answers if len(offsets) else ():
@@ -133,7 +133,7 @@ def gold_spans(
 
 
 def span_weights(counts: Counter[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Spans and their counts divided by the sum of these.  -> (A, 2) int32, (A,) float32"""
+    """Spans, and their counts divided by the total count.  -> (A, 2) int32, (A,) float32"""
     spans = np.array(list(counts), dtype=np.int32).reshape(-1, 2)
     weights = np.array(list(counts.values()), dtype=np.float32)
     return spans, weights / max(1.0, weights.sum())
@@ -145,9 +145,9 @@ def span_weights(counts: Counter[tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
 class LazyWindows(Sequence[Window]):
     """Windows without gold spans, in the order of the examples, each built when it is accessed.
 
-    Every distinct passage and every distinct question is tokenised once, so that memory grows with
-    the distinct texts and not with the windows. Raises QalibError for a tokenizer without character
-    offsets and for a long passage that is a single word to it; logs a warning if questions are cut.
+    Every distinct passage and question is tokenised once, with a placeholder for the other text, so
+    memory does not grow with the number of windows. Raises QalibError for a tokenizer without
+    offsets and for a long passage that is a single token; logs a warning if questions are cut.
     """
 
     def __init__(self, examples: Sequence[Example], tokenizer, config: WindowConfig):
@@ -177,7 +177,7 @@ class LazyWindows(Sequence[Window]):
         return self._window(example, index - int(self.ends[example - 1] if example else 0))
 
     def _count(self, example: int) -> int:
-        """The number of windows of an example: the last is the first that reaches the end."""
+        """The number of windows of an example; the first to reach the passage's end is the last."""
         capacity = self.capacities[example]
         remaining = len(self.passages[self.texts[example][1]].offsets) - capacity
         return 1 + max(0, -(-remaining // (capacity - self.doc_stride)))
@@ -199,7 +199,7 @@ class LazyWindows(Sequence[Window]):
 
 
 def _encode(pairs: Mapping[str, tuple[str, str]], tokenizer) -> dict[str, Window]:
-    """The input of each (question, passage), of any length, as a window without gold spans."""
+    """Each (question, passage), not truncated, as a window without gold spans."""
     encoded = {}
     groups = np.cumsum([len(q) + len(c) for q, c in pairs.values()]) // GROUP
     for _, group in groupby(zip(groups, pairs, strict=True), key=itemgetter(0)):
@@ -224,7 +224,7 @@ def _encode(pairs: Mapping[str, tuple[str, str]], tokenizer) -> dict[str, Window
 
 
 def _cut_questions(examples: Sequence[Example], tokenizer, longest: int) -> dict[str, str]:
-    """Each question cut to at most ``longest`` word pieces, with one line of the log about it."""
+    """Each question cut to at most ``longest`` word pieces; one warning is logged if any is."""
     questions = list({example.question for example in examples})
     if not questions:
         return {}

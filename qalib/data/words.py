@@ -28,8 +28,8 @@ from qalib.data.windows import Window, gold_spans, replace_surrogates, require_f
 from qalib.errors import QalibError
 from qalib.settings import settings
 
-# Ways in which a token can match one of the other text, from the narrowest to the widest, and the
-# features of a token by itself. (Readers call the last three matches cased, uncased and lemma.)
+# How a token can match one of the other text ("token" compares tokens, the others words, from the
+# narrowest to the widest; "stem" replaces the usual lemma), and the features of a single token.
 MATCHES = ("token", "cased", "uncased", "stem")
 TOKEN_FEATURES = ("continues", "title", "upper", "digit", "symbol", "frequency")
 FEATURES = len(MATCHES) + len(TOKEN_FEATURES)
@@ -39,12 +39,12 @@ ENDING = re.compile(r"(?<=\w{3})(?:ions?|ings?|ies|ers?|ed|es|ly|[sye])$")
 
 @settings
 class WordConfig:
-    """How examples become windows; lengths in tokens."""
+    """How examples become windows; lengths of texts in tokens."""
 
     max_passage: Annotated[int, Field(ge=1)] = 400  # of a window
     doc_stride: Annotated[int, Field(ge=0)] = 128  # overlap of neighbouring windows
     max_query_length: Annotated[int, Field(ge=1)] = 48  # longer questions are cut
-    characters: Annotated[int, Field(ge=1)] = 16  # of a word that are kept
+    characters: Annotated[int, Field(ge=1)] = 16  # kept of each word
 
     def __post_init__(self):
         if self.doc_stride >= self.max_passage:
@@ -54,7 +54,7 @@ class WordConfig:
 
 
 class Tokenized(NamedTuple):
-    """The T tokens of a text; at least one, even of a text without any readable character."""
+    """The T tokens of a text; at least one, even for a text without readable characters."""
 
     ids: np.ndarray  # (T,) int32, rows of the embedding
     offsets: np.ndarray  # (T, 2) int32, characters [start, end) of each token
@@ -62,7 +62,7 @@ class Tokenized(NamedTuple):
 
 
 class WordPieces:
-    """The vocabulary of a fast Hugging Face tokenizer; no special tokens."""
+    """A Hugging Face tokenizer without special tokens. Raises QalibError if it is not fast."""
 
     def __init__(self, tokenizer):
         require_fast(tokenizer)
@@ -96,20 +96,20 @@ class Tokens:
     ids: np.ndarray  # (T,) int32, rows of the embedding
     offsets: np.ndarray  # (T, 2) int32, characters [start, end)
     features: np.ndarray  # (T, len(TOKEN_FEATURES)) float32, 0 to 1
-    match_ids: np.ndarray  # (T, len(MATCHES)) int32, equal where two tokens match
-    characters: np.ndarray  # (T, C) uint8, of the token's word as written; 0 after its end
+    match_ids: np.ndarray  # (T, len(MATCHES)) int64, equal where two tokens match
+    characters: np.ndarray  # (T, C) uint8, of the token's word, case kept; 0 after its end
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def part(self, begin: int, end: int) -> Tokens:
-        """Tokens ``begin`` to ``end``, the latter excluded."""
+        """Tokens [begin, end)."""
         return Tokens(*(array[begin:end] for array in vars(self).values()))
 
 
 @dataclass(frozen=True)
 class WordWindow:
-    """A question of Q tokens and P tokens of the passage."""
+    """A question of Q tokens with P tokens of its passage."""
 
     example: int  # index of the example in the list it came from
     passage: Tokens
@@ -156,7 +156,7 @@ def word_windows(
 
 
 def _overlapping_parts(tokens: Tokens, config: WordConfig) -> Iterator[Tokens]:
-    """Overlapping parts of a passage that together hold all tokens."""
+    """Overlapping parts of a passage that together hold all of its tokens."""
     begin, step = 0, config.max_passage - config.doc_stride
     while begin == 0 or begin + config.doc_stride < len(tokens):
         yield tokens.part(begin, begin + config.max_passage)
@@ -164,7 +164,7 @@ def _overlapping_parts(tokens: Tokens, config: WordConfig) -> Iterator[Tokens]:
 
 
 def stem(word: str) -> str:
-    """A lower-case word without its ending: rough, but the same for most forms of a word."""
+    """A lower-case word without its ending: crude, but the same for most forms of a word."""
     return ENDING.sub("", word)
 
 
@@ -174,7 +174,7 @@ def _tokens(texts: Sequence[str], vocabulary: WordPieces, width: int) -> dict[st
     numbers: dict[tuple[str, str], int] = {}
 
     def number(kind: str, text: str) -> int:
-        """The same for the same text of the same kind."""
+        """An integer that is the same for the same text of the same kind."""
         return numbers.setdefault((kind, text), len(numbers))
 
     @cache
@@ -198,7 +198,7 @@ def _tokens(texts: Sequence[str], vocabulary: WordPieces, width: int) -> dict[st
             for inside, (a, b) in zip(continues.tolist(), offsets.tolist(), strict=True)
         ]
         _, inverse, counts = np.unique(pieces, return_inverse=True, return_counts=True)
-        common = counts[inverse, None] / counts.max()  # relative to the most common token
+        common = counts[inverse, None] / counts.max()  # relative to the text's most common token
         columns = [continues[:, None], features, common]
         tokens[text] = Tokens(
             ids=ids,
@@ -214,12 +214,12 @@ def collate_words(windows: Sequence[WordWindow]) -> Batch:
     """Pad windows; ``mask`` (B, L) is true for real passage tokens. The inputs are
 
     passage, question                    (B, L), (B, M) int64, rows of the embedding
-    question_real                        (B, M) bool, which question tokens there are
+    question_real                        (B, M) bool, true = real
     passage_features, question_features  (B, L, F), (B, M, F) float32, MATCHES, TOKEN_FEATURES
     passage_words, question_words        (B, L), (B, M) int64, rows of ``words``
     words                                (U, C) int64, characters; 0 after the end of a word
 
-    Every distinct word is in ``words`` once, which saves most of the work of a character encoder.
+    Every distinct word is in ``words`` once, which saves a character encoder most of its work.
     """
     import torch
 

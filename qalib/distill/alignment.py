@@ -1,9 +1,9 @@
-"""Alignment of readers with different tokenizers, through the characters of the passage.
+"""Alignment of readers with different tokenizers, by the characters of the passage.
 
 The probability that an answer starts at a teacher's token goes to the student's token that contains
-that token's first character, and likewise for ends and last characters. Characters between tokens,
-such as spaces, belong to the next token for starts and to the previous one for ends: the rule by
-which gold answers become token positions.
+the first character of that token, and likewise for ends and last characters. Characters between
+tokens, such as spaces, belong to the next token for starts and to the previous one for ends. Gold
+answers become token positions by the same rule.
 
 Notation: P passage tokens of a row, L positions of a padded row, B batch. A *row* is one input of
 a reader; a long passage makes several rows.
@@ -28,7 +28,7 @@ class TokenSpan(NamedTuple):
     id: str  # of the question
     offsets: np.ndarray  # (P, 2) int32, characters [start, end) of each passage token
     context_start: int = 0  # position of the first passage token in the row
-    question_tokens: int = 0  # that attention maps cover; 0 for readers without such maps
+    question_tokens: int = 0  # number of question tokens, for attention maps
 
     @property
     def positions(self) -> slice:
@@ -41,7 +41,7 @@ def token_spans(
 ) -> list[TokenSpan]:
     """The token spans of windows made from ``examples``, of encoders or word-level readers.
 
-    ``before``: special tokens before an encoder's passage.
+    ``before``: the number of special tokens before an encoder's passage.
     """
     spans = []
     for window in windows:
@@ -53,9 +53,9 @@ def token_spans(
 
 
 def aligned_positions(offsets: np.ndarray, student: TokenSpan) -> np.ndarray:
-    """The student's positions of the first and the last characters of tokens.
+    """The student's positions of the first and last characters of tokens with these ``offsets``.
 
-    (P, 2) -> (2, P) int64, -1 for a token outside the student's stretch of the passage.
+    (P, 2) -> (2, P) int64, -1 for a token outside the student's part of the passage.
     """
     if np.array_equal(offsets, student.offsets):
         return np.tile(student.context_start + np.arange(len(offsets)), (2, 1))
@@ -74,17 +74,17 @@ def project(
     students: Sequence[TokenSpan],
     length: int,
 ) -> list[Tensor]:
-    """The probabilities of the teachers' starts and ends, summed at the student's positions.
+    """The teachers' start and end probabilities, summed at the student's positions.
 
         projected(p) = sum over teacher tokens i at position p of probabilities(i)
 
     sides: (B, P) float, twice; teachers: (P_b, 2) offsets of each row -> (B, ``length``), twice.
-    A row keeps its mass, except for what falls on text that the student does not see.
+    Each row keeps its sum, except for the probability of tokens that the student does not see.
     """
     positions = np.full((2, *sides[0].shape), -1)
     for row, (offsets, student) in enumerate(zip(teachers, students, strict=True)):
         positions[:, row, : len(offsets)] = aligned_positions(offsets, student)
-    positions[positions < 0] = length  # one extra position takes the dropped
+    positions[positions < 0] = length  # an extra position takes what is dropped
     projected = []
     for side, index in zip(sides, torch.from_numpy(positions), strict=True):
         sums = side.new_zeros((len(side), length + 1)).scatter_add_(1, index, side)
@@ -102,7 +102,7 @@ def span_positions(start: int, end: int, student: TokenSpan) -> tuple[int, int] 
 
 
 def match_rows(students: Sequence[TokenSpan], teachers: Sequence[TokenSpan]) -> np.ndarray:
-    """The teachers' row for each row of the student: same question, largest common text.
+    """The teachers' row for each student row: the same question, the most passage text in common.
 
     -> (students,) int64. Raises QalibError naming a question that the teachers have not read.
     """
@@ -122,7 +122,7 @@ def match_rows(students: Sequence[TokenSpan], teachers: Sequence[TokenSpan]) -> 
 
 
 def _common(a: TokenSpan, b: TokenSpan) -> int:
-    """The number of passage characters that two rows have in common."""
+    """The number of passage characters that two rows have in common; below 0 if they are apart."""
     if not len(a.offsets) or not len(b.offsets):
         return 0
     begin = max(a.offsets[0, 0], b.offsets[0, 0])

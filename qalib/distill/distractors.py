@@ -1,11 +1,11 @@
 """Confusing answers: spans that a teacher predicts although they are wrong (section 3.2).
 
-Of a teacher's K best spans, those that share neither a word nor a character with any gold answer
-are confusing, and the most probable of them becomes the distractor of the margin loss. "Share no
-word" is SQuAD's F1 of 0; texts that are empty after normalization ("the", "-") are never taken.
+Of a teacher's K best spans, those that overlap no gold answer and share no word with any are
+confusing; the most probable of them becomes the distractor of the margin loss. Sharing no word
+means a SQuAD F1 of 0. Texts that are empty after normalising ("the", "-") are never taken.
 
 Notation: B batch, L positions, K spans, R rows of all examples, T teachers, P passage tokens.
-Spans are characters [start, end) of the passage, so that any student can be taught.
+Spans are characters [start, end) of the passage, so that students with any tokenizer can use them.
 
 Source: Hu et al. 2018, Attention-Guided Answer Distillation for Machine Reading Comprehension.
 """
@@ -27,9 +27,9 @@ from qalib.settings import settings
 
 @settings
 class MiningConfig:
-    """Which spans of a teacher are candidates."""
+    """Which of a teacher's spans are candidates."""
 
-    k: Annotated[int, Field(ge=1)] = 4  # its best spans
+    k: Annotated[int, Field(ge=1)] = 4  # K, the number of best spans
     max_length: Annotated[int, Field(ge=1)] = 15  # in tokens; not given in the paper
 
 
@@ -46,7 +46,7 @@ class DistractorMiner:
     def __init__(self, examples: Iterable[Example], config: MiningConfig | None = None):
         self.config = config or MiningConfig()
         self.examples = {example.id: example for example in examples}
-        # The normalized words of a text; the same spans recur.
+        # The normalised words of a text, cached because the same spans recur.
         self.words = cache(lambda text: frozenset(normalize_answer(text).split()))
         self._gold = {
             id: frozenset[str]().union(*map(self.words, set(example.answer_texts)))
@@ -54,9 +54,9 @@ class DistractorMiner:
         }
 
     def is_confusing(self, id: str, start: int, end: int) -> bool:
-        """Whether the text of characters [start, end) overlaps no gold answer in any way.
+        """Whether characters [start, end) overlap no gold answer and share no word with any.
 
-        False where the question has no gold answer.
+        False for a text without words and for a question without gold answers.
         """
         example = self.examples[id]
         if not example.answers or any(a.start < end and start < a.end for a in example.answers):
@@ -71,7 +71,7 @@ class DistractorMiner:
 
             q(i, j) = softmax(start)(i) softmax(end)(j)
 
-        start, end (B, L): one teacher's logits; mask (B, L) bool; the token spans of the B rows.
+        start, end (B, L): one teacher's logits; mask (B, L) bool; ``spans`` of the B rows.
         """
         best = decode_spans(start, end, mask, self.config.k, self.config.max_length)
         log_total = sum(mask_logits(x, mask).logsumexp(dim=1) for x in (start, end))
@@ -81,7 +81,7 @@ class DistractorMiner:
         columns = zip(spans, *(c.tolist() for c in (*best[:2], confidence)), strict=True)
         for row, (span, starts, ends, probabilities) in enumerate(columns):
             for i, j, probability in zip(starts, ends, probabilities, strict=True):
-                if not probability > 0:  # no more spans (nan: the row has no position at all)
+                if not probability > 0:  # no more spans (nan: no position is valid)
                     break
                 a = int(span.offsets[i - span.context_start, 0])
                 b = int(span.offsets[j - span.context_start, 1])
@@ -94,11 +94,11 @@ class DistractorMiner:
 def random_distractors(
     mined: DistractorSpans, spans: Sequence[TokenSpan], miner: DistractorMiner, seed: int = 0
 ) -> DistractorSpans:
-    """Random wrong answers in place of the mined ones: the control of answer distillation.
+    """Random wrong answers in place of the mined ones: a control for answer distillation.
 
-    Rows with a mined span get another one of as many tokens that overlaps no gold answer either.
-    A row depends on (seed, row) alone. Where the passage has no such span the row has none.
-    Confidence is 1.
+    Each row with a mined span gets another span of as many tokens that is confusing by the same
+    rule, drawn with the seed (seed, row); none if the row's passage has no such span. Confidence is
+    1, or 0 where there is none.
     """
     drawn = np.full_like(mined.spans, -1)
     for row in np.flatnonzero(mined.confidence > 0).tolist():
@@ -115,7 +115,7 @@ def random_distractors(
 
 
 def mining_report(mined: DistractorSpans) -> dict[str, float]:
-    """``yield_percent`` of rows that have a mined answer, and the mean ``confidence`` of these."""
+    """``yield_percent``, the share of rows with a mined answer, and their mean ``confidence``."""
     has = mined.confidence > 0
     confidence = float(mined.confidence[has].mean()) if has.any() else 0.0
     return {"yield_percent": 100.0 * float(has.mean()), "confidence": confidence}

@@ -1,7 +1,7 @@
 """Encoders as teachers and students: their outputs, and a student of fewer layers.
 
-An encoder attends to passage and question at once; what its passage tokens attend to in the
-question is its alignment. Encoders of different depth are matched at a third, two thirds and all of
+An encoder reads passage and question together; the attention of its passage tokens on the question
+is its alignment map. Encoders of different depths are compared at one third, two thirds and all of
 their layers.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from qalib.data.batching import inference_batches
+from qalib.data.batching import MULTIPLE, inference_batches
 from qalib.distill.alignment import TokenSpan
 from qalib.distill.objective import Distillation
 from qalib.distill.teacher_cache import Outputs, TeacherTargets
@@ -30,7 +30,7 @@ def distilled_task(
     config: DistillConfig,
     **options,
 ) -> TrainingTask:
-    """A task with the distillation objective in place of its own loss."""
+    """The task with the objective of :class:`Distillation` (``options``) in place of its loss."""
     joint = Distillation(task.collate, spans, targets, config, **options)
     return replace(task, collate=joint.collate, loss=joint.loss, log_metrics=joint.log_metrics)
 
@@ -38,15 +38,16 @@ def distilled_task(
 def teacher_outputs(
     reader: nn.Module, task: TrainingTask, precision: str = "auto", progress: str = ""
 ) -> Outputs:
-    """A reader's outputs for all rows of a task, in batches of similar length.
+    """Yield (rows, a reader's output for them) for all rows of a task, batched by length.
 
-    ``progress``: the label of a progress bar, none if it is empty.
+    ``progress``: the label of a progress bar, "" for none.
     """
     reader = reader.to(choose_device()).eval()
     device = next(reader.parameters()).device
     bf16 = choose_precision(precision, device.type)[0] == "bf16"
     bar = progress_bar(len(task.lengths), progress, "window", show=bool(progress))
-    for rows in inference_batches(task.lengths, 8192):
+    multiple = getattr(reader, "multiple", MULTIPLE)
+    for rows in inference_batches(task.lengths, 8192, multiple):
         batch = task.collate(rows).to(device)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             yield rows, reader(batch)
@@ -55,22 +56,22 @@ def teacher_outputs(
 
 
 def align_layers(reader: EncoderReader) -> int:
-    """Make the attention of three layers at equal distances an output.  -> 3"""
+    """Add the attention of three evenly spaced layers to the reader's outputs.  -> 3"""
     layers = spread_layers(3, reader.encoder.config.num_hidden_layers)
     reader.align([max(1, layer) for layer in layers])
     return len(layers)
 
 
 def spread_layers(count: int, depth: int) -> tuple[int, ...]:
-    """``count`` of ``depth`` layers at equal distances, with the last one: 3 of 6 are 2, 4, 6."""
+    """``count`` of ``depth`` layers, evenly spaced up to the last, from 1: 3 of 6 are 2, 4, 6."""
     return tuple((i + 1) * depth // count for i in range(count))
 
 
 def keep_layers(model: nn.Module, numbers: Sequence[int]) -> None:
-    """Remove all layers of an encoder but those of the given numbers, counted from 1, in place.
+    """Remove all layers of an encoder except the given ones, numbered from 1, in place.
 
-    Raises QalibError for a number that does not exist, and for a model whose layers are not one
-    list (ALBERT shares one).
+    Raises QalibError if a number does not exist or none is given, and for a model whose layers are
+    not in one list (ALBERT's layers share one).
     """
     config, depth = model.config, model.config.num_hidden_layers
     lists = [

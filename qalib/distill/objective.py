@@ -1,7 +1,7 @@
-"""The distillation objective for any reader: a batch with soft targets, and the joint loss.
+"""The distillation objective (Hu et al. 2018) for any reader: soft targets and the joint loss.
 
-What the teachers predict is projected onto the student's tokens through the characters of the
-passage; only attention needs the same tokens on both sides.
+The teachers' predictions are projected onto the student's tokens by the characters of the passage;
+only attention needs the same tokens on both sides.
 
 Notation: B batch, L positions of the student, N question tokens, T teachers, P teacher tokens.
 """
@@ -36,13 +36,13 @@ from qalib.losses import (
 
 
 class BatchTargets(NamedTuple):
-    """What the teachers predict for one batch, in the student's positions."""
+    """The teachers' predictions for one batch, at the student's positions."""
 
     start: Tensor  # (B, L) float32, the ensemble's probabilities at the config's temperature
     end: Tensor  # (B, L)
-    distractors: Tensor  # (B, 2) int64, the confusing answer, inclusive positions
+    distractors: Tensor  # (B, 2) int64, the confusing answers, inclusive positions
     found: Tensor  # (B,) bool, whether there is one
-    attentions: dict[str, Tensor]  # each hop (B, L, N) float32; empty where none is distilled
+    attentions: dict[str, Tensor]  # each hop (B, L, N) float16; empty if none is distilled
 
     def to(self, device: torch.device) -> "BatchTargets":
         """The same targets on another device."""
@@ -52,7 +52,7 @@ class BatchTargets(NamedTuple):
 
 @dataclass(frozen=True)
 class DistillationBatch(Batch):
-    """A reader's batch with its soft targets, which the reader does not use."""
+    """A reader's batch with its soft targets, which only the loss uses."""
 
     targets: BatchTargets
 
@@ -64,13 +64,13 @@ class DistillationBatch(Batch):
 class Distillation:
     """The joint objective (Equation 1) as ``collate``, ``loss`` and ``log_metrics`` of a task.
 
-    ``collate`` makes the student's batch from some of its rows, ``spans`` are the passage tokens of
-    every row; ``distractors`` of every row of ``targets`` by default are those of the teachers.
+    ``collate`` makes a batch of the given student rows; ``spans`` are the passage tokens of every
+    student row; ``distractors``, one per row of ``targets``, are the teachers' by default.
 
-    A row of the student is taught by the teachers' row of the same question that has most text in
-    common with it; attention only where both have the same tokens. Raises QalibError if a question
-    has no row, or if attention is to be distilled and no row has the same tokens or none was
-    cached.
+    A student row learns from the teachers' row of the same question that shares the most text with
+    it, and learns attention only where both have the same tokens. Raises QalibError if a question
+    has no teachers' row, or if attention is to be distilled but none was cached or no row has the
+    same tokens.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class Distillation:
         self._sums, self._rows = None, 0
 
     def _same_tokens(self) -> np.ndarray:
-        """In which rows teachers and student attend from and to the same tokens.  -> (rows,) bool
+        """The rows in which student and teachers have the same tokens.  -> (rows,) bool
 
-        Raises QalibError if that is so in no row.
+        Raises QalibError if there is no such row or no attention was cached.
         """
         if not self.targets.hops:
             raise QalibError(
@@ -114,7 +114,7 @@ class Distillation:
         return same
 
     def _in_positions(self, mined: DistractorSpans) -> tuple[Tensor, Tensor]:
-        """Every row's distractor in the student's positions.  -> (rows, 2), (rows,) bool"""
+        """Every row's distractor at the student's positions.  -> (rows, 2) int64, (rows,) bool"""
         distractors = np.zeros((len(self.spans), 2), dtype=np.int64)
         found = np.zeros(len(self.spans), dtype=bool)
         for row, (span, teacher_row) in enumerate(zip(self.spans, self.teacher_row, strict=True)):
@@ -124,7 +124,7 @@ class Distillation:
         return torch.from_numpy(distractors), torch.from_numpy(found)
 
     def collate(self, rows: Sequence[int]) -> DistillationBatch:
-        """The student's batch of some of its rows, with their targets."""
+        """The student's batch of the given rows, with their targets."""
         rows = list(rows)
         batch = self.student_batch(rows)
         length, teacher_rows = batch.mask.shape[1], self.teacher_row[rows]
@@ -142,7 +142,7 @@ class Distillation:
         return DistillationBatch(**vars(batch), targets=targets)
 
     def loss(self, output: ReaderOutput, batch: DistillationBatch) -> Tensor:
-        """The weighted loss of each row; adds its parts to :meth:`log_metrics`.  -> (B,)"""
+        """The weighted loss of each row; adds its terms to :meth:`log_metrics`.  -> (B,)"""
         losses = self.losses(output, batch)
         self._record(losses, output, batch)
         return distillation_loss(losses, self.config)
@@ -157,7 +157,7 @@ class Distillation:
         attention = torch.zeros_like(ce)
         if config.attention_weight:
             maps, question = targets.attentions, output.attentions.get("question")
-            if question is not None:  # the student's is padded to the longest of its batch
+            if question is not None:  # the student's is as wide as its batch's longest question
                 maps = {hop: pad(x, (0, question.shape[1] - x.shape[2])) for hop, x in maps.items()}
             attention = hops_loss(output.attentions, maps, output.mask, question)
             taught = torch.stack([x.flatten(1).any(dim=1) for x in maps.values()]).any(dim=0)
@@ -167,7 +167,7 @@ class Distillation:
     def _record(
         self, losses: DistillationLosses, output: ReaderOutput, batch: DistillationBatch
     ) -> None:
-        """Add a batch to the sums of :meth:`log_metrics`, on the device: nothing waits."""
+        """Add a batch to the sums of :meth:`log_metrics`, kept on the device to avoid waits."""
         targets = batch.targets
         excess = losses.kd - entropy(targets.start, targets.end)
         constant = constant_hinges(
@@ -182,9 +182,9 @@ class Distillation:
     def log_metrics(self) -> dict[str, float]:
         """The means over all rows since the last call; empty if there were none.
 
-        ``ce``, ``kd``, ``ans`` (margin) and ``att``, unweighted; ``kd_excess``, the divergence from
-        the teachers; ``att_per_word``; ``distractors``, the share of rows that have one;
-        ``constant_hinges`` a row.
+        ``ce``, ``kd``, ``ans`` (margin) and ``att``, unweighted; ``kd_excess``, the KL divergence
+        from the teachers; ``att_per_word``, ``att`` per passage token; ``distractors``, the share
+        of rows with one; ``constant_hinges`` per row. The two of attention only if it is distilled.
         """
         names = ("ce", "kd", "ans", "att", "kd_excess", "att_per_word")
         names += ("distractors", "constant_hinges")
@@ -199,7 +199,7 @@ class Distillation:
 def _at_positions(
     table: Tensor, students: Sequence[TokenSpan], same: np.ndarray, length: int
 ) -> Tensor:
-    """Maps of the ``same`` tokens at the student's positions, else 0.  (B, P, N) -> (B, L, N)"""
+    """Maps at the student's positions, 0 in rows not ``same``.  (B, P, N) -> (B, L, N)"""
     placed = table.new_zeros((len(table), length, table.shape[2]))
     for row in np.flatnonzero(same):
         span = students[row]

@@ -1,1 +1,1 @@
-"""Readers: a batch in, start and end logits over the passage out."""
+"""Reader models, which map a batch to start and end logits over the passage, and their files."""

@@ -1,7 +1,7 @@
 """Encoders with bf16 or int8 weights for inference on a CPU.
 
-Private operators of torch are used in this file only: ``torch.ops.mkldnn._reorder_linear_weight``
-and ``torch.ops.mkldnn._linear_pointwise``, by which torch freezes compiled models.
+Only this file calls private operators of torch: ``torch.ops.mkldnn._reorder_linear_weight`` and
+``torch.ops.mkldnn._linear_pointwise``, which torch itself uses when it freezes compiled models.
 """
 
 import copy
@@ -16,8 +16,8 @@ CHUNK = 256  # rows
 def to_bf16(model: nn.Module) -> nn.Module:
     """A copy whose encoder layers have bf16 weights, to be run under bf16 autocast.
 
-    The result is that of autocast alone, which rounds the same weights again in every pass. On a
-    CPU the weights are also packed for its matrix units. For inference only.
+    The outputs equal those of autocast alone, which casts the same weights in every forward pass.
+    On a CPU that supports it the weights are also packed for its matrix units. For inference only.
     """
     lighter = copy.deepcopy(model)
     for name in linear_layers(model):
@@ -25,18 +25,18 @@ def to_bf16(model: nn.Module) -> nn.Module:
         try:
             lighter.set_submodule(name, PrepackedLinear(linear))
         except (AttributeError, NotImplementedError, RuntimeError):
-            continue  # this processor or this torch cannot pack weights; bf16 works anyway
+            continue  # no packing on this processor or in this torch: keep the plain bf16 layer
     return lighter
 
 
 def quantize(model: nn.Module) -> nn.Module:
     """A copy for a CPU whose encoder layers multiply in int8, to be run in float32.
 
-    Weights are rounded once, with one scale per output, and inputs by the range of each call, so a
-    row depends slightly on the rest of its batch. For inference only.
+    Weights are quantized once, with one scale per output feature; inputs in every call, with one
+    scale for the call, so a row depends slightly on the rest of its batch. For inference only.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the removal of its own quantization
+        warnings.simplefilter("ignore")  # torch.ao.quantization is deprecated
         from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
         layers = dict.fromkeys(linear_layers(model), per_channel_dynamic_qconfig)
@@ -44,9 +44,9 @@ def quantize(model: nn.Module) -> nn.Module:
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer in bf16 with weights packed for the CPU's matrix units.
+    """A bf16 linear layer with weights packed for the CPU's matrix units.
 
-    (..., in) any dtype -> (..., out) bf16, equal to ``linear`` up to the order of summation.
+    (..., in) of any dtype -> (..., out) bf16, equal to ``linear`` up to the order of summation.
     Raises NotImplementedError, AttributeError or RuntimeError where packing is not available.
     """
 
@@ -62,8 +62,8 @@ class PrepackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, rows = x.to(torch.bfloat16), x.numel() // self.in_features
-        # For some hundred rows, and outputs neither narrow nor wider than the inputs, the library
-        # leaves all cores but one idle: 4.2 microseconds a row of 3,072 to 768 instead of 2.1.
+        # In this range oneDNN uses a single core, unless the rows are split: 4.2 instead of 2.1
+        # microseconds per row for 3,072 input and 768 output features.
         idle = 2 * CHUNK <= rows < 6 * CHUNK and 512 < self.out_features <= self.in_features
         flat = pad_rows(x)
         parts = [self._multiply(part) for part in (flat.split(CHUNK) if idle else [flat])]
@@ -75,10 +75,10 @@ class PrepackedLinear(nn.Module):
 
 
 def pad_rows(states: torch.Tensor) -> torch.Tensor:
-    """Pad the number of rows to one of few values.  (..., D) -> (T, D), T not below the rows given
+    """Round the number of rows N up to one of a few values.  (..., D) -> (T, D), T >= N
 
-    Only in bf16 on a CPU, where the library compiles a kernel, one to two milliseconds, for every
-    new number of rows. The added rows are undefined, at most 1/16 of them beyond 128 rows.
+    Only in bf16 on a CPU, where oneDNN compiles a kernel for every new number of rows, which takes
+    one to two milliseconds. The added rows are uninitialised; for N >= 128 they are at most N / 16.
     """
     rows = states.flatten(0, -2)
     if rows.dtype != torch.bfloat16 or rows.device.type != "cpu":
@@ -92,7 +92,7 @@ def pad_rows(states: torch.Tensor) -> torch.Tensor:
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers in the encoder's layers, a ModuleList in all model types."""
+    """Names of the linear layers in an encoder's layers, a ModuleList in every model type."""
     body = model.base_model
     lists = [name for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
     prefix = next(name for name, module in model.named_modules() if module is body)

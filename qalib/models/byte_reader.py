@@ -1,20 +1,20 @@
-"""The byte-level reader: convolutional, dense, dilated or recurrent, on characters.
+"""The byte-level reader: convolutional, dense, dilated or recurrent, on characters or bytes.
 
     text          --encoder-->    c (P, L, D) and q (Q, M, D), the same encoder for both
     c, q          --attention-->  a_h = softmax(c W_h (q V_h)^T / sqrt(d)) q  for each head h
     [c; a_1; a_2] --mixer-->      a linear layer: start and end logits (Q, L)
 
-A passage is encoded once for all questions about it. Padding is zero before every layer and
-excluded from every statistic, so a question's logits do not depend on what else is in the batch.
+A passage is encoded once for all questions about it. Padding is zeroed before every layer and left
+out of the normalisation statistics, so a question's logits do not depend on the rest of the batch.
 
-With "same" convolutions every map has the length of its text. With "valid" ones, as on the page,
-a text stands between as many blank positions as all layers consume; the maps before the last reach
-into the blank on both sides, and instance norm counts what they hold there.
+With "same" convolutions every map is as long as its text. With "valid" ones, as on the byte-level
+page, a text is padded on both sides with as many zero positions as all layers consume; all maps but
+the last extend into this padding, and instance norm includes the positions that they cover there.
 
-The functions at the end compute what torch's own operations would in fewer passes over memory.
+The kernels at the end compute the same as torch's own operations in fewer passes over memory.
 
 Notation: P passages, Q questions, L passage and M question positions, N rows of either, K kernel,
-H heads, D width of an encoding. Hidden maps are (N, L, channels), which Conv2d calls channels last.
+H heads of width d, D width of an encoding. Maps are (N, L, channels): channels last for Conv2d.
 """
 
 from bisect import bisect_left
@@ -36,26 +36,26 @@ Kind = Literal["conv", "dense", "dilated", "lstm"]
 
 @settings
 class ByteReaderConfig:
-    """A byte-level reader. ``width``: channels of a convolution, growth rate of dense layers, units
-    per direction of a recurrent one; a fraction makes that share of the last layers one wider.
+    """The architecture of a reader. ``width``: channels of a convolution, growth rate of a dense
+    layer, units per direction of an LSTM; 64.5 makes the last half of all layers one wider than 64.
     """
 
     encoder: Kind = "conv"
     mixer: Kind = "conv"
     width: Annotated[float, Field(ge=1)] = 64.0
-    layers: Annotated[int, Field(ge=1)] = 5  # of a convolutional stack; a recurrent one has one
+    layers: Annotated[int, Field(ge=1)] = 5  # of a convolutional stack; an LSTM has one
     kernel: Annotated[int, Field(ge=1)] = 11
     heads: Annotated[int, Field(ge=1)] = 2
-    head_width: Annotated[int, Field(ge=1)] = 64  # of queries and keys
+    head_width: Annotated[int, Field(ge=1)] = 64  # of queries and keys, per head
     dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.1  # after every layer
     input: Literal["onehot", "embedding"] = "onehot"  # of convolutions; "embedding" is low-rank
-    embedding: int = 64  # width of embedded text, which recurrent encoders always read
-    positions: Literal["none", "sin"] = "none"  # "sin": sinusoids of different lengths as features
-    waves: int = 8
+    embedding: int = 64  # width of embedded text, which an LSTM encoder always reads
+    positions: Literal["none", "sin"] = "none"  # "sin": sinusoids as extra features
+    waves: int = 8  # frequencies of the sinusoids
     norm: bool = True  # instance norm after every convolution
     convolutions: Literal["same", "valid"] = "same"
-    keys: Literal["last", "first"] = "last"  # layer of the encoder that keys and queries read
-    key_init_scale: float = 0.0  # if not 0, keys start as this multiple of the queries
+    keys: Literal["last", "first"] = "last"  # encoder layer that keys and queries read
+    key_init_scale: float = 0.0  # if not 0, initial key weights = this times query weights
 
     def __post_init__(self):
         if self.kernel % 2 == 0:
@@ -78,18 +78,18 @@ class ByteReaderConfig:
 
 
 class TextConvolution(nn.Module):
-    """The convolution of one-hot text as a sum of embedding rows, exactly.
+    """The convolution of one-hot text, which equals a sum of embedding rows.
 
         out(l) = sum_k table[k, id(l + k - K // 2)],  table[k, s, c] = weight[c, s, k]
 
-    so the 256 x L one-hot tensor is never built. Positions outside the text contribute zero.
+    so on a CPU the 256 x L one-hot tensor is never built. Positions outside the text contribute 0.
     """
 
     def __init__(self, width: int, kernel: int, dilation: int = 1):
         super().__init__()
         self.table = nn.Parameter(torch.empty(kernel, SYMBOLS, width))
         self.dilation = dilation
-        nn.init.uniform_(self.table, -(kernel**-0.5), kernel**-0.5)  # 1 of 256 inputs is on
+        nn.init.uniform_(self.table, -(kernel**-0.5), kernel**-0.5)  # fan-in K, not 256 K
 
     def forward(self, ids: Tensor, real: Tensor) -> Tensor:
         """ids (N, L) int64, real (N, L) bool -> (N, L, width)"""
@@ -97,13 +97,13 @@ class TextConvolution(nn.Module):
 
 
 class ConvolutionLayer(nn.Module):
-    """Convolution of [text, features], instance norm, ReLU, dropout; keeps the length."""
+    """Convolution of [text, features], instance norm, ReLU and dropout; keeps the length."""
 
     def __init__(self, text: bool, inputs: int, width: int, dilation: int, config):
         super().__init__()
         self.text = TextConvolution(width, config.kernel, dilation) if text else None
         self.features = None
-        if inputs:  # its bias is the shift of the norm
+        if inputs:  # without bias: the norm has a shift
             shape = {"kernel_size": (1, config.kernel), "dilation": (1, dilation)}
             self.features = nn.Conv2d(inputs, width, **shape, padding="same", bias=False)
         self.norm = NormReluDropout(width, config.dropout, config.norm)
@@ -112,7 +112,7 @@ class ConvolutionLayer(nn.Module):
     def forward(
         self, ids: Tensor | None, x: Tensor, real: Tensor, end: Tensor | None = None
     ) -> Tensor:
-        """ids (N, L), x (N, L, inputs), real (N, L) -> (N, L, width), zero outside ``end``."""
+        """ids, real, end (N, L), x (N, L, inputs) -> (N, L, width), zero outside ``end``"""
         hidden = None if self.text is None else self.text(ids, real).to(x.dtype)
         if self.features is not None:
             features = convolve(x, self.features.weight, self.dilation)
@@ -121,7 +121,7 @@ class ConvolutionLayer(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """An LSTM in each direction, the backward one on rows reversed before padding, and dropout."""
+    """A bidirectional LSTM and dropout. The backward LSTM reads real positions reversed."""
 
     def __init__(self, inputs: int, width: int, dropout: float):
         super().__init__()
@@ -141,9 +141,9 @@ class RecurrentLayer(nn.Module):
 class Stack(nn.Module):
     """Layers of one kind: the encoder, which may read one-hot text, or the mixer.
 
-    In a dense stack layer l reads [input, h_{l-1}, ..., h_1], and the output is [h_n, ..., h_1];
-    otherwise a layer reads the previous one. Dilation doubles by layer. ``reach``: positions at
-    either end that valid convolutions consume in each layer.
+    In a dense stack, layer l reads [input, h_{l-1}, ..., h_1], and the output is [h_n, ..., h_1];
+    otherwise each layer reads the previous one. A dilated stack doubles the dilation at every
+    layer. ``reach``: positions that each layer consumes on either side, 0 unless "valid".
     """
 
     def __init__(self, kind: str, text: bool, inputs: int, widths: list[int], config):
@@ -173,7 +173,7 @@ class Stack(nn.Module):
         return torch.cat(hidden[::-1], dim=2) if self.dense else hidden[-1]
 
     def maps(self, ids: Tensor | None, x: Tensor, real: Tensor, beyond: int = 0) -> list[Tensor]:
-        """h_1, ..., h_n; the last reaches ``beyond`` positions beyond the text (valid only)."""
+        """h_1, ..., h_n; with "valid", h_n extends ``beyond`` positions past the text's ends."""
         ends = [around(real, beyond + sum(self.reach[i:])) for i in range(len(self.reach) + 1)]
         x = x.masked_fill(~ends[0][:, :, None], 0.0)
         if self.dense:
@@ -185,11 +185,11 @@ class Stack(nn.Module):
         return hidden
 
     def connect(self, ids: Tensor | None, x: Tensor, real: Tensor, ends: list) -> list[Tensor]:
-        """The maps of a dense stack, each convolved once for all layers, which add the results."""
+        """The maps of a dense stack, each convolved once, for all later layers together."""
         texts = [layer.text.table for layer in self.layers if layer.text is not None]
         sums = text_conv(ids, real, torch.cat(texts, dim=2)).to(x.dtype) if texts else None
         hidden: list[Tensor] = []
-        reads = slice(0, x.shape[2])  # where a layer's weights for the map are
+        reads = slice(0, x.shape[2])  # input channels of the weights that read x
         for number, layer in enumerate(self.layers):
             readers = [layer.features for layer in self.layers[number:] if layer.features]
             later = [features.weight[:, reads] for features in readers]
@@ -205,7 +205,7 @@ class Stack(nn.Module):
 
 
 class ByteReader(nn.Module):
-    """Encoder, attention over the question, mixer, span head: from ByteBatch to ReaderOutput."""
+    """Encoder, attention to the question, mixer and span head: from ByteBatch to ReaderOutput."""
 
     def __init__(self, config: ByteReaderConfig):
         super().__init__()
@@ -225,7 +225,7 @@ class ByteReader(nn.Module):
 
     def forward(self, batch: ByteBatch) -> ReaderOutput:
         """Start and end logits (Q, L); ``attentions``: "question_h" (Q, L, M) for each head."""
-        beyond = sum(self.mixer.reach)  # what the mixer consumes of the encoded passage
+        beyond = sum(self.mixer.reach)  # positions that a valid mixer consumes per side
         c, c_matched = self.encode(batch.passages, batch.passage_real, beyond)
         q, q_matched = self.encode(batch.questions, batch.question_real)
         owner = batch.owner
@@ -238,10 +238,10 @@ class ByteReader(nn.Module):
         return ReaderOutput(start, end, batch.mask, maps)
 
     def encode(self, ids: Tensor, real: Tensor, beyond: int = 0) -> tuple[Tensor, Tensor]:
-        """Passages or questions, and what keys and queries read of them, zero at padding.
+        """Encode passages or questions: the output, and the map that keys and queries read.
 
-        ids, real (N, L) -> (N, n + L + n, D) and (N, n + L + n, E), with the n positions ``beyond``
-        either end that a valid mixer consumes
+        ids, real (N, L) -> (N, n + L + n, D) and (N, n + L + n, E), zero at padding, with the
+        n = ``beyond`` positions on either side that a valid mixer consumes
         """
         room = beyond + sum(self.encoder.reach)
         ids, real = F.pad(ids, (room, room)), F.pad(real, (room, room))
@@ -262,10 +262,10 @@ class ByteReader(nn.Module):
     def attend(
         self, c: Tensor, q: Tensor, values: Tensor, owner: Tensor, real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Multi-head attention of passage positions over the question.
+        """Multi-head attention of passage positions to the question.
 
-        c (P, L, E), q (Q, M, E), values (Q, M, D), owner (Q,), real (Q, M) -> (Q, L, H D) and
-        weights (Q, H, L, M)
+        c (P, L, E), q (Q, M, E), values (Q, M, D), owner (Q,), the passage of each question,
+        real (Q, M) -> (Q, L, H D) and weights (Q, H, L, M)
         """
         shape = (self.config.heads, self.config.head_width)
         query = self.query(c) * self.config.head_width**-0.5
@@ -277,7 +277,7 @@ class ByteReader(nn.Module):
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last axis where ``mask`` is true, in the precision of ``scores``."""
-    with torch.autocast(scores.device.type, enabled=False):  # its softmax would go to fp32
+    with torch.autocast(scores.device.type, enabled=False):  # autocast would run softmax in fp32
         hidden = torch.zeros_like(mask, dtype=scores.dtype)
         return (scores + hidden.masked_fill(~mask, torch.finfo(scores.dtype).min)).softmax(dim=-1)
 
@@ -289,23 +289,23 @@ def sinusoids(length: int, waves: int) -> Tensor:
 
 
 def build_byte_reader(config: ByteReaderConfig, seed: int = 0) -> ByteReader:
-    """A reader with weights initialised from ``seed``."""
+    """A reader with random weights from ``seed``."""
     torch.manual_seed(seed)
     return ByteReader(config)
 
 
 def count_parameters(model: nn.Module | ByteReaderConfig) -> int:
-    """Parameters of a model, or of the reader that a configuration describes."""
+    """The number of parameters of a model, or of the reader that a configuration describes."""
     if isinstance(model, ByteReaderConfig):
-        with torch.device("meta"):  # shapes only
+        with torch.device("meta"):  # no memory for the weights
             model = ByteReader(model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> ByteReaderConfig:
-    """The configuration at the width with which the reader has about ``target`` parameters.
+    """The configuration with the ``width`` that brings a reader closest to ``target`` parameters.
 
-    Raises QalibError if no width comes within that share of the target.
+    Raises QalibError if the closest misses the target by more than the fraction ``within``.
     """
     layers = sum(map(len, config.widths()))
 
@@ -327,21 +327,21 @@ def match_width(config: ByteReaderConfig, target: int, within: float = 0.01) -> 
 
 
 def text_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
-    """``TextConvolution`` with table (K, 256, width).  ids, real (N, L) -> (N, L, width)"""
+    """``TextConvolution`` with a table (K, 256, width).  ids, real (N, L) -> (N, L, width)"""
     return (one_hot_conv if ids.is_cuda else embedding_conv)(ids, real, table, dilation)
 
 
 def one_hot_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
-    """``text_conv`` for a GPU, where the gradient of a look-up is slow."""
+    """``text_conv`` from one-hot text, for a GPU, where the gradient of a look-up is slow."""
     text = table.new_zeros(*ids.shape, SYMBOLS)
     text.scatter_(2, ids[:, :, None], real[:, :, None].to(text.dtype))
     return convolve(text, table.permute(2, 1, 0).unsqueeze(2), dilation)
 
 
 def embedding_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) -> Tensor:
-    """``text_conv`` as a sum of rows of the table."""
+    """``text_conv`` as a sum of table rows, without one-hot text."""
     kernel, _, width = table.shape
-    table = F.pad(table, (0, 0, 0, 1)).flatten(0, 1)  # row 256 of each tap: no text, zero
+    table = F.pad(table, (0, 0, 0, 1)).flatten(0, 1)  # row 256 of each tap, for no text, is zero
     reach = kernel // 2 * dilation
     ids = F.pad(ids.masked_fill(~real, SYMBOLS), (reach, reach), value=SYMBOLS)
     seen = ids.unfold(1, 2 * reach + 1, 1)[..., ::dilation]  # (N, L, K)
@@ -350,14 +350,14 @@ def embedding_conv(ids: Tensor, real: Tensor, table: Tensor, dilation: int = 1) 
 
 
 def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """x (N, L, inputs), weight (width, inputs, 1, K) -> (N, L, width), zero beyond the row"""
+    """x (N, L, inputs), weight (width, inputs, 1, K) -> (N, L, width), with zeros around x"""
     x = x.transpose(1, 2).unsqueeze(2)  # (N, inputs, 1, L), channels last in memory
     made = F.conv2d(x, weight, padding="same", dilation=(1, dilation))
     return made.squeeze(2).transpose(1, 2)
 
 
 def around(real: Tensor, reach: int) -> Tensor:
-    """Every position at most ``reach`` from a real one.  (N, L) -> (N, L)"""
+    """Mask of the positions at most ``reach`` from a real one.  (N, L) -> (N, L) bool"""
     if not reach:
         return real
     return F.max_pool1d(real.float(), 2 * reach + 1, stride=1, padding=reach) > 0
@@ -368,7 +368,7 @@ class NormReluDropout(nn.Module):
 
         y(l) = dropout(relu((x(l) - mean) / sqrt(variance + epsilon) * scale + shift))
 
-    Mean and variance are those of a row and channel, so every position depends on the whole row.
+    Mean and variance are per row and channel, so every position depends on the whole row.
     """
 
     def __init__(self, width: int, dropout: float = 0.0, normalise: bool = True):
@@ -385,14 +385,14 @@ class NormReluDropout(nn.Module):
 
 
 class _NormReluDropout(torch.autograd.Function):
-    """``NormReluDropout`` with a hand-written gradient, and dropout at a rate rounded to 1/256."""
+    """``NormReluDropout`` with a hand-written gradient, and its dropout rate rounded to 1/256."""
 
     EPSILON = 1e-5
 
     @staticmethod
     def forward(ctx, x, real, scale, shift, normalise, rate):
         x, dropped = x * real, round(256 * rate)
-        keep = 256 / (256 - dropped)  # dropout's factor first: k relu(z) = relu(k z)
+        keep = 256 / (256 - dropped)  # scales before ReLU: k relu(z) = relu(k z)
         slope, offset = keep * scale.expand(len(x), 1, -1), keep * shift
         count = mean = deviation = None
         if normalise:
@@ -414,13 +414,13 @@ class _NormReluDropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        """With g = dy where y > 0, slope = k scale / deviation and z = (x - mean) / deviation,
+        """With g = dy where y > 0 else 0, slope = k scale / deviation, z = (x - mean) / deviation,
 
         dshift = k sum g,  dscale = k sum g z,  dx = slope (g - (sum g + z sum g z) / count)
         """
         x, y, real, slope, mean, deviation, count = ctx.saved_tensors
         g = torch.ops.aten.threshold_backward(gradient.to(y.dtype), y, 0)  # 0: dropped or padded
-        ones = real.transpose(1, 2)  # a product with it sums over the positions
+        ones = real.transpose(1, 2)  # a matrix product with it sums over positions
         total, along = (ones @ g).to(slope.dtype), (ones @ (g * x)).to(slope.dtype)
         dx = g * slope.to(x.dtype)
         if mean is not None:
@@ -433,7 +433,7 @@ class _NormReluDropout(torch.autograd.Function):
 
 
 def _kept(shape: torch.Size, dropped: int, device: torch.device) -> Tensor:
-    """Random 0 and 1, int8, 0 with probability dropped / 256; eight random bytes a draw."""
+    """Random 0 and 1, int8, 0 with probability dropped / 256, from one random byte per value."""
     draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64, device=device)
     draws = draws.random_(-(2**63), None).view(torch.int8)[: shape.numel()].view(shape)
     least = dropped - 128
@@ -441,7 +441,7 @@ def _kept(shape: torch.Size, dropped: int, device: torch.device) -> Tensor:
 
 
 def flip(x: Tensor, real: Tensor) -> Tensor:
-    """Reverse the real positions of every row; padding stays last.  (N, L, D), (N, L)"""
+    """Reverse the real positions of every row, padding last.  (N, L, D), (N, L) -> (N, L, D)"""
     place = torch.arange(x.shape[1], device=x.device)
     source = torch.where(real, real.sum(dim=1, keepdim=True) - 1 - place, place)
     row = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
@@ -449,7 +449,7 @@ def flip(x: Tensor, real: Tensor) -> Tensor:
 
 
 class _Rearrange(torch.autograd.Function):
-    """Permute rows by an order that is its own inverse, several times faster than gather."""
+    """Permute rows by an order that is its own inverse; several times faster than gather."""
 
     @staticmethod
     def forward(ctx, x: Tensor, order: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
     [CLS] question [SEP] passage [SEP] -> encoder -> linear(D -> 2) -> start and end logits
 
-Two drop-in replacements make training on a CPU several times faster and change nothing beyond
-rounding (``python -m qalib bench train``): :func:`attention`, whose fused kernel is fast
-forwards but slow backwards, and :class:`ByteDropout`, one random byte a value.
+Two drop-in replacements speed up training on a CPU and change nothing beyond rounding:
+:func:`attention`, because the fused kernel is slow in the backward pass, and :class:`ByteDropout`.
+``python -m qalib bench train`` times them together with the other training settings.
 
-Notation: B batch, H heads, L tokens, D head width.
+Notation: B batch, H heads, L tokens, M question tokens, D head width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,33 +31,33 @@ from qalib.models.folders import (
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
-SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # in spite of attention masks
+SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # padding affects them despite the mask
 
 
 @settings
 class EncoderConfig:
-    """Which encoder, and what is trained.
+    """Which encoder to build, and which of its parameters are trained.
 
     ``name``: "minilm-l6", "mpnet-base" (the extra ``base``), a folder with a model, or a name on
     the Hugging Face hub.
-    ``layers``, ``width``, ``heads``: with ``random_start``, the size of the new model; 0 keeps it.
+    ``layers``, ``width``, ``heads``: the size with ``random_start``; 0 keeps that of ``name``.
     """
 
     name: str = MINILM
-    random_start: bool = False  # new weights instead of the pretrained ones
+    random_start: bool = False  # random weights instead of the pretrained ones
     layers: int = 0
     width: int = 0
     heads: int = 0
     dropout: float = 0.1  # of hidden states
-    attention_dropout: float = 0.0  # 0 keeps attention on its fast path
-    train_embeddings: bool = False  # of words
+    attention_dropout: float = 0.0  # above 0, a CPU trains with the slower fused kernel
+    train_embeddings: bool = False  # word embeddings
 
 
 class EncoderReader(nn.Module):
     """Any ``AutoModelForQuestionAnswering``, from Batch to ReaderOutput.
 
-    ``max_length``: the longest input, if there is a limit; ``untrained``: parameters that were not
-    in the files of the model; ``multiple``: to what the lengths of inputs are rounded up.
+    ``max_length``: the longest input in tokens, or None; ``untrained``: names of parameters missing
+    from the model's files; ``multiple``: padded lengths are multiples of this.
     """
 
     def __init__(self, encoder: nn.Module, tokenizer, untrained: frozenset[str] = frozenset()):
@@ -70,19 +70,25 @@ class EncoderReader(nn.Module):
             and "token_type_ids" in signature(encoder.forward).parameters
             and getattr(encoder.config, "type_vocab_size", 2) > 1
         )
-        self.before = tokenizer.num_special_tokens_to_add(pair=True) - 1  # the passage
+        self.before = tokenizer.num_special_tokens_to_add(pair=True) - 1  # before the passage
         self.aligned: tuple[int, ...] = ()
 
     def align(self, layers: Sequence[int]) -> None:
-        """Add the attention of some layers (from 1) on the question to the outputs."""
-        self.encoder.set_attn_implementation("eager")  # fused kernels do not return it
+        """Make ``forward`` also return the attention of ``layers`` (from 1) to the question.
+
+        Raises QalibError if inputs are not "[CLS] question ... passage [SEP]".
+        """
+        parts = self.tokenizer("a", "a").sequence_ids()
+        if parts[:2] != [None, 0] or parts[-2:] != [1, None]:
+            raise QalibError("attention is distilled for inputs that begin with [CLS] only.")
+        self.encoder.set_attn_implementation("eager")  # fused kernels return no weights
         self.aligned = tuple(layers)
 
     def forward(self, batch: Batch) -> ReaderOutput:
-        """Logits over every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)
+        """Logits at every position.  (B, L) -> start_logits, end_logits, mask, each (B, L)
 
-        With :meth:`align`, also "align 1", ... (B, L, M), of each position on the M question
-        tokens, the mean over heads scaled to the sum 1; and "question" (B, M) bool.
+        After :meth:`align` also ``attentions``: "align 1", ... (B, L, M), each position's attention
+        to the question, averaged over heads and normalised to sum 1; and "question" (B, M) bool.
         """
         inputs = dict(batch.inputs)
         if not self.uses_types:
@@ -103,7 +109,7 @@ class EncoderReader(nn.Module):
 
 
 def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = True) -> EncoderReader:
-    """Build the reader in float32; weights that its files lack are initialised from ``seed``.
+    """Build the reader in float32. Weights missing from its files are initialised from ``seed``.
 
     Raises QalibError if the model or its tokenizer is missing, damaged or does not fit, or if
     transformers has no question-answering head for its type.
@@ -116,9 +122,9 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
             _resize(hf_config, config)
             encoder, report = _build(hf_config, None if config.random_start else folder)
             rows = encoder.get_input_embeddings().weight.shape[0]
-    except Exception as error:  # transformers, safetensors and pydantic share no class of errors
+    except Exception as error:  # transformers, safetensors and pydantic share no base class
         way = "copy its files again (`git lfs pull` where they are pointers of Git LFS)"
-        if any(folder.glob("*.bin")):  # pickles, which are not read here
+        if any(folder.glob("*.bin")):  # pickled weights, which are not read here
             way = (
                 'write it in safetensors: python -c "from transformers import AutoModelForQuestion'
                 f"Answering as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
@@ -136,7 +142,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
 
 
 def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
-    """The model with the weights in ``folder`` or new ones, and how these fit."""
+    """The model with the weights in ``folder``, or random ones, and the loading report."""
     from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoModelForQuestionAnswering
 
     kind = MODEL_FOR_QUESTION_ANSWERING_MAPPING.get(type(hf_config), None)
@@ -152,14 +158,14 @@ def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
         folder,
         config=hf_config,
         use_safetensors=True,
-        ignore_mismatched_sizes=True,  # reported below, by name and sizes
+        ignore_mismatched_sizes=True,  # _untrained reports them by name and shape
         output_loading_info=True,
         **options,
     )
 
 
 def _untrained(encoder: nn.Module, report: dict, name: str) -> frozenset[str]:
-    """Parameters of the head that the weights lack. Raises QalibError if they lack others."""
+    """Names of missing head parameters. Raises QalibError if others are missing or shapes wrong."""
     missing = sorted(key for key in report.get("missing_keys", ()) if ".pooler." not in key)
     body = f"{encoder.base_model_prefix}." if encoder.base_model is not encoder else ""
     wrong = [
@@ -197,7 +203,7 @@ def _resize(hf_config, config: EncoderConfig) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress reports and progress bars of transformers."""
+    """Suppress the log messages and progress bars of transformers."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -219,14 +225,16 @@ def attention(
 ) -> tuple[Tensor, None]:
     """softmax(Q K^T / sqrt(D)) V.  query, key, value (B, H, L, D) -> (B, L, H, D)
 
-    Explicit products while training on a CPU without attention dropout, else the fused kernel.
-    ``mask``: boolean, true = visible, or additive, broadcastable to (B, H, L, L).
+    Explicit products in CPU training without attention dropout or grouped-query attention, else the
+    fused kernel. ``mask``: boolean, true = visible, or additive, broadcastable to (B, H, L, L);
+    without one, a causal ``module`` (of a decoder) sees no later position.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    options.setdefault("is_causal", False)
+    if options.get("is_causal") is None:
+        options["is_causal"] = getattr(module, "is_causal", False)
     plain = module.training and query.device.type == "cpu" and not options.get("dropout")
-    if not plain or key.shape[1] != query.shape[1]:
+    if not plain or key.shape[1] != query.shape[1] or (mask is None and options["is_causal"]):
         return sdpa_attention_forward(module, query, key, value, mask, **options)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     scores = (query * scale) @ key.transpose(-1, -2)  # (B, H, L, L)
@@ -250,7 +258,7 @@ def register_attention() -> str:
 class ByteDropout(nn.Module):
     """Dropout from one random byte per value: x_i / (1 - q) if byte_i >= 256 q, else 0.
 
-    The rate q is ``p`` rounded to 1/256. On other devices than a CPU this is ordinary dropout.
+    The rate q is ``p`` rounded to a multiple of 1/256. Off the CPU this is ordinary dropout.
     """
 
     def __init__(self, p: float):
@@ -269,7 +277,7 @@ class ByteDropout(nn.Module):
 
 
 def use_byte_dropout(model: nn.Module) -> None:
-    """Replace every ``nn.Dropout`` inside ``model`` by ``ByteDropout`` of the same rate."""
+    """Replace every ``nn.Dropout`` inside ``model`` with a ``ByteDropout`` of the same rate."""
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

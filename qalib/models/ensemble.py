@@ -1,10 +1,10 @@
-"""An ensemble of readers as one reader: the mean of its members' probabilities at each position.
+"""An ensemble as one reader, which averages its members' probabilities at each position.
 
     q(i)  = mean_t softmax(a_t)(i)
     logit = log q(i) + mean_t logsumexp(a_t)
 
-The second term is the same at all positions of a window; it keeps the scale on which the windows of
-a long passage compete. An ensemble of one reader is that reader.
+The second term is the same at all positions of a window; it keeps the logits of different windows
+of a long passage comparable. An ensemble of one reader gives that reader's logits.
 
 Notation: T members, B windows, L positions.
 """
@@ -21,7 +21,7 @@ from qalib.losses import teacher_probabilities
 
 
 class Ensemble(nn.Module):
-    """Readers of the same tokens as one reader. Raises QalibError if there is none."""
+    """Readers that share one tokenization, as one reader. Raises QalibError if there is none."""
 
     def __init__(self, members: Sequence[nn.Module]):
         super().__init__()
@@ -31,7 +31,7 @@ class Ensemble(nn.Module):
         self.vocabulary = members[0].vocabulary
 
     def forward(self, batch: Batch) -> ReaderOutput:
-        """Logits (B, L) as above."""
+        """Start and end logits (B, L), by the formula of the module."""
         outputs = [member(batch) for member in self.members]
         mask = outputs[0].mask
         start, end = (average_logits([output[side] for output in outputs], mask) for side in (0, 1))
@@ -39,7 +39,7 @@ class Ensemble(nn.Module):
 
 
 def average_logits(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """The ensemble's logits of one boundary.  T times (B, L), (B, L) -> (B, L) float32"""
+    """The ensemble's start or end logits.  T times (B, L), mask (B, L) -> (B, L) float32"""
     stacked = torch.stack(list(logits)).float()
     q = teacher_probabilities(stacked, mask)
     scale = mask_logits(stacked, mask).logsumexp(dim=2, keepdim=True).mean(dim=0)

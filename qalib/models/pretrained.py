@@ -1,11 +1,11 @@
-"""Readers from any model folder, the Hugging Face hub, or a run; and writing them.
+"""Load readers from a model folder, the Hugging Face hub or a run, and save them.
 
-:func:`save_model` writes a plain folder of transformers, with the windows in ``qalib.json``.
+:func:`save_model` writes a plain transformers folder, with the window settings in ``qalib.json``.
 
-A shipped reader is an adapter. Its folder holds ``qalib.json`` (encoder, windows, SHA-256 of the
-weights), the adapter in the format of ``peft`` and fp16, and a model card. Of every weight matrix a
-change of low rank was trained, W + B A; biases, norms, small embeddings and the span head are
-stored in full; word embeddings are not trained.
+A published reader is an adapter. Its folder holds ``qalib.json`` (encoder, windows, SHA-256 of the
+weights, passage digests), the adapter in the format of ``peft``, in fp16, and a model card. Weight
+matrices of the layers were trained as low-rank changes, W + B A; biases, norms, small embeddings
+and the span head are stored in full; word embeddings are not trained.
 """
 
 import json
@@ -40,14 +40,14 @@ from qalib.settings import build
 DEFAULT_CHECKPOINT = ROOT / "data" / "checkpoints" / "minilm-l6-squad"
 BASE_CHECKPOINT = ROOT / "data" / "checkpoints" / "mpnet-base-squad"
 SETTINGS, ADAPTER, WEIGHTS = "qalib.json", "adapter_config.json", "adapter_model.safetensors"
-LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense|attn\.[qkvo])"  # of BERT and MPNet
+LINEAR = r".*\.layer\.\d+\..*(query|key|value|dense|attn\.[qkvo])"  # layer names of BERT and MPNet
 WHOLE = ["qa_outputs", "LayerNorm", "position_embeddings", "token_type_embeddings"]
 WHOLE += ["relative_attention_bias"]
 CARD = "---\nlibrary_name: transformers\npipeline_tag: question-answering\n---\n"
 
 
 class LowRankChange(nn.Module):
-    """W -> W + B A, with B (M, R) 0 at first (LoRA, Hu et al. 2021), for ``parametrize``."""
+    """W -> W + B A, with B (M, R) initially 0 (LoRA, Hu et al. 2021), for ``parametrize``."""
 
     def __init__(self, rows: int, columns: int, rank: int):
         super().__init__()
@@ -55,12 +55,12 @@ class LowRankChange(nn.Module):
         self.right = nn.Parameter(torch.empty(rank, columns).uniform_(-1, 1) * columns**-0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(M, N) -> (M, N)"""
+        """W (M, N) -> (M, N)"""
         return weight + self.left @ self.right
 
 
 def train_low_rank(encoder: nn.Module, rank: int) -> None:
-    """Freeze the matrices of an encoder's layers and have a low-rank change of each trained."""
+    """Freeze the weight matrices of an encoder's layers; a low-rank change of each is trained."""
     for name in linear_layers(encoder):
         linear = encoder.get_submodule(name)
         linear.weight.requires_grad_(False)
@@ -69,7 +69,7 @@ def train_low_rank(encoder: nn.Module, rank: int) -> None:
 
 
 def merge_low_rank(encoder: nn.Module) -> None:
-    """Put the sums W + B A in the place of what :func:`train_low_rank` made."""
+    """Undo :func:`train_low_rank`, with the sums W + B A as plain weights."""
     for name in linear_layers(encoder):
         parametrize.remove_parametrizations(encoder.get_submodule(name), "weight")
 
@@ -82,7 +82,7 @@ def save_reader(
     rank: int,
     passages: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint folder from what :func:`train_low_rank` trained, by parameter name."""
+    """Write an adapter folder. ``trained``: tensors by name, after :func:`train_low_rank`."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     reader = build_encoder(encoder)
@@ -107,7 +107,7 @@ def save_reader(
 
 
 def _parameter(key: str) -> str:
-    """The name in an EncoderReader of a tensor in a file of peft."""
+    """The name in an EncoderReader of a tensor in a peft file."""
     return key.replace("base_model.model.", "encoder.", 1).replace(".base_layer.", ".")
 
 
@@ -118,10 +118,10 @@ def save_model(
     card: str = "",
     passages: Sequence[str] = (),
 ) -> None:
-    """Write a model folder that transformers loads, with its windows and ``card`` (README.md).
+    """Write a model folder that transformers can load, with its windows and ``card`` (README.md).
 
-    ``passages``: digests of some that it was trained on (``data.schema.passage_digests``). Raises
-    QalibError if the folder exists and is not empty. It is complete or not there.
+    ``passages``: digests of passages it was trained on (``data.schema.passage_digests``). Raises
+    QalibError if the folder exists and is not empty. It is written completely or not at all.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -131,7 +131,7 @@ def save_model(
     partial.mkdir(parents=True)
     with quiet():
         reader.encoder.save_pretrained(partial)
-    reader.tokenizer.backend_tokenizer.no_truncation()  # of its last call
+    reader.tokenizer.backend_tokenizer.no_truncation()  # set by its last call
     reader.tokenizer.backend_tokenizer.no_padding()
     reader.tokenizer.save_pretrained(partial)
     files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
@@ -142,14 +142,13 @@ def save_model(
 
 
 def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader:
-    """The reader of a model, in float32, with adapters merged and every parameter trainable.
+    """Load a model's reader in float32, with adapters merged and every parameter trainable.
 
-    ``model``: "" or "minilm-l6-squad" for the shipped one, "minilm-l6", a folder of
-    transformers, peft or :func:`save_model`, a run of ``train-encoder`` (its folder, or its name in
-    the store), or a name on the hub.
-    ``new_head``: a missing span head is initialised (``untrained`` of the reader names it).
-
-    Raises QalibError if files are missing, damaged or do not fit, or without a trained span head.
+    ``model``: "" or "minilm-l6-squad" for the published reader, "minilm-l6", a folder written by
+    transformers, peft or :func:`save_model`, a run of ``train-encoder`` or ``train-adapter`` (its
+    folder, or its name in the store), or a name on the hub.
+    ``new_head``: allow a missing span head, which is initialised and named in ``untrained``.
+    Raises QalibError if files are missing, damaged or do not fit, or if the head is not trained.
     """
     folder = model_path(model)
     settings = _settings(folder)
@@ -176,18 +175,18 @@ def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader
 
 
 def model_path(model: str | Path = "") -> Path:
-    """The local folder of a model as of :func:`load_reader`."""
+    """The local folder of a model, named as for :func:`load_reader`."""
     if not model:
         return DEFAULT_CHECKPOINT
     if not Path(model).is_dir():
-        for place in (DEFAULT_CHECKPOINT.parent, store_dir()):  # published models, runs
+        for place in (DEFAULT_CHECKPOINT.parent, store_dir()):  # published models, then runs
             if (place / model).is_dir():
                 return place / model
     return model_folder(str(model))
 
 
 def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
-    """A checkpoint as of :func:`save_reader`: W + B A, other tensors as they are stored."""
+    """Load a folder of :func:`save_reader`: W + B A, and the other tensors as stored."""
     reader = build_encoder(
         build(settings.get("encoder"), EncoderConfig, f"{folder / SETTINGS}, encoder")
     )
@@ -208,7 +207,7 @@ def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
 
 
 def _load_adapter(folder: Path) -> EncoderReader:
-    """A folder of peft: its base model, and the tokenizer beside the adapter if there is one."""
+    """Load a peft folder: its base model, and the tokenizer saved with the adapter, if any."""
     from peft import PeftModel
 
     reader = build_encoder(EncoderConfig(name=str(_base(folder)), train_embeddings=True))
@@ -223,7 +222,7 @@ def _load_adapter(folder: Path) -> EncoderReader:
             warnings.filterwarnings("error", "Found missing adapter keys")
             adapted = PeftModel.from_pretrained(reader.encoder, str(folder))
             reader.encoder = adapted.merge_and_unload()
-    except Exception as error:  # peft raises what it meets
+    except Exception as error:  # peft passes on errors of any kind
         raise QalibError(
             f"{folder}: the adapter does not fit its encoder ({first_line(error)})."
         ) from None
@@ -231,7 +230,7 @@ def _load_adapter(folder: Path) -> EncoderReader:
 
 
 def _base(folder: Path) -> Path:
-    """The folder of the base model of an adapter of peft."""
+    """The folder of a peft adapter's base model."""
     name = str(_read(folder / ADAPTER).get("base_model_name_or_path"))
     try:
         return model_folder(name)
@@ -240,7 +239,7 @@ def _base(folder: Path) -> Path:
 
 
 def _load_run(folder: Path, run: dict) -> EncoderReader:
-    """The reader of a run of the stages ``train-encoder`` and ``train-adapter``."""
+    """Load the reader of a ``train-encoder`` or ``train-adapter`` run."""
     own = run["config"]
     if run.get("stage") not in ("train-encoder", "train-adapter") or own.get("layers"):
         raise QalibError(
@@ -263,7 +262,7 @@ def _load_run(folder: Path, run: dict) -> EncoderReader:
 
 
 def windows_of(model: str | Path = "") -> WindowConfig:
-    """The windows that a model was trained on, else the defaults as far as its positions allow."""
+    """The windows that a model was trained with, else the defaults, shortened if it takes less."""
     folder = model_path(model)
     settings = _settings(folder)
     if "encoder" in settings or "windows" in settings:
@@ -277,13 +276,13 @@ def windows_of(model: str | Path = "") -> WindowConfig:
 
 
 def passages_of(model: str | Path = "") -> list[str]:
-    """Digests of passages that a model was trained on, as far as its folder tells."""
+    """Digests of passages that a model was trained on, [] if its folder records none."""
     found = _settings(model_path(model)).get("passages")
     return found if isinstance(found, list) else []
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """SHA-256 of the weights in a checkpoint folder, as its settings give it."""
+    """The SHA-256 of the weights in a folder's ``qalib.json``. Raises QalibError if it has none."""
     sha256 = _settings(folder).get("sha256")
     if not isinstance(sha256, str):
         raise QalibError(f"{folder / SETTINGS}: names no sha256 of its weights.")
@@ -291,17 +290,17 @@ def checkpoint_hash(folder: Path) -> str:
 
 
 def _settings(folder: Path) -> dict:
-    """What ``qalib.json`` says; {} where there is none."""
+    """The content of ``qalib.json``, or {} if there is no such file."""
     return _read(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
 
 
 def _run_settings(folder: Path) -> dict:
-    """What the ``config.json`` of a run says; {} for other folders."""
+    """The content of a run's ``config.json``, or {} for other folders."""
     path = folder / "config.json"
     stored = _read(path) if path.is_file() else {}
     if not isinstance(config := stored.get("config"), dict) or "stage" not in stored:
         return {}
-    config |= config.get("base", {})  # of train-adapter
+    config |= config.get("base", {})  # train-adapter nests its encoder's settings there
     return stored
 
 

@@ -1,10 +1,9 @@
-"""What a predictor may read of a layer: attention, queried in pieces, and hidden states.
+"""Inputs of block predictors: attention and hidden states of encoder layers.
 
-Notation: B batch, H heads, L positions, L' positions that are left, G sets of positions, K blocks,
-S block size, D width.
+Notation: B batch, H heads, L positions, G sets of positions, K blocks, S block size, D width.
 
-A predictor never gets the whole (B, H, L, L) map. It asks for rows, columns or diagonal blocks, so
-that an implementation which computes only these can answer the same three queries.
+A predictor never receives the whole (B, H, L, L) attention map. It queries sums of columns, means
+of rows or diagonal blocks, so an implementation that computes only these can replace the map.
 """
 
 from collections.abc import Mapping
@@ -21,21 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FullAttention:
-    """The whole map: for training, and as the reference of ``packed.GroupedAttention``.
+    """The whole attention map, for training and as the reference for ``packed.GroupedAttention``.
 
-    P (B, H, L, L): attention probabilities of one layer, rows sum to 1 over real keys.
+    probabilities: P (B, H, L, L) of one layer, before dropout; rows sum to 1 over real keys.
     """
 
     probabilities: Tensor
 
     def attention_to(self, sets: Tensor) -> Tensor:
-        """Attention of every position to a set X, sum_{j in X} P_ij.  (B, G, L) -> (B, H, G, L)"""
+        """Attention of each position to a set X: sum_{j in X} P_ij.  (B, G, L) -> (B, H, G, L)"""
         near = _extent(sets)
         chosen = sets[..., near].to(self.probabilities.dtype)[:, None]  # (B, 1, G, M)
         return chosen @ self.probabilities[..., near].transpose(2, 3)
 
     def attention_from(self, sets: Tensor) -> Tensor:
-        """Attention of a set X to every position: mean_{i in X} P_ij, 0 if X is empty.
+        """Attention of a set X to each position: mean_{i in X} P_ij, 0 if X is empty.
 
         (B, G, L) bool -> (B, H, G, L)
         """
@@ -45,7 +44,7 @@ class FullAttention:
         return share @ self.probabilities[:, :, near]
 
     def diagonal_blocks(self, blocks: Blocks, size: int) -> Tensor:
-        """Attention within every block, 0 where it is shorter.  -> (B, H, K, S, S)"""
+        """Attention within each block, 0 beyond the end of a shorter block.  -> (B, H, K, S, S)"""
         positions, real = blocks.positions(size)  # each (B, K, S)
         cells = positions[..., None] * self.probabilities.shape[-1] + positions[..., None, :]
         cells = cells.flatten(1)[:, None].expand(-1, self.probabilities.shape[1], -1)
@@ -55,24 +54,24 @@ class FullAttention:
 
 
 def _extent(sets: Tensor) -> slice:
-    """Positions from the first to the last in any set: the rest need not be read."""
+    """Slice from the first to the last position in any set; the others need not be read."""
     chosen = sets.flatten(0, 1).any(dim=0).nonzero()
     return slice(int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else slice(0, 0)
 
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Attention and states of one layer."""
+    """Attention and hidden states of one layer."""
 
     attention: "FullAttention | GroupedAttention"
     hidden: Tensor  # (B, L, D), input of the layer
-    context: Tensor | None = None  # (B, L, D), output of its attention
+    context: Tensor | None = None  # (B, L, D), attention output before its projection
 
 
 @dataclass(frozen=True)
 class PredictorInputs:
-    """All that a predictor may use."""
+    """Everything that a predictor may use."""
 
-    layers: Mapping[int, LayerActivations]  # by number, from 1; those in ``predictor.layers``
+    layers: Mapping[int, LayerActivations]  # by layer number from 1, for ``predictor.layers``
     blocks: Blocks
     input_ids: Tensor  # (B, L)

@@ -1,17 +1,17 @@
 """Drive an unmodified Hugging Face question-answering encoder layer by layer.
 
-Pruning shortens the sequence in the middle of a layer. So a layer is split at its attention, using
-the model's own submodules:
+Pruning shortens the sequence in the middle of a layer, so each layer is split at its attention
+into calls of the model's own submodules:
 
     hidden -> qkv_proj -> query, key, value -> (attention) -> context -> feed_forward -> next hidden
 
-All that is particular to a model family is in this file: one small class each, and the table
+Everything specific to a model family is in this file: one small class per family and the table
 ``FAMILIES``.
 
 Notation: B batch, L positions, D width, H heads, d = D / H, "..." any leading dimensions.
 
-After pruning, a token keeps the position it had in the input: relative positions (MPNet, DeBERTa)
-are computed from original positions.
+After pruning, a token keeps its position in the input: relative positions (MPNet, DeBERTa) are
+computed from the original positions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,9 @@ from qalib.errors import QalibError
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """One layer in two halves, and what the attention between them needs."""
+    """The two halves of a layer, and what the attention between them needs."""
 
-    attention: nn.Module  # the module whose training flag switches dropout on
+    attention: nn.Module  # the module whose training flag enables dropout
     qkv_proj: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     """hidden (..., D) -> query, key, value, each (..., H, d)"""
     feed_forward: Callable[[Tensor, Tensor], Tensor]
@@ -38,13 +38,13 @@ class LayerAdapter:
     dropout: float  # of attention probabilities, in training
     bias: Callable = lambda query, key, mask: mask
     """query, key (B, L, H, d), ``EncoderAdapter.attention_mask`` -> what is added to the scores"""
-    bias_macs: int = 0  # multiply-adds of it for each token
+    bias_macs: int = 0  # multiply-adds of ``bias`` for each token
 
 
 class EncoderAdapter:
-    """An encoder with BERT's structure; families that differ override what differs.
+    """Adapter of an encoder with BERT's structure; subclasses override what differs.
 
-    An adapter is made for one forward pass.
+    An adapter serves a single forward pass: it may cache values that depend on the weights.
     """
 
     def __init__(self, model: nn.Module):
@@ -56,12 +56,12 @@ class EncoderAdapter:
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Input of the first layer.  (B, L) int64 -> (B, L, D)
 
-        Token types are left out where the model knows only one.
+        Token types are omitted if the model has only one.
         """
         typed = getattr(self.config, "type_vocab_size", 1) > 1
         types = {"token_type_ids": token_type_ids} if typed else {}
         embedded = self.body.embeddings(input_ids=input_ids, **types)
-        widen = getattr(self.body, "embeddings_project", None)  # of an ELECTRA
+        widen = getattr(self.body, "embeddings_project", None)  # in ELECTRA
         return embedded if widen is None else widen(embedded)
 
     @cached_property
@@ -70,7 +70,7 @@ class EncoderAdapter:
         return tuple(map(self.layer, self.body.encoder.layer))
 
     def layer(self, module: nn.Module) -> LayerAdapter:
-        """Split one layer's module."""
+        """Adapter of one layer's module."""
         inner = module.attention.self
 
         def feed_forward(context: Tensor, hidden: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class EncoderAdapter:
         return LayerAdapter(inner, qkv_proj, feed_forward, inner.dropout.p)
 
     def projection(self, *matrices: nn.Module) -> Callable:
-        """``LayerAdapter.qkv_proj`` from the matrices of query, key and value."""
+        """``LayerAdapter.qkv_proj`` from the linear layers of query, key and value."""
         return lambda hidden: tuple(m(hidden).unflatten(-1, (self.heads, -1)) for m in matrices)
 
     def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +90,8 @@ class EncoderAdapter:
     def attention_mask(self, positions: Tensor, real: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Bias added to the attention scores, or None where there is nothing to add.
 
-        positions (B or 1, L) int64 in the input, real (B, L) bool -> (B or 1, H or 1, L or 1, L).
-        Hidden keys get the dtype's minimum, not -inf, so that a row of padding alone stays finite.
+        Input positions (B or 1, L) int64, real (B or 1, L) bool -> (B or 1, H or 1, L or 1, L).
+        Padding keys get the dtype's minimum, not -inf, so that rows of only padding stay finite.
         """
         if real.all():
             return None
@@ -100,7 +100,7 @@ class EncoderAdapter:
 
 
 class AlbertAdapter(EncoderAdapter):
-    """ALBERT: layers share weights; a projection behind the embeddings."""
+    """ALBERT: layers share weights, and a projection follows the embeddings."""
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         embedded = super().embed(input_ids, token_type_ids)
@@ -125,7 +125,7 @@ class AlbertAdapter(EncoderAdapter):
 
 
 class DistilBertAdapter(EncoderAdapter):
-    """DistilBERT: other names, dropout before the span head."""
+    """DistilBERT: other module names, and dropout before the span head."""
 
     @cached_property
     def layers(self) -> Sequence[LayerAdapter]:
@@ -170,18 +170,18 @@ class MPNetAdapter(EncoderAdapter):
 class RelativeMask(NamedTuple):
     """Relative positions and padding of a batch, for DeBERTa."""
 
-    bucket: Tensor  # (B or 1, L, L) int64, row of the table of relative positions
-    mask: Tensor | None  # that of EncoderAdapter.attention_mask
+    bucket: Tensor  # (B or 1, L, L) int64, row in the table of relative positions
+    mask: Tensor | None  # as from EncoderAdapter.attention_mask
 
 
 class DebertaV2Adapter(EncoderAdapter):
-    """DeBERTa-v2 and v3: scores also compare content with relative positions.
+    """DeBERTa-v2 and v3: attention scores also compare content with relative positions.
 
         score_ij = s (q_i k_j + q_i k'_r + k_j q'_r),   r the bucket of i - j
 
-    k', q': projected embeddings of relative positions. s = 1 / sqrt(n d), n the number of terms, of
-    which 1 / sqrt(d) is left to the attention. Raises QalibError for a model with a convolution
-    behind the first layer, which mixes tokens outside attention.
+    k', q': projected embeddings of relative positions. s = 1 / sqrt(n d), n the number of terms;
+    ``qkv_proj`` applies 1 / sqrt(n), the attention 1 / sqrt(d). Raises QalibError for a model with
+    a convolution after the first layer, which mixes tokens outside attention.
     """
 
     def __init__(self, model: nn.Module):
@@ -206,7 +206,7 @@ class DebertaV2Adapter(EncoderAdapter):
             attended = module.attention.output(context, hidden)
             return module.output(module.intermediate(attended), attended)
 
-        @cache  # a packed pass asks once for every group of rows
+        @cache  # a packed pass calls it for every group of rows
         def relative() -> tuple[Tensor | None, ...]:
             """k' and q', each (R, H, d)"""
             rows = inner.pos_dropout(encoder.get_rel_embedding()[: 2 * inner.pos_ebd_size])
@@ -262,10 +262,10 @@ FAMILIES: Mapping[str, type[EncoderAdapter]] = {
 
 
 def adapt_encoder(model: nn.Module) -> EncoderAdapter:
-    """Adapter of a question-answering encoder of transformers; the model is not changed.
+    """Adapter of a question-answering encoder from transformers; the model is not changed.
 
-    Raises QalibError for a kind of model that is not supported, for one without a span head and
-    for a decoder.
+    Raises QalibError for an unsupported model type, a model without a span head, a decoder, and a
+    DeBERTa with a convolution.
     """
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)

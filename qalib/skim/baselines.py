@@ -1,4 +1,4 @@
-"""Other ways to process fewer tokens, for comparison with Block-Skim; each from Batch to logits.
+"""Unpruned readers for comparison with Block-Skim, from Batch to logits: padded, onnxruntime.
 
 Notation: B batch, L positions of the input.
 """
@@ -18,15 +18,15 @@ from qalib.models.encoder import EncoderReader
 
 
 class PaddedReader(nn.Module):
-    """An encoder reader whose every input is padded to ``length`` positions, or stays longer."""
+    """An encoder reader that pads inputs to ``length`` positions; longer inputs are unchanged."""
 
     def __init__(self, reader: EncoderReader, length: int = 384):
         super().__init__()
         self.reader, self.tokenizer, self.length = reader, reader.tokenizer, length
-        self.fills = {"input_ids": reader.tokenizer.pad_token_id or 0}  # at padding; 0 elsewhere
+        self.fills = {"input_ids": reader.tokenizer.pad_token_id or 0}  # at padding; others: 0
 
     def forward(self, batch: Batch) -> ReaderOutput:
-        """Logits of the input's own positions.  (B, L)"""
+        """Logits at the positions of ``batch``.  -> each (B, L)"""
         own = batch.mask.shape[1]
         room = max(0, self.length - own)
         inputs = {n: pad(x, (0, room), value=self.fills.get(n, 0)) for n, x in batch.inputs.items()}
@@ -35,10 +35,10 @@ class PaddedReader(nn.Module):
 
 
 class OnnxReader(nn.Module):
-    """An unpruned encoder in onnxruntime, in fp32 or with int8 weights."""
+    """An unpruned encoder in onnxruntime on the CPU, in fp32 or dynamically quantized to int8."""
 
     def __init__(self, reader: EncoderReader, folder: Path, int8: bool = False):
-        """Export to ``folder``. Raises QalibError if the extra "bench" is not installed."""
+        """Export to ``folder`` if not yet there. Raises QalibError without the extra "bench"."""
         super().__init__()
         try:
             import onnxruntime
@@ -48,7 +48,7 @@ class OnnxReader(nn.Module):
                 "onnxruntime and onnxscript are missing; install the extra: pip install "
                 '"qalib[bench]".'
             ) from None
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         fp32, path = folder / "fp32.onnx", folder / ("int8.onnx" if int8 else "fp32.onnx")
         if not fp32.is_file():
             self._export(reader, fp32)
@@ -59,7 +59,7 @@ class OnnxReader(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors only
-        # Otherwise its threads keep spinning after a run and slow down the next candidate.
+        # Without this its threads keep spinning after a run and slow down the next candidate.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         cpu = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(str(path), options, providers=cpu)
@@ -84,7 +84,7 @@ class OnnxReader(nn.Module):
             )
 
     def forward(self, batch: Batch) -> ReaderOutput:
-        """(B, L)"""
+        """Logits at every position.  -> each (B, L)"""
         inputs = {n: x.numpy() for n, x in batch.inputs.items() if n in self.names}
         start, end = map(torch.from_numpy, self.session.run(["start", "end"], inputs))
         return ReaderOutput(start, end, batch.mask)

@@ -1,9 +1,9 @@
-"""Blocks of a passage, the unit that is kept or pruned as a whole.
+"""Blocks of a passage: runs of tokens that are kept or pruned as a whole.
 
 Notation: B batch, L positions, K blocks of the longest passage in the batch, S block size.
 
-Only the passage is cut into blocks. Question, [CLS] and [SEP] belong to no block and are always
-kept. The last block of a passage is as long as what is left.
+Only the passage is divided into blocks. Question, [CLS] and [SEP] belong to no block and are
+always kept. The last block of a passage may be shorter.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ PADDING = -2
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block of every position of a batch. A block is a run of neighbouring positions."""
+    """The block of every position of a batch. A block is a run of consecutive positions."""
 
     block_ids: Tensor  # (B, L) int64: 0 to K - 1 in the passage, NO_BLOCK or PADDING elsewhere
     question: Tensor  # (B, L) bool, question tokens
@@ -27,17 +27,17 @@ class Blocks:
 
     @cached_property
     def real(self) -> Tensor:
-        """Blocks that a row has.  (B, K) bool"""
+        """Which blocks exist in a row.  (B, K) bool"""
         return self.sizes > 0
 
     @cached_property
     def passage(self) -> Tensor:
-        """(B, L) bool"""
+        """Passage positions.  (B, L) bool"""
         return self.block_ids >= 0
 
     @cached_property
     def padding(self) -> Tensor:
-        """(B, L) bool"""
+        """Padding positions.  (B, L) bool"""
         return self.block_ids == PADDING
 
     @cached_property
@@ -61,31 +61,31 @@ class Blocks:
 
     @cached_property
     def question_positions(self) -> tuple[Tensor, Tensor]:
-        """Positions of the Q question tokens, and which exist.  -> (B, Q) int64, (B, Q) bool"""
+        """Positions of the Q question tokens, and which are real.  (B, Q) int64, (B, Q) bool"""
         return true_positions(self.question)
 
     def membership(self) -> Tensor:
-        """Whether position l is in block k.  (B, K, L) bool"""
+        """Whether position l is in block k.  -> (B, K, L) bool"""
         numbers = torch.arange(self.count, device=self.block_ids.device)
         return self.block_ids[:, None, :] == numbers[:, None]
 
     def positions(self, size: int) -> tuple[Tensor, Tensor]:
-        """Positions of the first ``size`` tokens of every block, and which of them exist.
+        """Positions of the first ``size`` tokens of every block, and which of them are real.
 
-        -> (B, K, S) int64 (0 where there is none), (B, K, S) bool
+        -> (B, K, S) int64 (0 where not real), (B, K, S) bool
         """
         rank = torch.arange(size, device=self.block_ids.device)
         real = rank < self.sizes[..., None]
         return torch.where(real, self.starts[..., None] + rank, 0), real
 
     def to_positions(self, values: Tensor, fill: float | bool) -> Tensor:
-        """Value of its block at every passage position, ``fill`` elsewhere.  (B, K) -> (B, L)"""
+        """The value of its block at each passage position, else ``fill``.  (B, K) -> (B, L)"""
         if not self.count:
             return torch.full_like(self.block_ids, fill, dtype=values.dtype)
         return values.gather(1, self.block_ids.clamp(min=0)).masked_fill(~self.passage, fill)
 
     def gather(self, positions: Tensor, real: Tensor) -> "Blocks":
-        """Blocks of some positions only, padding where not ``real``.  (B, L') x 2 -> L', same K"""
+        """Blocks of selected positions, padding where not ``real``.  (B, L') x 2 -> L', same K"""
         block_ids = self.block_ids.gather(1, positions).masked_fill(~real, PADDING)
         question, separators = (
             x.gather(1, positions) & real for x in (self.question, self.separators)
@@ -94,27 +94,22 @@ class Blocks:
 
 
 def true_positions(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the true values of each row, ascending, and which exist.
+    """Positions of the true values of each row, ascending, and which entries are real.
 
-    (B, L) bool -> (B, M) int64, (B, M) bool, M of the row with most, at least 1. Where none exists
-    the position is that of a false value.
+    (B, L) bool -> (B, M) int64, (B, M) bool; M is the largest number of true values in a row, at
+    least 1. Entries that are not real are positions of false values.
     """
     count = max(1, int(chosen.sum(dim=1).max())) if len(chosen) else 1
     order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
     return order, chosen.gather(1, order)
 
 
-def make_blocks(
-    input_ids: Tensor,
-    real: Tensor,
-    passage: Tensor,
-    size: int = 32,
-) -> Blocks:
+def make_blocks(input_ids: Tensor, real: Tensor, passage: Tensor, size: int = 32) -> Blocks:
     """Blocks of a batch of windows ``[CLS] question [SEP] passage [SEP]``.
 
     input_ids (B, L), real (B, L) bool (the attention mask), passage (B, L) bool, contiguous in
     every row. The first position is never part of it: it is [CLS], where "no answer" is predicted.
-    Separators are the tokens that equal the last one of their row.
+    Separators are the tokens outside the passage that equal the last token of their row.
     """
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
     passage = passage.bool() & real & (position > 0)

@@ -1,24 +1,26 @@
-"""Block predictions of a data set, recall curves, and a threshold for a recall.
+"""Block predictions of a data set, recall curves, and thresholds for a required recall.
 
     calibration = calibrate(model, data, windows, recall=0.99)
     model.skimmer.set_options(**calibration.options)
     print(calibration.describe())
 
-A question's *conformity score* is the highest threshold at which the skimmer still keeps a whole
-gold answer of it. Of the n scores in ascending order, c_(1) <= ... <= c_(n), the threshold is the
-c_(r) with the largest r that the recall allows: for a new question exchangeable with the others,
+A question's *conformity score* is the highest threshold at which the skimmer still keeps one of
+its gold answers whole. With the n scores sorted, c_(1) <= ... <= c_(n), the threshold is the c_(r)
+with the largest r that the recall allows. For a new question exchangeable with the others,
 
     P(c_new >= c_(r))  >=  1 - r / (n + 1)
 
-on average over calibration sets. With a ``confidence`` it holds for the given one:
-P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence. Both assume exchangeability (notebook 06);
-therefore :func:`calibrate` also measures, by cross-validation over passages and on further data.
+on average over calibration sets. With a ``confidence``, r is the largest that satisfies
+P(Binomial(n, 1 - recall) <= r - 1) <= 1 - confidence, and the recall holds for at least this share
+of calibration sets if the questions are independent draws from one distribution. Other text may
+violate both assumptions (notebook 06), so :func:`calibrate` also measures the recall, by
+cross-validation over passages and on further data.
 
 Sources: split-conformal prediction (Vovk et al. 2005; Lei et al. 2018); tolerance limits (Wilks
 1941; Vovk 2012).
 
-Notation: N blocks of a data set in any order, Q questions, A gold answers of a question at most,
-T thresholds.
+Notation: N blocks of a data set in any order, Q questions, A the largest number of gold answers of
+a question, T thresholds.
 """
 
 import math
@@ -45,7 +47,7 @@ from qalib.skim.storage import SETTINGS, read_settings
 from qalib.training import choose_precision
 
 FOLDS = 10  # of the cross-validation
-QUESTION, SPECIAL = 16, 3  # tokens beside a passage: of a question; [CLS] and two [SEP]
+QUESTION, SPECIAL = 16, 3  # tokens beside the passage: an assumed question; [CLS] and two [SEP]
 
 
 # --- recall curves ---
@@ -56,11 +58,11 @@ class RecallCurve(NamedTuple):
 
     thresholds: np.ndarray  # (T,)
     kept: np.ndarray  # (T,) share of passage tokens in kept blocks
-    recall: np.ndarray  # (T,) share of the questions with an answer of which one is kept
+    recall: np.ndarray  # (T,) share of the questions with an answer that keep one whole
 
 
 def conformity_scores(scores: np.ndarray, answers: np.ndarray, question: np.ndarray) -> np.ndarray:
-    """Highest threshold at which each question keeps a whole answer; -inf without one.  -> (Q,)
+    """Highest threshold at which each question keeps a whole answer; -inf if none.  -> (Q,)
 
         max_a min_{k: answers[k, a]} scores[k]
 
@@ -79,11 +81,11 @@ def conformity_scores(scores: np.ndarray, answers: np.ndarray, question: np.ndar
 def recall_curve(
     scores: np.ndarray, answers: np.ndarray, sizes: np.ndarray, question: np.ndarray
 ) -> RecallCurve:
-    """Recall of answers against share of passage tokens kept, over all thresholds.
+    """Recall of answers against the share of passage tokens kept, over all thresholds.
 
-    scores (N,) of any kind that orders blocks; answers and question as of
-    :func:`conformity_scores`; sizes (N,) tokens. Questions without an answer count among the
-    tokens only. Raises QalibError if no question has an answer in a block.
+    scores (N,), of which only the order matters; answers and question as in
+    :func:`conformity_scores`; sizes (N,) tokens. Questions without an answer count only in the
+    share of tokens. Raises QalibError if no question has an answer in a block.
     """
     scores, sizes = np.asarray(scores, dtype=float), np.asarray(sizes)
     reached = conformity_scores(scores, answers, question)
@@ -97,13 +99,13 @@ def recall_curve(
 
 
 def recall_at_budget(curve: RecallCurve, budget: float) -> float:
-    """Recall of the lowest threshold that keeps at most a share ``budget`` of the tokens, or 0."""
+    """Recall at the lowest threshold that keeps at most a share ``budget`` of the tokens, or 0."""
     within = int(np.searchsorted(curve.kept, budget, side="right"))
     return float(curve.recall[within - 1]) if within else 0.0
 
 
 def budget_at_recall(curve: RecallCurve, recall: float) -> tuple[float, float]:
-    """Smallest share of tokens that reaches a recall of 0 to 1, and its threshold."""
+    """Smallest share of tokens that reaches ``recall`` (0 to 1), and its threshold."""
     place = int(np.searchsorted(curve.recall, recall, side="left"))
     return float(curve.kept[place]), float(curve.thresholds[place])
 
@@ -113,23 +115,23 @@ def budget_at_recall(curve: RecallCurve, recall: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class BlockPredictions:
-    """Every passage block of a data set, to try thresholds without the model.
+    """Scores of every passage block of a data set, to evaluate thresholds without the model.
 
-    What a threshold would do is exact for questions with one window each, and for a skimmer that
-    prunes at one layer and keeps the best block in any case (``SkimConfig.min_blocks`` 1); one that
-    leaves short rows whole prunes less.
+    The effect of a threshold is exact if every question has one window and the skimmer prunes at
+    one layer and always keeps the best block (``SkimConfig.min_blocks`` 1, no ``neighbours``). A
+    skimmer that leaves short rows whole prunes less.
     """
 
     row: np.ndarray  # (N,) int32, the question
     sizes: np.ndarray  # (N,) int32, tokens
     answers: np.ndarray  # (N, A) bool, which gold answers have a token in the block
     scores: dict[int, np.ndarray]  # (N,) float32 probabilities, by layer
-    two_tokens: np.ndarray | None = None  # (N,) bool, the released code's labels: two tokens of
-    # the first gold answer; some records do not have them
+    two_tokens: np.ndarray | None = None  # (N,) bool, labels of the released code: two
+    # or more tokens of the first gold answer; absent in some records
 
     @property
     def labels(self) -> np.ndarray:
-        """The paper's labels: a token of any gold answer.  (N,) bool"""
+        """The paper's labels: blocks with a token of any gold answer.  (N,) bool"""
         return self.answers.any(axis=1)
 
     @property
@@ -138,7 +140,7 @@ class BlockPredictions:
         return np.bincount(self.row, weights=self.labels) > 0
 
     def kept(self, layer: int, threshold: float) -> np.ndarray:
-        """Blocks that are kept, in any case the first of a question's best ones.  (N,) bool"""
+        """Blocks that are kept, always with the best of each question (ties: first).  (N,) bool"""
         scores = self.scores[layer].astype(float)
         order = np.lexsort((-scores, self.row))  # stable
         best = order[np.unique(self.row[order], return_index=True)[1]]
@@ -147,26 +149,27 @@ class BlockPredictions:
         return kept
 
     def conformity_scores(self, layer: int) -> np.ndarray:
-        """Highest threshold at which a question keeps a whole answer, of those that have one.
+        """Highest threshold at which each question with an answer keeps one whole.
 
-        Infinite where it lies in the best block of a window, which is kept at any threshold.
+        Infinite where it lies in the best block of the question, which is kept at any threshold.
         """
         scores = np.where(self.kept(layer, np.inf), np.inf, self.scores[layer])
         return conformity_scores(scores, self.answers, self.row)[self.answered]
 
     def subset(self, chosen: np.ndarray) -> "BlockPredictions":
-        """Some blocks only.  (N,) bool"""
+        """The chosen blocks, without ``two_tokens``.  chosen (N,) bool"""
         scores = {n: x[chosen] for n, x in self.scores.items()}
         return BlockPredictions(self.row[chosen], self.sizes[chosen], self.answers[chosen], scores)
 
     def token_fraction(self, layer: int, threshold: float) -> float:
-        """Share of all passage tokens that all layers process."""
+        """Share of the passage tokens in kept blocks, which all layers process."""
         return float(self.sizes[self.kept(layer, threshold)].sum() / self.sizes.sum())
 
     def relative_flops(self, layer: int, threshold: float, cost: CostModel) -> float:
         """Multiply-adds of all windows, predictors included, relative to full inference.
 
-        A ratio of sums, as time is: long windows count for more. ``QUESTION`` tokens are assumed.
+        A ratio of sums, like a ratio of times, so long windows weigh more. Every question counts
+        as one window with ``QUESTION`` question tokens.
         """
         depth, kept = len(cost.layers), self.kept(layer, threshold)
         passage = np.bincount(self.row, weights=self.sizes)
@@ -187,7 +190,7 @@ def block_predictions(
     tokens_per_batch: int = 8192,
     progress: bool = False,
 ) -> BlockPredictions:
-    """The probability of every block of ``data`` at every layer with a predictor."""
+    """Probabilities of all blocks of ``data`` at every layer with a predictor, without pruning."""
     windows = make_windows(data.examples, model.tokenizer, config)
     device = next(model.eval().parameters()).device.type
     bf16 = choose_precision(precision, device)[0] == "bf16"
@@ -202,7 +205,7 @@ def block_predictions(
             bar.update(len(rows))
     counts = [len(part["sizes"]) for part in parts]
     widest = max(part["answers"].shape[1] for part in parts)
-    number = Counter(window.example for window in windows)  # each window has columns of its own
+    number = Counter(window.example for window in windows)  # each window has its own columns
     answers = np.zeros((sum(counts), widest * max(number.values())), dtype=bool)
     number.clear()
     end = 0
@@ -248,23 +251,23 @@ def calibrate_threshold(
 ) -> float:
     """Highest threshold at which a new question keeps a whole answer with probability ``recall``.
 
-    On average over calibration sets, or with ``confidence`` for this one (see the top). Raises
-    QalibError if there are too few questions, with the number that is needed.
+    On average over calibration sets or, with ``confidence``, for this one (see the module
+    docstring). Raises QalibError if there are too few questions, with the number that is needed.
     """
     reached = np.sort(blocks.conformity_scores(layer))
     threshold = reached[conformal_rank(len(reached), recall, confidence) - 1]
-    return min(float(threshold), 1.0)  # infinite where the best blocks are enough
+    return min(float(threshold), 1.0)  # infinite where the best blocks suffice
 
 
 def conformal_rank(questions: int, recall: float, confidence: float | None = None) -> int:
-    """The r of the top of this file: which of the sorted conformity scores is the threshold, >= 1.
+    """Rank r >= 1 of the conformity score that becomes the threshold (see the module docstring).
 
-    Raises QalibError if even the lowest one is too high.
+    Raises QalibError if even the lowest score is too high.
     """
     from scipy.stats import binom
 
     if confidence is None:
-        # in exact arithmetic: the rank for a recall of 0.9 must not be one too low
+        # exact arithmetic, as rounding could make the rank for a recall of 0.9 one too low
         rank = math.floor((questions + 1) * (1 - Fraction(repr(float(recall)))))
         needed = math.ceil(1 / (1 - Fraction(repr(float(recall))))) - 1
     else:
@@ -285,12 +288,12 @@ def conformal_rank(questions: int, recall: float, confidence: float | None = Non
 
 @settings
 class Measurement:
-    """Answers that a threshold keeps whole, of questions that it was not chosen on."""
+    """Number of answers that a threshold keeps whole, on questions it was not chosen on."""
 
     data: str
     questions: Annotated[int, Field(ge=1)]  # with an answer in a block
     kept: Annotated[int, Field(ge=0)]
-    token_fraction: float  # of the passages, left for the last layer
+    token_fraction: float  # share of the passage tokens that reach the last layer
 
     def __str__(self) -> str:
         from scipy.stats import binomtest
@@ -306,7 +309,7 @@ class Measurement:
 
 @settings
 class Calibration:
-    """Where a skimmer prunes, what was required, and what was measured.
+    """Layer and threshold of a skimmer, the recall required, and what was measured.
 
     ``measured``: first by cross-validation on the questions that the threshold was chosen on, then
     on further data. A skimmer that leaves short inputs whole keeps more.
@@ -324,7 +327,7 @@ class Calibration:
         return {"prune_layers": (self.layer,), "thresholds": (self.threshold,)}
 
     def describe(self) -> str:
-        """What was required, what was measured, and what was not, a line each."""
+        """The requirement, the measurements and a caveat, one line each."""
         sure = "" if self.confidence is None else f" with confidence {self.confidence:g}"
         return "\n".join(
             [
@@ -349,9 +352,9 @@ def calibrate(
 ) -> Calibration:
     """Choose layer and threshold on ``data``; measure them there and on the data sets ``further``.
 
-    Of the layers with a predictor the one with the fewest multiply-adds is chosen. For the
-    cross-validation, both are chosen on nine tenths of the passages and tested on the questions
-    about the others. Raises QalibError if there are too few questions or passages.
+    The layer with the fewest multiply-adds is chosen. In cross-validation, layer and threshold are
+    chosen on all folds of passages but one and tested on that one. Raises QalibError if there are
+    too few questions or passages, or if recall or confidence is not between 0 and 1.
     """
     for name, value in {"recall": recall, "confidence": confidence}.items():
         if value is not None and not 0 < value < 1:
@@ -377,7 +380,7 @@ def calibrate(
 
 
 def _folds(data: Dataset) -> np.ndarray:
-    """Fold of every question; questions about one passage share it, neighbouring ones mostly.
+    """Fold of every question: the same within a passage and mostly for neighbouring passages.
 
     Raises QalibError if there is only one passage.
     """
@@ -400,10 +403,7 @@ def _cheapest(blocks: BlockPredictions, cost: CostModel, share: Fraction) -> tup
 
 
 def load_calibration(folder: str | Path) -> Calibration:
-    """The calibration in the folder of a skimmer.
-
-    Raises QalibError if it was not calibrated, or if what is stored cannot be read.
-    """
+    """The calibration in a skimmer's folder. Raises QalibError if it is missing or unreadable."""
     content = read_settings(folder).get("calibration")
     if content is None:
         raise QalibError(

@@ -4,9 +4,9 @@
     full = cost.encoder_macs(token_counts(384, {}, 12))
     skimmed = cost.encoder_macs(token_counts(384, {4: 120}, 12))    # layer 4 keeps 120 tokens
 
-Counted are matrix products, with the attention entries that the packed pass computes again for
-predictors; norms, activations and the softmax are left out, and so is what a batch needs once
-(DeBERTa's projected relative positions). Padding costs nothing.
+Matrix products are counted, including the attention entries that the packed pass recomputes for
+predictors. Norms, activations, the softmax and work done once per batch (DeBERTa's projected
+relative positions) are not. Padding costs nothing.
 
 Notation: B batch (or any leading dimensions), N layers, D width, F width of the feed-forward part,
 n tokens of one example.
@@ -16,8 +16,8 @@ With n_0 tokens given to the model and n_l left after layer l,
     MACs = e n_0 + sum_l (a_l n_{l-1} + p_l n_{l-1}^2 + g_l n_l) + h n_N
 
 a: query, key and value (3 D^2 in BERT; DeBERTa adds scores by relative position), p: scores and
-context (2 D), g: output projection and feed-forward (D^2 + 2 D F), e and h: projected embeddings
-and span head. What a layer prunes has been projected and attended to there.
+context (2 D), g: output projection and feed-forward (D^2 + 2 D F), e: embedding projection, h: span
+head. Tokens pruned at a layer still count in its query, key and value projections and attention.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ class LayerCost(NamedTuple):
     """Multiply-adds of one layer."""
 
     input_macs: int  # for each token of its input
-    pair_macs: int  # for each query and key
+    pair_macs: int  # for each pair of query and key
     output_macs: int  # for each token that it keeps
 
 
@@ -56,13 +56,13 @@ class CostModel:
     embedding: int = 0  # for each token, where embeddings are projected
     predictors: Mapping[int, Callable[[int, int], float]] = field(default_factory=dict)
     """by layer, from tokens of passage and question"""
-    forwarded: int = 0  # for each pruned token: its output of the pruning layer, and logits
+    forwarded: int = 0  # for each pruned token: rest of the pruning layer, and span head
 
     @classmethod
     def of(cls, model: nn.Module, skimmer: Skimmer | None = None) -> "CostModel":
-        """Cost of a model, counted with one token through each of its parts.
+        """Cost of a model, counted by passing one token through each of its parts.
 
-        With ``skimmer``, predictors and the output of pruned tokens are counted too.
+        With ``skimmer``, its predictors and, if computed, the logits of pruned tokens count too.
         """
         encoder = adapt_encoder(model)
         token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
@@ -78,12 +78,12 @@ class CostModel:
 
     @classmethod
     def bert(cls, layers: int, width: int) -> "CostModel":
-        """Cost of an encoder with BERT's structure from its shape; F is 4 D."""
+        """Cost of an encoder with BERT's structure and F = 4 D."""
         layer = LayerCost(3 * width**2, 2 * width, 9 * width**2)
         return cls((layer,) * layers, head=2 * width)
 
     def encoder_macs(self, tokens: ArrayLike) -> np.ndarray:
-        """The encoder and its span head.  tokens (B, N + 1), n_0 to n_N -> (B,) float64"""
+        """Multiply-adds of encoder and span head.  tokens (B, N + 1), n_0 to n_N -> (B,) float64"""
         n = np.asarray(tokens, dtype=float)
         before, after = n[..., :-1], n[..., 1:]
         inputs, pairs, outputs = np.array(self.layers, dtype=float).T
@@ -91,9 +91,9 @@ class CostModel:
         return before @ inputs + before**2 @ pairs + after @ outputs + ends
 
     def predictor_macs(self, layer: int, passage: ArrayLike, question: int) -> np.ndarray:
-        """The predictor of a layer, for passages of so many tokens.  (B,) -> (B,) float64
+        """Multiply-adds of a layer's predictor, from token counts.  passage (B,) -> (B,) float64
 
-        0 for an empty passage, and where no predictor is known.
+        0 for an empty passage and for a layer without a predictor.
         """
         cost = self.predictors.get(layer, lambda passage, question: 0.0)
         cost_of = np.vectorize(lambda n: cost(int(n), question) if n else 0.0, otypes=[float])
@@ -107,18 +107,18 @@ def predictor_macs(
     question: int = 16,
     packed: bool = False,
 ) -> int:
-    """Multiply-adds of a predictor for a passage of ``length`` and a question of so many tokens.
+    """Multiply-adds of a predictor for ``length`` passage tokens and ``question`` question tokens.
 
-    ``packed``: with the attention entries that the packed pass computes again for it; otherwise the
+    ``packed``: include the attention entries that the packed pass recomputes for it; otherwise the
     attention map is given.
     """
     tokens = length + question + 3  # [CLS] question [SEP] passage [SEP]
     passage = torch.arange(tokens)[None] >= question + 2
     passage[:, -1] = False
     ids = torch.arange(tokens)[None]
-    ids[:, question + 1] = tokens - 1  # both [SEP]
+    ids[:, question + 1] = tokens - 1  # both [SEP] are equal
     blocks = make_blocks(ids, torch.ones_like(passage), passage, config.block_size)
-    hidden = torch.randn(1, tokens, shape.width)
+    hidden = torch.zeros(1, tokens, shape.width)
     attention = FullAttention(torch.zeros(1, shape.heads, tokens, tokens))
     if packed:
         query = hidden.unflatten(2, (shape.heads, -1))
@@ -131,7 +131,7 @@ def predictor_macs(
 
 
 def _predictor_cost(skimmer: Skimmer) -> Callable[[int, int], float]:
-    """Cost of a predictor in the packed pass, linear in the length between two counted ones."""
+    """Cost of a predictor in the packed pass: a line through two counted passage lengths."""
     config, shape = skimmer.config.predictor, skimmer.shape
     short, long = config.block_size, 8 * config.block_size
 
@@ -162,7 +162,7 @@ def _count_macs(step: Callable) -> tuple:
 def token_counts(given: ArrayLike, kept: Mapping[int, ArrayLike], layers: int) -> np.ndarray:
     """Tokens before the first and after each layer.  (B,), (B,) by layer -> (B, N + 1) float64
 
-    ``kept``: tokens of an example that a pruning layer keeps, question and specials included.
+    ``kept``: tokens of an example left by each pruning layer, question and specials included.
     """
     given = np.asarray(given, dtype=float)
     tokens = np.repeat(given[..., None], layers + 1, axis=-1)
@@ -172,13 +172,13 @@ def token_counts(given: ArrayLike, kept: Mapping[int, ArrayLike], layers: int) -
 
 
 def ideal_speedup(kept: Mapping[int, float], layers: int) -> float:
-    """Eq. 6 of the Block-Skim paper, for any number of pruning layers.
+    """Ideal speed-up, Eq. 6 of the Block-Skim paper, for any number of pruning layers.
 
         S = 1 / (1 - (1 - l / L)(1 - k))                            one pruning layer
         S = 1 / (1 - sum_i (1 - l_i / L)(k_{i-1} - k_i)),  k_0 = 1  several, l_1 < l_2 < ...
 
-    ``kept``: by pruning layer l_i, the share k_i of all tokens that it keeps. Predictors
-    are ignored, but also that attention is quadratic and the pruning layer itself gets cheaper.
+    ``kept``: by pruning layer l_i, the share k_i of all tokens left; ``layers``: L. Ignores the
+    cost of predictors, but also the savings from quadratic attention and in the pruning layer.
     """
     saved, before = 0.0, 1.0
     for layer, share in sorted(kept.items()):

@@ -1,4 +1,4 @@
-"""Features of a block from attention, hidden states and words, the inputs of predictors.
+"""Block features from attention, hidden states and words: the inputs of predictors.
 
 Notation: B batch, H heads, L positions, K blocks, Q question tokens, D width, C channels.
 
@@ -6,9 +6,9 @@ Attention from one set of tokens to another is Eq. 2 of the Block-Skim paper,
 
     A(X -> Y) = mean_{i in X} sum_{j in Y} P_ij
 
-(the paper divides by b - a for the block [a, b], one less than its tokens; the mean is meant).
-All functions give 0 for blocks that a row does not have (logarithms: that of ``FLOOR``), and
-float32.
+(the paper divides by b - a, one less than the number of tokens in the block [a, b]; the mean is
+used here). Features are float32, and 0 for blocks that a row does not have (log ``FLOOR`` in
+:func:`question_features`).
 """
 
 import torch
@@ -68,8 +68,8 @@ def question_features(layer: LayerActivations, blocks: Blocks, size: int) -> Ten
     """Log attention between a block and the question, [CLS] and itself.  -> (B, K, 10 H)
 
     Per token: attention to the question and to [CLS], from both, and to its own block (among the
-    first ``size`` tokens of the block). Per block: mean and maximum over tokens. Attention spans
-    orders of magnitude and its ratios carry the meaning, hence the logarithm.
+    first ``size`` tokens of the block). Per block: mean and maximum over tokens. The logarithm is
+    taken because attention spans orders of magnitude and its ratios are what matters.
     """
     sets = torch.stack([blocks.question, first_position(blocks)], dim=1)
     both = torch.stack(
@@ -91,13 +91,13 @@ def question_features(layer: LayerActivations, blocks: Blocks, size: int) -> Ten
 
 
 def late_interaction(hidden: Tensor, blocks: Blocks) -> Tensor:
-    """Similarity of a block to each word of the question.  (B, L, D) -> (B, K, 3)
+    """Cosine similarity of a block to the tokens of the question.  (B, L, D) -> (B, K, 3)
 
         s_qk = max_{j in k} cos(h_q, h_j)          the best match of question token q in block k
         mean_q s_qk,   max_q s_qk,   mean_q (s_qk - max_k' s_qk')
 
     The third compares the blocks of a passage with each other. Source: Khattab and Zaharia 2020
-    (ColBERT), whose sum over q of s_qk is the first.
+    (ColBERT), whose score is the sum over q; the first is its mean.
     """
     hidden = hidden.float()
     size = hidden.norm(dim=-1).clamp(min=TINY)  # (B, L)
@@ -121,17 +121,17 @@ def late_interaction(hidden: Tensor, blocks: Blocks) -> Tensor:
 
 
 def word_overlap(input_ids: Tensor, blocks: Blocks) -> Tensor:
-    """Share of the question's words that a block repeats, weighted by rarity.  -> (B, K)
+    """Share of the question's words that occur in a block, weighted by rarity.  -> (B, K)
 
         overlap_k = sum_t [t in block k] / n_t  /  sum_t [t in passage] / n_t
 
-    t runs over the distinct word pieces of the question, n_t counts t in the passage: a word that
-    occurs everywhere is no evidence for any block. Between 0 and 1; needs no corpus.
+    t runs over the distinct word pieces of the question, n_t counts t in the passage, so a
+    word that occurs everywhere is no evidence for any block. Between 0 and 1; needs no corpus.
     """
     positions, real = blocks.question_positions
     words = input_ids.gather(1, positions)  # (B, Q)
     same = (words[:, :, None] == words[:, None, :]) & real[:, None, :]
-    repeats = same.sum(dim=2).clamp(min=1)  # how often the question says it
+    repeats = same.sum(dim=2).clamp(min=1)  # occurrences in the question
     found = (words[:, :, None] == input_ids[:, None, :]) & blocks.passage[:, None]  # (B, Q, L)
     count = found.sum(dim=2)
     weight = (real & (count > 0)) / (repeats * count.clamp(min=1))  # (B, Q)
@@ -142,7 +142,7 @@ def word_overlap(input_ids: Tensor, blocks: Blocks) -> Tensor:
 def block_position(blocks: Blocks) -> Tensor:
     """Position and length of a block.  -> (B, K, 3)
 
-    Its middle as a share of the passage's blocks, log of its number from 1, log of its tokens.
+    Its centre as a share of the passage's blocks, log of its number from 1, log of its tokens.
     """
     number = torch.arange(1, blocks.count + 1, device=blocks.block_ids.device).float()  # (K,)
     real = blocks.real

@@ -1,19 +1,19 @@
-"""Forward pass of a batch through an encoder that may get shorter on the way.
+"""Forward pass of a batch whose rows may get shorter from layer to layer.
 
-The rows lie one after the other in one tensor. In training each row has its padding; for inference
-it is left out (*packed*), and attention is computed for neighbours of equal length at once.
+The rows are concatenated in one tensor. In training they keep their padding; at inference it is
+left out (*packed*), and attention is computed for consecutive rows of equal length together (CPU)
+or for all rows, padded (GPU).
 
     P = softmax(s Q K^T + bias),   context = P V
 
-In training the map P is written down. At inference the kernel returns the log-sum-exp of each
-query's scores instead, and with that every single entry can be recomputed by one dot product:
+In training the map P is computed. At inference the kernel returns the log-sum-exp of each query's
+scores instead, from which any entry of P can be recomputed with one dot product:
 
     lse_i = log sum_j exp(s q_i k_j + bias_ij),   P_ij = exp(s q_i k_j + bias_ij - lse_i)
 
-Notation: B batch, L positions of the input, L' those of the longest row that is left, T tokens of
-all rows that are left (B L' with padding), R rows of a group, M positions of its longest row, t its
-tokens (R M with padding), D width, H heads, d = D / H, s = 1 / sqrt(d), K blocks, S block size,
-G sets.
+Notation: B batch, L positions of the input, L' of the longest row after pruning, T tokens left in
+all rows (B L' with padding), R rows of a group, M positions of its longest row, t its tokens (R M
+with padding), D width, H heads, d = D / H, s = 1 / sqrt(d), K blocks, S block size, G sets.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ MIN_LOGIT = torch.finfo(torch.float32).min  # a logit that is never chosen
 def fused_attention(
     layer: LayerAdapter, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, None]:
-    """Context only, by the fastest kernel.  (B, L, H, d) x 3 -> (B, L, D)"""
+    """Context only, with the fastest kernel.  (B, L, H, d) x 3 -> (B, L, D)"""
     mask = layer.bias(query, key, mask)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     dropout = layer.dropout if layer.attention.training else 0.0
@@ -61,9 +61,9 @@ def eager_attention(
 def attention_with_lse(
     layer: LayerAdapter, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, "FusedAttention"]:
-    """Context, and single entries of the map on demand.  (B, L, H, d) x 3 -> (B, L, D), map
+    """Context, and a map computed on demand.  (B, L, H, d) x 3 -> (B, L, D), map
 
-    Computed by the formula where torch has no kernel that returns the log-sum-exp.
+    Uses ``_formula_with_lse`` where torch has no kernel that returns the log-sum-exp.
     """
     mask = layer.bias(query, key, mask)
     inputs = *(x.transpose(1, 2) for x in (query, key, value)), mask
@@ -79,8 +79,8 @@ def _kernel_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Context and log-sum-exp.  (B, H, L, d) x 3 -> (B, H, L, d), (B, H, L) float32
 
-    The kernels behind ``scaled_dot_product_attention``, which are no public interface of torch; a
-    test compares them with ``_formula_with_lse``.
+    Calls the kernels behind ``scaled_dot_product_attention``, which are not public in torch; a test
+    compares them with ``_formula_with_lse``.
     """
     if query.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -94,7 +94,7 @@ def _kernel_with_lse(
 def _formula_with_lse(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As ``_kernel_with_lse``, by the formula."""
+    """As ``_kernel_with_lse``, from the definition."""
     scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
     scores = scores if bias is None else scores + bias
     lse = scores.logsumexp(dim=-1)
@@ -103,15 +103,15 @@ def _formula_with_lse(
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """As ``activations.FullAttention``, from queries, keys and log-sum-exps; results are float32.
+    """``FullAttention`` recomputed from queries, keys and log-sum-exps; results are float32.
 
-    Diagonal blocks are ``squares``. Products are computed in the dtype of queries and keys.
+    ``squares`` replaces ``diagonal_blocks``. Products are in the dtype of queries and keys.
     """
 
     query: Tensor  # (B, L, H, d)
     key: Tensor  # (B, L, H, d)
     lse: Tensor  # (B, H, L), log-sum-exp of every query's scores
-    bias: Tensor | None = None  # to (B, H, L, L), added to the scores
+    bias: Tensor | None = None  # broadcasts to (B, H, L, L), added to the scores
 
     def attention_to(self, sets: Tensor) -> Tensor:
         near = _members(sets)
@@ -123,7 +123,7 @@ class FusedAttention:
 
     def attention_from(self, sets: Tensor) -> Tensor:
         near = _members(sets)
-        # A mask that is the same for all queries has one row, which stands for each of them.
+        # A mask that is the same for all queries has a single row, so none need be selected.
         shared = self.bias is None or self.bias.shape[2] == 1
         bias = self.bias if shared else self.bias.index_select(2, near)
         query = _by_head(self.query.index_select(1, near))
@@ -133,9 +133,9 @@ class FusedAttention:
         return share[:, None] @ entries  # (B, 1, G, M) @ (B, H, M, L)
 
     def squares(self, positions: Tensor, real: Tensor) -> Tensor:
-        """Attention within sets of positions.  (B, K, S) int64, bool -> (B, H, K, S, S)
+        """Attention within sets of positions, 0 where not ``real``.
 
-        0 at positions that are not ``real``.
+        (B, K, S) int64, (B, K, S) bool -> (B, H, K, S, S)
         """
         rows, length, heads, width = self.query.shape
         count, size = positions.shape[1:]
@@ -160,11 +160,11 @@ class FusedAttention:
     def _entries(self, query: Tensor, key: Tensor, bias: Tensor | None, lse: Tensor) -> Tensor:
         """exp(s q k + bias - lse).  (B H, m, d), (B H, n, d), (B, H, m) -> (B, H, m, n)
 
-        Also for more and smaller maps of a head: (B H K, S, d) twice, with m = K S and n = S.
+        Also for K smaller maps per head: (B H K, S, d) twice, with m = K S and n = S.
         """
         scores = torch.bmm(query, key.transpose(1, 2)).view(*lse.shape, key.shape[1])
         shift = lse.neg()[..., None]
-        # One pass over the scores where one number a query is all there is to add.
+        # Without a bias only one number per query is added, in a single pass over the scores.
         shift = shift if bias is None else shift + bias
         return torch.add(shift, scores, alpha=query.shape[-1] ** -0.5).exp_()
 
@@ -178,12 +178,12 @@ class FusedAttention:
 
 
 def _by_head(values: Tensor) -> Tensor:
-    """(B, L, H, d) -> (B H, L, d), for one row without a copy"""
+    """(B, L, H, d) -> (B H, L, d), without a copy if B is 1"""
     return values.transpose(1, 2).flatten(0, 1)
 
 
 def _members(sets: Tensor) -> Tensor:
-    """Positions in any set: the others need not be read.  (B, G, L) bool -> (M,)"""
+    """Positions in any set; the others need not be read.  (B, G, L) bool -> (M,)"""
     return sets.flatten(0, 1).any(dim=0).nonzero().squeeze(1)
 
 
@@ -192,7 +192,7 @@ def _members(sets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class VarlenGroup:
-    """Neighbouring rows of a packed tensor as one padded tensor, every row from position 0 on.
+    """Consecutive rows of a packed tensor as one padded tensor, each row from position 0.
 
     A packed tensor (T, ...) holds the tokens of B rows, row after row.
     """
@@ -201,7 +201,7 @@ class VarlenGroup:
     row: int  # its first row in the batch
     token: int  # its first token in the packed tensor
     length: int  # M
-    slots: Tensor | None = None  # (t,) int64, cells of its tokens in R x M; None: consecutive
+    slots: Tensor | None = None  # (t,) int64, its tokens in the flat R x M; None: no padding
 
     @property
     def rows(self) -> slice:
@@ -214,7 +214,7 @@ class VarlenGroup:
         return min(self.lengths) < self.length
 
     def pad(self, values: Tensor, fill: float | int = 0) -> Tensor:
-        """Its rows side by side.  (T, ...) -> (R, M, ...)"""
+        """Its rows as a padded tensor.  (T, ...) -> (R, M, ...)"""
         shape, count = (len(self.lengths), self.length), sum(self.lengths)
         if count < len(values):
             values = values[self.token : self.token + count]
@@ -224,19 +224,19 @@ class VarlenGroup:
         return values.view(*shape, *values.shape[1:])
 
     def unpad(self, values: Tensor) -> Tensor:
-        """Its rows one after the other.  (R, M, ...) -> (t, ...)"""
+        """Its tokens as a packed tensor.  (R, M, ...) -> (t, ...)"""
         flat = values.flatten(0, 1)
         return flat.index_select(0, self.slots) if self.padded else flat
 
 
 def one_group(real: Tensor) -> VarlenGroup:
-    """All rows as one group.  (B, M) bool, true at the first positions of each row"""
+    """All rows as one group.  real (B, M) bool, true at the first positions of each row"""
     slots = real.flatten().nonzero().squeeze(1)
     return VarlenGroup(real.sum(dim=1).tolist(), 0, 0, real.shape[1], slots)
 
 
 def equal_length_groups(lengths: Sequence[int]) -> list[VarlenGroup]:
-    """Groups without padding: neighbours of equal length together; empty rows are in none."""
+    """Groups without padding: consecutive rows of equal length; empty rows are in no group."""
     groups, row, token = [], 0, 0
     for length, equal in groupby(lengths):
         count = len(list(equal))
@@ -287,10 +287,10 @@ class ForwardPass:
 
     encoder: EncoderAdapter
     hidden: Tensor  # (T, D)
-    cells: Tensor  # (T,) int64, cells of the tokens in the B x L of the input
-    batch: VarlenGroup  # all rows, as predictors see them: B x L'
+    cells: Tensor  # (T,) int64, indices of the tokens in the flat B x L input
+    batch: VarlenGroup  # all rows, padded to L' as predictors see them
     blocks: Blocks  # (B, L')
-    input_ids: Tensor  # (B, L'), any number at padding
+    input_ids: Tensor  # (B, L'), arbitrary at padding
     pruned_logits: Tensor  # (B, L, 2) float32, start and end logits of pruned positions
     packed: bool
     groups: list[tuple[VarlenGroup, Tensor | None]] = field(init=False)  # with attention masks
@@ -304,7 +304,7 @@ class ForwardPass:
         blocks: Blocks,
         packed: bool,
     ) -> "ForwardPass":
-        """State before the first layer. Embeddings are computed with padding."""
+        """State before the first layer. Embeddings are computed on padded rows."""
         hidden = encoder.embed(input_ids, token_type_ids).flatten(0, 1)
         cells = torch.arange(input_ids.numel(), device=input_ids.device)
         logits = torch.full((*input_ids.shape, 2), MIN_LOGIT, device=hidden.device)
@@ -328,7 +328,7 @@ class ForwardPass:
             contexts.append(group.unpad(context))
             seen.append((group, entries))
         if not contexts:
-            return self.hidden, None  # nothing but padding: no token, no context
+            return self.hidden, None  # only padding, so there is no context
         context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         if not record:
             return context, None
@@ -337,10 +337,10 @@ class ForwardPass:
         return context, LayerActivations(grouped if self.packed else seen[0][1], *states)
 
     def prune_tokens(self, kept: Tensor, context: Tensor, logits: Tensor | None) -> Tensor:
-        """Continue with some blocks only.  kept (B, K) bool, context (T, D) -> (T', D)
+        """Prune all blocks but ``kept``.  kept (B, K) bool, context (T, D) -> (T', D)
 
-        ``logits`` (T, 2) of the tokens that are pruned, None for "no answer there". Question and
-        special tokens are kept in any case.
+        ``logits`` (T, 2): stored for the tokens that are pruned; None leaves the minimum, "no
+        answer there". Question and special tokens are always kept.
         """
         if torch.equal(kept, self.blocks.real):
             return context
@@ -350,7 +350,7 @@ class ForwardPass:
         return context.index_select(0, self._select(stays))
 
     def full_logits(self, logits: Tensor) -> Tensor:
-        """Logits at their positions in the input, over those that were pruned.
+        """Logits at their positions in the input, merged with those of pruned tokens.
 
         (T, 2) -> (B, L, 2) float32
         """
@@ -364,7 +364,7 @@ class ForwardPass:
         return (~self.blocks.padding).sum(dim=1)
 
     def _select(self, stays: Tensor) -> Tensor:
-        """Keep some tokens only.  stays (B, L') bool -> (T',) int64, indices of those in T"""
+        """Keep some tokens only.  stays (B, L') bool -> (T',) int64, their indices in T"""
         positions, real = true_positions(stays)
         if self.packed:
             index = self.batch.unpad(stays).nonzero().squeeze(1)
@@ -379,12 +379,12 @@ class ForwardPass:
         return index
 
     def _group(self) -> None:
-        """Rows whose attention is computed together, and the masks of each group."""
+        """Set the groups of rows whose attention is computed together, and their masks."""
         positions = self.cells % self.pruned_logits.shape[1]
         here = self.batch.unpad(~self.blocks.padding)
         groups = [self.batch]
         if self.packed and self.hidden.device.type == "cpu":
-            # On a GPU the number of kernels is what costs, on a CPU the padding.
+            # On a GPU the number of kernel launches dominates the cost, on a CPU the padding.
             groups = equal_length_groups(self.batch.lengths)
         device, dtype = self.hidden.device.type, self.hidden.dtype
         if torch.is_autocast_enabled(device):

@@ -1,4 +1,4 @@
-"""Block predictors: modules that score how likely every passage block holds the answer.
+"""Block predictors: modules that score how likely each passage block is to hold the answer.
 
     predictor = build_predictor(PredictorConfig("combined"), ModelShape(6, 12, 384), layer=3)
     logits = predictor(inputs)  # (B, K)
@@ -30,14 +30,14 @@ FeatureKind = Literal[
 ]
 Part = Literal["paper", "question", "late_interaction", "lexical", "position", "tokens", "match"]
 PARTS = ("question", "late_interaction", "lexical", "position", "tokens")
-FIXED = ("paper", "question", "late_interaction", "lexical", "position")  # nothing learnt in them
-TOKEN_FEATURES = 4  # numbers that the part "tokens" computes of every token
+FIXED = ("paper", "question", "late_interaction", "lexical", "position")  # without parameters
+TOKEN_FEATURES = 4  # per token, in the part "tokens"
 MATCH_HEADS, MATCH_WIDTH = 4, 16  # of the part "match"
 
 
 @settings
 class PredictorConfig:
-    """Kind of a predictor and its blocks; settings that a kind does not use are ignored.
+    """Settings of a predictor and its blocks; those that its kind does not use are ignored.
 
     cnn, cnn-eq3      Block-Skim's module, as released and as in Eq. 3 of the paper
     handcrafted       logistic regression on the six attention features of the paper's probe
@@ -47,9 +47,9 @@ class PredictorConfig:
 
     kind: Literal["cnn", "cnn-eq3", FeatureKind, "random"] = "question"
     block_size: Annotated[int, Field(ge=1)] = 32  # tokens
-    hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: a logistic layer
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of that width
-    neighbours: Annotated[int, Field(ge=0)] = 1  # blocks on each side read (combined)
+    hidden: Annotated[int, Field(ge=0)] = 64  # width of the MLP; 0: logistic regression
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # after the hidden layer
+    neighbours: Annotated[int, Field(ge=0)] = 1  # blocks read on each side (combined)
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS  # features read (combined)
     seed: int = 0  # (random)
 
@@ -61,14 +61,14 @@ class ModelShape:
     layers: int
     heads: int
     width: int
-    model_type: str = ""  # its kind in transformers
+    model_type: str = ""  # of its config in transformers
 
 
 class BlockPredictor(nn.Module):
     """Scores every block; the sigmoid of its logit is the probability that it holds the answer.
 
-    ``layers``: the number of the layer whose activations it reads, or none. Activations, blocks and
-    words are of the same positions, those that are left when it is run.
+    ``layers``: number of the layer whose activations it reads, or empty. Activations, blocks and
+    input ids cover the same positions: those left when it is run.
     """
 
     def __init__(self, layers: tuple[int, ...] = ()):
@@ -78,19 +78,19 @@ class BlockPredictor(nn.Module):
     def forward(self, inputs: PredictorInputs) -> Tensor:
         """Logits (B, K) float32; the lowest finite number for blocks that a row does not have.
 
-        Computed in float32 also under autocast: logarithms and norms need it, and the cost is
-        negligible beside the encoder. In eval mode a row's logits depend on that row alone.
+        Autocast is disabled: logarithms and norms need float32, at a negligible cost beside the
+        encoder. In eval mode a row's logits depend on that row alone.
         """
         with torch.autocast(inputs.input_ids.device.type, enabled=False):
             logits = self.score(inputs)
         return mask_logits(logits, inputs.blocks.real)
 
     def score(self, inputs: PredictorInputs) -> Tensor:
-        """Logits (B, K) float32, finite; those of missing blocks carry no meaning."""
+        """Logits (B, K) float32, finite; arbitrary for missing blocks."""
         return self.score_features(self.block_features(inputs), inputs.blocks.real)
 
     def block_features(self, inputs: PredictorInputs) -> Tensor:
-        """Features of each block by itself.  -> (B, K, C)"""
+        """Features of each block on its own.  -> (B, K, C)"""
         raise NotImplementedError
 
     def score_features(self, x: Tensor, real: Tensor) -> Tensor:
@@ -99,10 +99,10 @@ class BlockPredictor(nn.Module):
 
 
 class BlockNorm(nn.BatchNorm1d):
-    """Batch norm over blocks that exist.  (N, C) or (N, C, M) -> same
+    """Batch norm over real blocks.  (N, C) or (N, C, M) -> same
 
-    It is given real blocks only, so padding never enters the statistics. Fewer than two values
-    have no variance: the running statistics are used then, as in eval mode.
+    In training the input holds real blocks only, so padding never enters the statistics. Fewer than
+    two values per channel have no variance; then the running statistics are used, as in eval mode.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,11 +114,11 @@ class BlockNorm(nn.BatchNorm1d):
 
 
 class BlockScorer(nn.Module):
-    """Norm and small MLP from a block's features to its logit; logistic where ``hidden`` is 0.
+    """Batch norm and a small MLP from block features to a logit; linear if ``hidden`` is 0.
 
-    Batch norm rather than layer norm: the features are of different kinds and scales (log
-    attention of every head, cosines, shares), each needs a scale of its own, and their common
-    level is informative, which layer norm would remove.
+    Batch norm rather than layer norm: the features differ in kind and scale (log attention of every
+    head, cosines, shares), so each needs its own scale, and layer norm would remove their common
+    level, which is informative.
     """
 
     def __init__(self, channels: int, hidden: int = 0, dropout: float = 0.0):
@@ -137,24 +137,24 @@ class BlockScorer(nn.Module):
 
 
 def _by_block(score: Callable, x: Tensor, real: Tensor, training: bool) -> Tensor:
-    """Logits by a function (N, ...) -> (N, 1).  (B, K, ...), (B, K) bool -> (B, K)
+    """Apply ``score``, (N, ...) -> (N, 1), to blocks.  (B, K, ...), (B, K) bool -> (B, K)
 
-    In training of real blocks only, 0 elsewhere.
+    In training only real blocks are scored; the others get 0.
     """
-    if not training:  # running statistics: missing blocks do no harm
+    if not training:  # running statistics, which missing blocks cannot affect
         return score(x.flatten(0, 1)).view(real.shape)
     return x.new_zeros(real.shape).masked_scatter(real, score(x[real]))
 
 
 # --- Block-Skim's module: a small CNN over a block's attention to itself ---
 #
-# Paper and released code differ; both forms are here. Both end in one logit; a softmax over two
-# logits z_0, z_1, as in the released code, is the sigmoid of z_1 - z_0, which is linear in the same
-# features and hence the same family of functions.
+# The paper and the released code differ; both forms are here and end in one logit. The softmax over
+# two logits z_0, z_1 of the released code is the sigmoid of z_1 - z_0, which is linear in the same
+# features, so both represent the same functions.
 
 
 def _pool(maps: Tensor) -> Tensor:
-    """Average pooling by 2, as long as there is something to pool.  (N, H, S, S) -> (.., S / 2)"""
+    """Average pooling by 2; a 1 x 1 map stays as it is.  (N, H, S, S) -> (.., S / 2)"""
     return avg_pool2d(maps, 2) if maps.shape[-1] > 1 else maps
 
 
@@ -172,13 +172,14 @@ class ConvNormReLU(nn.Module):
 
 
 class BlockSkimCNN(BlockPredictor):
-    """As released:      conv 3x3, norm, ReLU, pool;  the same again;  linear
-    ``equation_3``:     pool, conv 3x3;  pool, conv 3x3;  conv 1x1 to one channel;  linear
+    """Block-Skim's CNN on the attention within each block, in two forms:
 
-    A last block that is shorter than S is padded with zeros; of a block longer than S the first S
-    tokens are used; a block of one token has nothing to pool. ReLU follows every convolution and
-    batch norm the two large ones, which the text mentions without saying where. Sources: Block-Skim
-    (AAAI 2022), Eq. 3, and facts about its code.
+    released        conv 3x3, norm, ReLU, pool;  the same again;  linear
+    ``equation_3``  pool, conv 3x3;  pool, conv 3x3;  conv 1x1 to one channel;  linear
+
+    Blocks shorter than S are padded with zeros; of longer ones the first S tokens are used. In both
+    forms each 3x3 convolution has batch norm (the paper does not say where) and each convolution
+    ReLU. Sources: Block-Skim (AAAI 2022), Eq. 3, and facts about its released code.
     """
 
     def __init__(self, heads: int, size: int, layer: int, equation_3: bool = False):
@@ -208,13 +209,12 @@ class BlockSkimCNN(BlockPredictor):
 
 
 class FeaturePredictor(BlockPredictor):
-    """Small MLP on features of a block and of the other blocks.
+    """Small MLP on features of a block and, for kind "combined", of the other blocks.
 
     The parts ``FIXED`` are the functions of ``features``; ``tokens`` is :class:`TokenScorer` and
-    ``match`` :class:`TokenMatch`. With ``context`` a block's C numbers x_k come with their
-    difference from the row's mean, x_k - mean_j x_j, and with that difference for ``neighbours``
-    blocks on each side: an answer is found by comparing blocks, and what the question names often
-    is just before or after it.
+    ``match`` :class:`TokenMatch`. With ``context`` the MLP also reads x_k - mean_j x_j, the
+    difference of a block's features from the row's mean, for the block and ``neighbours`` blocks on
+    each side: blocks must be compared, and what the question names is often next to the answer.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class FeaturePredictor(BlockPredictor):
         self.steps = [step for n in range(1, config.neighbours + 1) for step in (-n, n)]
         channels = sum(part_sizes(shape)[part] for part in parts)
         hidden = 0 if config.kind == "handcrafted" else config.hidden
-        # ``clues`` is the name in the checkpoints
+        # ``clues`` is its name in checkpoints
         scorer = TokenScorer(shape.width, hidden or TOKEN_FEATURES) if "tokens" in parts else None
         self.clues = scorer
         self.match = TokenMatch(shape.width) if "match" in parts else None
@@ -255,7 +255,7 @@ class FeaturePredictor(BlockPredictor):
 
 
 class TokenScorer(nn.Module):
-    """Features of every token's states, pooled over its block.  -> (B, K, 2 TOKEN_FEATURES)
+    """Learned features of tokens, pooled over each block.  -> (B, K, 2 TOKEN_FEATURES)
 
         f_j = W_2 gelu(W_1 [norm(h_j); norm(c_j)])   mean and maximum over a block's tokens j
 
@@ -269,7 +269,7 @@ class TokenScorer(nn.Module):
 
     def forward(self, layer: LayerActivations, blocks: Blocks) -> Tensor:
         """See the class."""
-        # Trained parts are float32; beside an encoder in bf16 the wide products are bf16, too.
+        # float32 in training; at inference the wide products use the encoder's dtype, such as bf16.
         dtype = torch.float32 if self.training else layer.context.dtype
         weights = self.inner.weight.to(dtype).chunk(2, dim=1)  # two products avoid writing [h; c]
         given = linear(pad_rows(self.before(layer.hidden.float()).to(dtype)), weights[0])
@@ -281,12 +281,12 @@ class TokenScorer(nn.Module):
 
 
 class TokenMatch(nn.Module):
-    """Late interaction of learnt projections, M heads.  -> (B, K, 2 M)
+    """Late interaction of learned projections with M heads.  -> (B, K, 2 M)
 
         s_mqk = max_{j in k} (W_m h_q) (V_m h_j) / sqrt(d),   a_mq = softmax_q (u_m h_q)
         sum_q a_mq s_mqk   and   sum_q a_mq (s_mqk - max_k' s_mqk')
 
-    q runs over the question's tokens, j over those of block k.
+    q runs over question tokens, j over tokens of block k; h is layer-normed; d = MATCH_WIDTH.
     """
 
     def __init__(self, width: int):
@@ -319,12 +319,12 @@ class TokenMatch(nn.Module):
 
 
 class LexicalPredictor(BlockPredictor):
-    """Word overlap alone, the baseline every pruned reader must beat.
+    """Word overlap alone, the baseline that every pruned reader must beat.
 
         logit_k = a + b overlap_k + c (overlap_{k-1} + overlap_{k+1})
 
-    for ``overlap`` see :func:`qalib.skim.features.word_overlap`. The three parameters start at a
-    fit on questions about Wikipedia (32-token blocks) and can be trained.
+    ``overlap`` is :func:`qalib.skim.features.word_overlap`. The three parameters start from a fit
+    on questions about Wikipedia (32-token blocks) and can be trained.
     """
 
     def __init__(self):
@@ -341,10 +341,10 @@ class LexicalPredictor(BlockPredictor):
 
 
 class RandomPredictor(BlockPredictor):
-    """Uniform random scores, the baseline for a share of blocks that are not chosen.
+    """Uniform random scores: the baseline that keeps a share of the blocks at random.
 
-    The draw is a hash of seed, question, the block's words and its number, so that the same block
-    of the same question always draws the same, in any batch and however much is left around it.
+    A score is a hash of seed, question, the block's tokens and its number, so a block of a question
+    always gets the same score, in any batch and whatever was pruned around it.
     """
 
     def __init__(self, seed: int):
@@ -362,7 +362,7 @@ class RandomPredictor(BlockPredictor):
 
 
 def _hash(x: Tensor) -> Tensor:
-    """32 well-mixed bits of the lowest 32 of an int64. Constants: C. Wellons, lowbias32."""
+    """32-bit hash of the lowest 32 bits of an int64. Constants: C. Wellons, lowbias32."""
     mask = 0xFFFFFFFF
     x = x & mask
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
@@ -374,7 +374,7 @@ def _hash(x: Tensor) -> Tensor:
 
 
 def part_sizes(shape: ModelShape) -> dict[Part, int]:
-    """Numbers of each part, in the order of ``FeaturePredictor.block_features``."""
+    """Number of features in each part, in the order of ``FeaturePredictor.block_features``."""
     sizes = {"paper": 6 * shape.heads, "question": 10 * shape.heads, "late_interaction": 3}
     sizes |= {"lexical": 1, "position": 3, "tokens": 2 * TOKEN_FEATURES}
     return sizes | {"match": 2 * MATCH_HEADS}
@@ -393,7 +393,7 @@ def parts_of(config: PredictorConfig) -> tuple[Part, ...]:
 
 
 def reads_fixed_features(config: PredictorConfig) -> bool:
-    """Whether all that a kind reads can be computed before its training."""
+    """Whether a kind reads features that can all be computed before its training."""
     return set() < set(parts_of(config)) <= set(FIXED)
 
 

@@ -26,20 +26,20 @@ BF16_MIN_TOKENS = 256  # shorter inputs are not worth pruning in bf16 on a CPU (
 
 
 class SkimReader(nn.Module):
-    """From Batch to ReaderOutput, like the encoder reader it is made of.
+    """An encoder reader with a skimmer, from Batch to ReaderOutput.
 
-    In training every predictor is run and nothing is pruned, unless ``skims_in_training`` and
-    ``first_skim`` steps are done; in evaluation it prunes as the skimmer is set. The output's
-    ``aux`` is a ``SkimOutput``.
+    In training every predictor is run, and blocks are pruned only with ``skims_in_training`` and
+    after ``first_skim`` steps; in evaluation blocks are pruned as the skimmer is configured. The
+    output's ``aux`` is a ``SkimOutput``.
     """
 
     def __init__(self, reader: EncoderReader, skimmer: Skimmer, skims_in_training: bool = False):
         super().__init__()
         self.reader, self.skimmer, self.tokenizer = reader, skimmer, reader.tokenizer
         self.skims_in_training = skims_in_training
-        self.first_skim = 0  # training step from which on it does
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # part of a checkpoint
-        self.operating_point = ""  # description of the calibrated one, where there is one
+        self.first_skim = 0  # first training step, from 0, that prunes
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # saved in checkpoints
+        self.operating_point = ""  # description of the calibration, if there is one
 
     def train(self, mode: bool = True) -> "SkimReader":
         """Training mode; a frozen encoder stays in evaluation mode, without dropout."""
@@ -49,12 +49,12 @@ class SkimReader(nn.Module):
         return self
 
     def run(self, batch: Batch, skim: bool | None = None) -> SkimOutput:
-        """The skimmer's output for a batch; ``skim`` as of ``Skimmer.run``."""
+        """The skimmer's output for a batch; ``skim`` as in ``Skimmer.run``."""
         inputs = dict(batch.inputs)
         if not self.reader.uses_types:
             inputs.pop("token_type_ids", None)
         passage = batch.mask.clone()
-        passage[:, 0] = False  # [CLS] may be "no answer"; it is no part of the passage
+        passage[:, 0] = False  # [CLS] may be "no answer", but is not in the passage
         if skim is None and self.training:
             skim = self.skims_in_training and int(self.steps) >= self.first_skim
             self.steps += 1
@@ -73,11 +73,11 @@ def load_skim_answerer(
     *,
     device: str = "",
 ) -> QuestionAnswerer:
-    """A question answerer that skims, with a reader as ``QuestionAnswerer.load`` makes it.
+    """A question answerer that skims, with the reader of ``QuestionAnswerer.load``.
 
-    ``skimmer``: its folder, by default that of ``model``, or the published one of the published
-    reader; without ``model`` the folder of the skimmer is looked in. Raises QalibError if there is
-    no skimmer, if it was trained with another reader, and if it has no threshold yet.
+    ``skimmer``: its folder, by default that of ``model``; without both, the published ones.
+    Without ``model``, the reader is the one in the skimmer's folder, if any. Raises QalibError if
+    there is no skimmer, if it was trained with another reader, or if it has no threshold yet.
     """
     from qalib.skim.calibration import load_calibration
 
@@ -94,7 +94,7 @@ def load_skim_answerer(
 
 
 def skimmer_folders(model: str | Path, skimmer: str | Path) -> tuple[str | Path, Path]:
-    """Model and folder of the skimmer, where one of them, or both, may be left out."""
+    """The model and the skimmer's folder, of which one or both may be left out."""
     if skimmer and not model and (Path(skimmer) / "config.json").is_file():
         model = skimmer
     return model, Path(skimmer or model or DEFAULT_SKIMMER)
@@ -102,7 +102,7 @@ def skimmer_folders(model: str | Path, skimmer: str | Path) -> tuple[str | Path,
 
 @dataclass(frozen=True)
 class Sentence:
-    """Characters [start, end) of a passage, and the best score of its blocks."""
+    """Characters [start, end) of a passage, and the highest probability of its blocks."""
 
     text: str
     start: int
@@ -113,22 +113,26 @@ class Sentence:
 def extract_sentences(
     answerer: QuestionAnswerer, question: str, passage: str
 ) -> tuple[list[Sentence], float]:
-    """The sentences to read for a question, and their share of the passage's characters.
+    """The sentences to read for a question, and their share of the characters of all sentences.
 
-    A sentence is kept if a block that it touches reaches the skimmer's threshold or has the highest
-    score of all. Raises QalibError on empty text.
+    A sentence is kept if a block that it touches reaches the last threshold or has the highest
+    score, however short the passage. Raises QalibError on empty text.
     """
     example = Example("question", question, passage)
     check_example(example, "passage and question")
     skimmer = answerer.reader.skimmer
-    skimmer.set_options(min_tokens=0, min_pruned_fraction=0.0)
+    given = skimmer.config
     layer, threshold = skimmer.config.prune_layers[-1], skimmer.config.thresholds[-1]
     windows = answerer.make_windows([example])
     starts = sentence_starts(passage)
     best = np.zeros(len(starts))
     for rows in inference_batches(list(map(len, windows)), answerer.config.tokens_per_batch):
         chosen = [windows[row] for row in rows]
-        output = answerer.forward(answerer.collate(chosen, [example])).aux
+        try:
+            skimmer.set_options(min_tokens=0, min_pruned_fraction=0.0)
+            output = answerer.forward(answerer.collate(chosen, [example])).aux
+        finally:
+            skimmer.config = given
         scores = output.blocks.to_positions(output.scores[layer].sigmoid(), 0.0).cpu().numpy()
         for window, of_token in zip(chosen, scores, strict=True):
             number = np.searchsorted(starts, window.offsets[:, 1] - 1, side="right") - 1

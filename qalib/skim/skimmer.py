@@ -1,4 +1,4 @@
-"""Encoder with block predictors that prunes low-scoring passage blocks between layers.
+"""Block predictors that prune low-scoring passage blocks inside an encoder.
 
     skimmer = Skimmer.beside(model, SkimConfig(PredictorConfig("question"), layers=(2, 3)))
     output = skimmer.run(model, input_ids, real, passage)    # training: logits and block scores
@@ -6,9 +6,9 @@
     output = skimmer.run(model, input_ids, real, passage)    # prunes
 
 The model is never changed: ``run`` calls its submodules (see ``adapters``). At a pruning layer the
-blocks are scored from that layer's attention, and pruned blocks leave at once: output projection
-and feed-forward are computed for the rest only (unless the span head is to read the output of
-pruned blocks, see ``SkimConfig``).
+blocks are scored from that layer's activations and pruned at once: output projection and
+feed-forward are computed only for the rest (unless the span head needs the output of pruned blocks,
+see ``SkimConfig``).
 
 Notation: B batch, L positions, K blocks, N layers, D width.
 """
@@ -38,16 +38,16 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class SkimConfig:
     """Settings of a ``Skimmer``; layers count from 1.
 
-    ``pruned_logits``: logits of pruned positions, "mask" for no answer there (the minimum of
-    float32) or "forward" for the span head applied to the output of the pruning layer (section 4.3
-    of the Block-Skim paper), which is then computed for all of its tokens.
+    ``pruned_logits``: logits at pruned positions. "mask": the float32 minimum, so no answer there.
+    "forward": the span head applied to the output of the pruning layer (section 4.3 of the
+    Block-Skim paper), which is then computed for pruned tokens too.
     """
 
     predictor: PredictorConfig
     layers: Layers  # those with a predictor
     prune_layers: Layers = ()  # those that prune blocks
-    thresholds: tuple[Probability, ...] = ()  # one for each of them; 0 keeps every block
-    min_blocks: Annotated[int, Field(ge=0)] = 1  # the best blocks are kept in any case
+    thresholds: tuple[Probability, ...] = ()  # one per pruning layer; 0 keeps every block
+    min_blocks: Annotated[int, Field(ge=0)] = 1  # number of best blocks that are always kept
     neighbours: Annotated[int, Field(ge=0)] = 0  # blocks kept on each side of a kept one
     min_pruned_fraction: Probability = 0.0  # rows that would lose a smaller share stay whole
     min_tokens: Annotated[int, Field(ge=0)] = 0  # shorter rows are neither scored nor pruned
@@ -71,11 +71,11 @@ class SkimConfig:
 def select_blocks(
     scores: Tensor, real: Tensor, threshold: float, min_blocks: int = 1, neighbours: int = 0
 ) -> Tensor:
-    """Kept blocks: kept_k if sigmoid(score_k) >= threshold.  -> (B, K) bool
+    """Blocks to keep: those with sigmoid(score) >= threshold.  -> (B, K) bool
 
-    The ``min_blocks`` best of a row are always kept (of equal ones the first), and so are
-    ``neighbours`` blocks on each side of a kept one. scores (B, K); real (B, K) bool, the blocks
-    that a row still has: no other is ever kept.
+    The ``min_blocks`` best of a row are always kept (ties: the first), and so are ``neighbours``
+    blocks on each side of a kept one. scores (B, K), logits; real (B, K) bool, the blocks that a
+    row still has: no other is ever kept.
     """
     kept = (scores.float().sigmoid() >= threshold) & real
     ranked = scores.float().masked_fill(~real, -torch.inf).sort(dim=1, descending=True, stable=True)
@@ -90,10 +90,10 @@ def select_blocks(
 def skip_unprofitable(
     kept: Tensor, blocks: Blocks, min_pruned_fraction: float, min_tokens: int
 ) -> Tensor:
-    """All blocks of rows that are not worth pruning, ``kept`` elsewhere.  (B, K) bool -> same
+    """All blocks of rows that are not worth pruning, ``kept`` in other rows.  (B, K) bool -> same
 
     Those are rows of fewer than ``min_tokens`` tokens, the question's included, and rows that
-    would lose less than ``min_pruned_fraction`` of theirs.
+    would lose less than a share ``min_pruned_fraction`` of their tokens.
     """
     tokens = (~blocks.padding).sum(dim=1)
     pruned = (blocks.sizes * (blocks.real & ~kept)).sum(dim=1)
@@ -106,11 +106,11 @@ def skip_unprofitable(
 
 @dataclass(frozen=True)
 class SkimOutput:
-    """Result of one pass. Logits are float32 and at the positions of the input."""
+    """Result of one pass. Logits are float32, at the positions of the input."""
 
     start_logits: Tensor  # (B, L)
     end_logits: Tensor  # (B, L)
-    blocks: Blocks  # before anything was pruned
+    blocks: Blocks  # before pruning
     scores: Mapping[int, Tensor]  # (B, K) float32 by layer, logits; the minimum where not scored
     scored: Mapping[int, Tensor]  # (B, K) bool by layer, the blocks that were scored there
     kept: Mapping[int, Tensor]  # (B, K) bool by pruning layer, the blocks that were kept
@@ -118,7 +118,7 @@ class SkimOutput:
 
     @property
     def token_fraction(self) -> Tensor:
-        """Share of the passage that all layers process; 1 for an empty one.  (B,) float32"""
+        """Share of the passage tokens that all layers process; 1 if none.  (B,) float32"""
         sizes = self.blocks.sizes
         last = self.kept[max(self.kept)] if self.kept else self.blocks.real
         total = sizes.sum(dim=1)
@@ -126,7 +126,7 @@ class SkimOutput:
 
 
 class Skimmer(nn.Module):
-    """Predictors of one encoder, by layer.
+    """The block predictors of one encoder, by layer, with their settings.
 
     Raises QalibError if the settings name a layer that the encoder does not have.
     """
@@ -145,20 +145,20 @@ class Skimmer(nn.Module):
 
     @classmethod
     def beside(cls, model: nn.Module, config: SkimConfig) -> "Skimmer":
-        """A skimmer with new weights beside a model. Raises QalibError for an unknown kind."""
+        """A skimmer with new weights for a model. Raises QalibError if its type is unsupported."""
         return cls(config, shape_of(adapt_encoder(model)))
 
     def set_options(self, **changes) -> None:
-        """Change settings that need no other weights.
+        """Change settings that do not affect the weights.
 
-        Raises QalibError for the others and for values that do not fit together.
+        Raises QalibError for ``predictor`` and ``layers`` and for values that do not fit together.
         """
         if fixed := {"predictor", "layers"} & set(changes):
             raise QalibError(f"{min(fixed)!r} cannot be changed after building.")
         self.config = replace(self.config, **changes)
 
     def check_compatible(self, model: nn.Module) -> EncoderAdapter:
-        """Adapter of a model. Raises QalibError for another kind or shape than this one's."""
+        """Adapter of a model. Raises QalibError if its type or shape is not this skimmer's."""
         encoder = adapt_encoder(model)
         if (found := shape_of(encoder)) != self.shape:
             text = "{model_type} with {layers} layers, {heads} heads and width {width}"
@@ -178,16 +178,14 @@ class Skimmer(nn.Module):
         token_type_ids: Tensor | None = None,
         skim: bool | None = None,
     ) -> SkimOutput:
-        """One pass of a batch of windows [CLS] question [SEP] passage [SEP].
+        """One forward pass of a batch of windows [CLS] question [SEP] passage [SEP].
 
         input_ids, attention_mask, passage (bool) and token_type_ids are (B, L).
 
-        ``skim``: whether blocks are pruned, by default if ``self.training`` is false. Otherwise
-        every predictor is run and nothing is pruned; gradients flow either way.
-
-        In training all predictors are run, in skimming at evaluation only those at the pruning
-        layers. Without gradients (evaluation) the pass is packed.
-        Raises QalibError if the model is not one that this skimmer was made for.
+        ``skim``: whether blocks are pruned, by default if ``self.training`` is false. All
+        predictors are run, but only those at the pruning layers when skimming outside training.
+        Gradients flow in either case. In evaluation without gradients the pass is packed.
+        Raises QalibError if the model's type or shape is not that of this skimmer.
         """
         encoder, size = self.check_compatible(model), self.config.predictor.block_size
         blocks = make_blocks(input_ids, attention_mask.bool(), passage, size)
@@ -197,7 +195,7 @@ class Skimmer(nn.Module):
         return self._run_layers(state, blocks, skim)
 
     def _run_layers(self, state: ForwardPass, blocks: Blocks, skim: bool) -> SkimOutput:
-        """From the first layer to the last; arguments as of ``run``."""
+        """Run the layers from first to last; ``skim`` as in ``run``."""
         config = self.config
         inference = skim and not self.training
         scoring = config.prune_layers if inference else config.layers
@@ -205,7 +203,7 @@ class Skimmer(nn.Module):
         scores, scored, kept = {}, {}, {}
         tokens = [state.token_counts()]
         for number, layer in enumerate(state.encoder.layers, 1):
-            # Rows only get shorter: one too short to be scored now never will be.
+            # Rows never get longer, so one that is too short now is not scored later either.
             rows = tokens[-1] >= (config.min_tokens if inference else 0)
             needed = number in reading and bool(rows.any())
             context, seen = state.attend(layer, needed)
@@ -248,5 +246,5 @@ def shape_of(encoder: EncoderAdapter) -> ModelShape:
 
 
 def span_logits(state: ForwardPass) -> Tensor:
-    """Span head, applied to the current states.  (..., 2), start and end logits"""
+    """Start and end logits of the current hidden states.  -> (T, 2)"""
     return torch.stack(state.encoder.head(state.hidden), dim=-1)

@@ -1,8 +1,8 @@
 """Trained skimmers on disk: ``skim.json`` and ``skim.safetensors``.
 
-``skim.json`` holds the settings, the shape of the model, the SHA-256 of the span head of the reader
-that the skimmer belongs to and of ``skim.safetensors``, and what was measured when its threshold
-was chosen. The two files may be in a folder of their own, or beside the model.
+``skim.json`` holds the settings, the model's shape, the SHA-256 of ``skim.safetensors`` and of the
+span head of the skimmer's reader, the calibration, and digests of training passages. The two files
+may be in a folder of their own or beside the model.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ def save_skimmer(
 ) -> None:
     """Write a skimmer into a folder, which is created if necessary.
 
-    model: the reader's encoder, to recognise it by; calibration: what was measured
-    (``qalib.skim.calibration``); passages: the sketch of those that the predictors were trained on.
+    model: the reader's encoder, whose span head is hashed; calibration: of
+    ``qalib.skim.calibration``, as a dict; passages: digests of a sample of the training passages.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def save_skimmer(
 def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
     """Read a skimmer, in evaluation mode.
 
-    Raises QalibError if a file is missing or damaged, or if another reader than that of ``model``
-    belongs to the skimmer.
+    Raises QalibError if a file is missing or damaged, or if the skimmer belongs to another reader
+    than that of ``model``.
     """
     folder = Path(folder)
     settings = read_settings(folder)
@@ -90,7 +90,7 @@ def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
 
 
 def head_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's span head, which every fine-tuning changes."""
+    """SHA-256 of a model's span head, which any fine-tuning changes."""
     digest = hashlib.sha256()
     for tensor in model.qa_outputs.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
@@ -98,7 +98,7 @@ def head_hash(model: nn.Module) -> str:
 
 
 def read_settings(folder: str | Path) -> dict:
-    """Content of ``skim.json``. Raises QalibError if it is missing or of another format."""
+    """Content of ``skim.json``. Raises QalibError if it is missing or has another format."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise QalibError(

@@ -1,6 +1,6 @@
-"""Training block predictors, with or without their encoder.
+"""Training of block predictors, with or without their encoder.
 
-Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a data set.
+Notation: B batch, L tokens of a window, K blocks of a window, N of a data set.
 """
 
 import math
@@ -28,11 +28,11 @@ from qalib.training import TrainConfig, TrainingTask, make_optimizer, train
 
 @settings
 class PredictorTraining:
-    """How block predictors are trained beside a reader, and whether it is trained with them."""
+    """Settings for training block predictors, alone or together with their reader."""
 
     windows: WindowConfig = field(default_factory=WindowConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    loss: Literal["mean", "min"] = "mean"  # of answers, over several gold ones
+    loss: Literal["mean", "min"] = "mean"  # answer loss over several gold answers
     seed: int = 0
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     skim_loss: SkimLossConfig = field(default_factory=SkimLossConfig)
@@ -40,10 +40,10 @@ class PredictorTraining:
     layers: tuple[int, ...] = ()  # with a predictor; () = all
     frozen: bool = False  # train the predictors only
     prune_layers: tuple[int, ...] = ()  # prune during training, at these layers
-    thresholds: tuple[float, ...] = ()  # of ``prune_layers``
+    thresholds: tuple[float, ...] = ()  # one per pruning layer
     prune_after: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the steps without pruning
-    teacher_weight: Annotated[float, Field(ge=0, le=0)] = 0.0  # recorded settings have it
-    soft_labels: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the reader in the labels
+    teacher_weight: Annotated[float, Field(ge=0, le=0)] = 0.0  # unused; recorded settings have it
+    soft_labels: Annotated[float, Field(ge=0, le=1)] = 0.0  # weight of the reader's answer
 
 
 def middle_layers(depth: int) -> tuple[int, ...]:
@@ -68,16 +68,12 @@ def add_predictors(reader: EncoderReader, config: PredictorTraining) -> SkimRead
     return SkimReader(reader, skimmer, skims_in_training=bool(config.prune_layers))
 
 
-def skim_task(
-    model: SkimReader,
-    data: Dataset,
-    config: PredictorTraining,
-) -> TrainingTask:
-    """The task of joint training: answer loss plus block loss (Block-Skim, Eq. 5).
+def skim_task(model: SkimReader, data: Dataset, config: PredictorTraining) -> TrainingTask:
+    """The joint training task: answer loss plus block loss (Block-Skim, Eq. 5).
 
-    With a frozen encoder only the block loss. With ``soft_labels`` w the label of a block is
-    (1 - w) y + w q, where q is the probability of the reader's own answer in it, see
-    ``answer_chances``.
+    With a frozen encoder, the block loss alone. With ``soft_labels`` w, the label of a block is
+    (1 - w) y + w q, where q is the probability that the reader's own answer is in it
+    (``answer_chances``).
     """
     pad = model.tokenizer.pad_token_id or 0
     windows = training_windows(make_windows(data.examples, model.tokenizer, config.windows))
@@ -100,14 +96,14 @@ def skim_task(
 
 
 def answer_chances(output: ReaderOutput) -> Tensor:
-    """Mean of the probabilities that a reader's answer starts and ends in a block.  -> (B, K)"""
+    """Mean of the reader's probabilities of a start and of an end in each block.  -> (B, K)"""
     both = (mask_logits(logits, output.mask).softmax(dim=1) for logits in output[:2])
     mean = sum(both).detach() / 2
     return (output.aux.blocks.membership().float() @ mean[..., None].float()).squeeze(2)
 
 
 def _labels(output: ReaderOutput, batch: Batch, config: PredictorTraining) -> Tensor:
-    """Labels of the blocks, 0 to 1, softened by the reader's answer.  -> (B, K) float32"""
+    """Labels of the blocks, 0 to 1, mixed with the reader's answer.  -> (B, K) float32"""
     inside, share = output.aux.blocks.membership(), config.soft_labels
     gold = batch.answer_spans, batch.answer_weights
     labels = block_labels(inside, *gold, config.skim_loss.two_tokens).float()
@@ -136,10 +132,10 @@ def fit(
     features: "FixedFeatures | None" = None,
     **options,
 ) -> dict:
-    """Train what is not frozen; ``folder``, ``options`` and the result as of ``training.train``.
+    """Train what is not frozen; ``folder``, ``options`` and the result as in ``training.train``.
 
-    ``features``: those of ``data``, which predictors beside a frozen reader then read in place of
-    its activations.
+    ``features``: those of ``data``, which the predictors of a frozen reader then read instead of
+    its activations. The result is empty if nothing can be trained.
     """
     if not any(p.requires_grad for p in model.parameters()):  # kind "random" has no parameters
         return {}
@@ -162,11 +158,11 @@ def fit(
 
 @dataclass(frozen=True)
 class FixedFeatures:
-    """Features of the passage blocks of W training windows, the windows in order.
+    """Features of the passage blocks of W training windows, in the order of the windows.
 
-    The parts ``FIXED`` of a predictor's features have no weights. The diagonal maps of "cnn" and
-    the states of "tokens" and "match" are 60 and 20 times as large: for these kinds the reader
-    stays in the loop.
+    The parts ``FIXED`` of a predictor's features have no parameters. The attention maps of "cnn"
+    and the hidden states of "tokens" and "match" are about 60 times as large or more (32-token
+    blocks), so these kinds are trained with the reader in the loop.
     """
 
     question: Tensor  # (W,) int64
@@ -177,7 +173,7 @@ class FixedFeatures:
     parts: Mapping[str, Tensor]  # "<layer> <part>": (N, C) float32
 
     def of_questions(self, chosen: Tensor) -> "FixedFeatures":
-        """Some questions only.  (questions,) bool"""
+        """Features of the chosen questions.  chosen (questions,) bool"""
         windows = chosen[self.question]
         blocks = windows.repeat_interleave(self.counts)
         parts = {name: x[blocks] for name, x in self.parts.items()}
@@ -185,7 +181,7 @@ class FixedFeatures:
         return FixedFeatures(*heads, self.sizes[blocks], self.labels[blocks], parts)
 
     def task(self, config: PredictorTraining) -> TrainingTask:
-        """The block loss of predictors; batches are those of ``skim_task``."""
+        """Training with the block loss alone; batches are those of ``skim_task``."""
         parts = [part for part in FIXED if part in parts_of(config.predictor)]
         layers = sorted({int(name.split()[0]) for name in self.parts})
         joined = {
@@ -214,7 +210,7 @@ class FixedFeatures:
 
 
 class FeatureReader(nn.Module):
-    """Predictors alone, on the features of a batch."""
+    """Predictors without their encoder, on a batch of features."""
 
     def __init__(self, skimmer: Skimmer):
         super().__init__()
@@ -229,9 +225,9 @@ class FeatureReader(nn.Module):
 
 @torch.no_grad()
 def fixed_features(model: SkimReader, data: Dataset, config: PredictorTraining) -> FixedFeatures:
-    """The ``FIXED`` features of all training windows, of the layers with predictors.
+    """The ``FIXED`` features of all training windows, at the layers with predictors.
 
-    The predictors of ``model`` are of kind "combined" and read these parts.
+    The predictors of ``model`` must be of kind "combined" and read exactly these parts.
     """
     windows = training_windows(make_windows(data.examples, model.tokenizer, config.windows))
     device, pad = next(model.eval().parameters()).device, model.tokenizer.pad_token_id or 0

@@ -1,19 +1,19 @@
-"""What the papers claim beside what was measured here, with intervals and verdicts.
+"""Compare the papers' claims with what was measured here: intervals and verdicts.
 
-``data/paper/*.csv`` holds one claim a line:
+``data/paper/*.csv`` holds one claim per line:
 
     claim_id  unique name, used in notebooks and figures
-    paper, table, page, url   where it stands
-    setting, metric           what was measured on what
+    paper, table, page, url   where the claim is printed
+    setting, metric           model and data, and what was measured
     value     a number (``80.4``) or a bound (``> 0`` for "A is better than B")
 
-Intervals carry the variance over questions and over seeds (see :func:`interval`). The verdicts:
+Intervals include the variance over questions and over seeds (see :func:`interval`). Verdicts:
 
     bound   *supported* if the whole interval lies on the claimed side, *contradicted* if it lies
-            on the other side, otherwise *open*; *open* too if the variance over seeds is unknown
-    number  *matched* if the interval holds the paper's value (within the rounding of its print),
-            otherwise *above* or *below*; *open* without an interval
-    either  *not run at this profile* without a measurement, and always in profile ci
+            on the other side, otherwise *open*; also *open* if the variance over seeds is unknown
+    number  *matched* if the interval contains the paper's value (within its printed rounding),
+            otherwise *above* or *below*; *open* if the interval is infinite
+    either  *not run at this profile* if there is no measurement, and always in profile ci
 
 Notation: S seeds, Q questions.
 """
@@ -41,7 +41,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 @settings
 class Claim:
-    """One line of a paper's table."""
+    """One claim of a paper: a line of ``data/paper/*.csv``."""
 
     claim_id: Text
     paper: Text
@@ -63,12 +63,12 @@ class Claim:
 
     @property
     def digits(self) -> int:
-        """Decimal places that the paper prints."""
+        """The number of decimal places that the paper prints."""
         return len(self.value.partition(".")[2])
 
 
 def load_claims(folder: Path = PAPER) -> dict[str, Claim]:
-    """Every claim by its id. Raises QalibError naming file and line of the first mistake."""
+    """All claims by id. Raises QalibError naming file and line of the first invalid claim."""
     claims: dict[str, Claim] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -93,8 +93,8 @@ class SeedVariance(NamedTuple):
 class Interval:
     """A mean with its 95 % confidence interval.
 
-    ``seeds``: how many trainings the mean is over; None if another seed could not change it.
-    ``complete``: whether the variance over seeds is part of the interval.
+    ``seeds``: number of trainings that are averaged; None if the seed does not affect the value.
+    ``complete``: whether the interval includes the variance over seeds.
     """
 
     mean: float
@@ -105,11 +105,11 @@ class Interval:
 
 
 def seed_variance(rows: Iterable[np.ndarray]) -> SeedVariance:
-    """Pooled over rows: the variance of a row's scores over its seeds.  rows of (S, Q) or (S,)
+    """The variance of a score over seeds, pooled over rows.  rows: arrays (S, Q) or (S,)
 
         s^2 = sum_rows sum_seeds (x - mean of the row)^2 / sum_rows (S - 1)
 
-    A table has few seeds a row and many rows; pooling assumes that all rows vary alike.
+    A table has many rows with few seeds each; pooling assumes that all have the same variance.
     """
     means = [np.reshape(row, (len(row), -1)).mean(axis=1) for row in rows]
     df = sum(len(mean) - 1 for mean in means)
@@ -120,13 +120,13 @@ def seed_variance(rows: Iterable[np.ndarray]) -> SeedVariance:
 def interval(
     ours: np.ndarray, theirs: np.ndarray | None = None, pool: SeedVariance | None = None
 ) -> Interval:
-    """The mean of ``ours``, or of ours minus ``theirs``, over seeds and questions.
+    """Mean and 95 % interval of ``ours``, or ours minus ``theirs``, over seeds and questions.
 
         v = var_Q(d) / Q + s^2 (1 / S + 1 / S'),   mean +- t(df) sqrt(v)
 
-    ours, theirs (S, Q), (Q,) for one seed, or (S, 1) for a score without questions; d (Q,) the
-    paired difference of the means over seeds; s^2 from ``pool``, by default of these two alone.
-    df is Satterthwaite's for the sum of the two variances.
+    ours (S, Q), theirs (S', Q); (Q,) is one seed, (S, 1) a score that is not per question. d (Q,):
+    the means over seeds, or their paired differences. s^2 is from ``pool``, by default estimated
+    from ``ours`` and ``theirs``. df: Satterthwaite's approximation for the sum of both variances.
     """
     ours = np.atleast_2d(np.asarray(ours, dtype=float))
     several = [ours] if theirs is None else [ours, np.atleast_2d(np.asarray(theirs, dtype=float))]
@@ -142,7 +142,7 @@ def interval(
 
 
 def _half_width(*parts: tuple[float, float]) -> float:
-    """Half a 95 % interval from the variances of independent parts and their degrees of freedom."""
+    """Half the width of a 95 % interval.  parts: (variance, degrees of freedom), independent"""
     from scipy.stats import t
 
     total = sum(variance for variance, _ in parts)
@@ -154,7 +154,7 @@ def _half_width(*parts: tuple[float, float]) -> float:
 
 
 def verdict(claim: Claim, here: Interval | None) -> str:
-    """The verdict on one claim, see the top of this file."""
+    """The verdict on one claim, as defined in the module docstring."""
     if here is None:
         return NOT_RUN
     if claim.bound:
@@ -171,8 +171,8 @@ def verdict(claim: Claim, here: Interval | None) -> str:
     return "above" if here.mean > claim.number else "below"
 
 
-# A number that no seed changes; an interval; scores by seed (S,), or by seed and question (S, Q);
-# a pair of these, of which the difference counts; or nothing.
+# A number that does not depend on the seed; an interval; scores (S,) or (S, Q); a pair of scores,
+# whose difference is compared; or None if nothing was measured.
 Measured = float | Interval | Sequence | tuple | None
 
 
@@ -182,14 +182,14 @@ def compare(
     scale: str | Mapping[str, str] = "",
     claims: Mapping[str, Claim] | None = None,
 ) -> list[dict[str, str]]:
-    """The papers' claims beside what was measured, a row each.
+    """A table of the papers' claims beside the measured values, one row per claim.
 
     ``measured``  by claim_id, in the order of the rows. The variance over seeds is pooled over all
-                  rows of one metric and one set of questions
-    ``scale``     in what this run differs from the paper's (model, data, steps), for all rows or
-                  by claim_id
+                  rows with the same metric and number of questions
+    ``scale``     how this run differs from the paper's (model, data, steps), for all rows or by
+                  claim_id
 
-    Raises QalibError for an unknown claim_id and for values that are not finite.
+    Raises QalibError for an unknown claim_id and for a mean that is not finite.
     """
     claims = load_claims() if claims is None else claims
     for claim_id in measured:
@@ -203,7 +203,7 @@ def compare(
     for claim_id, value in measured.items():
         claim, here = claims[claim_id], value
         if scores[claim_id]:
-            alike = {  # each row once, however many claims it stands in
+            alike = {  # each array once, even if several claims use it
                 array.tobytes(): array
                 for name, arrays in scores.items()
                 for array in arrays
@@ -233,7 +233,7 @@ def compare(
 
 
 def _scores(value: Measured) -> list[np.ndarray]:
-    """What was measured as arrays (S, Q): one, or two of a pair; none for other values."""
+    """Measured scores as arrays (S, Q) or (S, 1): one, or two for a pair; [] for other values."""
     if value is None or isinstance(value, int | float | Interval):
         return []
     several = value if isinstance(value, tuple) else (value,)
@@ -249,13 +249,13 @@ def _shown(here: Interval, digits: int) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """``75.1 ± 0.4``: mean and standard deviation (n - 1) over seeds; one value alone has none."""
+    """``75.1 ± 0.4``: mean and sample standard deviation over seeds; one value: only the mean."""
     mean = f"{statistics.fmean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of equal keys as a GitHub markdown table."""
+    """Rows with the same keys as a GitHub markdown table."""
     from tabulate import tabulate
 
     clean = [{key: str(cell).replace("|", r"\|") for key, cell in row.items()} for row in rows]

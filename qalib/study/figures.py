@@ -1,6 +1,6 @@
-"""Figures: each picture is saved with its points and their provenance.
+"""Save figures together with their data points and provenance.
 
-``figures/<profile>/`` gets four files for every figure: ``name.png``, ``name.svg`` (the same bytes
+Every figure is four files in ``figures/<profile>/``: ``name.png``, ``name.svg`` (the same bytes
 whenever the points are the same), ``name.csv`` with the points and ``name.json`` with the
 provenance: notebook and cell, runs and data. Versions, commit and date are in the stamp of the
 notebook and in the records of the runs. Only ``figures/study/`` is committed.
@@ -30,8 +30,8 @@ def save_figure(
 ) -> Path:
     """Save a matplotlib figure as png and svg with its points and provenance, and close it.
 
-    ``data``: the points, a DataFrame or what makes one. Returns the path of the png. Raises
-    QalibError for a name that cannot be a file's.
+    ``data``: the points, a DataFrame or anything that pandas makes one of. Returns the path of the
+    png. Raises QalibError for a name with other characters than a-z, 0-9, - and _.
     """
     import matplotlib.pyplot as plt
     import pandas as pd
@@ -79,7 +79,7 @@ def _render(fig, kind: str, metadata: dict) -> bytes:
 
 
 def _cell_that_names(notebook: str, name: str) -> str | None:
-    """The id of the code cell that draws a figure: the one in whose source its name stands."""
+    """The id of the cell that draws a figure: the first whose source has its name in quotes."""
     path = NOTEBOOKS / f"{notebook}.ipynb"
     if not path.exists():
         return None

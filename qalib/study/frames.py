@@ -1,4 +1,4 @@
-"""Runs as tables: one tidy DataFrame that a notebook goes on with in pandas."""
+"""Runs as tidy DataFrames, for further work in pandas."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,7 +10,7 @@ Runs = Mapping[str, Run | Sequence[Run]]
 
 
 def runs_frame(runs: Runs) -> pd.DataFrame:
-    """A row per run: name, seed, run and every scalar metric, nested ones with dots."""
+    """One row per run: name, seed, run and all scalar metrics; nested ones have dotted names."""
     rows = []
     for name, _, run in _each(runs):
         [metrics] = pd.json_normalize(run.metrics).to_dict("records")
@@ -20,7 +20,7 @@ def runs_frame(runs: Runs) -> pd.DataFrame:
 
 
 def logs_frame(runs: Runs) -> pd.DataFrame:
-    """The training logs of runs below each other, with the columns name and seed in front."""
+    """The concatenated training logs of runs; the first columns are name and seed (or number)."""
     parts = []
     for name, number, run in _each(runs):
         log = run.log()
@@ -31,7 +31,7 @@ def logs_frame(runs: Runs) -> pd.DataFrame:
 
 
 def _each(runs: Runs) -> Iterator[tuple[str, int, Run]]:
-    """Name, number and run."""
+    """Every run with its name and its number under that name."""
     for name, several in runs.items():
         for number, run in enumerate([several] if isinstance(several, Run) else several):
             yield name, number, run

@@ -1,10 +1,10 @@
 """Run the notebooks with papermill, and detect stale figures and outputs by stamps.
 
-A notebook needs one cell tagged ``parameters`` that sets ``profile``. When it has run,
+A notebook needs one cell tagged ``parameters`` that sets ``profile``. After it has run,
 ``figures/<profile>/<notebook>.stamp.json`` is written with hashes of its code cells, of the stage
 modules that they import, of the profile's sections and the claims that were used, and with its
-runs and figures. A change in other modules of the library does not count: the tests hold those.
-One whose stamp shows no change is not run again.
+runs and figures. Changes in other modules of the library do not count; the tests cover those. A
+notebook whose stamp shows no change is not run again.
 """
 
 import base64
@@ -35,10 +35,10 @@ from qalib.study.profiles import PROFILES, load_profile
 from qalib.study.provenance import command_line, environment
 from qalib.study.run_cache import RECORDS, read_records
 
-DIGITS = 16  # of a hash in a stamp
+DIGITS = 16  # hexadecimal digits of a hash in a stamp
 LARGEST = 350_000  # bytes of a committed notebook, outputs included
-WIDEST = 900  # pixels of a picture in a notebook that would be too large
-EVERY = 20.0  # seconds between two lines of progress
+WIDEST = 900  # pixels, the width to which pictures are reduced in a notebook that is too large
+EVERY = 20.0  # seconds between lines of progress
 KERNEL = """
 import os
 log = os.open(os.environ.pop("QALIB_KERNEL_LOG"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -69,7 +69,7 @@ PROJECT = ProjectPaths()
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook file. Raises QalibError if it cannot be read as one."""
+    """A notebook file; reading its ``code`` raises QalibError if it is not a notebook."""
 
     path: Path
 
@@ -79,7 +79,7 @@ class Notebook:
 
     @cached_property
     def code(self) -> list[dict]:
-        """The code cells, each with its source as one text."""
+        """The code cells, each with its source as one string."""
         try:
             cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -88,7 +88,7 @@ class Notebook:
         return [{**cell, "source": "".join(cell["source"])} for cell in code]
 
     def stages(self, folder: Path) -> list[Path]:
-        """The modules in ``folder``, that of the stages, that its cells import."""
+        """The stage modules (files in ``folder``) that the code cells import."""
         text = "\n".join(cell["source"] for cell in self.code)
         found = r"qalib\.study\.stages(\.| import .*\b){}\b"
         return [p for p in sorted(folder.glob("*.py")) if re.search(found.format(p.stem), text)]
@@ -97,9 +97,9 @@ class Notebook:
 def list_notebooks(
     only: Sequence[str] | str | None = None, paths: ProjectPaths = PROJECT
 ) -> list[Notebook]:
-    """The numbered notebooks, or those whose names begin so: "03", "03,05" or a list of such.
+    """The numbered notebooks, or those whose names have a prefix in ``only``.
 
-    Raises QalibError if there is no such notebook.
+    ``only``: "03", "03,05" or a list of these. Raises QalibError if no notebook has a prefix.
     """
     found = [Notebook(path) for path in sorted(paths.notebooks.glob("[0-9][0-9]_*.ipynb"))]
     texts = [only] if isinstance(only, str) else only or []
@@ -122,13 +122,13 @@ def run_notebooks(
 ) -> dict[str, str]:
     """Execute the notebooks in a profile and write their figures, stamps and executed copies.
 
-    only:   beginnings of names: "03", "00,03" or a list of such
-    force:  run also what is up to date, and compute every run again
+    only:   prefixes of names: "03", "00,03" or a list of these
+    force:  also run notebooks that are up to date, and compute every run again
     say:    called with every line of progress
 
-    Profile study copies the outputs into the notebooks. Returns what went wrong in each, "" if
-    nothing did; one that fails does not stop the others. Raises QalibError for an unknown profile
-    or notebook, and if another process is running the notebooks.
+    In profile study, outputs are copied into the notebooks. Returns the error message of each
+    notebook, "" for success; a failure does not stop the others. Raises QalibError for an unknown
+    profile or notebook, and if another process is running the notebooks.
     """
     settings = load_profile(profile, paths.profiles)
     chosen = list_notebooks(only, paths)
@@ -180,7 +180,7 @@ def _run(
 def _execute(
     notebook: Notebook, executed: Path, profile: str, budget: int, progress: "_Progress"
 ) -> str:
-    """Run a notebook; returns what went wrong in one line, "" if nothing did."""
+    """Run a notebook; returns a one-line error message, "" for success."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
@@ -212,7 +212,7 @@ def _execute(
 
 
 class _Progress:
-    """Says at least every half minute which cell is running, and the step and time left in it."""
+    """Reports every ``EVERY`` seconds which cell is running, with step and time left if known."""
 
     def __init__(self, notebook: Notebook, path: Path, say: Callable[[str], None]):
         self.notebook, self.path, self.say = notebook, path, say
@@ -249,11 +249,11 @@ class _Progress:
 def kernel_environment(
     profile: str, executed: Path, force: str, paths: ProjectPaths
 ) -> Iterator[None]:
-    """The environment that a kernel inherits: this interpreter, this package, no network.
+    """Set the environment that kernels inherit: this interpreter and package, Hugging Face offline.
 
-    A kernel specification for this interpreter goes first on Jupyter's path, because a
-    ``python3`` that the user has installed elsewhere would run another environment. What the
-    kernel's process writes to its standard error goes to ``<notebook>.kernel.log``.
+    A kernel specification for this interpreter comes first on Jupyter's path, because a
+    ``python3`` kernel that the user has installed could run in another environment. The kernel
+    process writes its standard error to ``<notebook>.kernel.log``.
     """
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kernels" / "python3" / "kernel.json"
@@ -265,7 +265,7 @@ def kernel_environment(
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        if profile != "paper":  # the only one that may look for models and data elsewhere
+        if profile != "paper":  # the only one that may download models and data
             defaults["HF_HUB_OFFLINE"] = "1"
         wanted = {
             **defaults,
@@ -275,8 +275,8 @@ def kernel_environment(
             "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
             "QALIB_KERNEL_LOG": str(executed.with_suffix(".kernel.log").resolve()),
             "QALIB_COMMAND": command_line(),
-            "QALIB_FORCE": force,  # runs begun before this moment are computed again
-            "IPYTHONDIR": folder,  # no start-up files of the user
+            "QALIB_FORCE": force,  # runs started before this time are computed again
+            "IPYTHONDIR": folder,  # ignore the user's start-up files
             "JUPYTER_PATH": _first(folder, "JUPYTER_PATH"),
             "PYTHONPATH": _first(str(paths.root), "PYTHONPATH"),
         }
@@ -289,12 +289,12 @@ def _first(path: str, variable: str) -> str:
 
 
 def _literal(path: Path) -> str:
-    """A path that papermill takes as it is: it would fill in what stands in braces."""
+    """A path with its braces escaped, because papermill would format it as a template."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def read_usage(path: Path) -> dict[str, dict[str, object]]:
-    """What a notebook used and made, by kind and name; the last entry of a name counts."""
+    """What a notebook used and made, by kind and name; the last entry for a name counts."""
     kinds = ("run", "figure", "data", "section", "claim")
     used: dict[str, dict[str, object]] = {kind: {} for kind in kinds}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -309,8 +309,8 @@ def read_usage(path: Path) -> dict[str, dict[str, object]]:
 def copy_outputs(path: Path, executed: Path) -> None:
     """Copy the outputs of an executed notebook into its source, cell by cell.
 
-    Cells are numbered from 1; warnings, widget state and papermill's metadata are left out.
-    Raises QalibError if the file would become larger than ``LARGEST``.
+    Code cells are renumbered from 1; stderr, widget state and papermill's metadata are left out.
+    Pictures are reduced if the file would exceed ``LARGEST``. Raises QalibError if it still does.
     """
     import nbformat
 
@@ -344,7 +344,7 @@ def copy_outputs(path: Path, executed: Path) -> None:
 
 
 def _shrink_pictures(outputs: list) -> None:
-    """Make png pictures small: no wider than ``WIDEST``, 64 colours."""
+    """Reduce png pictures to at most ``WIDEST`` pixels in width and 64 colours."""
     from PIL import Image
 
     for output in outputs:
@@ -366,7 +366,7 @@ def make_stamp(
     claims: Iterable[str] = (),
     paths: ProjectPaths = PROJECT,
 ) -> dict[str, dict]:
-    """What the results of a notebook depend on, as it is now."""
+    """Hashes of what the results of a notebook depend on, in its current state."""
     settings = load_profile(profile, paths.profiles).sections
     papers = load_claims() if claims else {}
     stages = notebook.stages(paths.root / "qalib/study/stages")
@@ -379,7 +379,7 @@ def make_stamp(
 
 
 def write_stamp(notebook: Notebook, profile: str, used: dict, paths: ProjectPaths) -> None:
-    """Write the stamp of a notebook that has run: ``used`` by kind and name, as it was noted."""
+    """Write the stamp of a notebook that has run; ``used`` is as :func:`read_usage` returns it."""
     record = {
         **make_stamp(notebook, profile, used["section"], used["claim"], paths),
         "notebook": notebook.name,
@@ -443,9 +443,9 @@ def why_stale(notebook: Notebook, profile: str, paths: ProjectPaths = PROJECT) -
 
 
 def check(profile: str = "study", paths: ProjectPaths = PROJECT) -> list[str]:
-    """Everything that is stale in a profile, each with what updates it.
+    """Everything that is out of date in a profile, each with the command that updates it.
 
-    Reads files only, so a fresh clone can do it at once.
+    Only reads files, so it works at once in a fresh clone.
     """
     load_profile(profile, paths.profiles)
     problems, known = [], set()

@@ -1,6 +1,6 @@
-"""The rows of Block-Skim's Table 1 at their own sizes: what each costs, and its settings.
+"""The rows of Block-Skim's Table 1 at the paper's sizes: their cost and training settings.
 
-``qalib study paper-row`` prints or launches them by name, such as "bert-base/squad".
+``qalib study paper-row`` prints or trains a row by its name, such as "bert-base/squad".
 """
 
 from dataclasses import field
@@ -19,12 +19,12 @@ from qalib.skim.training import PredictorTraining
 from qalib.study.profiles import load_profile
 from qalib.training import TrainConfig
 
-STATE = 16  # bytes a parameter in training: weight, gradient and two moments of AdamW in fp32
+STATE = 16  # bytes per parameter in training: weight, gradient and two moments of AdamW in fp32
 
 
 @settings
 class PaperEncoder:
-    """An encoder on the Hub; ``kind`` and ``sizes`` make its configuration without a network."""
+    """An encoder on the Hub; ``kind`` and ``sizes`` define its configuration for use offline."""
 
     hub: str
     kind: str
@@ -35,7 +35,7 @@ class PaperEncoder:
 
 @settings
 class PaperSet:
-    """A data set, and the batches in which it is trained on."""
+    """Training and test data of a row, with the batch size and the window length."""
 
     train: str
     test: str
@@ -53,7 +53,7 @@ class PaperRows:
     seed: int = 42
 
     def find(self, name: str) -> tuple[PaperEncoder, PaperSet]:
-        """Encoder and data of a row. Raises QalibError for an unknown name."""
+        """Encoder and data set of a row. Raises QalibError for an unknown name."""
         encoder, _, data = name.partition("/")
         if encoder not in self.encoders or data not in self.sets:
             known = [f"{a}/{b}" for a in self.encoders for b in self.sets]
@@ -61,7 +61,7 @@ class PaperRows:
         return self.encoders[encoder], self.sets[data]
 
     def training(self, name: str, plain: bool = False, max_steps: int = 0) -> PredictorTraining:
-        """Joint training of a row, with a module in every layer; ``plain``: without its loss."""
+        """Settings to train a row with a module in every layer; ``plain``: without their loss."""
         encoder, data = self.find(name)
         return PredictorTraining(
             windows=WindowConfig(max_length=data.max_length),
@@ -79,16 +79,16 @@ class PaperRows:
 
 
 def paper_rows() -> PaperRows:
-    """The rows as the profile paper lists them."""
+    """The rows that profile paper lists."""
     return load_profile("paper").section("rows", PaperRows)
 
 
 def describe_row(rows: PaperRows, name: str) -> dict[str, str | float]:
-    """Shape and cost of a row, from its configuration alone: no weights, no network, no memory.
+    """Shape and cost of a row, from its configuration on the meta device: no weights, no network.
 
-    ``state_gb``: memory of weights, gradients and AdamW; activations come on top. ``gmacs``:
-    multiply-adds of an input of full length, ``third``: with a third of its tokens left after a
-    third of the layers.
+    ``state_gb``: GB for weights, gradients and AdamW's moments, without activations. ``gmacs``:
+    10^9 multiply-adds for a window of full length. ``third``: the same if a third of the tokens is
+    left after a third of the layers.
     """
     encoder, data = rows.find(name)
     config = AutoConfig.for_model(encoder.kind, num_labels=2, **encoder.sizes)

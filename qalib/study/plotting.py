@@ -1,4 +1,4 @@
-"""Plots that several notebooks share. All take a tidy DataFrame and draw on given axes."""
+"""Plot style, legend and forest plot that several notebooks share."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ STYLE = Path(__file__).with_name("plots.mplstyle")
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw in the kit's style: seaborn's white grid and a palette safe for colour blindness."""
+    """A context with the kit's plot style: seaborn's white grid and a colour-blind-safe palette."""
     own = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
     palette = cycler(color=sns.color_palette("colorblind"))
     with matplotlib.rc_context({**sns.axes_style("whitegrid"), **own, "axes.prop_cycle": palette}):
@@ -22,7 +22,7 @@ def style() -> Iterator[None]:
 
 
 def legend_below(fig, ax, columns: int = 3) -> None:
-    """One legend for the whole figure, below its axes."""
+    """Replace all legends of a figure by one below its axes, with the entries of ``ax``."""
     handles, labels = ax.get_legend_handles_labels()
     for other in fig.axes:
         if other.get_legend() is not None:
@@ -31,7 +31,7 @@ def legend_below(fig, ax, columns: int = 3) -> None:
 
 
 def forest(ax, rows: pd.DataFrame, label: str = "name", zero: float = 0.0, **line):
-    """Intervals, one a line, the first on top.  columns: ``label``, difference, low, high"""
+    """Draw one interval per row, the first on top.  columns: ``label``, difference, low, high"""
     places = range(len(rows))[::-1]
     errors = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
     ax.errorbar(rows["difference"], places, xerr=errors, fmt="o", capsize=3, **line)

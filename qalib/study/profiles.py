@@ -1,7 +1,7 @@
-"""Profiles: data, sizes and training settings in one file, so that no notebook needs a branch.
+"""Profiles: data, sizes and training settings in one file, so that notebooks need no branches.
 
-``profiles.toml`` beside this module has a table for each profile (ci, laptop, study, paper), with
-a table for each section in it. A profile may extend another one, whose keys it then overrides.
+``profiles.toml`` beside this module has one table per profile (ci, laptop, study, paper), with one
+table per section in it. A profile may extend another one and override its keys.
 """
 
 import tomllib
@@ -27,10 +27,10 @@ class Profile:
     path: Path = PROFILES
 
     def section(self, name: str, kind: type[T]) -> T:
-        """The section as settings of class ``kind``; what it leaves out keeps its default.
+        """The section as settings of class ``kind``; keys that it leaves out keep their defaults.
 
-        Raises QalibError naming file, section and key, with the nearest known name, for a section
-        or key that is unknown, a value that is not allowed and one that is missing.
+        Raises QalibError naming file, section and key for an unknown section or key (with the
+        nearest known name), for an invalid value and for a missing one.
         """
         place = f"{self.path.name}: [{self.name}.{name}]"
         if name not in self.sections:
@@ -40,9 +40,9 @@ class Profile:
 
 
 def load_profile(name: str, path: Path = PROFILES) -> Profile:
-    """The profile of that name, merged with those that it extends.
+    """The profile of that name, merged over those that it extends.
 
-    Raises QalibError for an unknown name and a file that is not TOML.
+    Raises QalibError for an unknown name and for a file that is not TOML.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def load_profile(name: str, path: Path = PROFILES) -> Profile:
 
 
 def _over(base: dict, top: Mapping) -> dict:
-    """``base`` updated with the keys of ``top``, table by table."""
+    """``base`` updated with the keys of ``top``; nested tables are merged recursively."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)

@@ -1,6 +1,6 @@
 """What a result was made with: versions, processor, device, commit and command.
 
-Nothing here names a person, a host or a folder, so that it can be committed with the result.
+Nothing here identifies a person, a host or a folder, so it can be committed with the result.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ PACKAGES = "torch transformers tokenizers accelerate safetensors peft datasets n
 def environment() -> dict:
     """Versions, platform, processor, device, commit and command line, as plain JSON data.
 
-    Versions of the installed packages that can move a number, read without importing them. Device
-    and threads are those of torch if it is in use; a table or a plot need not load it.
+    The versions are of the installed packages that can change a result, read without importing
+    them. Device and threads come from torch if it is imported; tables and plots need not load it.
     """
     packages = {}
     for name in PACKAGES.split():
@@ -45,7 +45,7 @@ def environment() -> dict:
 
 
 def cpu_model() -> str:
-    """The processor's name, as its maker gives it."""
+    """The processor's model name, or "unknown"."""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         if found := re.search(r"model name\s*:(.*)", text):
@@ -54,17 +54,17 @@ def cpu_model() -> str:
 
 
 def peak_memory_gb() -> float | None:
-    """The most memory that this process has held so far, in GB; None where it cannot be told."""
+    """The peak resident memory of this process so far, in GB; None where it is not reported."""
     try:
         import resource
     except ImportError:  # not on Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e9 if sys.platform == "darwin" else 1e6), 2)
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
 
 
 def git_state() -> dict:
-    """The commit, and whether the package differs from it (figures being redrawn do not count)."""
+    """The commit, and whether the package differs from it (changed figures do not count)."""
     words = ["git", "-C", str(ROOT), "status", "--porcelain=v2", "--branch", "--", "qalib"]
     lines: list[str] = []
     if (ROOT / ".git").exists():
@@ -79,9 +79,9 @@ def git_state() -> dict:
 
 
 def command_line() -> str:
-    """The command that made a result, with every absolute path cut down to its last name.
+    """The command that made a result, with every absolute path reduced to its last component.
 
-    A notebook's kernel cannot see the command it was started by; the runner hands it on in
+    A notebook's kernel does not see the command that started the runner, which passes it on in
     QALIB_COMMAND.
     """
     words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv]

@@ -1,4 +1,4 @@
-"""Publishing checkpoints with a model card: the readers, and a skimmer for the small one."""
+"""Write the published checkpoints and their cards: the readers, and the small one's skimmer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ CARDS = Path(__file__).with_name("cards")  # templates of the model cards
 
 
 def write_reader(folder: Path, trained: Run, passages: Sequence[str] = ()) -> None:
-    """Write the reader of a ``train-adapter`` run, with digests of what it was trained on."""
+    """Write the reader of a ``train-adapter`` run, with digests of its training ``passages``."""
     config = trained.settings(baseline.AdapterTraining)
     changed = load_weights(trained.file("weights.safetensors"))
     base = config.base
@@ -25,10 +25,10 @@ def write_reader(folder: Path, trained: Run, passages: Sequence[str] = ()) -> No
 
 
 def export_reader(study: Study, size: readers.Size = "small") -> Path:
-    """Write a published checkpoint, score it as trained and as published, and write its card.
+    """Write a published checkpoint, score it, and write its card.  -> its folder
 
-    "small" is the taught reader and the default of ``qalib answer``; "base" is its teacher, stored
-    as it was trained and not scored again.
+    "small" is the distilled reader, the default of ``qalib answer``, scored as trained and as
+    published; "base" is its teacher, scored as trained only.
     """
     small, test = size == "small", study.data("test", "readers_data")
     trained = readers.taught_reader(study) if small else readers.best_reader(study, "base")

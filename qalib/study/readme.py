@@ -1,15 +1,15 @@
 """The table of results in the README, made from the recorded runs of ``evaluate``.
 
-``data/results/table.toml`` has a row for each of its lines:
+``data/results/table.toml`` has one entry per row of the table:
 
     test = "f7d2..."            # content hash of the test data
     [[row]]
     label = "MiniLM-L6, as trained"
     reader = "encoder"          # the label of the reader in the records
-    test = "4cb4..."            # if it is not that at the top
-    paper = "bst-bert-base-em"  # a claim of data/paper to stand beside its EM, if there is one
+    test = "4cb4..."            # optional, in place of the one at the top
+    paper = "bst-bert-base-em"  # optional, the claim in data/paper to show beside its EM
 
-Runs of one reader that differ in their seed share a row: mean and spread.
+All recorded runs of a reader on a test set (its seeds) share a row: mean and standard deviation.
 """
 
 import tomllib
@@ -25,7 +25,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def readme_table(records: Path = RECORDS) -> str:
-    """The table as markdown. Raises QalibError for a damaged record or a broken table.toml."""
+    """The table as markdown. Raises QalibError for a damaged record or an invalid table.toml."""
     runs, claims = read_records(records / "evaluate.jsonl").values(), load_claims()
     path, table = records / "table.toml", []
     try:
@@ -49,7 +49,7 @@ def readme_table(records: Path = RECORDS) -> str:
 
 
 def updated_readme(records: Path = RECORDS, path: Path = README) -> str:
-    """The README with the table of the records. Raises QalibError if it has no place for one."""
+    """The README with the current table. Raises QalibError if its two marker lines are missing."""
     head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

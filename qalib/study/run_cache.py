@@ -1,16 +1,16 @@
-"""The run cache: what was computed once from the same inputs is never computed again.
+"""The run cache: a result that was computed once is not computed again from the same inputs.
 
 A *stage* is a function ``f(config, work, **inputs)`` that writes files into the folder ``work``
 and returns metrics. A *run* is one call of it, addressed by the SHA-256 of stage name, version,
-configuration and inputs; the code is not part of the key. Runs live in two places:
+configuration and inputs; the code is not part of the key. Runs are kept in two places:
 
     runs/<stage>-<key>/           the store of this machine: config.json, metrics.json, env.json,
                                   the files of the stage, and DONE.json with their hashes
-    data/results/<stage>.jsonl    the records that are committed: one run a line
-    data/results/<stage>.zip      the small files of recorded runs, as <key>/<name>
+    data/results/<stage>.jsonl    the committed records: one run per line
+    data/results/<stage>.zip      the published files of recorded runs, as <key>/<name>
 
-While a run is computed its folder ends in ``.partial``. It survives any kind of death, so a
-training finds its checkpoints there and resumes; it is renamed only when every file is on disk.
+While a run is computed, its folder's name ends in ``.partial``. The folder survives if the process
+is killed, so training resumes from its checkpoints; it is renamed once every file is on disk.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # equal contents give equal archives
 
 
 class Stage(NamedTuple):
-    """What ``@stage`` attaches to a function: its name in keys, and the files to publish."""
+    """What ``@stage`` attaches to a function: name and version in keys, and files to publish."""
 
     name: str
     version: int
@@ -65,10 +65,10 @@ def stage(
 ) -> Callable[[Callable], Callable]:
     """Declare ``f(config, work, **inputs) -> metrics`` to be a stage that ``Study.run`` caches.
 
-    version: raise it when a change of the code changes the results
-    publish: patterns of the file names that are copied to the records
+    version: increase it when a change of the code changes the results
+    publish: name patterns of the files that are copied to the records
 
-    Files below ``work/scratch`` (checkpoints) are removed when the run is finished.
+    Files in ``work/scratch`` (checkpoints) are removed when the run is finished.
     """
 
     def declare(function: Callable) -> Callable:
@@ -80,7 +80,7 @@ def stage(
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. ``archive`` is the zip file of a recorded run, None in the store."""
+    """A finished run. ``archive``: the zip file of a recorded run; None for one in the store."""
 
     stage: str
     key: str
@@ -95,17 +95,17 @@ class Run:
 
     @property
     def short(self) -> str:
-        """The name of its folder: stage and the first twelve digits of the key."""
+        """The name of the run's folder: the stage and the first twelve digits of the key."""
         return short_name(self.stage, self.key)
 
     def settings(self, kind: type):
-        """Its configuration as the settings class it was made from."""
+        """The configuration of the run, as an instance of its settings class ``kind``."""
         return build(self.config, kind, f"{self.short}: config")
 
     def file(self, name: str) -> Path:
-        """The path of one of its files; a recorded one is unpacked and checked first.
+        """The path of a file of the run; a published one is unpacked and checked if necessary.
 
-        Raises QalibError if the file is not kept on this machine or is damaged.
+        Raises QalibError if the file is not on this machine or is damaged in the archive.
         """
         path = self.folder / name
         if self.archive and not path.is_file():
@@ -121,9 +121,9 @@ class Run:
         try:
             with zipfile.ZipFile(self.archive) as archive:
                 content = archive.read(f"{self.key[:SHORT]}/{name}")
-        except (FileNotFoundError, KeyError):  # it was not published
+        except (FileNotFoundError, KeyError):  # the file was not published
             return
-        except Exception:  # a damaged archive can make anything fail
+        except Exception:  # a damaged archive can raise anything
             content = b""
         if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
             raise QalibError(
@@ -133,7 +133,7 @@ class Run:
         write_atomically(path, content)
 
     def log(self):
-        """The training log as a DataFrame: a row per logged step and per epoch."""
+        """The training log as a DataFrame: one row per logged step and per epoch."""
         import pandas as pd
 
         lines = self.file("log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -152,7 +152,7 @@ def short_name(stage: str, key: str) -> str:
 
 
 def input_hashes(inputs: Mapping[str, object]) -> dict[str, str]:
-    """What stands for each input in a key; None is left out, items of a list are numbered."""
+    """The text that represents each input in a key; None is omitted, list items are numbered."""
     hashes: dict[str, str] = {}
     for name, value in inputs.items():
         if isinstance(value, list | tuple):
@@ -171,7 +171,7 @@ def input_hashes(inputs: Mapping[str, object]) -> dict[str, str]:
 
 
 class RunCache:
-    """Finds runs by what they are made of and computes the missing ones."""
+    """Finds runs by stage, configuration and inputs, and computes missing ones."""
 
     def __init__(self, root: Path | None = None, records: Path | None = RECORDS):
         self.root = Path(root) if root else store_dir()
@@ -189,11 +189,11 @@ class RunCache:
 
         function: declared with ``@stage``
 
-        force: a time (ISO, UTC); compute again what was started before it. The old run stays until
-        the new one is finished.
+        force: a UTC time in ISO format; runs that started before it are computed again, and an old
+        run stays until its replacement is finished.
 
         Raises QalibError for a damaged run, one that another process is computing, a full disk,
-        metrics that are not finite, and a missing run where QALIB_COMPUTE is "never".
+        metrics that are not finite, and a missing run if QALIB_COMPUTE is "never".
         """
         inputs, stage = dict(inputs or {}), function.stage
         hashes = input_hashes(inputs)
@@ -210,7 +210,7 @@ class RunCache:
         if run is None:
             final, work = self.root / name, self.root / f"{name}.partial"
             with translate_os_errors(self.root), self._locked(name):
-                if (work / "DONE.json").exists():  # finished, but stopped before it was renamed
+                if (work / "DONE.json").exists():  # complete, but not renamed yet
                     _finish(work, final)
                 run = self._find(stage.name, key, force)  # another process may have finished it
                 if run is None:
@@ -227,7 +227,7 @@ class RunCache:
         try:
             run = read_run(folder, key) if folder.is_dir() else self._recorded(stage).get(key)
         except QalibError:
-            if force:  # what is damaged is about to be replaced
+            if force:  # the damaged run is about to be replaced
                 return None
             raise
         return run if run and run.env["started"] >= force else None
@@ -237,7 +237,7 @@ class RunCache:
 
     def get(self, key: str) -> Run:
         """The finished run with this key. Raises QalibError if there is none."""
-        for folder in self.root.glob(f"*-{key[:SHORT]}"):  # has all files of the run
+        for folder in self.root.glob(f"*-{key[:SHORT]}"):  # the store has all files
             return read_run(folder, key)
         for path in self.records.glob("*.jsonl") if self.records else ():
             if key in (recorded := self._recorded(path.stem)):
@@ -245,10 +245,10 @@ class RunCache:
         raise QalibError(f"there is no finished run with the key {key}.")
 
     def publish(self, run: Run, patterns: Sequence[str]) -> None:
-        """Add a run of the store to the records, with those of its files that fit a pattern.
+        """Add a run of the store to the records, with its files that match one of ``patterns``.
 
-        The other files stay listed with their hashes. Raises QalibError if a file contains the
-        path of a folder of this machine.
+        Other files are only listed with their hashes. Raises QalibError if a published file
+        contains the path of the project, the store or the home folder.
         """
         if self.records is None or run.archive:
             return
@@ -268,19 +268,19 @@ class RunCache:
             write_record(self.records, run, kept)
 
     def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
-        wait = float(os.environ.get("QALIB_WAIT", "0"))  # seconds, for a run computed elsewhere
+        wait = float(os.environ.get("QALIB_WAIT", "0"))  # seconds, for a run in another process
         return exclusive(self.root / ".locks" / f"{name}.lock", f"the run {name}", wait)
 
 
 def _compute(work: Path, request: dict, compute: Callable[[], dict]) -> None:
-    """Compute a run in its working folder, until the folder is complete and on disk."""
+    """Compute a run in its working folder, and write all of its files to disk."""
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(work / "config.json", pretty(request))
     started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     metrics = to_json_data(compute(), f"{request['stage']} metrics")
     env = {
         **environment(),
-        "started": started,  # the session that finished the run
+        "started": started,  # start of the process that finished the run
         "seconds": round(time.monotonic() - begin, 2),
         "seed": request["config"].get("seed"),
         "peak_memory_gb": peak_memory_gb(),
@@ -298,10 +298,10 @@ def _finish(work: Path, final: Path) -> None:
 
 
 def read_run(folder: Path, key: str = "") -> Run:
-    """A finished run from its folder, every file checked.
+    """Read a finished run from its folder and check every file.
 
-    Raises QalibError naming run, file and way out if anything is missing or has changed, or if
-    the run is not that of ``key``.
+    Raises QalibError naming run, file and remedy if anything is missing or has changed, or if the
+    run does not have the key ``key``.
     """
 
     def read(name: str) -> dict:
@@ -332,7 +332,7 @@ def read_run(folder: Path, key: str = "") -> Run:
 
 
 def list_files(folder: Path) -> dict[str, dict]:
-    """SHA-256 and size of every file of a run, by its relative name."""
+    """SHA-256 and size of every file of a run, by relative path."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {
@@ -346,7 +346,7 @@ def list_files(folder: Path) -> dict[str, dict]:
 
 
 def read_records(path: Path, root: Path | None = None) -> dict[str, Run]:
-    """The recorded runs of one stage by key. Raises QalibError naming a line that is damaged."""
+    """The recorded runs of one stage, by key. Raises QalibError naming a damaged line."""
     if not path.is_file():
         return {}
     return _read_records(path, path.stat().st_mtime_ns, Path(root) if root else store_dir())
@@ -373,7 +373,7 @@ def _read_records(path: Path, _changed: int, root: Path) -> dict[str, Run]:
 
 
 def write_record(records: Path, run: Run, kept: Mapping[str, bytes]) -> None:
-    """Write a run's line, and the files ``kept`` of it, to the records of its stage."""
+    """Write a run's line and its files ``kept``, by name, to the records of its stage."""
     path = records / f"{run.stage}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = {json.loads(line)["key"]: line for line in lines}

@@ -1,4 +1,4 @@
-"""A study: one notebook in one profile, with its data, its runs and its figures."""
+"""A study: one notebook in one profile, with its data, runs and figures."""
 
 import dataclasses
 import functools
@@ -29,17 +29,17 @@ class DataConfig:
 
     train: tuple[str, ...] = ("almanac",)
     test: tuple[str, ...] = ("almanac",)
-    train_questions: int = 0  # of the corpus, or evenly spread over the sources; 0 = all
+    train_questions: int = 0  # of the corpus, or evenly spread over the sources (0 = all)
     test_questions: int = 0
     passage_length: int = 800  # characters, corpus only
-    misleading: str = ""  # corpus only: where sentences are added, "front" or "end"
+    misleading: str = ""  # corpus only: where such sentences are added, "front" or "end"
 
 
 @dataclass
 class Study:
     """A notebook's access to settings, data, cached runs and figures.
 
-    Every run and data set that it hands out is noted, and saved with each figure.
+    The runs and data sets that it returns are recorded in the provenance of every figure.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Study:
     seed: int
     cache: RunCache
     precision: str = "fp32"  # replaces "auto" in every configuration, before it is hashed
-    force: str = ""  # when a forced pass began; older runs are computed again
+    force: str = ""  # start of a forced pass; older runs are computed again
     runs: dict[str, Run] = field(default_factory=dict)
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
@@ -65,9 +65,9 @@ class Study:
     def run(self, function: Callable, config: object, **inputs) -> Run:
         """The run of a stage: found in the store or the records, or computed now.
 
-        ``config`` are all settings that the result depends on; ``inputs`` are what it is computed
-        from (data sets, runs, texts, lists of them) and are given to the stage as they are. In
-        profile study the run is added to the records. Raises as ``RunCache.run``.
+        ``config``: all settings that the result depends on. ``inputs``: what it is computed from
+        (data sets, runs, strings, lists of these), passed to the stage unchanged. In profile study
+        the run is added to the records. Raises as ``RunCache.run`` and ``RunCache.publish`` do.
         """
         config = resolve_precision(config, self.precision)
         run = self.cache.run(function, config, inputs, force=self.force)
@@ -81,7 +81,7 @@ class Study:
         figures.save_figure(self, name, fig, data, caption)
 
     def compare(self, measured, scale=""):
-        """Show the papers' claims beside what was measured; arguments of ``claims.compare``."""
+        """The table of :func:`claims.compare`, as Markdown for a notebook to display."""
         from IPython.display import Markdown
 
         warning = "Profile ci: toy sizes, the numbers are not meaningful.\n\n"
@@ -107,7 +107,7 @@ def open_study(name: str, profile: str, seed: int = 0) -> Study:
 
 
 def resolve_precision(config: T, precision: str) -> T:
-    """Settings with every ``precision`` "auto" replaced, at any depth."""
+    """Settings in which every ``precision`` "auto" is replaced, in nested settings, too."""
     if not dataclasses.is_dataclass(config):
         return config
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -119,7 +119,7 @@ def resolve_precision(config: T, precision: str) -> T:
 
 @functools.lru_cache(maxsize=16)
 def load_profile_data(config: DataConfig, split: str) -> Dataset:
-    """The data sets that a configuration names, merged; the embedded corpus for "almanac"."""
+    """The data sets that a configuration names, merged; for "almanac", the embedded corpus."""
     names, count = getattr(config, split), getattr(config, f"{split}_questions")
     if names == ("almanac",):
         return build_corpus(

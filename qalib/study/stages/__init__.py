@@ -1,1 +1,1 @@
-"""Stages of the study by topic: what is expensive, and therefore computed once and cached."""
+"""The stages of the study by topic: expensive computations that run once and are cached."""

@@ -39,7 +39,7 @@ from qalib.study.run_cache import Run, stage
 from qalib.training import TrainConfig, encoder_task, make_accelerator, train_and_score
 
 WEIGHTS = "weights.safetensors"
-ANSWERERS = {  # what makes an answerer of a run, f(run, settings), by the stage of the run
+ANSWERERS = {  # by stage of a run: the function f(run, settings) that makes its answerer
     "train-encoder": "baseline.encoder_answerer",
     "train-adapter": "baseline.encoder_answerer",
     "train-bytes": "bytes.byte_answerer",
@@ -67,23 +67,23 @@ def train_encoder(
 ) -> dict:
     """Train an encoder reader on ``data``; writes log.jsonl and weights.safetensors.
 
-    After every epoch EM and F1 are logged on the held-out passages and on ``watch``; neither
-    stops the training.
+    After every epoch, EM and F1 on the held-out passages and on ``watch`` are logged; there is no
+    early stopping.
     """
     return _train(build_encoder(config.encoder, config.seed), config, work, data, watch)
 
 
 @settings
 class AdapterTraining:
-    """An encoder of which a change W + B A of rank ``rank`` is trained, and stored in fp16.
+    """Training of an encoder by updates W + B A of rank ``rank`` (LoRA), stored in fp16.
 
-    ``layers``: those that are kept, from 1; () = all. ``loss``: with the input ``cache``.
+    ``layers``: those to keep, counted from 1; () = all. ``loss``: used with the input ``cache``.
     """
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
     rank: Annotated[int, Field(ge=1)] = 64
     layers: tuple[int, ...] = ()
-    heads: Literal[0] = 0  # all; a part of the settings that are recorded
+    heads: Literal[0] = 0  # all; kept because recorded settings have it
     loss: DistillConfig | None = None
 
 
@@ -95,7 +95,7 @@ def train_adapter(
     watch: Dataset | None = None,
     cache: Run | None = None,
 ) -> dict:
-    """As :func:`train_encoder` with low-rank changes; ``cache``: a teacher's outputs to learn from.
+    """As :func:`train_encoder` with low-rank updates; ``cache``: teacher outputs to distil from.
 
     Biases, norms, positions and the span head are trained in full, word embeddings are not.
     """
@@ -112,7 +112,7 @@ def train_adapter(
 
 
 def low_rank_reader(config: AdapterTraining) -> EncoderReader:
-    """The reader before training."""
+    """The reader before training; its low-rank updates are zero."""
     reader = build_encoder(config.base.encoder, config.base.seed)
     if config.layers:
         keep_layers(reader.encoder, config.layers)
@@ -129,7 +129,7 @@ def _train(
     taught: Callable | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict:
-    """Train a reader, and write what training changed in ``dtype``."""
+    """Train a reader, and write its trained tensors in ``dtype``."""
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     task, windows = encoder_task(reader, rest.examples, config.windows, config.loss)
     if taught is not None:
@@ -141,7 +141,7 @@ def _train(
 
 
 def save_trained(model: nn.Module, work: Path, dtype: torch.dtype = torch.float32) -> int:
-    """Write what training changed to weights.safetensors.  -> number of trained parameters"""
+    """Write trained tensors and buffers to weights.safetensors.  -> number of trained parameters"""
     if make_accelerator().is_main_process:
         found = trained_tensors(model).items()
         tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in found}
@@ -150,21 +150,21 @@ def save_trained(model: nn.Module, work: Path, dtype: torch.dtype = torch.float3
 
 
 def put_trained(model: nn.Module, run: Run) -> nn.Module:
-    """The model with what a run has trained."""
+    """``model`` with the tensors that a run has trained, copied in place."""
     path = run.file(WEIGHTS)
     put_weights(model, load_weights(path), str(path))
     return model
 
 
 def encoder_training(run: Run) -> EncoderTraining:
-    """How the reader of a ``train-encoder`` or ``train-adapter`` run was trained."""
+    """The training settings of the reader of a ``train-encoder`` or ``train-adapter`` run."""
     if run.stage == "train-adapter":
         return run.settings(AdapterTraining).base
     return run.settings(EncoderTraining)
 
 
 def load_encoder_reader(run: Run) -> EncoderReader:
-    """The reader of a ``train-encoder`` or ``train-adapter`` run, with its changes merged."""
+    """The reader of a ``train-encoder`` or ``train-adapter`` run, low-rank updates merged."""
     if run.stage == "train-adapter":
         reader = put_trained(low_rank_reader(run.settings(AdapterTraining)), run)
         merge_low_rank(reader.encoder)
@@ -174,7 +174,7 @@ def load_encoder_reader(run: Run) -> EncoderReader:
 
 
 def encoder_answerer(run: Run, settings: AnswerConfig) -> QuestionAnswerer:
-    """A run of an encoder's training, ready to answer questions."""
+    """The answerer of a ``train-encoder`` or ``train-adapter`` run."""
     return QuestionAnswerer(load_encoder_reader(run).to(make_accelerator().device), settings)
 
 
@@ -197,14 +197,14 @@ def evaluate(
 ) -> dict:
     """Score a reader on ``test``: EM, F1 and, if it gives several answers, p@1 to p@5.
 
-    ``weights``: the run that trained the reader, or a list of them for an ensemble;
-    ``checkpoint``: the hash of the published reader; with neither it is the lexical baseline.
-    ``skimmer``: the hash of the published skimmer, with which the published reader then answers.
-    AddSent and AddOneSent are scored by their own rule, once for each original question. Writes
-    predictions.json, scores.safetensors (see :func:`recorded_scores`) and ranks.json (the
-    rank of the first correct answer to every question, 0 if it is not among five).
-
-    Raises QalibError if ``test`` is only the content hash of a data set: such runs are recorded.
+    ``weights``: the run that trained the reader, or a list of runs for an ensemble; ``checkpoint``:
+    the hash of the published reader; ``skimmer``: the hash of the published skimmer, with which the
+    published reader then answers; with none, the reader "lexical" is the lexical baseline. AddSent
+    and AddOneSent are scored by their own rule, once for each original question. Writes
+    predictions.json, scores.safetensors (see :func:`recorded_scores`) and, with several answers,
+    ranks.json (the rank of the first correct answer to every question, 0 if not among five).
+    Raises QalibError if ``test`` is only the content hash of a data set: such runs exist as records
+    only.
     """
     if isinstance(test, str):
         raise QalibError(
@@ -260,7 +260,7 @@ def _answers(
 
 
 def answerer_of(weights: Run | Sequence[Run], settings: Any):
-    """What answers questions with the reader of a run, or with an ensemble of several."""
+    """The answerer of a run, or of the ensemble of several word-level runs."""
     first = weights if isinstance(weights, Run) else weights[0]
     module, function = ANSWERERS[first.stage].split(".")
     module = importlib.import_module(f"qalib.study.stages.{module}")

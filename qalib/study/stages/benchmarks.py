@@ -1,13 +1,12 @@
-"""Benchmarks of training, of readers that prune, and of answering, on this machine's CPU.
+"""Benchmarks: training and pruned readers on this machine's CPU, and answering whole questions.
 
 All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
-``python -m qalib bench`` runs them; notebooks 03, 06, 08 and 10 record some.
+``python -m qalib bench`` times training and answering; notebooks 06 and 10 run ``bench-readers``,
+03 and 08 time training steps.
 
-dtypes are "fp32"; "bf16", autocast that rounds the weights in every pass; "bf16 weights", rounded
+dtypes are "fp32"; "bf16", autocast, which rounds the weights in every pass; "bf16 weights", rounded
 and laid out once; "int8", dynamically quantised linear layers. The *full encoder* is the same model
-in the same dtype on inputs without padding.
-
-Notation: B batch, N layers.
+in the same dtype on unpadded inputs, without pruning.
 """
 
 import copy
@@ -48,7 +47,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def best_precision() -> str:
-    """bf16 on a processor on which it is faster, otherwise fp32."""
+    """bf16 if it is faster on this processor, otherwise fp32."""
     return choose_precision("auto", "cpu")[0]
 
 
@@ -94,11 +93,11 @@ def time_training(
     budget: int = 4096,
     progress: Progress | None = None,
 ) -> list[dict]:
-    """Training as in transformers by default and as here, ``steps`` batches of each in a round.
+    """Time training with the defaults of transformers and of qalib, ``steps`` batches per round.
 
-    The defaults are fp32, fused attention, dropout 0.1 everywhere and random batches of ``budget``
-    tokens on average; here attention has no dropout, word embeddings stay as they are, dropout is
-    drawn as bytes, lengths in a batch are alike, and it is bf16 where that is faster. A row each:
+    transformers: fp32, fused attention, dropout 0.1 everywhere, and random batches of ``budget``
+    tokens on average. qalib: bf16 where it is faster, no attention dropout, frozen word embeddings,
+    dropout masks drawn as bytes, and batches of similar lengths. A row for each:
 
     setup, precision, tokens_per_second (without padding), speedup (over the defaults)
     """
@@ -159,23 +158,23 @@ def time_training(
 class TimedReader:
     """One way to use a reader; without ``pruning`` it processes every token.
 
-    ``kept``: prune at the threshold that leaves this share of the timed passages' tokens, instead
-    of that of ``pruning``. Time depends on how much is left, and hardly on what is.
+    ``kept``: prune at the threshold that keeps this share of the timed passages' tokens, instead
+    of that of ``pruning``. Time depends on how many tokens are kept, and hardly on which.
     """
 
     name: str
-    reader: int = 0  # its number among the input runs
+    reader: int = 0  # its index among the input runs
     pruning: Pruning | None = None
     kept: float = 0.0
 
 
 @settings
 class ReaderBenchmark:
-    """Readers in every dtype, on inputs of one length a batch.
+    """Which readers to time, in every dtype, on batches of windows of similar length.
 
-    ``padded``: the first reader is timed in fp32 with inputs padded to this, too; ``onnx``: numbers
-    of the readers that onnxruntime runs, too; ``untrained``: of those whose encoder is timed with
-    the weights before its training, which takes as long; their ways need ``kept``.
+    ``padded``: the first reader is also timed in fp32 with windows padded to this length. ``onnx``:
+    indices of readers also timed in onnxruntime. ``untrained``: indices of readers timed with their
+    encoder's weights before training, which takes as long; their pruning needs ``kept``.
     """
 
     timed: Annotated[tuple[TimedReader, ...], Field(min_length=1)]
@@ -190,7 +189,7 @@ class ReaderBenchmark:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to process a batch; ``full`` names the one that its speed-up is over."""
+    """One way to process a batch; ``full`` names the unpruned reader, the speed-up's baseline."""
 
     reader: str
     dtype: str
@@ -198,7 +197,7 @@ class Candidate:
     full: str
 
     def __call__(self, batch: Batch) -> Any:
-        """What is timed."""
+        """The timed forward pass."""
         bf16 = self.dtype.startswith("bf16")
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return self.model(batch)
@@ -206,11 +205,11 @@ class Candidate:
 
 @stage("bench-readers", publish=())
 def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: list[Run]) -> dict:
-    """Every way to use the readers (``train-skim`` or ``train-adapter`` runs), in turn on ``data``.
+    """Time every way to use the readers (``train-skim`` or ``train-adapter`` runs) on ``data``.
 
-    The full encoder never prunes. Where transformers has no fused attention for a model (MPNet), it
-    is the layer-by-layer pass without padding of ``skim.packed``, which is faster. Rows as of
-    :func:`time_candidates`, with batch; ``megabytes`` by reader and dtype.
+    The full encoder never prunes. For MPNet with predictors, which has no fused attention in
+    transformers, it is the unpadded layer-by-layer pass of ``skim.packed``, which is faster. The
+    rows are those of :func:`time_candidates`, with batch; ``megabytes`` by reader and dtype.
     """
     found, megabytes = [], {}
     for number, run in enumerate(readers):
@@ -230,7 +229,7 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
             padded = PaddedReader(first, config.padded).eval()
             found.append(Candidate(f"{full}, padded to {config.padded}", "fp32", padded, full))
         for dtype in ("fp32", "int8") if number in config.onnx else ():
-            onnx = OnnxReader(encoder_reader, work / "scratch", int8=dtype == "int8")
+            onnx = OnnxReader(encoder_reader, work / f"scratch/{number}", int8=dtype == "int8")
             found.append(Candidate(f"{full}, onnxruntime", dtype, onnx, full))
     windows = sorted(make_windows(data.examples, tokenizer, config.windows), key=len)
     rows = []
@@ -244,7 +243,7 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
 
 
 def load_way(run: Run, timed: TimedReader, dtype: str) -> nn.Module | None:
-    """One way to use a reader in a dtype; None for bf16 on a processor without units for it."""
+    """The reader of a way in a dtype (``kept`` is ignored); None for bf16 without units for it."""
     model = _load(run)
     readers = in_dtypes(getattr(model, "reader", model).eval(), [dtype])
     return _prunes(readers[dtype], model, timed.pruning).eval() if readers else None
@@ -263,7 +262,7 @@ def _load(run: Run, untrained: bool = False) -> nn.Module:
 def _prunings(
     model: SkimReader, run: Run, ways: list[TimedReader], data: Dataset
 ) -> dict[str, Pruning | None]:
-    """The pruning of each way; with ``kept``, the lowest threshold that leaves at most that."""
+    """The pruning of each way; with ``kept``, at the lowest threshold that keeps at most that."""
     prunings = {way.name: way.pruning for way in ways}
     matched = [way for way in ways if way.kept]
     if matched:
@@ -279,11 +278,11 @@ def _prunings(
 
 
 def _prunes(reader: EncoderReader, model: nn.Module, pruning: Pruning | None) -> nn.Module:
-    """The reader with the skimmer of ``model`` at an operating point; without, the full encoder."""
+    """The reader with the skimmer of ``model`` set to ``pruning``; if None, the full encoder."""
     fused = reader.encoder.config.model_type != "mpnet"
     if not hasattr(model, "skimmer") or (not pruning and fused):
         return reader
-    skimmer = copy.copy(model.skimmer)  # the same weights
+    skimmer = copy.copy(model.skimmer)  # shares the weights
     skimmer.set_options(**asdict(pruning or Pruning()))
     return SkimReader(reader, skimmer)
 
@@ -291,13 +290,13 @@ def _prunes(reader: EncoderReader, model: nn.Module, pruning: Pruning | None) ->
 def time_candidates(
     candidates: Sequence[Candidate], batches: Sequence[Batch], rounds: int, **options: Any
 ) -> list[dict]:
-    """Time candidates on the same batches; ``options`` as of ``interleave``. A row each:
+    """Time candidates on the same batches; ``options`` as of ``interleave``. A row for each:
 
     reader, dtype, rounds
-    seconds              for an input (median; _low and _high are quartiles over rounds)
+    seconds              per window (median; _low and _high are quartiles over rounds)
     speedup              over the same reader unpruned, in the same dtype
-    speedup_over_padded  over the first reader in fp32 with every input padded
-    kept, ideal_eq6      fraction of the tokens in the last layer; ideal speed-up
+    speedup_over_padded  over the first reader in fp32 with every window padded
+    kept, ideal_eq6      fraction of the tokens left after the last layer; Eq. 6 of Block-Skim
     """
     names = {c: f"{c.reader}, {c.dtype}" for c in candidates}
     tokens: dict[str, dict[int, tuple]] = {name: {} for name in names.values()}
@@ -341,7 +340,7 @@ def time_answering(
     rounds: int = 3,
     progress: Progress | None = None,
 ) -> list[dict]:
-    """Answering whole questions: tokenisation, encoder, decoding. A row for each answerer:
+    """Time the answering of whole questions: tokenisation, encoder, decoding. A row per answerer:
 
     reader, precision, questions_per_second, speedup (over the first answerer), exact_match, f1,
     token_fraction

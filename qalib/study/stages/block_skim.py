@@ -3,8 +3,7 @@
 The classifier scores and recall curves of a data set are recorded with its ``predict-blocks`` run;
 the block probabilities themselves are large and stay in the store.
 
-Notation: B batch, L tokens of a window, K blocks of a window, N blocks of a data set, A gold
-answers.
+Notation: Q questions.
 """
 
 from dataclasses import asdict, field, fields, replace
@@ -76,9 +75,9 @@ class SkimTraining(PredictorTraining):
 class SkimStudy:
     """Section [skim] of a profile: joint training, and what notebooks 05 to 07 show of it."""
 
-    epochs: Annotated[int, Field(ge=1)] = 1  # in place of the section [encoder]'s
-    learning_rate: float = 0.0  # 0 = that of the section [encoder]
-    tokens_per_batch: int = 0  # 0 = that of the section [encoder]
+    epochs: Annotated[int, Field(ge=1)] = 1  # in place of those of section [encoder]
+    learning_rate: float = 0.0  # 0 = that of section [encoder]
+    tokens_per_batch: int = 0  # 0 = that of section [encoder]
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of everything in these notebooks
     frozen_epochs: Annotated[int, Field(ge=1)] = 1  # of predictors beside a frozen reader
     frozen_tokens_per_batch: int = 0
@@ -88,11 +87,11 @@ class SkimStudy:
     predictor_rate: Annotated[float, Field(gt=0)] = 10.0
     seeds: Annotated[int, Field(ge=1)] = 1
     alphas: tuple[float, ...] = (1.0, 0.1)  # tried on held-out passages
-    rates: tuple[float, ...] = (10.0,)  # values of predictor_rate tried there
+    rates: tuple[float, ...] = (10.0,)  # values of predictor_rate tried on held-out passages
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    early: int = 2  # layers of the tables, at the depth of the paper's 4 and 6 of 12
+    early: int = 2  # layers in the tables, at the relative depth of the paper's 4 and 6 of 12
     middle: int = 3
-    train_every: Annotated[int, Field(ge=1)] = 1  # training F1 on every so many-th question
+    train_every: Annotated[int, Field(ge=1)] = 1  # training F1 uses every n-th question
 
     def training(self, base: EncoderTraining, **changes) -> SkimTraining:
         """Joint training of encoder and predictors with the settings of an encoder reader."""
@@ -108,7 +107,7 @@ class SkimStudy:
         return SkimTraining(**{**shared, **own, "skim_loss": self.loss, **changes})
 
     def beside(self, joint: SkimTraining, **changes) -> SkimTraining:
-        """Training of the predictors alone, beside the reader of another run."""
+        """Training of the predictors alone, beside the frozen reader of another run."""
         tokens = self.frozen_tokens_per_batch or joint.train.tokens_per_batch
         train = replace(joint.train, num_train_epochs=self.frozen_epochs, tokens_per_batch=tokens)
         return replace(joint, **{"start": "run", "frozen": True, "train": train, **changes})
@@ -118,9 +117,9 @@ class SkimStudy:
 def cache_features(
     config: SkimTraining, work: Path, data: Dataset, start: Run | str | None = None
 ) -> dict:
-    """The features that predictors beside a frozen reader read, once for all of their trainings.
+    """Compute the features that predictors of a frozen reader use, once for all of their trainings.
 
-    ``config`` and ``start`` as of :func:`train_skim`; kind and rate of the predictors are not used.
+    ``config``, ``start``: as of :func:`train_skim`; kind and rate of the predictors are not used.
     """
     parts = PredictorConfig("combined", config.predictor.block_size, parts=FIXED)
     model = build_skim_reader(replace(config, predictor=parts), start)
@@ -131,7 +130,7 @@ def cache_features(
 
 
 def read_features(run: Run) -> FixedFeatures:
-    """The features of a ``cache-features`` run. Raises QalibError if they are not here."""
+    """The features of a ``cache-features`` run. Raises QalibError if they are missing here."""
     arrays = load_weights(run.file("features.safetensors"))
     names = [f.name for f in fields(FixedFeatures) if f.name != "parts"]
     return FixedFeatures(**{name: arrays.pop(name) for name in names}, parts=arrays)
@@ -147,11 +146,11 @@ def train_skim(
 ) -> dict:
     """Train block predictors, and the encoder with them unless it is frozen.
 
-    ``start`` is the run to begin with where ``config.start`` is "run", and the hash of the
-    published checkpoint where it is "shipped"; ``features``: a ``cache-features`` run of the same
-    reader and data, for predictors that read fixed features. Writes log.jsonl and
-    weights.safetensors (the trained tensors). Raises QalibError if ``start`` and ``config.start``
-    do not fit.
+    ``start``: the run to start from if ``config.start`` is "run", the hash of the published
+    checkpoint if it is "shipped". ``features``: a ``cache-features`` run of the same reader and
+    data, for predictors that only read fixed features, beside a frozen reader. Writes log.jsonl and
+    weights.safetensors (the trained tensors). Raises QalibError if ``start`` does not match
+    ``config.start``, or if the predictors cannot use ``features``.
     """
     model = build_skim_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
@@ -206,7 +205,7 @@ def load_skim_reader(run: Run) -> SkimReader:
 
 @settings
 class Pruning:
-    """Where a reader prunes blocks when it answers, and how sharply; see ``SkimConfig``."""
+    """Layers, thresholds and limits of pruning at inference; see ``SkimConfig``."""
 
     prune_layers: tuple[int, ...] = ()
     thresholds: tuple[float, ...] = ()
@@ -219,14 +218,14 @@ class Pruning:
 
 @settings
 class SkimAnswerConfig:
-    """How a reader with predictors answers: without ``prune_layers`` it processes every token."""
+    """How a reader with predictors answers; without ``prune_layers`` it processes every token."""
 
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     pruning: Pruning = field(default_factory=Pruning)
 
 
 def skim_answerer(run: Run, settings: SkimAnswerConfig | AnswerConfig) -> QuestionAnswerer:
-    """A ``train-skim`` run, ready to answer questions; with an ``AnswerConfig`` it never prunes."""
+    """The answerer of a ``train-skim`` run; with an ``AnswerConfig`` it never prunes."""
     if isinstance(settings, AnswerConfig):
         settings = SkimAnswerConfig(settings)
     model = load_skim_reader(run)
@@ -239,7 +238,7 @@ def skim_answerer(run: Run, settings: SkimAnswerConfig | AnswerConfig) -> Questi
 
 @settings
 class BlockPrediction:
-    """Settings of ``predict_blocks``; ``windows`` replaces those of the reader's training."""
+    """Settings of :func:`predict_blocks`; ``windows``: in place of those of the training."""
 
     windows: WindowConfig | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -247,11 +246,11 @@ class BlockPrediction:
 
 @stage("predict-blocks", publish=("curves.csv", "counts.safetensors"))
 def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Dataset) -> dict:
-    """Predict the probability of every block of ``data`` with a ``train-skim`` run, pruning none.
+    """Predict the probability of every block of ``data`` with a ``train-skim`` run, unpruned.
 
-    Writes blocks.safetensors (:class:`BlockPredictions`, some 30 bytes a block), curves.csv
-    (:func:`curve_table`) and counts.safetensors, from which :func:`block_f1` has the F1 of every
-    question. Metrics: :func:`summarize_blocks`.
+    Writes blocks.safetensors (:class:`BlockPredictions`, about 30 bytes per block), curves.csv
+    (:func:`curve_table`) and counts.safetensors (by layer (2, Q): hits, and predicted plus labelled
+    positives, for :func:`block_f1`). Metrics: :func:`summarize_blocks`.
     """
     windows = config.windows or weights.settings(SkimTraining).windows
     model = load_skim_reader(weights).to(choose_device())
@@ -278,12 +277,12 @@ def read_blocks(run: Run) -> BlockPredictions:
 
 
 def block_f1(run: Run, layer: int) -> np.ndarray:
-    """Block F1 of a ``predict-blocks`` run as a mean over questions.  (Q,) percent
+    """Values z whose mean is the block F1 of a ``predict-blocks`` run.  (Q,) percent
 
-        F = 2 H / B,  H hits, B predicted plus labelled positives
+        F = 2 H / B,  H hits, B predicted plus labelled positives, h_q and b_q of one question
         z_q = F + (2 h_q - F b_q) / mean(b)
 
-    F1 is no mean over questions; z has F as its mean and, to first order, its variance.
+    F1 is not a mean over questions; the mean of z is F and has, to first order, the same variance.
     """
     hits, both = load_file(run.file("counts.safetensors"))[str(layer)].astype(float)
     f1 = 2 * hits.sum() / max(1.0, both.sum())
@@ -293,12 +292,12 @@ def block_f1(run: Run, layer: int) -> np.ndarray:
 def summarize_blocks(found: BlockPredictions) -> dict:
     """Metrics of block predictions, by layer.
 
-    precision, recall, f1 and accuracy of the class "holds an answer" in percent, and the area under
-    the ROC curve, which does not depend on a threshold; "kept at 0.99", the least share of tokens
-    that keeps 99 % of the answers, with its threshold; "found at 0.6", the share of the answers in
-    at most 60 % of the tokens. ``oracle`` is the share of tokens that holds 99 % of the answers;
-    ``two_tokens`` has the scores by the labels of the released code, and ``lost``, the percent of
-    the questions that have no positive block by these.
+    In percent: precision, recall, f1 and accuracy of the class "holds an answer" at threshold 0.5,
+    and auc, the area under the ROC curve. "kept at 0.99": the smallest share of tokens that keeps
+    99 % of the answers, with its threshold; "found at 0.6": the share of the answers kept in at
+    most 60 % of the tokens. ``oracle``: the share of tokens with which an oracle keeps 99 % of the
+    answers. ``two_tokens``: the scores with the labels of the released code, and ``lost``, the
+    percentage of questions with a positive block that have none by those labels.
     """
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
@@ -333,9 +332,10 @@ def summarize_blocks(found: BlockPredictions) -> dict:
 
 
 def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Share of tokens and of questions, both (Q,), kept with each question's shortest answer.
+    """Share of tokens and of questions, both (answered questions,), that an oracle keeps.
 
-    The cheapest questions come first. Raises QalibError if no question has an answer.
+    It keeps the blocks of each question's cheapest answer, the cheapest questions first. Raises
+    QalibError if no question has an answer.
     """
     questions = int(found.row.max(initial=-1)) + 1
     cost = np.full(questions, np.inf)
@@ -349,7 +349,7 @@ def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curve_table(found: BlockPredictions) -> pd.DataFrame:
-    """Recall curves on an even grid.  columns layer (0 = oracle), kept, found: shares, 0 to 1"""
+    """Recall curves on an even grid.  columns layer (0 = oracle); kept, found: shares, 0 to 1"""
     kept = np.linspace(0, 1, GRID)
     costs, answered = _oracle_curve(found)
     curves = {ORACLE: np.append(0.0, answered)[np.searchsorted(costs, kept, side="right")]}

@@ -1,4 +1,4 @@
-"""The stage of notebooks 01 to 03: train a byte-level reader, from random weights or a run's."""
+"""The stage of notebooks 01 to 03: train a byte-level reader, from scratch or from a run."""
 
 import math
 import statistics
@@ -34,7 +34,7 @@ from qalib.training import TrainConfig, TrainingTask, make_optimizer, train
 
 Count = Annotated[int, Field(ge=1)]
 DISTANCES = {"0-25": 25, "25-50": 50, "50-100": 100, "100-200": 200, ">200": math.inf}
-VARIANTS: dict[str, dict] = {  # settings in which each reader differs from plain
+VARIANTS: dict[str, dict] = {  # the settings in which each differs from plain
     "plain": {},
     "dense": {"encoder": "dense", "mixer": "dense"},
     "dense, plain": {"encoder": "dense"},
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict] = {  # settings in which each reader differs from plai
     "plain, recurrent": {"mixer": "lstm"},
     "dense, recurrent": {"encoder": "dense", "mixer": "lstm"},
 }
-OPTIONS: dict[str, dict] = {  # may follow the name of a variant and a colon
+OPTIONS: dict[str, dict] = {  # appended to the name of a variant after a colon
     "first keys": {"keys": "first"},
     "valid": {"convolutions": "valid"},
     "positions": {"positions": "sin"},
@@ -76,23 +76,23 @@ class ByteTraining:
 
 @settings
 class ByteStudy:
-    """What notebooks 01 to 03 train: one set-up, several readers, some seeds."""
+    """What notebooks 01 to 03 train: several readers in one set-up, with one or more seeds."""
 
     base: ByteTraining = field(default_factory=ByteTraining)  # of the plain convolutional reader
-    rates: tuple[float, ...] = (1e-3,)  # tried for each reader
+    rates: tuple[float, ...] = (1e-3,)  # learning rates tried for each reader
     seeds: Count = 1
-    several: tuple[str, ...] = ("plain", "dense")  # variants with
+    several: tuple[str, ...] = ("plain", "dense")  # variants trained with ``more_seeds`` seeds
     more_seeds: Count = 1
     variants: tuple[str, ...] = ("plain", "dense", "dilated", "recurrent", "plain, recurrent")
     recurrent: str = "recurrent"  # the variant that is compared with plain
-    page: str = "recurrent"  # the variant that is compared with the page's recurrent reader
-    sweep_steps: int = 0  # training steps of a rate; 0 = as ``base``
+    page: str = "recurrent"  # the one compared with the byte-level page's recurrent reader
+    sweep_steps: int = 0  # training steps per rate tried; 0 = those of ``base``
     finetune_steps: Count = 1  # with sigma 0, before a reader is evaluated
     finetune_rate: float = 1e-3
     gradient_batches: Count = 4
 
     def seeds_of(self, name: str) -> int:
-        """Trainings of a variant."""
+        """The number of seeds with which a variant is trained."""
         return self.more_seeds if name in self.several else self.seeds
 
 
@@ -103,8 +103,8 @@ class ByteStudy:
 def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | None = None) -> dict:
     """Train a byte-level reader on ``data``, from random weights or those of the run ``start``.
 
-    Writes log.jsonl and weights.safetensors. With ``held_out`` log and metrics include the scores
-    on the passages held out, see :func:`held_out_scores`.
+    Writes log.jsonl and weights.safetensors. With ``held_out``, log and metrics include the scores
+    on the held-out passages, see :func:`held_out_scores`.
     """
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = build_byte_reader(config.reader, config.seed)
@@ -122,7 +122,7 @@ def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | No
 def held_out_scores(
     reader: ByteReader, held: Dataset, config: ByteTraining
 ) -> Callable[..., dict[str, float]]:
-    """What computes loss, EM and F1 on some questions, and EM by distance of their words."""
+    """A function that computes loss, EM, F1, and EM by :func:`distance_bin` on ``held``."""
     task = byte_task(held, config)
     bins = np.array([distance_bin(example) for example in held])
     decoding = ByteAnswerConfig(text=config.text, precision=config.train.precision)
@@ -144,10 +144,10 @@ def held_out_scores(
 
 
 def distance_bin(example: Example) -> str:
-    """Which of ``DISTANCES`` the question's words are at, "none" if the passage has none.
+    """The bin of ``DISTANCES`` for a question, "none" if the passage has none of its words.
 
     The distance is the median, over the question's content words that the passage has outside the
-    answer, of the characters from the (first) answer to the nearest occurrence of the word.
+    first answer, of the number of characters from that answer to the word's nearest occurrence.
     """
     answer = example.answers[0]
     asked = {m[0].lower() for m in WORD.finditer(example.question)}
@@ -162,7 +162,7 @@ def distance_bin(example: Example) -> str:
 
 
 def variant(base: ByteTraining, name: str, size: float = 1.0) -> ByteTraining:
-    """The base training of a variant, such as "dense: valid", with ``size`` times its parameters.
+    """Training of a variant, such as "dense: valid", with ``size`` times the base's parameters.
 
     Raises QalibError for an unknown name.
     """
@@ -174,7 +174,7 @@ def variant(base: ByteTraining, name: str, size: float = 1.0) -> ByteTraining:
 
 
 def at_best_rate(study: Study, setup: ByteStudy, plan: ByteTraining, data: Dataset) -> ByteTraining:
-    """The plan at the rate whose short training has the lowest loss on held-out passages."""
+    """The plan with the learning rate whose short training has the lowest held-out loss."""
     plans = [replace(plan, train=replace(plan.train, learning_rate=r)) for r in setup.rates]
     if len(plans) == 1:
         return plans[0]
@@ -185,7 +185,7 @@ def at_best_rate(study: Study, setup: ByteStudy, plan: ByteTraining, data: Datas
 
 
 def byte_task(data: Dataset, config: ByteTraining) -> TrainingTask:
-    """Gaussian targets for start and end, in batches of a fixed number of questions."""
+    """Training on Gaussian targets for start and end, in batches of ``batch_size`` questions."""
     rows = QuestionRows(passage_features(data.examples, config.text))
 
     def loss(output, batch: ByteBatch) -> Tensor:
@@ -199,7 +199,7 @@ def byte_task(data: Dataset, config: ByteTraining) -> TrainingTask:
 
 
 def byte_optimizer(reader: ByteReader, config: ByteTraining) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, which the page uses for its final model."""
+    """AdamW, or SGD with Nesterov momentum as for the final model of the byte-level page."""
     if config.optimizer == "adam":
         return make_optimizer(reader, config.train)
     return torch.optim.SGD(
@@ -217,5 +217,5 @@ def load_byte_reader(run: Run) -> ByteReader:
 
 
 def byte_answerer(run: Run, config: ByteAnswerConfig) -> ByteQuestionAnswerer:
-    """A ``train-bytes`` run, ready to answer questions."""
+    """The answerer of a ``train-bytes`` run."""
     return ByteQuestionAnswerer(load_byte_reader(run).to(choose_device()), config)

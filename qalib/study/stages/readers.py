@@ -1,4 +1,4 @@
-"""The readers of notebooks 06 and 10: a base encoder, a small one, and what it learns from it."""
+"""The readers of notebooks 00, 06, 08 and 10: base, small, and small distilled from base."""
 
 import itertools
 from dataclasses import field, replace
@@ -44,9 +44,9 @@ Size = Literal["base", "small"]
 
 @settings
 class ReadersStudy:
-    """Section [readers] of a profile: a base encoder, a small one, and what it learns from it.
+    """Section [readers] of a profile: a base encoder, and a small one that it may teach.
 
-    Rates are compared on held-out passages of the section [readers_squad].
+    Learning rates are compared on held-out passages of section [readers_squad].
     """
 
     base: EncoderTraining = field(default_factory=EncoderTraining)
@@ -56,21 +56,21 @@ class ReadersStudy:
     base_rank: int = 64
     small_rank: int = 88
     tests: tuple[str, ...] = ()  # further sources to score on
-    long: int = 512  # word pieces of a passage among its neighbours
+    long: int = 512  # longest input in word pieces of a paragraph with its neighbours
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     loss: DistillConfig = field(
         default_factory=lambda: DistillConfig(margin_weight=0.0, attention_weight=0.0)
     )
 
     def training(self, size: Size, rate: float, seed: int) -> AdapterTraining:
-        """A reader of one size."""
+        """The training settings of the reader of one size."""
         one = getattr(self, size)
         one = replace(one, train=replace(one.train, learning_rate=rate), held_out=self.held_out)
         return AdapterTraining(replace(one, seed=seed), getattr(self, f"{size}_rank"))
 
 
 def reader_data(study: Study) -> tuple[Dataset, Dataset]:
-    """What the readers of [readers] are trained on, and held-out passages to choose by."""
+    """The readers' training data, and the held-out passages on which rates are compared."""
     plan = study.config("readers", ReadersStudy)
     watch = hold_out(study.data("train", "readers_squad"), plan.held_out)[1]
     return study.data("train", "readers_data"), watch
@@ -79,7 +79,7 @@ def reader_data(study: Study) -> tuple[Dataset, Dataset]:
 def train_reader(
     study: Study, size: Size, rate: float, seed: int = 0, cache: Run | None = None
 ) -> Run:
-    """A reader of [readers]; ``cache``: the outputs of its teacher."""
+    """Train a reader of section [readers]; ``cache``: the outputs of its teacher, if it has one."""
     plan, (data, watch) = study.config("readers", ReadersStudy), reader_data(study)
     config = plan.training(size, rate, seed)
     config = replace(config, loss=plan.loss) if cache else config
@@ -87,7 +87,7 @@ def train_reader(
 
 
 def best_reader(study: Study, size: Size) -> Run:
-    """The reader with the learning rate that is best on the held-out passages."""
+    """The reader with the learning rate whose F1 on the held-out passages is highest."""
     rates = getattr(study.config("readers", ReadersStudy), f"{size}_rates")
     return max(
         (train_reader(study, size, rate) for rate in rates), key=lambda run: run.metrics["watch_f1"]
@@ -95,20 +95,20 @@ def best_reader(study: Study, size: Size) -> Run:
 
 
 def teacher_cache(study: Study) -> Run:
-    """What the best base reader predicts for the training data."""
+    """The outputs of the best base reader for the training data."""
     config = TeacherCacheConfig(MiningConfig(k=1), attention=False)
     data, _ = reader_data(study)
     return study.run(cache_teacher, config, data=data, teacher=best_reader(study, "base"))
 
 
 def taught_reader(study: Study, seed: int = 0) -> Run:
-    """The small reader that learns from the best base reader, too."""
+    """The small reader that is also distilled from the best base reader."""
     rate = best_reader(study, "small").settings(AdapterTraining).base.train.learning_rate
     return train_reader(study, "small", rate, seed, teacher_cache(study))
 
 
 def reader_tests(study: Study) -> dict[str, Dataset]:
-    """The test sets by name; in the first one's "-long" a paragraph is among its neighbours."""
+    """The test sets by name; "-long" is the first one with paragraphs among their neighbours."""
     plan, first = study.config("readers", ReadersStudy), study.data("test", "readers_data")
     tokenizer = build_encoder(plan.small.encoder).tokenizer
     sets = [first, lengthen(first, tokenizer, plan.long), *map(load_data, plan.tests)]
@@ -116,18 +116,18 @@ def reader_tests(study: Study) -> dict[str, Dataset]:
 
 
 def every(data: Dataset, step: int) -> Dataset:
-    """Every so many-th question of a data set."""
+    """Every ``step``-th question of a data set."""
     examples = data.examples[::step]
     return make_dataset(f"{data.name}-{step}", examples, data.path, data.raw_sha256)
 
 
 def some(data: Dataset, count: int) -> Dataset:
-    """So many questions of a data set, at equal distances."""
+    """Evenly spaced questions: ``count`` to 2 ``count`` - 1, or all if there are fewer."""
     return every(data, max(1, len(data) // count))
 
 
 def score_reader(study: Study, name: str, run: Run, data: Dataset) -> Run:
-    """EM and F1 of a reader on a data set, in windows of its training."""
+    """EM and F1 of a reader on a data set, with the windows of its training."""
     windows = encoder_training(run).windows
     config = Evaluation(name, AnswerConfig(windows=windows, precision="fp32"))
     return study.run(evaluate, config, test=data, weights=run)
@@ -140,7 +140,7 @@ def score_reader(study: Study, name: str, run: Run, data: Dataset) -> Run:
 class BaseSkim:
     """Section [base_skim]: predictors beside the frozen readers.
 
-    Thresholds keep the answers of a share ``recalls`` of the held-out questions.
+    ``recalls``: shares of the held-out questions whose answers the thresholds keep.
     """
 
     layers: tuple[int, ...] = (3, 4, 5, 6)  # of the base encoder
@@ -149,18 +149,18 @@ class BaseSkim:
     predictor_rate: float = 20.0
     loss: SkimLossConfig = field(default_factory=SkimLossConfig)
     recalls: tuple[float, ...] = (0.95, 0.98, 0.99)
-    every: int = 4  # of the test questions that operating points are compared on
-    small_every: int = 8  # of those that the small reader answers
-    elsewhere: int = 100  # questions of each kind of text that guarantees are tested on
+    every: int = 4  # operating points are compared on every n-th test question
+    small_every: int = 8  # the same for the small reader
+    elsewhere: int = 100  # questions of each test set on which guarantees are tested
     min_pruned_fraction: float = 0.1
     min_tokens: int = 96
-    timed: tuple[int, ...] = (16, 8)  # questions of each test set that are timed; the last for all
+    timed: tuple[int, ...] = (16, 8)  # timed questions of the first two test sets
     rounds: Annotated[int, Field(ge=1)] = 3
-    quantized: int = 400  # test questions that int8 readers answer
+    quantized: int = 400  # test questions for the F1 of int8 readers
 
 
 def skim_beside(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -> Run:
-    """Predictors beside a reader of [readers], which stays as it is."""
+    """Train predictors beside a frozen reader of section [readers]."""
     plan, data = study.config("base_skim", BaseSkim), study.data("train", "readers_data")
     base = encoder_training(reader)
     config = SkimTraining(
@@ -180,16 +180,16 @@ def skim_beside(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -
 
 @settings
 class Thresholds:
-    """Recalls on held-out passages that thresholds are chosen for."""
+    """The recalls on held-out passages for which thresholds are chosen."""
 
     recalls: tuple[float, ...]
 
 
 @stage("thresholds", publish=())
 def choose_thresholds(config: Thresholds, work: Path, weights: Run, data: Dataset) -> dict:
-    """A threshold for every layer and recall, on ``data``, and what it keeps there.
+    """Choose a threshold for every layer and recall on ``data``, and measure what it keeps there.
 
-    Columns: layer, recall, threshold, token_fraction, relative_flops.
+    Returns rows with layer, recall, threshold, token_fraction, relative_flops.
     """
     model, training = load_skim_reader(weights), weights.settings(SkimTraining)
     model.to(make_accelerator().device)
@@ -204,7 +204,7 @@ def choose_thresholds(config: Thresholds, work: Path, weights: Run, data: Datase
 
 
 def operating_points(study: Study, skimmer: Run) -> list[dict]:
-    """The rows of :func:`choose_thresholds` on the passages that no training has seen."""
+    """The rows of :func:`choose_thresholds` on passages held out from every training."""
     plan = study.config("base_skim", BaseSkim)
     held = hold_out(study.data("train", "readers_data"), skimmer.config["held_out"])[1]
     run = study.run(choose_thresholds, Thresholds(plan.recalls), weights=skimmer, data=held)
@@ -212,7 +212,7 @@ def operating_points(study: Study, skimmer: Run) -> list[dict]:
 
 
 def pruning_at(plan: BaseSkim, point: dict) -> Pruning:
-    """How a reader prunes at an operating point."""
+    """The pruning settings of an operating point."""
     shared = {name: getattr(plan, name) for name in ("min_pruned_fraction", "min_tokens")}
     return Pruning((point["layer"],), (point["threshold"],), **shared)
 
