@@ -56,9 +56,9 @@ def distill_command(
 ) -> None:
     """Train a small model on gold answers and on what its teachers predict.
 
-    The losses are those of answer distillation (Hu et al. 2018), as in notebook 08; attention's is
-    for teachers and students with the same tokens, and slower. OUTPUT becomes a Hugging Face folder
-    with a card; give the command again to resume after a kill.
+    The losses are those of answer distillation (Hu et al. 2018), as in notebook 08. The attention
+    loss is slower and needs teachers and students with the same tokens. OUTPUT becomes a Hugging
+    Face folder with a model card. Run the same command again to resume after an interruption.
     """
     dataset, scored = training.load(data, output)
     from qalib.distill.alignment import token_spans

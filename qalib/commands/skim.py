@@ -95,8 +95,8 @@ def calibrate_command(
 ) -> None:
     """Choose a skimmer's threshold on questions that neither model nor skimmer was trained on.
 
-    Prints what was measured: the recall by cross-validation over passages, with its interval, and
-    that on other data (--test). On other text it may differ.
+    Prints the recall by cross-validation over passages, with its confidence interval, and the
+    recall on further data (--test). The recall on other text may differ.
     """
     if not is_main_process():
         return
