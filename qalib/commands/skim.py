@@ -37,9 +37,10 @@ def skim_train_command(
     model: options.ModelOption = "",
     block_size: Annotated[int, typer.Option(help="tokens of a block")] = 32,
 ) -> None:
-    """Train block predictors for a model, which stays as it is; `skim calibrate` comes next.
+    """Train block predictors for a model, which is not changed; `skim calibrate` comes next.
 
-    Give the command again to resume after a kill. Works under `accelerate launch -m qalib`.
+    Run the same command again to resume after an interruption. Works under `accelerate launch -m
+    qalib`.
     """
     dataset, scored = training.load(data, output)
     from qalib.data.schema import SAMPLE, passage_digests

@@ -114,10 +114,10 @@ def train_command(
         ),
     ] = None,
 ) -> None:
-    """Train a model on your own file of questions; give it again to resume after a kill.
+    """Train a model on your own questions; run it again to resume after an interruption.
 
-    OUTPUT becomes a Hugging Face folder with a card. Word embeddings stay as they are. Works under
-    `accelerate launch -m qalib`.
+    OUTPUT becomes a Hugging Face folder with a model card. Word embeddings are not trained. Works
+    under `accelerate launch -m qalib`.
     """
     output = output or Path(Path(data).name.split(".")[0] + "-model")
     dataset, scored = training.load(data, output)
