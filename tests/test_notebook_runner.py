@@ -1,8 +1,6 @@
 """The notebook runner: toy notebooks run for real once, and what the stamps then see."""
 
-import base64
 import errno
-import io
 import json
 import os
 import re
@@ -11,7 +9,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -349,14 +346,6 @@ def test_unknown_profiles_are_refused(kit):
 # --- large outputs -----------------------------------------------------------------------------
 
 
-def picture(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.astype("uint8")).save(buffer, "PNG", compress_level=0)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def with_outputs(folder: Path, data: dict[str, str]) -> tuple[Path, Path]:
     source = write(folder, "00_big", {"show": "1"}).path
     executed = nbformat.read(source, as_version=4)
@@ -365,21 +354,17 @@ def with_outputs(folder: Path, data: dict[str, str]) -> tuple[Path, Path]:
     return source, folder / "executed.ipynb"
 
 
-def test_large_pictures_are_made_smaller(tmp_path):
-    shade = np.linspace(0, 255, 1200)[None, :, None] * np.ones((400, 1, 3))
+def test_widgets_are_left_out(tmp_path):
     widget = {"application/vnd.jupyter.widget-view+json": "{}"}
-    source, executed = with_outputs(tmp_path, {"image/png": picture(shade), **widget})
-    assert executed.stat().st_size > LARGEST
+    source, executed = with_outputs(tmp_path, {"text/plain": "shown", **widget})
     copy_outputs(source, executed)
-    assert source.stat().st_size < LARGEST
-    text = source.read_text()
-    assert "image/png" in text
+    assert "shown" in (text := source.read_text())
     assert "widget" not in text
 
 
-def test_what_is_still_too_large_is_refused_and_named(tmp_path):
+def test_a_notebook_that_is_too_large_is_refused_and_its_largest_cell_named(tmp_path):
     source, executed = with_outputs(tmp_path, {"text/plain": "x" * LARGEST})
     before = source.read_text()
-    with pytest.raises(QalibError, match=r"00_big\.ipynb: .*\[show\] 3\d\d KB"):
+    with pytest.raises(QalibError, match=r"00_big\.ipynb: .*cells such as \[show\]"):
         copy_outputs(source, executed)
     assert source.read_text() == before

@@ -126,6 +126,7 @@ def cache_outputs(
     Teachers that an interrupted command has already finished are not run again. Raises QalibError
     if the vocabularies of the teachers' tokenizers differ.
     """
+    from qalib.data.windows import check_windows
     from qalib.distill.alignment import token_spans
     from qalib.distill.distractors import DistractorMiner
     from qalib.distill.encoders import align_layers, teacher_outputs
@@ -145,6 +146,7 @@ def cache_outputs(
                 f"the teachers {teachers[0]} and {teachers[number]} have different tokenizers; "
                 "choose teachers with the same one (the student may have another)."
             )
+        check_windows(windows, reader.max_length)
         if attention:
             align_layers(reader)
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")

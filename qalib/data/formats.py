@@ -116,10 +116,7 @@ def _parse(text: str, prefix: str, line: int = 1) -> object:
 
 
 def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
-    """("2.0" if the file states that version, else ""; (place, value) of each top-level entry).
-
-    The value of a damaged line is a QalibError.
-    """
+    """("2.0" or ""; (place, value) of each top-level entry; QalibError for a damaged line)."""
     if not text.lstrip().startswith(("{", "[")):
         kind = "not JSON" if text.strip() else "the file is empty"
         raise QalibError(f"{path}: {kind}; {FORMS}.")
@@ -249,7 +246,8 @@ class _Reader:
             context = "\n".join(f"{title}\n{''.join(text)}" for title, text in paragraphs)
         except (TypeError, ValueError):
             raise self._error("'context' must hold pairs of a title and a list of texts") from None
-        found = [m.start() for m in re.finditer(re.escape(answer), context)]
+        whole = re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", context)
+        found = [match.start() for match in whole]
         if answer in ("yes", "no", "") or not found:
             raise self._error(f"the answer {answer!r} is no span of the passage")
         answers = [{"text": answer, "answer_start": start} for start in found]

@@ -7,10 +7,8 @@ runs and figures. Changes in other modules of the library do not count; the test
 notebook whose stamp shows no change is not run again.
 """
 
-import base64
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -36,8 +34,7 @@ from qalib.study.provenance import command_line, environment
 from qalib.study.run_cache import RECORDS, read_records
 
 DIGITS = 16  # hexadecimal digits of a hash in a stamp
-LARGEST = 350_000  # bytes of a committed notebook, outputs included
-WIDEST = 900  # pixels, the width to which pictures are reduced in a notebook that is too large
+LARGEST = 500_000  # bytes of a committed notebook, outputs included
 EVERY = 20.0  # seconds between lines of progress
 KERNEL = """
 import os
@@ -267,9 +264,12 @@ def kernel_environment(
         }
         if profile != "paper":  # the only one that may download models and data
             defaults["HF_HUB_OFFLINE"] = "1"
+        folders = ("QALIB_STORE", "QALIB_CACHE")  # relative to the folder of the command
+        places = {name: os.environ[name] for name in folders if os.environ.get(name)}
         wanted = {
             **defaults,
             **os.environ,
+            **{name: str(Path(value).resolve()) for name, value in places.items()},
             "QALIB_PROFILE": profile,
             "QALIB_NOTES": str(executed.with_suffix(".usage").resolve()),
             "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
@@ -310,7 +310,7 @@ def copy_outputs(path: Path, executed: Path) -> None:
     """Copy the outputs of an executed notebook into its source, cell by cell.
 
     Code cells are renumbered from 1; stderr, widget state and papermill's metadata are left out.
-    Pictures are reduced if the file would exceed ``LARGEST``. Raises QalibError if it still does.
+    Raises QalibError if the file would exceed ``LARGEST``.
     """
     import nbformat
 
@@ -328,32 +328,13 @@ def copy_outputs(path: Path, executed: Path) -> None:
         notebook.metadata.pop(mark, None)
     text = nbformat.writes(notebook) + "\n"
     if len(text.encode()) > LARGEST:
-        for cell in code:
-            _shrink_pictures(cell.outputs)
-        text = nbformat.writes(notebook) + "\n"
-    if len(text.encode()) > LARGEST:
-        sizes = {cell.id: len(json.dumps(cell.outputs)) for cell in code}
-        worst = sorted(sizes, key=sizes.get, reverse=True)[:3]
-        named = ", ".join(f"[{name}] {sizes[name] // 1000} KB" for name in worst)
+        worst = max(code, key=lambda cell: len(json.dumps(cell.outputs)))
         raise QalibError(
             f"{path.name}: with its outputs it has {len(text.encode()) // 1000} KB, more than "
-            f"{LARGEST // 1000}; let these cells show less: {named}."
+            f"{LARGEST // 1000}; let cells such as [{worst.id}] show less."
         )
     if text != path.read_text(encoding="utf-8"):
         write_atomically(path, text)
-
-
-def _shrink_pictures(outputs: list) -> None:
-    """Reduce png pictures to at most ``WIDEST`` pixels in width and 64 colours."""
-    from PIL import Image
-
-    for output in outputs:
-        if "image/png" in output.get("data", {}):
-            picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
-            picture.thumbnail((WIDEST, 10 * WIDEST))
-            buffer = io.BytesIO()
-            picture.convert("RGB").quantize(64).save(buffer, "PNG", optimize=True)
-            output.data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
 
 
 # --- stamps ---------------------------------------------------------------------------------------

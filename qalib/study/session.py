@@ -136,4 +136,5 @@ def load_profile_data(config: DataConfig, split: str) -> Dataset:
     whole = parts[0] if len(parts) == 1 else merge(together, parts)
     if not count:
         return whole
-    return make_dataset(whole.name, whole.examples[:count], whole.path, whole.raw_sha256)
+    few = whole.examples[:count]
+    return make_dataset(whole.name, few, whole.path, whole.raw_sha256, whole.version)
