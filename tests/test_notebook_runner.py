@@ -1,6 +1,8 @@
 """The notebook runner: toy notebooks run for real once, and what the stamps then see."""
 
+import base64
 import errno
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -346,6 +349,14 @@ def test_unknown_profiles_are_refused(kit):
 # --- large outputs -----------------------------------------------------------------------------
 
 
+def picture(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype("uint8")).save(buffer, "PNG", compress_level=0)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def with_outputs(folder: Path, data: dict[str, str]) -> tuple[Path, Path]:
     source = write(folder, "00_big", {"show": "1"}).path
     executed = nbformat.read(source, as_version=4)
@@ -354,11 +365,15 @@ def with_outputs(folder: Path, data: dict[str, str]) -> tuple[Path, Path]:
     return source, folder / "executed.ipynb"
 
 
-def test_widgets_are_left_out(tmp_path):
+def test_large_pictures_are_made_smaller(tmp_path):
+    shade = np.linspace(0, 255, 1200)[None, :, None] * np.ones((400, 1, 3))
     widget = {"application/vnd.jupyter.widget-view+json": "{}"}
-    source, executed = with_outputs(tmp_path, {"text/plain": "shown", **widget})
+    source, executed = with_outputs(tmp_path, {"image/png": picture(shade), **widget})
+    assert executed.stat().st_size > LARGEST
     copy_outputs(source, executed)
-    assert "shown" in (text := source.read_text())
+    assert source.stat().st_size < LARGEST
+    text = source.read_text()
+    assert "image/png" in text
     assert "widget" not in text
 
 

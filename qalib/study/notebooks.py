@@ -7,8 +7,10 @@ runs and figures. Changes in other modules of the library do not count; the test
 notebook whose stamp shows no change is not run again.
 """
 
+import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -34,7 +36,7 @@ from qalib.study.provenance import command_line, environment
 from qalib.study.run_cache import RECORDS, read_records
 
 DIGITS = 16  # hexadecimal digits of a hash in a stamp
-LARGEST = 500_000  # bytes of a committed notebook, outputs included
+LARGEST = 350_000  # bytes of a committed notebook, outputs included
 EVERY = 20.0  # seconds between lines of progress
 KERNEL = """
 import os
@@ -310,7 +312,7 @@ def copy_outputs(path: Path, executed: Path) -> None:
     """Copy the outputs of an executed notebook into its source, cell by cell.
 
     Code cells are renumbered from 1; stderr, widget state and papermill's metadata are left out.
-    Raises QalibError if the file would exceed ``LARGEST``.
+    Pictures are reduced if the file would exceed ``LARGEST``. Raises QalibError if it still does.
     """
     import nbformat
 
@@ -328,6 +330,9 @@ def copy_outputs(path: Path, executed: Path) -> None:
         notebook.metadata.pop(mark, None)
     text = nbformat.writes(notebook) + "\n"
     if len(text.encode()) > LARGEST:
+        _shrink_pictures(code)
+        text = nbformat.writes(notebook) + "\n"
+    if len(text.encode()) > LARGEST:
         worst = max(code, key=lambda cell: len(json.dumps(cell.outputs)))
         raise QalibError(
             f"{path.name}: with its outputs it has {len(text.encode()) // 1000} KB, more than "
@@ -335,6 +340,17 @@ def copy_outputs(path: Path, executed: Path) -> None:
         )
     if text != path.read_text(encoding="utf-8"):
         write_atomically(path, text)
+
+
+def _shrink_pictures(cells: list) -> None:
+    """Reduce the png pictures of cells to 64 colours."""
+    from PIL import Image
+
+    for output in (output for cell in cells for output in cell.outputs):
+        if png := output.get("data", {}).get("image/png"):
+            picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+            picture.quantize(64).save(buffer := io.BytesIO(), "PNG", optimize=True)
+            output.data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
 
 
 # --- stamps ---------------------------------------------------------------------------------------
