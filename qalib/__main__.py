@@ -25,7 +25,6 @@ app.add_typer(skim.app, name="skim")
 app.add_typer(bench.app, name="bench")
 app.command("fetch")(fetch.fetch_command)
 app.add_typer(study.app, name="study")
-app.command("run-notebooks", hidden=True)(study.run_notebooks_command)  # older name
 
 
 class _Interrupted(BaseException):

@@ -124,8 +124,9 @@ class _Answering:
         except FAILURES as error:
             kind = type(getattr(self.reader, "encoder", self.reader)).__name__
             shape = tuple(batch.mask.shape)
+            hint = "; try --precision fp32" if self.precision == "bf16" else ""
             raise QalibError(
-                f"{kind} fails on a batch of the shape {shape}: {first_line(error)}"
+                f"{kind} fails on a batch of the shape {shape}: {first_line(error)}{hint}"
             ) from error
         for logits in output[:2]:
             if (~(logits < torch.inf) & output.mask).any():
@@ -201,7 +202,6 @@ class QuestionAnswerer(_Answering):
         tokens = sum(len(window.offsets) for window, _ in parts)
         processed = sum(len(window.offsets) * scored.token_fraction for window, scored in parts)
         null = min(scored.null for _, scored in parts)
-        best = max(torch.finfo(torch.float32).min, *(scored.scores[0] for _, scored in parts))
         logs = [scored.log_total for _, scored in parts] + [null] * self.config.windows.null
         total = torch.tensor(logs).logsumexp(dim=0).item()
         found: dict[str, AnswerCandidate] = {}
@@ -215,6 +215,7 @@ class QuestionAnswerer(_Answering):
                     share = probability(score, total)
                     found[text] = AnswerCandidate(text, a, b, share, score)
         ranked = sorted(found.values(), key=lambda c: -c.score)
+        best = ranked[0].score if ranked else torch.finfo(torch.float32).min
         if self.config.windows.null or not ranked:
             no_answer = AnswerCandidate("", 0, 0, probability(null, total), null)
             threshold = self.config.null_score_diff_threshold

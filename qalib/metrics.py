@@ -10,7 +10,6 @@ F1 counts words or, with ``characters``, characters, for scripts written without
 Sources: Rajpurkar et al. 2016 (rule 1.1), 2018 (rule 2.0).
 """
 
-import math
 import re
 import reprlib
 import string
@@ -52,10 +51,8 @@ def f1(prediction: str, golds: Sequence[str] | str, rule: Rule = "1.1") -> float
 
 
 class _Words(dict[str, list[str]]):
-    """Cache of the normalised words of texts.
-
-    With ``characters``, punctuation of every script is removed first, as in the scoring scripts of
-    KorQuAD and CMRC, and F1 counts the characters of the words.
+    """Cache of the normalised words of texts. With ``characters``, punctuation of every script is
+    removed first and F1 counts characters, much as in the scoring scripts of KorQuAD and CMRC.
     """
 
     def __init__(self, characters: bool = False):
@@ -273,7 +270,9 @@ def load_predictions(path: str | Path) -> dict[str, str]:
     """
     tree = parse_json(read_bytes(Path(path)), path)
     if isinstance(tree, list) and all(isinstance(row, dict) and "id" in row for row in tree):
-        tree = {str(row["id"]): row.get("prediction_text", row) for row in tree}
+        rows, tree = tree, {str(row["id"]): row.get("prediction_text", row) for row in tree}
+        if len(tree) < len(rows):
+            raise QalibError(f"{path}: an id appears twice; ids must be unique.")
     if not isinstance(tree, dict):
         raise QalibError(f"{path}: expected one JSON object, question id to answer text.")
     texts = {key: text for key, text in tree.items() if isinstance(text, str)}
@@ -297,7 +296,7 @@ def load_na_probs(path: str | Path, dataset: Dataset) -> dict[str, float]:
         raise QalibError(f"{path}: expected one JSON object, question id to number.")
     for key in (*tree, *(example.id for example in dataset)):
         value = tree.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) < 1e308:
             found = reprlib.repr(value)
             raise QalibError(f"{path}: question {key!r}: expected a number, found {found}.")
     return tree

@@ -39,9 +39,9 @@ class TrainConfig:
     """How a model is trained. Tokens are word pieces, words or bytes, depending on the reader."""
 
     num_train_epochs: Annotated[int, Field(ge=1)] = 2
-    max_steps: int = 0  # stop here even if epochs are left; 0 = no limit
+    max_steps: Annotated[int, Field(ge=0)] = 0  # stop here even if epochs are left; 0 = no limit
     tokens_per_batch: Annotated[int, Field(ge=1)] = 4096  # padded, per step over all processes
-    learning_rate: float = 1.5e-4  # reached after the warm-up; then linear decay to 0
+    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-4  # after the warm-up; then linear decay
     warmup_ratio: float = 0.06  # fraction of all steps
     weight_decay: float = 0.01  # of matrices, not of biases and norms
     max_grad_norm: float = 1.0

@@ -58,6 +58,12 @@ def test_json_has_offsets(checkpoint):
     assert all(PASSAGE[c["start"] : c["end"]] == c["text"] for c in found)
 
 
+def test_a_question_of_two_lines_is_one_question(checkpoint):
+    words = ("--json", "--checkpoint", checkpoint)
+    one, other = (run("answer", q, *words, text=PASSAGE) for q in ("Who met\nBo?", "Who met Bo?"))
+    assert json.loads(one.output)[0]["text"] == json.loads(other.output)[0]["text"]
+
+
 def test_many_questions_about_one_passage(checkpoint, tmp_path):
     (tmp_path / "questions.txt").write_text("Who met Bo?\n\n  Where? \n", encoding="utf-8")
     words = ("answer", "--questions", tmp_path / "questions.txt", "--checkpoint", checkpoint)
@@ -165,6 +171,8 @@ def test_inputs_and_other_outputs_are_never_written_over(checkpoint, tmp_path):
     for taken in (data, twin, link, tmp_path / "p.json", Path(checkpoint) / "qalib.json"):
         assert "is an input" in str(run(*words, taken).exception), taken
     assert "is an input" in str(run(*words, new, "--null-odds", new).exception)
+    relative = os.path.relpath(new)
+    assert "is an input" in str(run(*words, relative, "--null-odds", new).exception)
     assert sorted(path.name for path in tmp_path.iterdir()) == [link.name, data.name, twin.name]
 
 
@@ -177,6 +185,7 @@ def test_inputs_and_other_outputs_are_never_written_over(checkpoint, tmp_path):
         (("answer", "--questions", "nowhere.txt"), "nowhere.txt"),
         (("answer", "--questions", "{blank}", "--passage", "{text}"), "no text in it"),
         (("answer", "Who?", "--passage", "{blank}"), "no text in it"),
+        (("answer", " ", "--passage", "{text}", "--json"), "question is empty"),
         (("answer", "Who?", "--passage", "nowhere.txt"), "nowhere.txt"),
         (("answer", "Who?", "--n-best", "0", "--passage", "{text}"), "n_best_size"),
         (("answer", "Who?", "--passage", "{text}", "--checkpoint", "nowhere"), "nowhere"),

@@ -206,6 +206,8 @@ def test_answers_are_timed_and_scored(reader):
     answerers = {
         name: QuestionAnswerer(r, AnswerConfig(precision="fp32")) for name, r in readers.items()
     }
+    mixed = make_dataset("toy", [*examples(5), replace(examples(6)[5], answers=())])
+    assert benchmarks.time_answering(answerers, mixed, rounds=1)[0]["exact_match"] >= 0  # of 2.0
     full, skims = benchmarks.time_answering(answerers, data, rounds=2)
     assert (full["reader"], full["speedup"], full["token_fraction"]) == ("full", 1, 1)
     assert (skims["reader"], skims["precision"]) == ("skimming", "fp32")

@@ -1,6 +1,8 @@
 """Checkpoints and weights on disk: complete or not there, and refused if they do not fit."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from qalib.data.batching import collate
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.losses import span_loss
-from qalib.training import TrainConfig, TrainingTask, train
+from qalib.training import TrainConfig, TrainingTask, encoder_task, train
 
 
 def test_a_checkpoint_is_never_missing(tmp_path, monkeypatch):
@@ -49,6 +51,21 @@ def test_a_checkpoint_is_never_missing(tmp_path, monkeypatch):
     assert last.name.endswith("-again")
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert json.loads((last / "state.json").read_text())["lines"] == len(lines)
+
+
+def test_a_checkpoint_of_other_steps_or_processes_is_refused_and_its_log_kept(tmp_path):
+    task, _ = encoder_task(tiny_reader(), examples(6), WindowConfig())
+    config = TrainConfig(num_train_epochs=4, tokens_per_batch=256, max_steps=2)
+    train(tiny_reader(), task, config, tmp_path, save_steps=1, progress=False)
+    log = (tmp_path / "log.jsonl").read_text() + "after the checkpoint\n"
+    (tmp_path / "log.jsonl").write_text(log)
+    with pytest.raises(QalibError, match="a run of 2 steps"):
+        train(tiny_reader(), task, replace(config, max_steps=3), tmp_path, progress=False)
+    assert (tmp_path / "log.jsonl").read_text() == log
+    last = latest_checkpoint(tmp_path / "scratch")
+    shutil.copy(last / "random-0.safetensors", last / "random-1.safetensors")
+    with pytest.raises(QalibError, match="saved by 2 processes"):
+        train(tiny_reader(), task, config, tmp_path, progress=False)
 
 
 def test_weights_come_back_in_place(tmp_path):

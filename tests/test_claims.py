@@ -159,9 +159,9 @@ def test_a_comparison_leaves_nothing_blank(claims):
         "below",
         "6 layers",
     )
-    assert list(rows[1].values())[1:4] == ["82.50", "64.25 [59.95, 68.55] (1 seed)", "-18.2"]
+    assert list(rows[1].values())[1:4] == ["82.50", "64.25 [59.95, 68.55] (1 seed)", "-18.25"]
     assert list(rows[2].values())[1:5] == ["> 0", "-", "-", NOT_RUN]
-    assert list(rows[3].values())[1:] == ["< 1", "0.5", "-0.5", "supported", "as in the paper"]
+    assert list(rows[3].values())[1:] == ["< 1", "0.50", "-0.50", "supported", "as in the paper"]
     assert all(cell for row in rows for cell in row.values())
     assert compare({"base": [80.0]}, "ci", "", claims)[0]["verdict"] == NOT_RUN
 

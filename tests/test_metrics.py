@@ -290,6 +290,7 @@ def test_thresholds_equal_the_official_ones(task, data):
         ('{"q1": 0.5}', "question 'q2': expected a number, found None"),
         ('{"q1": 0.5, "q2": "high"}', "question 'q2': expected a number, found 'high'"),
         ('{"q1": 0.5, "q2": true}', "found True"),
+        ('{"q1": 1' + 400 * "0" + ', "q2": 1}', "question 'q1': expected a number, found 1"),
         ('{"q1": NaN, "q2": 1}', "question 'q1': expected a number, found nan"),
         ('{"q1": 0, "q2": Infinity}', "found inf"),
     ],
@@ -486,6 +487,9 @@ def test_predictions_may_be_a_list_and_compressed(files):
     assert metrics.load_predictions(predictions) == {"1": "x", "q2": "Ely"}
     with pytest.warns(DataWarning, match="1 of 2 questions have no prediction"):
         assert metrics.score_files(dataset, predictions)["f1"] == 50.0
+    predictions.write_bytes(gzip.compress(json.dumps([*rows, rows[0]]).encode()))
+    with pytest.raises(QalibError, match="an id appears twice"):
+        metrics.load_predictions(predictions)
 
 
 @pytest.mark.parametrize(

@@ -452,6 +452,20 @@ def test_publishing_again_changes_nothing_and_other_runs_stay(cache):
     assert len((cache.records / "train.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_recomputed_run_has_its_new_files_where_the_old_ones_were_unpacked(cache, tmp_path):
+    texts = iter(["old", "new"])
+
+    def write(work: Path) -> dict:
+        (work / "log.jsonl").write_text(next(texts))
+        return {}
+
+    cache.publish(call(cache, {}, write), ["*.jsonl"])
+    fresh = RunCache(tmp_path / "elsewhere", cache.records)
+    assert call(fresh, {}, never).file("log.jsonl").read_text() == "old"
+    cache.publish(call(cache, {}, write, force=NOW), ["*.jsonl"])
+    assert call(fresh, {}, never).file("log.jsonl").read_text() == "new"
+
+
 def test_a_damaged_record_is_named(cache, tmp_path):
     run = call(cache, {}, weigh)
     cache.publish(run, ["*.jsonl"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from squad_files import write_squad
@@ -13,7 +14,7 @@ from qalib.__main__ import app
 from qalib.data.schema import Example, passage_digests
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.models.pretrained import load_reader, passages_of, save_model
+from qalib.models.pretrained import load_reader, passages_of, save_model, windows_of
 from qalib.skim.storage import load_skimmer, read_settings
 
 WINDOWS = WindowConfig(max_length=64, doc_stride=16, max_query_length=24)
@@ -44,6 +45,23 @@ def calibrated(place, tmp_path, *words):
     folder = shutil.copytree(place / "skims", tmp_path / "skims")
     words = ("--skimmer", folder, "--recall", 0.8, "--precision", "fp32", *words)
     return folder, run("skim", "calibrate", place / "mine.json", *words)
+
+
+def test_a_model_that_knows_no_answer_keeps_that(place, tmp_path):
+    save_model(tmp_path / "model", tiny_reader(), replace(WINDOWS, null=True))
+    words = ("--model", tmp_path / "model", "--output", tmp_path / "skims", "--max-steps", 1)
+    done = run("skim", "train", place / "mine.json", *words, *TRAIN)
+    assert done.exit_code == 0, done.output
+    assert windows_of(tmp_path / "skims") == replace(WINDOWS, null=True)
+
+
+@pytest.mark.parametrize("command", ["train", "calibrate"])
+def test_windows_that_are_too_long_for_the_model_are_refused(command, place, tmp_path):
+    words = ("--model", place / "model", "--output", tmp_path / "x", *TRAIN)
+    words = ("--skimmer", place / "skims") if command == "calibrate" else words
+    done = run("skim", command, place / "mine.json", *words, "--max-seq-length", 9999)
+    assert isinstance(done.exception, QalibError)
+    assert "lower max_length (--max-seq-length)" in str(done.exception)
 
 
 def test_the_folder_is_the_unchanged_model_with_a_skimmer(place):

@@ -215,6 +215,9 @@ def test_a_student_may_have_another_tokenizer_and_teachers_may_not(run):
         ("train data.json --model model-0 --precision fp8", "precision"),
         ("train data.json --model model-0 --device tpu", "device 'tpu' cannot be used here"),
         ("train data.json --model model-0 --max-seq-length 20", "raise max_length"),
+        ("train data.json --model model-0 --max-steps -1", "max_steps"),
+        ("train data.json --model model-0 --learning-rate -1", "learning_rate"),
+        ("train data.json --model model-0 --doc-stride -60", "doc_stride"),
         ("distill data.json --teachers model-0 --student layers:5 --output x", "no layer 0 of 4"),
         ("distill data.json --teachers model-0 --student layers:two --output x", "as in layers:3"),
         (

@@ -74,8 +74,8 @@ def answer_command(
     if dataset:
         _answer_dataset(load, dataset, output, null_odds, skip_bad)
     elif is_main_process():
-        text = read_text(questions) if questions else question
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        text = read_text(questions).splitlines() if questions else [question]
+        lines = [line.strip() for line in text if line.strip() or not questions]
         found = _answer_questions(load, lines, passage, as_json, single=not questions)
         write_output(output, found) if output else print(found)
 
@@ -136,15 +136,18 @@ def _answer_dataset(
 
 def _n_best_path(output: Path) -> Path | None:
     """The n-best file beside the prediction file; None if that is a device, a pipe or a link."""
-    return None if is_special(output) else output.with_suffix(".nbest.json")
+    return (
+        None
+        if is_special(output)
+        else output.with_name(output.name.removesuffix(".json") + ".nbest.json")
+    )
 
 
 def _predict_shared(
     load: Callable, examples: Sequence["Example"]
 ) -> tuple["QuestionAnswerer", list["Prediction"]]:
-    """The answerer and the predictions for all examples; each process answers a contiguous share.
-
-    A QalibError in one process is raised in all of them, so that none waits for it forever.
+    """The answerer and all predictions; each process answers a contiguous share, and a QalibError
+    in one is raised in all, so that none waits forever.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         answerer = load()

@@ -16,7 +16,7 @@ RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median 
 
 @app.command("train")
 def bench_train_command(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
-    """Training throughput against the defaults of transformers, on the same questions."""
+    """Measure training throughput against the defaults of transformers, on the same questions."""
     from qalib.data.corpus import CorpusConfig, build_corpus
     from qalib.data.windows import WindowConfig, make_windows, training_windows
     from qalib.models.encoder import EncoderConfig, build_encoder
@@ -39,10 +39,10 @@ def bench_answer_command(
     rounds: RoundsOption = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Questions per second with tokenisation and decoding, and EM and F1.
+    """Measure EM, F1 and questions per second, tokenisation and decoding included.
 
-    Padded as run_qa.py does, without padding, in bf16 where it is faster, and skimming if there is
-    a skimmer.
+    Times the model with padding as in run_qa.py, without padding, in bf16 where that is faster, and
+    with skimming if there is a skimmer.
     """
     from qalib.data.corpus import CorpusConfig, build_corpus
     from qalib.data.sources import load_data

@@ -56,9 +56,9 @@ def distill_command(
 ) -> None:
     """Train a small model on gold answers and on what its teachers predict.
 
-    The losses are those of answer distillation (Hu et al. 2018), as in notebook 08; attention's is
-    for teachers and students with the same tokens, and slower. OUTPUT becomes a Hugging Face folder
-    with a card; give the command again to resume after a kill.
+    The losses are those of answer distillation (Hu et al. 2018), as in notebook 08. The attention
+    loss is slower and needs teachers and students with the same tokens. OUTPUT becomes a Hugging
+    Face folder with a model card. Run the same command again to resume after an interruption.
     """
     dataset, scored = training.load(data, output)
     from qalib.distill.alignment import token_spans
@@ -126,6 +126,7 @@ def cache_outputs(
     Teachers that an interrupted command has already finished are not run again. Raises QalibError
     if the vocabularies of the teachers' tokenizers differ.
     """
+    from qalib.data.windows import check_windows
     from qalib.distill.alignment import token_spans
     from qalib.distill.distractors import DistractorMiner
     from qalib.distill.encoders import align_layers, teacher_outputs
@@ -145,6 +146,7 @@ def cache_outputs(
                 f"the teachers {teachers[0]} and {teachers[number]} have different tokenizers; "
                 "choose teachers with the same one (the student may have another)."
             )
+        check_windows(windows, reader.max_length)
         if attention:
             align_layers(reader)
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")

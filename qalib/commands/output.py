@@ -40,8 +40,8 @@ def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise QalibError(f"{path}: cannot be written to; name a file in a folder that exists.")
     for source in map(Path, filter(None, inputs)):
-        files = [source, *source.iterdir()] if source.is_dir() else [source]
-        if any(path == each or _same(path, each) for each in files):
+        files = [source, *source.iterdir()] if os.path.isdir(source) else [source]
+        if any(os.path.abspath(path) == os.path.abspath(f) or _same(path, f) for f in files):
             raise QalibError(
                 f"{path}: is an input or another output of this command; name another file."
             )

@@ -1,7 +1,7 @@
 """The ``skim`` commands: train block predictors, calibrate a threshold, extract sentences."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,13 +37,14 @@ def skim_train_command(
     model: options.ModelOption = "",
     block_size: Annotated[int, typer.Option(help="tokens of a block")] = 32,
 ) -> None:
-    """Train block predictors for a model, which stays as it is; `skim calibrate` comes next.
+    """Train block predictors for a model, which is not changed; `skim calibrate` comes next.
 
-    Give the command again to resume after a kill. Works under `accelerate launch -m qalib`.
+    Run the same command again to resume after an interruption. Works under `accelerate launch -m
+    qalib`.
     """
     dataset, scored = training.load(data, output)
     from qalib.data.schema import SAMPLE, passage_digests
-    from qalib.models.pretrained import load_reader, passages_of, save_model
+    from qalib.models.pretrained import load_reader, passages_of, save_model, windows_of
     from qalib.skim.predictors import PredictorConfig
     from qalib.skim.storage import save_skimmer
     from qalib.skim.training import PredictorTraining, add_predictors, fit, middle_layers
@@ -60,14 +61,16 @@ def skim_train_command(
     )
     skims = add_predictors(reader, config)
     skims.skimmer.set_options(min_pruned_fraction=0.1, min_tokens=96)
-    settings = {"model": model, "skim": config, "data": dataset.content_sha256}
+    data = [dataset.content_sha256, dataset.raw_sha256]
+    settings = {"model": model, "skim": config, "data": data}
     with train.working_folder(output, settings) as work:
         watch = {"after_epoch": lambda epoch: _share_kept(skims, scored["dev"], config)}
         named = (watch if scored else {}) | {"save_steps": training.save_steps}
         summary = fit(skims, dataset, config, work, **named)
 
         def save(folder: Path, card: str) -> None:
-            save_model(folder, reader, windows, card + CARD, passages_of(model))
+            own = replace(windows, null=windows_of(model).null)
+            save_model(folder, reader, own, card + CARD, passages_of(model))
             sample = passage_digests(dataset, SAMPLE)
             save_skimmer(folder, skims.skimmer, reader.encoder, passages=sample)
 
@@ -95,8 +98,8 @@ def calibrate_command(
 ) -> None:
     """Choose a skimmer's threshold on questions that neither model nor skimmer was trained on.
 
-    Prints what was measured: the recall by cross-validation over passages, with its interval, and
-    that on other data (--test). On other text it may differ.
+    Prints the recall by cross-validation over passages, with its confidence interval, and the
+    recall on further data (--test). The recall on other text may differ.
     """
     if not is_main_process():
         return

@@ -45,7 +45,7 @@ class TrainingOptions:
     doc_stride: options.DocStrideOption = None
     precision: options.PrecisionOption = "auto"
     device: options.DeviceOption = ""
-    seed: Annotated[int, typer.Option(help="random seed")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="random seed")] = 0
     save_steps: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 200
 
     def load(self, data: str, output: Path) -> tuple["Dataset", dict[str, "Dataset"]]:
@@ -114,10 +114,10 @@ def train_command(
         ),
     ] = None,
 ) -> None:
-    """Train a model on your own file of questions; give it again to resume after a kill.
+    """Train a model on your own questions; run it again to resume after an interruption.
 
-    OUTPUT becomes a Hugging Face folder with a card. Word embeddings stay as they are. Works under
-    `accelerate launch -m qalib`.
+    OUTPUT becomes a Hugging Face folder with a model card. Word embeddings are not trained. Works
+    under `accelerate launch -m qalib`.
     """
     output = output or Path(Path(data).name.split(".")[0] + "-model")
     dataset, scored = training.load(data, output)
@@ -165,8 +165,9 @@ def train_model(
 
     reader.encoder.get_input_embeddings().weight.requires_grad_(False)
     config, models = training.config(reader, windows), request["models"]
+    data = [dataset.content_sha256, dataset.raw_sha256]  # the content in any order, the file's
     request = {**request, "windows": windows, "train": config, "seed": training.seed}
-    with working_folder(output, request | {"data": dataset.content_sha256}) as work:
+    with working_folder(output, request | {"data": data}) as work:
         summary = train_and_score(
             reader,
             make_task(work),
@@ -195,8 +196,9 @@ def basic_facts(model: str, dataset: "Dataset") -> dict[str, object]:
 
 
 def check_new_folder(output: Path) -> None:
-    """Raise QalibError if ``output`` exists, unless it is an empty folder."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    """Raise QalibError if ``output`` exists, unless it is an empty folder that can be replaced."""
+    fixed = output.is_mount() or (output.exists() and not output.is_dir())
+    if fixed or (output.is_dir() and any(output.iterdir())):
         raise QalibError(f"{output}: exists already; name a new folder, or remove it first.")
 
 
@@ -238,7 +240,7 @@ def save_and_publish(
 
 def publish_folder(work: Path, output: Path) -> None:
     """Move the finished folder ``work``/model to ``output``, and remove ``work``."""
-    os.replace(work / "model", output)
+    os.replace(work / "model", output.resolve())
     for name in ("scratch", "cache"):  # before settings.json, which says which run they belong to
         shutil.rmtree(work / name, ignore_errors=True)
     shutil.rmtree(work)

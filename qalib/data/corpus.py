@@ -379,9 +379,7 @@ def _visible(text: str) -> int:
 
 
 def _plan(rng: random.Random, facts: list[Fact]) -> list[list]:
-    """The steps of a passage, in order. A step is a list of facts about several subjects (for one
-    sentence) or a list of tuples of one or two facts about one subject (one sentence per tuple).
-    """
+    """The steps: lists of facts for one sentence, or of tuples of facts for a sentence each."""
     remaining = list(facts)
     steps: list[list] = []
     for key in dict.fromkeys(fact.relation.key for fact in facts):

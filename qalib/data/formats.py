@@ -116,10 +116,7 @@ def _parse(text: str, prefix: str, line: int = 1) -> object:
 
 
 def _entries(text: str, path: Path) -> tuple[str, Iterable[tuple[str, object]]]:
-    """("2.0" if the file states that version, else ""; (place, value) of each top-level entry).
-
-    The value of a damaged line is a QalibError.
-    """
+    """("2.0" or ""; (place, value) of each top-level entry; QalibError for a damaged line)."""
     if not text.lstrip().startswith(("{", "[")):
         kind = "not JSON" if text.strip() else "the file is empty"
         raise QalibError(f"{path}: {kind}; {FORMS}.")

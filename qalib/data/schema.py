@@ -110,7 +110,8 @@ def merge(name: str, datasets: Iterable[Dataset]) -> Dataset:
     datasets = list(datasets)
     raw_sha256 = "+".join(dataset.raw_sha256 for dataset in datasets)
     examples = (example for dataset in datasets for example in dataset.examples)
-    return make_dataset(name, examples, raw_sha256=raw_sha256)
+    version = max((dataset.version for dataset in datasets), default="")
+    return make_dataset(name, examples, raw_sha256=raw_sha256, version=version)
 
 
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:

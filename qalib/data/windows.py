@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from qalib.data.schema import Example
 from qalib.errors import QalibError
@@ -29,7 +31,7 @@ class WindowConfig:
     """How examples are cut into model inputs; all lengths in word pieces."""
 
     max_length: int = 384  # of the input, special tokens included
-    doc_stride: int = 128  # overlap of neighbouring windows
+    doc_stride: Annotated[int, Field(ge=0)] = 128  # overlap of neighbouring windows
     max_query_length: int = 64  # longer questions are cut
     null: bool = False  # SQuAD 2.0: position 0 stands for "no answer"
 

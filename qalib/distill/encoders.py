@@ -71,7 +71,7 @@ def keep_layers(model: nn.Module, numbers: Sequence[int]) -> None:
     """Remove all layers of an encoder except the given ones, numbered from 1, in place.
 
     Raises QalibError if a number does not exist or none is given, and for a model whose layers are
-    not in one list (ALBERT's layers share one).
+    not in one list (ALBERT's layers share one) or differ from each other (ModernBERT's first).
     """
     config, depth = model.config, model.config.num_hidden_layers
     lists = [
@@ -90,7 +90,18 @@ def keep_layers(model: nn.Module, numbers: Sequence[int]) -> None:
         raise QalibError(f"there is no layer {(wrong or [0])[0]} of {depth} to keep.")
     owner, name, layers = lists[0]
     setattr(owner, name, nn.ModuleList(layers[number - 1] for number in numbers))
+    for place, layer in enumerate(getattr(owner, name)):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):  # where a decoder caches keys and values
+                module.layer_idx = place
     config.num_hidden_layers = len(numbers)
     for key, value in list(vars(config).items()):  # such as Longformer's attention_window
         if isinstance(value, list) and len(value) == depth:
             setattr(config, key, [value[number - 1] for number in numbers])
+    with torch.device("meta"):
+        same = type(model)(config).state_dict().keys() == model.state_dict().keys()
+    if not same:
+        raise QalibError(
+            f"the layers of {type(model).__name__} have different weights, so these do not fit; "
+            "name a folder of a model as the student."
+        )

@@ -90,10 +90,7 @@ class Distillation:
         self._sums, self._rows = None, 0
 
     def _same_tokens(self) -> np.ndarray:
-        """The rows in which student and teachers have the same tokens.  -> (rows,) bool
-
-        Raises QalibError if there is no such row or no attention was cached.
-        """
+        """The rows in which student and teachers have the same tokens.  -> (rows,) bool"""
         if not self.targets.hops:
             raise QalibError(
                 "attention distillation: no attention was cached; set attention_weight to 0."

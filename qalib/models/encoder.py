@@ -31,7 +31,8 @@ from qalib.models.folders import (
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
-SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel")  # padding affects them despite the mask
+# Padding affects these despite the mask.
+SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel", "nystromformer", "yoso")
 
 
 @settings
@@ -61,13 +62,18 @@ class EncoderReader(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, tokenizer, untrained: frozenset[str] = frozenset()):
+        from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING as KINDS
+
         super().__init__()
+        kind = KINDS.get(
+            type(encoder.config), type(encoder)
+        )  # compiled and peft models hide theirs
         self.encoder, self.tokenizer, self.untrained = encoder, tokenizer, untrained
         self.max_length = position_limit(encoder.config)
         self.multiple = 1 if encoder.config.model_type in SEE_PADDING else MULTIPLE
         self.uses_types = (
             "token_type_ids" in tokenizer.model_input_names
-            and "token_type_ids" in signature(encoder.forward).parameters
+            and "token_type_ids" in signature(kind.forward).parameters
             and getattr(encoder.config, "type_vocab_size", 2) > 1
         )
         self.before = tokenizer.num_special_tokens_to_add(pair=True) - 1  # before the passage
@@ -76,11 +82,13 @@ class EncoderReader(nn.Module):
     def align(self, layers: Sequence[int]) -> None:
         """Make ``forward`` also return the attention of ``layers`` (from 1) to the question.
 
-        Raises QalibError if inputs are not "[CLS] question ... passage [SEP]".
+        Raises QalibError if inputs are not "[CLS] question ... passage [SEP]", and for models that
+        return no such attention.
         """
-        parts = self.tokenizer("a", "a").sequence_ids()
-        if parts[:2] != [None, 0] or parts[-2:] != [1, None]:
-            raise QalibError("attention is distilled for inputs that begin with [CLS] only.")
+        parts, config = self.tokenizer("a", "a").sequence_ids(), self.encoder.config
+        unfit = config.is_encoder_decoder or config.model_type in ("fnet", "squeezebert")
+        if unfit or parts[:2] != [None, 0] or parts[-2:] != [1, None]:
+            raise QalibError("attention is distilled for encoders that begin with [CLS] only.")
         self.encoder.set_attn_implementation("eager")  # fused kernels return no weights
         self.aligned = tuple(layers)
 

@@ -165,7 +165,7 @@ def load_reader(model: str | Path = "", new_head: bool = False) -> EncoderReader
     elif run := _run_settings(folder):
         reader = _load_run(folder, run)
     else:
-        reader = build_encoder(EncoderConfig(name=str(folder), train_embeddings=True))
+        reader = build_encoder(EncoderConfig(name=str(folder.absolute()), train_embeddings=True))
     if reader.untrained and not new_head:
         raise QalibError(
             f"{folder}: this model has no trained question-answering head ({min(reader.untrained)} "
@@ -210,7 +210,7 @@ def _load_adapter(folder: Path) -> EncoderReader:
     """Load a peft folder: its base model, and the tokenizer saved with the adapter, if any."""
     from peft import PeftModel
 
-    reader = build_encoder(EncoderConfig(name=str(_base(folder)), train_embeddings=True))
+    reader = build_encoder(EncoderConfig(name=str(_base(folder).absolute()), train_embeddings=True))
     if (folder / "tokenizer_config.json").is_file():
         rows = reader.encoder.get_input_embeddings().weight.shape[0]
         reader = EncoderReader(reader.encoder, load_tokenizer(folder, rows), reader.untrained)

@@ -37,7 +37,7 @@ from pydantic import Field
 
 from qalib.data.batching import collate, inference_batches
 from qalib.data.schema import Dataset
-from qalib.data.windows import Window, WindowConfig, make_windows
+from qalib.data.windows import Window, WindowConfig, check_windows, make_windows
 from qalib.errors import QalibError
 from qalib.progress import progress_bar
 from qalib.settings import build, settings
@@ -191,6 +191,7 @@ def block_predictions(
     progress: bool = False,
 ) -> BlockPredictions:
     """Probabilities of all blocks of ``data`` at every layer with a predictor, without pruning."""
+    check_windows(config, model.reader.max_length)
     windows = make_windows(data.examples, model.tokenizer, config)
     device = next(model.eval().parameters()).device.type
     bf16 = choose_precision(precision, device)[0] == "bf16"
@@ -352,9 +353,10 @@ def calibrate(
 ) -> Calibration:
     """Choose layer and threshold on ``data``; measure them there and on the data sets ``further``.
 
-    The layer with the fewest multiply-adds is chosen. In cross-validation, layer and threshold are
-    chosen on all folds of passages but one and tested on that one. Raises QalibError if there are
-    too few questions or passages, or if recall or confidence is not between 0 and 1.
+    The layer with the fewest multiply-adds is chosen. A ``confidence`` holds for all layers at once
+    (union bound); without one, the recall is that of a fixed layer. In cross-validation, layer and
+    threshold are chosen on all folds of passages but one and tested on that one. Raises QalibError
+    for too few questions or passages, and for a recall or confidence that is not between 0 and 1.
     """
     for name, value in {"recall": recall, "confidence": confidence}.items():
         if value is not None and not 0 < value < 1:
@@ -362,7 +364,8 @@ def calibrate(
     blocks = block_predictions(model, data, windows, precision, progress=progress)
     cost = CostModel.of(model.reader.encoder, model.skimmer)
     questions = int(blocks.answered.sum())
-    share = Fraction(conformal_rank(questions, recall, confidence), max(1, questions))
+    sure = confidence and 1 - (1 - confidence) / len(blocks.scores)
+    share = Fraction(conformal_rank(questions, recall, sure), max(1, questions))
     layer, threshold = _cheapest(blocks, cost, share)
     fold_of, kept, left = _folds(data)[blocks.row], 0, 0.0
     for fold in np.unique(fold_of):
@@ -380,10 +383,7 @@ def calibrate(
 
 
 def _folds(data: Dataset) -> np.ndarray:
-    """Fold of every question: the same within a passage and mostly for neighbouring passages.
-
-    Raises QalibError if there is only one passage.
-    """
+    """Fold of every question: the same within a passage and mostly for neighbouring passages."""
     number = {context: n for n, context in enumerate(dict.fromkeys(e.context for e in data))}
     folds = min(FOLDS, len(number))
     if folds < 2:

@@ -169,19 +169,3 @@ def token_counts(given: ArrayLike, kept: Mapping[int, ArrayLike], layers: int) -
     for layer in sorted(kept):
         tokens[..., layer:] = np.asarray(kept[layer], dtype=float)[..., None]
     return tokens
-
-
-def ideal_speedup(kept: Mapping[int, float], layers: int) -> float:
-    """Ideal speed-up, Eq. 6 of the Block-Skim paper, for any number of pruning layers.
-
-        S = 1 / (1 - (1 - l / L)(1 - k))                            one pruning layer
-        S = 1 / (1 - sum_i (1 - l_i / L)(k_{i-1} - k_i)),  k_0 = 1  several, l_1 < l_2 < ...
-
-    ``kept``: by pruning layer l_i, the share k_i of all tokens left; ``layers``: L. Ignores the
-    cost of predictors, but also the savings from quadratic attention and in the pruning layer.
-    """
-    saved, before = 0.0, 1.0
-    for layer, share in sorted(kept.items()):
-        saved += (1 - layer / layers) * (before - share)
-        before = share
-    return 1 / (1 - saved)

@@ -79,8 +79,7 @@ def _kernel_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """Context and log-sum-exp.  (B, H, L, d) x 3 -> (B, H, L, d), (B, H, L) float32
 
-    Calls the kernels behind ``scaled_dot_product_attention``, which are not public in torch; a test
-    compares them with ``_formula_with_lse``.
+    Not public in torch; a test compares them with ``_formula_with_lse``.
     """
     if query.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -158,10 +157,7 @@ class FusedAttention:
         return entries.mul_((real[..., None] & real[..., None, :])[:, None])
 
     def _entries(self, query: Tensor, key: Tensor, bias: Tensor | None, lse: Tensor) -> Tensor:
-        """exp(s q k + bias - lse).  (B H, m, d), (B H, n, d), (B, H, m) -> (B, H, m, n)
-
-        Also for K smaller maps per head: (B H K, S, d) twice, with m = K S and n = S.
-        """
+        """exp(s q k + bias - lse).  (B H, m, d), (B H, n, d), (B, H, m) -> (B, H, m, n)"""
         scores = torch.bmm(query, key.transpose(1, 2)).view(*lse.shape, key.shape[1])
         shift = lse.neg()[..., None]
         # Without a bias only one number per query is added, in a single pass over the scores.

@@ -137,10 +137,7 @@ class BlockScorer(nn.Module):
 
 
 def _by_block(score: Callable, x: Tensor, real: Tensor, training: bool) -> Tensor:
-    """Apply ``score``, (N, ...) -> (N, 1), to blocks.  (B, K, ...), (B, K) bool -> (B, K)
-
-    In training only real blocks are scored; the others get 0.
-    """
+    """Apply ``score``, (N, ...) -> (N, 1), to (real) blocks.  (B, K, ...), (B, K) bool -> (B, K)"""
     if not training:  # running statistics, which missing blocks cannot affect
         return score(x.flatten(0, 1)).view(real.shape)
     return x.new_zeros(real.shape).masked_scatter(real, score(x[real]))

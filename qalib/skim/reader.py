@@ -120,8 +120,7 @@ def extract_sentences(
     """
     example = Example("question", question, passage)
     check_example(example, "passage and question")
-    skimmer = answerer.reader.skimmer
-    given = skimmer.config
+    skimmer, given = answerer.reader.skimmer, answerer.reader.skimmer.config
     layer, threshold = skimmer.config.prune_layers[-1], skimmer.config.thresholds[-1]
     windows = answerer.make_windows([example])
     starts = sentence_starts(passage)

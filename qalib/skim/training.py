@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qalib.data.batching import Batch, collate, inference_batches, training_batches
 from qalib.data.schema import Dataset
-from qalib.data.windows import WindowConfig, make_windows, training_windows
+from qalib.data.windows import WindowConfig, check_windows, make_windows, training_windows
 from qalib.decoding import ReaderOutput, mask_logits
 from qalib.losses import SkimLossConfig, block_labels, skim_loss, span_loss
 from qalib.models.encoder import EncoderReader
@@ -75,6 +75,7 @@ def skim_task(model: SkimReader, data: Dataset, config: PredictorTraining) -> Tr
     (1 - w) y + w q, where q is the probability that the reader's own answer is in it
     (``answer_chances``).
     """
+    check_windows(config.windows, model.reader.max_length)
     pad = model.tokenizer.pad_token_id or 0
     windows = training_windows(make_windows(data.examples, model.tokenizer, config.windows))
 
@@ -147,7 +148,8 @@ def fit(
             training_batches(task.lengths, plan.tokens_per_batch, config.seed, epoch)
             for epoch in range(plan.num_train_epochs)
         )
-        model.first_skim = math.ceil(config.prune_after * sum(map(len, batches)))
+        steps = sum(map(len, batches))
+        model.first_skim = math.ceil(config.prune_after * min(steps, plan.max_steps or steps))
     else:
         task, trained = features.task(config), FeatureReader(model.skimmer)
     return train(trained, task, config.train, folder, config.seed, optimizer=optimizer, **options)
@@ -242,7 +244,7 @@ def fixed_features(model: SkimReader, data: Dataset, config: PredictorTraining) 
     hooks = [p.register_forward_pre_hook(note) for p in model.skimmer.predictors.values()]
     rows: list[dict[str, Tensor]] = [{}] * len(windows)
     for chosen in inference_batches([len(window) for window in windows], 8192):
-        batch = collate([windows[i] for i in chosen], pad).to(device)
+        batch = collate([windows[i] for i in chosen], pad, config.windows.null).to(device)
         aux = model.run(batch, skim=False)
         output = ReaderOutput(aux.start_logits, aux.end_logits, batch.mask, aux=aux)
         arrays = {"sizes": aux.blocks.sizes, "labels": _labels(output, batch, config), **found}

@@ -217,14 +217,15 @@ def compare(
             here = None
         if here is not None and not math.isfinite(here.mean):
             raise QalibError(f"{claim_id}: has a value that is not finite.")
+        digits = max(claim.digits, 2 if here and abs(here.mean) < 10 else 1)
         note = scale if isinstance(scale, str) else scale.get(claim_id, "")
         source = f"[{claim.paper}, {claim.table}, p. {claim.page}]({claim.url})"
         rows.append(
             {
                 "row": f"{claim.setting}, {claim.metric} ({source})",
                 "paper": claim.value,
-                "here": "-" if here is None else _shown(here, max(1, claim.digits)),
-                "difference": "-" if here is None else f"{here.mean - claim.number:+.1f}",
+                "here": "-" if here is None else _shown(here, digits),
+                "difference": "-" if here is None else f"{here.mean - claim.number:+.{digits}f}",
                 "verdict": NOT_RUN if profile == "ci" else verdict(claim, here),
                 "scale": note or "as in the paper",
             }
@@ -237,7 +238,8 @@ def _scores(value: Measured) -> list[np.ndarray]:
     if value is None or isinstance(value, int | float | Interval):
         return []
     several = value if isinstance(value, tuple) else (value,)
-    arrays = [np.asarray(scores, dtype=float) for scores in several if len(scores)]
+    several = several if all(map(len, several)) else ()  # half of a pair was not run
+    arrays = [np.asarray(scores, dtype=float) for scores in several]
     return [array[:, None] if array.ndim == 1 else array for array in arrays]
 
 

@@ -37,7 +37,6 @@ from qalib.study.run_cache import RECORDS, read_records
 
 DIGITS = 16  # hexadecimal digits of a hash in a stamp
 LARGEST = 350_000  # bytes of a committed notebook, outputs included
-WIDEST = 900  # pixels, the width to which pictures are reduced in a notebook that is too large
 EVERY = 20.0  # seconds between lines of progress
 KERNEL = """
 import os
@@ -267,9 +266,12 @@ def kernel_environment(
         }
         if profile != "paper":  # the only one that may download models and data
             defaults["HF_HUB_OFFLINE"] = "1"
+        folders = ("QALIB_STORE", "QALIB_CACHE")  # relative to the folder of the command
+        places = {name: os.environ[name] for name in folders if os.environ.get(name)}
         wanted = {
             **defaults,
             **os.environ,
+            **{name: str(Path(value).resolve()) for name, value in places.items()},
             "QALIB_PROFILE": profile,
             "QALIB_NOTES": str(executed.with_suffix(".usage").resolve()),
             "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
@@ -328,31 +330,26 @@ def copy_outputs(path: Path, executed: Path) -> None:
         notebook.metadata.pop(mark, None)
     text = nbformat.writes(notebook) + "\n"
     if len(text.encode()) > LARGEST:
-        for cell in code:
-            _shrink_pictures(cell.outputs)
+        _shrink_pictures(code)
         text = nbformat.writes(notebook) + "\n"
     if len(text.encode()) > LARGEST:
-        sizes = {cell.id: len(json.dumps(cell.outputs)) for cell in code}
-        worst = sorted(sizes, key=sizes.get, reverse=True)[:3]
-        named = ", ".join(f"[{name}] {sizes[name] // 1000} KB" for name in worst)
+        worst = max(code, key=lambda cell: len(json.dumps(cell.outputs)))
         raise QalibError(
             f"{path.name}: with its outputs it has {len(text.encode()) // 1000} KB, more than "
-            f"{LARGEST // 1000}; let these cells show less: {named}."
+            f"{LARGEST // 1000}; let cells such as [{worst.id}] show less."
         )
     if text != path.read_text(encoding="utf-8"):
         write_atomically(path, text)
 
 
-def _shrink_pictures(outputs: list) -> None:
-    """Reduce png pictures to at most ``WIDEST`` pixels in width and 64 colours."""
+def _shrink_pictures(cells: list) -> None:
+    """Reduce the png pictures of cells to 64 colours."""
     from PIL import Image
 
-    for output in outputs:
-        if "image/png" in output.get("data", {}):
-            picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
-            picture.thumbnail((WIDEST, 10 * WIDEST))
-            buffer = io.BytesIO()
-            picture.convert("RGB").quantize(64).save(buffer, "PNG", optimize=True)
+    for output in (output for cell in cells for output in cell.outputs):
+        if png := output.get("data", {}).get("image/png"):
+            picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+            picture.quantize(64).save(buffer := io.BytesIO(), "PNG", optimize=True)
             output.data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -138,4 +138,4 @@ def load_profile_data(config: DataConfig, split: str) -> Dataset:
         return whole
     count = min(count, len(whole))
     spread = [whole.examples[n * len(whole) // count] for n in range(count)]
-    return make_dataset(whole.name, spread, whole.path, whole.raw_sha256)
+    return make_dataset(whole.name, spread, whole.path, whole.raw_sha256, whole.version)

@@ -103,7 +103,7 @@ def time_training(
     """
     lengths = [len(window) for window in windows]
     order = np.random.default_rng(0).permutation(len(lengths)).tolist()
-    size = max(1, int(budget / np.mean(lengths)))
+    size = max(1, min(len(order), int(budget / np.mean(lengths))))
     random = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
     usual = EncoderConfig(attention_dropout=0.1, train_embeddings=True)
     usual = build_encoder(usual, fast_dropout=False)
@@ -360,6 +360,6 @@ def time_answering(
         row = {"reader": name, "precision": answerers[name].precision}
         row |= columns("questions_per_second", timings.rates(name, [len(data)] * timings.rounds))
         row |= columns("speedup", timings.speedups(name, first))
-        row |= {"exact_match": scores["exact_match"], "f1": scores["f1"]}
+        row |= {"exact_match": scores.get("exact_match", scores.get("exact")), "f1": scores["f1"]}
         rows.append(row | {"token_fraction": float(np.mean([p.token_fraction for p in found]))})
     return rows

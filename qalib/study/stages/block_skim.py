@@ -332,10 +332,8 @@ def summarize_blocks(found: BlockPredictions) -> dict:
 
 
 def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Share of tokens and of questions, both (answered questions,), that an oracle keeps.
-
-    It keeps the blocks of each question's cheapest answer, the cheapest questions first. Raises
-    QalibError if no question has an answer.
+    """Share of tokens and of questions, both (answered questions,), that an oracle keeps: the
+    blocks of each question's cheapest answer, the cheapest questions first.
     """
     questions = int(found.row.max(initial=-1)) + 1
     cost = np.full(questions, np.inf)

@@ -118,7 +118,7 @@ def reader_tests(study: Study) -> dict[str, Dataset]:
 def every(data: Dataset, step: int) -> Dataset:
     """Every ``step``-th question of a data set."""
     examples = data.examples[::step]
-    return make_dataset(f"{data.name}-{step}", examples, data.path, data.raw_sha256)
+    return make_dataset(f"{data.name}-{step}", examples, data.path, data.raw_sha256, data.version)
 
 
 def some(data: Dataset, count: int) -> Dataset:
