@@ -203,16 +203,22 @@ def train_and_score(
 ) -> dict:
     """:func:`train` an encoder and score it on the data sets ``scored`` after every epoch.
 
-    The scores are logged as "<name>_<metric>", such as "dev_f1", and passed to ``report``; those of
-    the last epoch are returned with the summary.
+    The scores of :func:`metrics.score` are logged as "<name>_<metric>", such as "dev_f1", and
+    passed to ``report``; those of the last epoch are returned with the summary.
     """
 
+    from qalib.inference import AnswerConfig, QuestionAnswerer
+    from qalib.metrics import score
+
+    answering = AnswerConfig(windows=windows, precision=config.precision)
+
     def after_epoch(epoch: int) -> dict:
+        answerer = QuestionAnswerer(reader, answering)
         scores = {
             f"{name}_{metric}": value
             for name, dataset in scored.items()
             if dataset
-            for metric, value in reader_scores(reader, dataset, windows).items()
+            for metric, value in score(dataset, answerer.predictions(dataset.examples)).items()
         }
         if report is not None:
             report({"epoch": epoch + 1, **scores})
@@ -222,15 +228,6 @@ def train_and_score(
     last = [line for line in read_log(folder) if "step" not in line][-1:]  # also if resumed later
     scores = {k: v for line in last for k, v in line.items() if k != "epoch"}
     return {"windows": len(task.lengths), **summary, **scores}
-
-
-def reader_scores(reader: EncoderReader, dataset: Dataset, windows: WindowConfig) -> dict:
-    """The scores of an encoder reader in memory, as of :func:`metrics.score`."""
-    from qalib.inference import AnswerConfig, QuestionAnswerer
-    from qalib.metrics import score
-
-    answerer = QuestionAnswerer(reader, AnswerConfig(windows=windows))
-    return score(dataset, answerer.predictions(dataset.examples))
 
 
 def read_log(folder: Path) -> list[dict]:

@@ -185,6 +185,7 @@ def test_inputs_and_other_outputs_are_never_written_over(checkpoint, tmp_path):
         (("answer", "--questions", "nowhere.txt"), "nowhere.txt"),
         (("answer", "--questions", "{blank}", "--passage", "{text}"), "no text in it"),
         (("answer", "Who?", "--passage", "{blank}"), "no text in it"),
+        (("answer", "Who?", "--passage", "{text}", "--null-odds", "x.json"), "--null-odds"),
         (("answer", " ", "--passage", "{text}", "--json"), "question is empty"),
         (("answer", "Who?", "--passage", "nowhere.txt"), "nowhere.txt"),
         (("answer", "Who?", "--n-best", "0", "--passage", "{text}"), "n_best_size"),

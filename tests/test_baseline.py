@@ -35,7 +35,7 @@ from qalib.study.stages.baseline import (
     evaluate,
     recorded_scores,
 )
-from qalib.training import TrainConfig, reader_scores
+from qalib.training import TrainConfig
 
 TINY = EncoderTraining(
     encoder=EncoderConfig(random_start=True, layers=2, width=32, heads=4),
@@ -100,7 +100,8 @@ def test_scores_after_every_epoch_are_logged_and_the_last_ones_are_metrics(train
 def test_a_trained_reader_comes_back_with_its_weights(trained, data):
     held = hold_out(data, 0.2)[1]
     reader = baseline.load_encoder_reader(trained)
-    scores = reader_scores(reader, held, TINY.windows)
+    config = AnswerConfig(windows=TINY.windows, precision="fp32")
+    scores = metrics.score(held, QuestionAnswerer(reader, config).predictions(held.examples))
     assert scores["f1"] == pytest.approx(trained.metrics["held_out_f1"])
     saved = load_file(trained.file("weights.safetensors"))
     assert {n for n, p in reader.named_parameters() if p.requires_grad} <= set(saved)

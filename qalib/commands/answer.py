@@ -54,6 +54,8 @@ def answer_command(
         raise QalibError(
             'give either a question, as in: qalib answer "Who ...?", or --questions, or --dataset.'
         )
+    if null_odds and not dataset:
+        raise QalibError("--null-odds is written for the questions of a data set only.")
     skim = skim or bool(skimmer)
 
     def load(place: str = "") -> "QuestionAnswerer":  # slow: called after the file checks

