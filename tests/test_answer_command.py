@@ -12,6 +12,7 @@ from tiny import examples, tiny_reader
 from typer.testing import CliRunner
 
 from qalib.__main__ import app
+from qalib.commands import answer
 from qalib.commands.output import write_output
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
@@ -107,6 +108,12 @@ def test_a_data_set_is_answered_and_scored(checkpoint, tmp_path):
     null = ("--null", "--null-score-diff-threshold", third)
     assert run(*words, *null, "--model", checkpoint).exit_code == 0
     assert list(json.loads(output.read_text()).values()).count("") == 3  # odds above the third
+
+
+def test_n_best_files_of_different_outputs_have_different_names(tmp_path):
+    names = ("seed.1", "seed.2", "a.json")
+    found = [answer._n_best_path(tmp_path / name).name for name in names]
+    assert found == ["seed.1.nbest.json", "seed.2.nbest.json", "a.nbest.json"]
 
 
 def test_options_of_run_qa_change_inputs_and_answers(checkpoint):

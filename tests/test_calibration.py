@@ -265,6 +265,8 @@ def test_the_layer_with_the_fewest_multiply_adds_and_its_conformal_threshold(cal
     assert found.options == {"prune_layers": (found.layer,), "thresholds": (found.threshold,)}
     sure = calibrated(simulator, 0.9, confidence=0.95)
     assert sure.threshold < calibrate_threshold(simulator, sure.layer, 0.9)
+    # Two layers to choose from: each with half of the risk.
+    assert sure.threshold == calibrate_threshold(simulator, sure.layer, 0.9, 0.975)
 
 
 @pytest.mark.parametrize("passages", [7, 40])

@@ -13,7 +13,7 @@ from qalib.checkpoints import save_weights, trained_tensors
 from qalib.data.schema import file_sha256
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
-from qalib.models.encoder import EncoderConfig, build_encoder
+from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
 from qalib.models.pretrained import (
     WEIGHTS,
     checkpoint_hash,
@@ -179,6 +179,30 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(saved, tmp_path, damage, me
     with pytest.raises(QalibError, match=message) as caught:
         load_reader(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_the_name_of_a_packaged_model_is_that_folder(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, tmp_path / "minilm-l6")
+    monkeypatch.chdir(tmp_path)
+    layers = load_reader(saved).encoder.config.num_hidden_layers
+    assert load_reader("./minilm-l6").encoder.config.num_hidden_layers == layers
+
+
+class Wrapped(torch.nn.Module):
+    """Hides the arguments of a model, as compiled and peft models do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, *args, **kwargs):
+        return self.model(*args, **kwargs)
+
+
+def test_a_wrapped_model_still_reads_token_types(saved):
+    reader = load_reader(saved)
+    assert reader.uses_types
+    assert EncoderReader(Wrapped(reader.encoder), reader.tokenizer).uses_types
 
 
 def test_a_new_head_is_drawn_only_where_asked(saved, tmp_path):
