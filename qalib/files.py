@@ -125,10 +125,10 @@ def translate_os_errors(root: Path) -> Iterator[None]:
                 f"No space left in {root}: nothing recorded was lost; free some space "
                 "and run the same command again, it goes on where it stopped."
             ) from error
-        places = (PermissionError, NotADirectoryError, FileExistsError)
-        if isinstance(error, places) and error.filename:
+        refused = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS)
+        if isinstance(error, OSError) and error.errno in refused and error.filename:
             raise QalibError(
-                f"{error.filename}: cannot be written ({error.strerror}); choose another place."
+                f"{error.filename}: cannot be used ({error.strerror}); choose another place."
             ) from error
         raise
 

@@ -11,6 +11,7 @@ A reader that skims (``qalib.skim.reader.SkimReader``) is used like any encoder 
 of its output has ``token_fraction`` (B,), the share of each passage that all layers processed.
 """
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -331,10 +332,16 @@ def _batches(
 
 
 def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
-    """Characters [start, end) of ``text``, less the white space at both ends."""
+    """Characters [start, end) of ``text``, less the white space at both ends.
+
+    Combining marks that follow are added: tokenizers may drop accents, but "e" is not "é".
+    """
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip())
-    return start, start + len(piece.strip())
+    end = start + len(piece.strip())
+    while start < end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return start, end
 
 
 def probability(score: float, total: float) -> float:

@@ -24,20 +24,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from qalib import inference
 from qalib.data.batching import Batch
 from qalib.data.schema import Example
 from qalib.data.windows import Window, WindowConfig, fit_windows, replace_surrogates
 from qalib.decoding import decode_spans, mask_logits
 from qalib.errors import QalibError
-from qalib.inference import (
-    AnswerConfig,
-    Count,
-    QuestionAnswerer,
-    _ScoredWindow,
-    choose_device,
-    probability,
-    strip_span,
-)
 from qalib.models.encoder import EncoderReader
 from qalib.models.pretrained import windows_of
 from qalib.settings import settings
@@ -50,11 +42,11 @@ IGNORED = {"framework", "use_fast", "padding", "batch_size", "num_workers"}  # w
 class QuestionAnsweringOptions:
     """Options of a pipeline or of one call; lengths in word pieces."""
 
-    top_k: Count = 1
-    max_answer_len: Count = 15
-    max_seq_len: Count | None = None  # of an input; default: 384, or the reader's if less
+    top_k: inference.Count = 1
+    max_answer_len: inference.Count = 15
+    max_seq_len: inference.Count | None = None  # of an input; default: 384, or the reader's if less
     doc_stride: Annotated[int, Field(ge=0)] | None = None  # default: 128, at most max_seq_len / 2
-    max_question_len: Count = 64
+    max_question_len: inference.Count = 64
     handle_impossible_answer: bool = False
     align_to_words: bool = True
 
@@ -91,12 +83,13 @@ def pipeline(
     if not loaded and not (named and str(tokenizer or model) == str(model)):
         raise QalibError("give the tokenizer as AutoTokenizer.from_pretrained loads it.")
     if named:
-        config = AnswerConfig(windows=windows_of(model), precision=precision)
-        answerer = QuestionAnswerer.load(model, config, device)
+        config = inference.AnswerConfig(windows=windows_of(model), precision=precision)
+        answerer = inference.QuestionAnswerer.load(model, config, device)
     else:
-        reader = EncoderReader(model, tokenizer).to(choose_device(device))
+        reader = EncoderReader(model, tokenizer).to(inference.choose_device(device))
         windows = fit_windows(reader.max_length)
-        answerer = QuestionAnswerer(reader, AnswerConfig(windows=windows, precision=precision))
+        config = inference.AnswerConfig(windows=windows, precision=precision)
+        answerer = inference.QuestionAnswerer(reader, config)
     if loaded:
         reader = answerer.reader
         answerer.reader = EncoderReader(reader.encoder, tokenizer, reader.untrained).eval()
@@ -106,7 +99,7 @@ def pipeline(
 class QuestionAnsweringPipeline:
     """Answers questions about contexts, as dictionaries with score, start, end and answer."""
 
-    def __init__(self, answerer: QuestionAnswerer, **options):
+    def __init__(self, answerer: inference.QuestionAnswerer, **options):
         self.answerer, self.options = answerer, _given(options)
         self.model, self.tokenizer = answerer.reader.encoder, answerer.reader.tokenizer
         QuestionAnsweringOptions(**self.options)
@@ -170,15 +163,15 @@ def _examples(item: Any) -> Iterator[Example]:
         yield Example(str(number), question, context)
 
 
-class _SpanAnswerer(QuestionAnswerer):
+class _SpanAnswerer(inference.QuestionAnswerer):
     """Answers as dictionaries, scored as in the pipeline of transformers."""
 
-    def __init__(self, reader: EncoderReader, config: AnswerConfig, options):
+    def __init__(self, reader: EncoderReader, config: inference.AnswerConfig, options):
         super().__init__(reader, config)
         self.options = options
         self.words: dict[str, Any] = {}  # each context as the tokenizer encodes it
 
-    def _score_batch(self, batch: Batch) -> list[_ScoredWindow]:
+    def _score_batch(self, batch: Batch) -> list[inference._ScoredWindow]:
         """The best spans of each window; log_total: the sum of the log-sum-exps of both sides."""
         output, top_k = self.forward(batch), self.options.top_k
         wanted = 2 * top_k + 10 if self.options.align_to_words else top_k
@@ -192,9 +185,9 @@ class _SpanAnswerer(QuestionAnswerer):
             null = null + masked[:, 0]
         columns = (*spans[:3], log_total, null)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [_ScoredWindow(*row, 1.0) for row in rows]
+        return [inference._ScoredWindow(*row, 1.0) for row in rows]
 
-    def _merge(self, example: Example, parts: list[tuple[Window, _ScoredWindow]]) -> Any:
+    def _merge(self, example: Example, parts: list[tuple[Window, inference._ScoredWindow]]) -> Any:
         """The answers to one question, best first; a dictionary if there is only one."""
         found: dict[str, dict] = {}
         for window, scored in parts:
@@ -207,19 +200,19 @@ class _SpanAnswerer(QuestionAnswerer):
                     continue  # nothing but white space
                 new = {"score": 0.0, "start": start, "end": end, "answer": text}
                 answer = here.setdefault(text.lower(), new)
-                answer["score"] += probability(score, scored.log_total)
+                answer["score"] += inference.probability(score, scored.log_total)
             for text, answer in here.items():
                 found[text] = max(found.get(text, answer), answer, key=itemgetter("score"))
         answers = list(found.values())
         if self.options.handle_impossible_answer or not answers:
-            null = min(probability(scored.null, scored.log_total) for _, scored in parts)
+            null = min(inference.probability(scored.null, scored.log_total) for _, scored in parts)
             answers.append({"score": null, "start": 0, "end": 0, "answer": ""})
         answers = sorted(answers, key=itemgetter("score"), reverse=True)[: self.options.top_k]
         return answers[0] if len(answers) == 1 else answers
 
     def _place(self, context: str, start: int, end: int) -> tuple[int, int]:
         """Characters of the answer: whole words if wanted, without surrounding white space."""
-        start, end = strip_span(context, start, end)
+        start, end = inference.strip_span(context, start, end)
         if self.options.align_to_words and start < end:
             if context not in self.words:
                 text = replace_surrogates(context)
@@ -228,4 +221,4 @@ class _SpanAnswerer(QuestionAnswerer):
             first, last = words.char_to_word(start), words.char_to_word(end - 1)
             start = start if first is None else words.word_to_chars(first)[0]
             end = end if last is None else words.word_to_chars(last)[1]
-        return strip_span(context, start, end)
+        return inference.strip_span(context, start, end)

@@ -165,7 +165,7 @@ def test_what_cannot_be_driven_is_named():
         adapt_encoder(SimpleNamespace(config=GPT2Config()))
     with pytest.raises(QalibError, match="'Linear'"):
         adapt_encoder(nn.Linear(2, 2))
-    with pytest.raises(QalibError, match="BertModel has no head"):
+    with pytest.raises(QalibError, match="BertModel is no transformers model with a head"):
         adapt_encoder(AutoModel.from_config(CONFIGS["bert"]))
     with pytest.raises(QalibError, match="convolution"):
         adapt_encoder(tiny_encoder("deberta-v2", conv_kernel_size=3))

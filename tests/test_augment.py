@@ -179,3 +179,8 @@ def test_an_empty_text_is_one_sentence_of_nothing():
     assert sentence_starts("") == [0]
     assert sentence_starts("One. ") == [0]
     assert sentence_starts("\n\nOne.\n \nTwo.\n") == [0, 2, 9]
+
+
+def test_long_white_space_is_no_sentence_of_its_own():
+    gap = " " * 5000
+    assert sentence_starts(f"One{gap}two.{gap}Three{gap}\n{gap}Four") == [0, 5007 + 5000, 20013]

@@ -12,14 +12,14 @@ from sklearn.metrics import f1_score
 from qalib.checkpoints import load_weights, put_weights, trained_tensors
 from qalib.data.batching import collate
 from qalib.data.corpus import CorpusConfig, build_corpus
-from qalib.data.schema import Dataset, hold_out
+from qalib.data.schema import Dataset, hold_out, make_dataset
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig
 from qalib.losses import RELEASED, SkimLossConfig, block_labels, span_loss
 from qalib.models.encoder import EncoderConfig
 from qalib.models.pretrained import DEFAULT_CHECKPOINT, checkpoint_hash
-from qalib.skim.calibration import recall_curve
+from qalib.skim.calibration import BlockPredictions, block_predictions, recall_curve
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.training import answer_chances, fit, skim_optimizer, skim_task
 from qalib.study.run_cache import Run, RunCache
@@ -28,13 +28,11 @@ from qalib.study.stages.block_skim import (
     GRID,
     ORACLE,
     BlockPrediction,
-    BlockPredictions,
     Pruning,
     SkimAnswerConfig,
     SkimStudy,
     SkimTraining,
     block_f1,
-    block_predictions,
     build_skim_reader,
     cache_features,
     curve_table,
@@ -146,9 +144,27 @@ def test_only_fixed_features_can_be_cached(cache, data, plain):
     for wrong in (
         replace(config, predictor=PredictorConfig("tokens")),
         replace(config, frozen=False),
+        replace(config, soft_labels=0.5),
+        replace(config, skim_loss=replace(config.skim_loss, two_tokens=True)),
+        replace(config, predictor=replace(config.predictor, block_size=8)),
+        replace(config, windows=replace(config.windows, max_length=64, doc_stride=16)),
+        replace(config, layers=(1,)),
     ):
         with pytest.raises(QalibError, match="cached features"):
             cache.run(train_skim, wrong, {"data": data, "start": plain, "features": features})
+    other = make_dataset("part", data.examples[:20])
+    with pytest.raises(QalibError, match="the same data"):
+        cache.run(train_skim, config, {"data": other, "start": plain, "features": features})
+
+
+def test_an_earlier_published_reader_is_not_taken_for_the_present_one(cache, data):
+    shipped = replace(JOINT, start="shipped")
+    with pytest.raises(QalibError, match="exist as records only"):
+        build_skim_reader(shipped, "0" * 64)
+    with pytest.raises(QalibError, match="exist as records only"):
+        cache.run(
+            evaluate, Evaluation("old", AnswerConfig()), {"test": data, "checkpoint": "0" * 64}
+        )
 
 
 def test_pruning_starts_after_a_share_of_the_steps(data, tmp_path):

@@ -393,7 +393,17 @@ def test_a_count_that_no_width_has_is_an_error():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("encoder", "rnn"), ("input", "words"), ("positions", "cos"), ("kernel", 4), ("dropout", 1.0)],
+    [
+        ("encoder", "rnn"),
+        ("input", "words"),
+        ("positions", "cos"),
+        ("kernel", 4),
+        ("dropout", 1.0),
+        ("embedding", 0),
+        ("waves", -1),
+        ("width", float("inf")),
+        ("key_init_scale", float("nan")),
+    ],
 )
 def test_wrong_settings_are_named(field, value):
     with pytest.raises(QalibError, match=field):

@@ -212,3 +212,7 @@ def test_a_trained_reader_answers_and_is_evaluated(cache, data, trained):
     assert run.metrics["exact_match"] == pytest.approx(score(data, answers)["exact_match"])
     assert run.metrics["p@1"] == pytest.approx(run.metrics["exact_match"])
     assert 0 <= sum(run.metrics[f"p@{n}"] for n in range(1, 6)) <= 100
+
+
+def test_a_question_without_an_answer_has_no_distance():
+    assert distance_bin(Example("q", "Where is the mill?", "The mill is at Ostra.")) == "none"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import tiny_encoder
 
-from qalib.data.schema import Dataset, Example, make_dataset
+from qalib.data.schema import Answer, Dataset, Example, make_dataset
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.skim import calibration
@@ -233,7 +233,11 @@ def data_of(simulator: BlockPredictions, passages: int, name: str = "mine") -> D
     """Questions in the order of the simulator's, about so many passages."""
     count = int(simulator.row.max()) + 1
     texts = [f"passage {n * passages // count}" for n in range(count)]
-    return make_dataset(name, [Example(str(n), "?", text) for n, text in enumerate(texts)])
+
+    def example(number: int, text: str) -> Example:
+        return Example(str(number), "?", text, (Answer("passage", 0),))
+
+    return make_dataset(name, [example(n, text) for n, text in enumerate(texts)])
 
 
 @pytest.fixture
@@ -341,3 +345,19 @@ def test_a_calibration_comes_back_and_damage_is_named(tmp_path):
         save_skimmer(tmp_path, skimmer, calibration=damaged)
         with pytest.raises(QalibError, match=r"skim\.json, calibration"):
             load_calibration(tmp_path)
+
+
+def test_what_cannot_be_calibrated_or_measured_is_refused_first(calibrated, monkeypatch):
+    simulator = made(200)
+    with pytest.raises(QalibError, match="too few"):
+        calibrated(made(200), 0.9999)
+    scored = []
+    monkeypatch.setattr(calibration, "block_predictions", lambda *_, **__: scored.append(1))
+    model = SimpleNamespace(skimmer=SimpleNamespace(config=SimpleNamespace(min_blocks=1)))
+    nothing = make_dataset("nothing", [Example("1", "?", "text")])
+    with pytest.raises(QalibError, match="nothing: no question has an answer"):
+        calibrate(model, data_of(simulator, 5), WindowConfig(), 0.9, further=[nothing])
+    model.skimmer.config.min_blocks = 0
+    with pytest.raises(QalibError, match="min_blocks 0"):
+        calibrate(model, data_of(simulator, 5), WindowConfig(), 0.9)
+    assert not scored

@@ -18,8 +18,8 @@ from qalib.models.encoder import (
     EncoderConfig,
     attention,
     build_encoder,
-    model_folder,
 )
+from qalib.models.folders import model_folder
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from qalib.inference import (
     ByteAnswerConfig,
     ByteQuestionAnswerer,
     QuestionAnswerer,
+    strip_span,
 )
 from qalib.models.byte_reader import ByteReaderConfig, build_byte_reader
 from qalib.models.encoder import EncoderReader
@@ -237,3 +238,17 @@ def test_a_hundred_thousand_characters_are_processed_in_one_piece():
 def test_empty_text_is_refused_by_byte_readers(question, passage):
     with pytest.raises(QalibError, match="empty"):
         byte_answerer().answer(question, passage)
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "expected"),
+    [
+        (" Jose\u0301 came", (1, 5), "Jose\u0301"),  # the tokenizer drops the accent
+        ("e\u0323\u0301.", (0, 1), "e\u0323\u0301"),
+        ("a  b", (1, 3), ""),
+        ("to Rome ", (2, 8), "Rome"),
+    ],
+)
+def test_an_answer_has_no_white_space_around_it_and_keeps_its_marks(text, span, expected):
+    start, end = strip_span(text, *span)
+    assert text[start:end] == expected

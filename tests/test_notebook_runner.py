@@ -228,6 +228,21 @@ def test_force_or_a_spoilt_figure_runs_it_again(kit, monkeypatch):
     assert kit.stamp("00_good", "study").exists()  # a failure takes nothing away
 
 
+def test_a_notebook_that_is_edited_while_it_runs_is_not_stamped(kit, monkeypatch):
+    stamp = kit.stamp("00_good", "study")
+    before = stamp.read_bytes()
+
+    def execute(*args) -> str:
+        change(kit, '"f1\\": 50.0', '"f1\\": 51.0', "")
+        return ""
+
+    monkeypatch.setattr("qalib.study.notebooks._execute", execute)
+    said = []
+    found = run_notebooks("study", force=True, paths=kit, say=said.append)
+    assert found == {"00_good": "00 was changed while it ran; run it again"}
+    assert stamp.read_bytes() == before
+
+
 # --- what makes a stamp stale ------------------------------------------------------------------
 
 

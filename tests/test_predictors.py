@@ -279,3 +279,8 @@ def test_size_and_cost_at_bert_base(kind):
     if kind == "cnn":  # numbers of the paper
         assert pytest.approx(4027e6, rel=1e-3) == LAYER_MACS
         assert share * LAYER_MACS == pytest.approx(26.6e6, rel=5e-3)
+
+
+def test_a_part_is_read_once():
+    with pytest.raises(QalibError, match="names a part twice: lexical, lexical"):
+        PredictorConfig("combined", parts=("lexical", "lexical"))

@@ -7,11 +7,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qalib.errors import QalibError
-from qalib.files import canonical, write_atomically
+from qalib.files import canonical, exclusive, write_atomically
 from qalib.paths import ROOT
 from qalib.study.provenance import command_line, environment
 from qalib.study.run_cache import (
@@ -555,3 +559,67 @@ def test_every_input_of_a_recorded_run_is_recorded():
             )  # a checkpoint's hash
             if name.partition(".")[0] in ("weights", "start", "teachers") and not published:
                 assert value in keys, f"{run.short}: {name}"
+
+
+def test_an_older_run_does_not_replace_a_newer_record(cache, tmp_path):
+    values = iter([1.0, 2.0])
+
+    def measure(work: Path) -> dict:
+        return {"value": next(values)}
+
+    old = call(cache, {}, measure)
+    other = RunCache(tmp_path / "other", cache.records)
+    new = dataclasses.replace(call(other, {}, measure), env={**old.env, "started": NOW})
+    other.publish(new, [])
+    cache.publish(old, [])
+    assert call(RunCache(tmp_path / "fresh", cache.records), {}, never).metrics == {"value": 2.0}
+
+
+def test_two_stores_publish_to_the_same_records_one_at_a_time(cache, tmp_path):
+    run = call(cache, {}, weigh)
+    other = RunCache(tmp_path / "other", cache.records)
+    lock = cache.records.with_name(".records.lock")
+    ready = threading.Event()
+
+    def hold() -> None:
+        with exclusive(lock, "the records"):
+            ready.set()
+            time.sleep(0.3)
+            assert not cache.records.exists()
+
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold)
+        ready.wait()
+        other.publish(run, ["*.jsonl"])
+        held.result()
+    assert sorted(path.name for path in cache.records.iterdir()) == ["train.jsonl", "train.zip"]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.zip"])
+def test_nothing_is_added_to_damaged_records(cache, name):
+    first, second = (call(cache, {"seed": seed}, weigh) for seed in (0, 1))
+    cache.publish(first, ["*.jsonl"])
+    path = cache.records / name
+    path.write_bytes(b"<<<<<<< HEAD" + path.read_bytes()[20:])
+    with pytest.raises(QalibError, match=rf"{re.escape(name)}.* is damaged"):
+        cache.publish(second, ["*.jsonl"])
+
+
+def test_a_stage_cannot_replace_the_request_of_its_run(cache):
+    def careless(work: Path) -> dict:
+        (work / "config.json").write_text("{}")
+        return {}
+
+    with pytest.raises(QalibError, match=r"train: a stage must not write config\.json"):
+        call(cache, {}, careless)
+
+
+def test_a_run_may_have_no_settings_and_keeps_no_draft_of_a_killed_attempt(cache):
+    def write(work: Path) -> dict:
+        (work / ".metrics.json.12.tmp").touch()
+        (work / "weights.safetensors.partial").touch()
+        return {}
+
+    run = call(cache, None, write)
+    assert run.env["seed"] is None
+    assert set(run.files) == {"config.json", "metrics.json", "env.json"}

@@ -230,6 +230,14 @@ def test_another_file_is_refused(home, register):
         assert words in message
 
 
+def test_a_checksum_beside_a_file_does_not_make_it_the_published_one(home, register):
+    register()
+    path = put(home, raw_squad(home, OTHER[:30]))
+    note = path.with_name(f"{path.name}.sha256")
+    note.write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    assert "this is not set" in error_of(load_data, "set")
+
+
 def test_a_missing_file_is_reported_with_its_places_and_address(home, register, monkeypatch):
     source = register()
     (home / "mine").mkdir()

@@ -42,20 +42,24 @@ class ByteReaderConfig:
 
     encoder: Kind = "conv"
     mixer: Kind = "conv"
-    width: Annotated[float, Field(ge=1)] = 64.0
+    width: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 64.0
     layers: Annotated[int, Field(ge=1)] = 5  # of a convolutional stack; an LSTM has one
     kernel: Annotated[int, Field(ge=1)] = 11
     heads: Annotated[int, Field(ge=1)] = 2
     head_width: Annotated[int, Field(ge=1)] = 64  # of queries and keys, per head
     dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.1  # after every layer
     input: Literal["onehot", "embedding"] = "onehot"  # of convolutions; "embedding" is low-rank
-    embedding: int = 64  # width of embedded text, which an LSTM encoder always reads
+    embedding: Annotated[int, Field(ge=1)] = (
+        64  # width of embedded text, which an LSTM encoder always reads
+    )
     positions: Literal["none", "sin"] = "none"  # "sin": sinusoids as extra features
-    waves: int = 8  # frequencies of the sinusoids
+    waves: Annotated[int, Field(ge=1)] = 8  # frequencies of the sinusoids
     norm: bool = True  # instance norm after every convolution
     convolutions: Literal["same", "valid"] = "same"
     keys: Literal["last", "first"] = "last"  # encoder layer that keys and queries read
-    key_init_scale: float = 0.0  # if not 0, initial key weights = this times query weights
+    key_init_scale: Annotated[float, Field(allow_inf_nan=False)] = (
+        0.0  # if not 0, initial key weights = this times query weights
+    )
 
     def __post_init__(self):
         if self.kernel % 2 == 0:
@@ -434,6 +438,8 @@ class _NormReluDropout(torch.autograd.Function):
 
 def _kept(shape: torch.Size, dropped: int, device: torch.device) -> Tensor:
     """Random 0 and 1, int8, 0 with probability dropped / 256, from one random byte per value."""
+    if device.type == "mps":  # has no random numbers of 64 bits
+        return (torch.randint(0, 256, shape, device=device) >= dropped).to(torch.int8)
     draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64, device=device)
     draws = draws.random_(-(2**63), None).view(torch.int8)[: shape.numel()].view(shape)
     least = dropped - 128

@@ -20,14 +20,7 @@ from torch import Tensor, nn
 from qalib.data.batching import MULTIPLE, Batch
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
-from qalib.models.folders import (
-    MINILM,
-    first_line,
-    load_config,
-    load_tokenizer,
-    model_folder,
-    position_limit,
-)
+from qalib.models import folders
 from qalib.settings import settings
 
 ATTENTION = "qalib"  # the name of :func:`attention` in transformers
@@ -44,7 +37,7 @@ class EncoderConfig:
     ``layers``, ``width``, ``heads``: the size with ``random_start``; 0 keeps that of ``name``.
     """
 
-    name: str = MINILM
+    name: str = folders.MINILM
     random_start: bool = False  # random weights instead of the pretrained ones
     layers: int = 0
     width: int = 0
@@ -69,7 +62,7 @@ class EncoderReader(nn.Module):
             type(encoder.config), type(encoder)
         )  # compiled and peft models hide theirs
         self.encoder, self.tokenizer, self.untrained = encoder, tokenizer, untrained
-        self.max_length = position_limit(encoder.config)
+        self.max_length = folders.position_limit(encoder.config)
         self.multiple = 1 if encoder.config.model_type in SEE_PADDING else MULTIPLE
         self.uses_types = (
             "token_type_ids" in tokenizer.model_input_names
@@ -122,8 +115,8 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
     Raises QalibError if the model or its tokenizer is missing, damaged or does not fit, or if
     transformers has no question-answering head for its type.
     """
-    folder = model_folder(config.name)
-    hf_config = load_config(folder)
+    folder = folders.model_folder(config.name)
+    hf_config = folders.load_config(folder)
     torch.manual_seed(seed)
     try:
         with quiet():
@@ -138,10 +131,10 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
                 f"Answering as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
             )
         raise QalibError(
-            f"the encoder {config.name!r} cannot be loaded ({first_line(error)}); {way}."
+            f"the encoder {config.name!r} cannot be loaded ({folders.first_line(error)}); {way}."
         ) from None
     untrained = _untrained(encoder, report, config.name)
-    tokenizer = load_tokenizer(folder, rows)
+    tokenizer = folders.load_tokenizer(folder, rows)
     if fast_dropout:
         use_byte_dropout(encoder)
     if not config.train_embeddings:

@@ -24,16 +24,9 @@ from qalib.data.formats import parse_json, read_bytes
 from qalib.data.schema import file_sha256
 from qalib.data.windows import WindowConfig, fit_windows
 from qalib.errors import QalibError
+from qalib.models import folders
 from qalib.models.bf16 import linear_layers
 from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder, quiet
-from qalib.models.folders import (
-    HUB,
-    first_line,
-    load_config,
-    load_tokenizer,
-    model_folder,
-    position_limit,
-)
 from qalib.paths import ROOT, store_dir
 from qalib.settings import build
 
@@ -98,7 +91,7 @@ def save_reader(
         name = _parameter(key).replace(".lora_A.weight", f"{change}right")
         tensors[key] = trained[name.replace(".lora_B.weight", f"{change}left")]
     folder.mkdir(parents=True, exist_ok=True)
-    lora.base_model_name_or_path = HUB.get(encoder.name, encoder.name)
+    lora.base_model_name_or_path = folders.HUB.get(encoder.name, encoder.name)
     lora.save_pretrained(folder)
     save_weights({n: t.to(torch.float16) for n, t in tensors.items()}, folder / WEIGHTS)
     sha256 = file_sha256(folder / WEIGHTS)
@@ -182,7 +175,7 @@ def model_path(model: str | Path = "") -> Path:
         for place in (DEFAULT_CHECKPOINT.parent, store_dir()):  # published models, then runs
             if (place / model).is_dir():
                 return place / model
-    return model_folder(str(model))
+    return folders.model_folder(str(model))
 
 
 def _load_checkpoint(folder: Path, settings: dict) -> EncoderReader:
@@ -213,7 +206,8 @@ def _load_adapter(folder: Path) -> EncoderReader:
     reader = build_encoder(EncoderConfig(name=str(_base(folder).absolute()), train_embeddings=True))
     if (folder / "tokenizer_config.json").is_file():
         rows = reader.encoder.get_input_embeddings().weight.shape[0]
-        reader = EncoderReader(reader.encoder, load_tokenizer(folder, rows), reader.untrained)
+        tokenizer = folders.load_tokenizer(folder, rows)
+        reader = EncoderReader(reader.encoder, tokenizer, reader.untrained)
     tensors = load_weights(folder / WEIGHTS)  # raises a clear error if they are missing or damaged
     reader.untrained -= {key.removeprefix("base_model.model.") for key in tensors}
     try:
@@ -224,7 +218,7 @@ def _load_adapter(folder: Path) -> EncoderReader:
             reader.encoder = adapted.merge_and_unload()
     except Exception as error:  # peft passes on errors of any kind
         raise QalibError(
-            f"{folder}: the adapter does not fit its encoder ({first_line(error)})."
+            f"{folder}: the adapter does not fit its encoder ({folders.first_line(error)})."
         ) from None
     return reader
 
@@ -233,7 +227,7 @@ def _base(folder: Path) -> Path:
     """The folder of a peft adapter's base model."""
     name = str(_read(folder / ADAPTER).get("base_model_name_or_path"))
     try:
-        return model_folder(name)
+        return folders.model_folder(name)
     except QalibError as error:
         raise QalibError(f"{folder}: the base of this adapter is missing: {error}") from None
 
@@ -272,7 +266,7 @@ def windows_of(model: str | Path = "") -> WindowConfig:
     if run := _run_settings(folder):
         place = f"{folder / 'config.json'} (train it again if an older version wrote it), windows"
         return build(run["config"].get("windows"), WindowConfig, place)
-    return fit_windows(position_limit(load_config(folder)))
+    return fit_windows(folders.position_limit(folders.load_config(folder)))
 
 
 def passages_of(model: str | Path = "") -> list[str]:
@@ -287,6 +281,15 @@ def checkpoint_hash(folder: Path) -> str:
     if not isinstance(sha256, str):
         raise QalibError(f"{folder / SETTINGS}: names no sha256 of its weights.")
     return sha256
+
+
+def check_published(sha256: str) -> None:
+    """Raise QalibError if ``sha256`` is not that of the published reader's weights."""
+    if sha256 != (here := checkpoint_hash(DEFAULT_CHECKPOINT)):
+        raise QalibError(
+            f"the published reader is {here[:12]}, not {sha256[:12]}; results of an earlier one "
+            "exist as records only."
+        )
 
 
 def _settings(folder: Path) -> dict:

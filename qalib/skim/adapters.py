@@ -273,10 +273,11 @@ def adapt_encoder(model: nn.Module) -> EncoderAdapter:
         raise QalibError(
             f"skimming does not know models of the kind {kind!r}; it knows {', '.join(FAMILIES)}."
         )
-    if not any(kind.__name__.endswith("ForQuestionAnswering") for kind in type(model).__mro__):
+    known = [kind.__name__ for kind in type(model).__mro__ if "transformers" in kind.__module__]
+    if not any(name.endswith("ForQuestionAnswering") for name in known):
         raise QalibError(
-            f"{type(model).__name__} has no head for answer spans; load the model with "
-            "AutoModelForQuestionAnswering."
+            f"{type(model).__name__} is no transformers model with a head for answer spans; load "
+            "it with AutoModelForQuestionAnswering (adapters merged, not compiled)."
         )
     if getattr(config, "is_decoder", False):
         raise QalibError(f"this {kind} model is configured as a decoder; set is_decoder to false.")

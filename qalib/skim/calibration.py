@@ -193,14 +193,14 @@ def block_predictions(
     """Probabilities of all blocks of ``data`` at every layer with a predictor, without pruning."""
     check_windows(config, model.reader.max_length)
     windows = make_windows(data.examples, model.tokenizer, config)
-    device = next(model.eval().parameters()).device.type
-    bf16 = choose_precision(precision, device)[0] == "bf16"
+    device = next(model.eval().parameters()).device
+    bf16 = choose_precision(precision, device.type)[0] == "bf16"
     parts: list[dict] = [{}] * len(windows)
     with progress_bar(len(windows), "score blocks", "window", show=progress) as bar:
         for rows in inference_batches([len(window) for window in windows], tokens_per_batch):
             batch = collate([windows[i] for i in rows], model.tokenizer.pad_token_id or 0)
-            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-                output = model.run(batch.to(torch.device(device)), skim=False)
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                output = model.run(batch.to(device), skim=False)
             for place, number in enumerate(rows):
                 parts[number] = _window_blocks(output, place, windows[number])
             bar.update(len(rows))
@@ -361,6 +361,11 @@ def calibrate(
     for name, value in {"recall": recall, "confidence": confidence}.items():
         if value is not None and not 0 < value < 1:
             raise QalibError(f"{name} is {value:g}, but must lie between 0 and 1, as in 0.99.")
+    for dataset in (data, *further):
+        if not any(example.answerable for example in dataset):
+            raise QalibError(f"{dataset.name}: no question has an answer, so none can be kept.")
+    if not model.skimmer.config.min_blocks:
+        raise QalibError("a skimmer with min_blocks 0 cannot be calibrated; set it to 1.")
     blocks = block_predictions(model, data, windows, precision, progress=progress)
     cost = CostModel.of(model.reader.encoder, model.skimmer)
     questions = int(blocks.answered.sum())

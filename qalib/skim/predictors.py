@@ -53,6 +53,10 @@ class PredictorConfig:
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS  # features read (combined)
     seed: int = 0  # (random)
 
+    def __post_init__(self):
+        if len(set(self.parts)) < len(self.parts):
+            raise QalibError(f"parts names a part twice: {', '.join(self.parts)}.")
+
 
 @dataclass(frozen=True)
 class ModelShape:

@@ -86,6 +86,11 @@ class Notebook:
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         return [{**cell, "source": "".join(cell["source"])} for cell in code]
 
+    @property
+    def code_hash(self) -> str:
+        """Hash of the code cells, without their outputs."""
+        return _hash([[cell.get("id"), cell["source"]] for cell in self.code])
+
     def stages(self, folder: Path) -> list[Path]:
         """The stage modules (files in ``folder``) that the code cells import."""
         text = "\n".join(cell["source"] for cell in self.code)
@@ -157,7 +162,7 @@ def _run(
 ) -> str:
     executed = paths.build / "executed" / profile / notebook.path.name
     executed.parent.mkdir(parents=True, exist_ok=True)
-    usage = executed.with_suffix(".usage")
+    usage, before = executed.with_suffix(".usage"), Notebook(notebook.path).code_hash
     usage.unlink(missing_ok=True)
     with (
         kernel_environment(profile, executed, force, paths),
@@ -167,6 +172,8 @@ def _run(
     if problem:
         return problem
     try:
+        if Notebook(notebook.path).code_hash != before:
+            return f"{notebook.name[:2]} was changed while it ran; run it again"
         if profile == "study":
             copy_outputs(notebook.path, executed)
             notebook = Notebook(notebook.path)
@@ -266,12 +273,12 @@ def kernel_environment(
         }
         if profile != "paper":  # the only one that may download models and data
             defaults["HF_HUB_OFFLINE"] = "1"
-        folders = ("QALIB_STORE", "QALIB_CACHE")  # relative to the folder of the command
+        folders = ("QALIB_STORE", "QALIB_CACHE", "QALIB_DATA")  # relative to the command's folder
         places = {name: os.environ[name] for name in folders if os.environ.get(name)}
         wanted = {
             **defaults,
             **os.environ,
-            **{name: str(Path(value).resolve()) for name, value in places.items()},
+            **{name: str(Path(p).expanduser().resolve()) for name, p in places.items()},
             "QALIB_PROFILE": profile,
             "QALIB_NOTES": str(executed.with_suffix(".usage").resolve()),
             "QALIB_PROGRESS": str(executed.with_suffix(".progress").resolve()),
@@ -368,7 +375,7 @@ def make_stamp(
     papers = load_claims() if claims else {}
     stages = notebook.stages(paths.root / "qalib/study/stages")
     return {
-        "cells": {"": _hash([[cell.get("id"), cell["source"]] for cell in notebook.code])},
+        "cells": {"": notebook.code_hash},
         "stages": {path.stem: _hash(path.read_text()) for path in stages},
         "sections": {name: _hash(settings.get(name)) for name in sorted(sections)},
         "claims": {name: _hash(repr(papers.get(name))) for name in sorted(claims)},

@@ -2,7 +2,8 @@
 
 A *stage* is a function ``f(config, work, **inputs)`` that writes files into the folder ``work``
 and returns metrics. A *run* is one call of it, addressed by the SHA-256 of stage name, version,
-configuration and inputs; the code is not part of the key. Runs are kept in two places:
+configuration and inputs; the code is not part of the key, nor are the order of a data set's
+questions and the offsets of its answers. Runs are kept in two places:
 
     runs/<stage>-<key>/           the store of this machine: config.json, metrics.json, env.json,
                                   the files of the stage, and DONE.json with their hashes
@@ -17,6 +18,7 @@ import contextlib
 import fnmatch
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -260,16 +262,17 @@ class RunCache:
         }
         for name, content in kept.items():
             for private in (ROOT, self.root.resolve(), Path.home()):
-                if f"{private}{os.sep}".encode() in content:
+                if private.name and f"{private}{os.sep}".encode() in content:
                     raise QalibError(
                         f"{run.short}: {name} contains the path {private}, which exists on this "
                         "machine only; let the stage write relative paths."
                     )
-        with translate_os_errors(self.records), self._locked(f"records-{run.stage}"):
+        lock = self.records.with_name(f".{self.records.name}.lock")  # several stores may publish
+        with translate_os_errors(self.records), exclusive(lock, str(self.records), 60):
             write_record(self.records, run, kept)
 
     def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
-        wait = float(os.environ.get("QALIB_WAIT", "0"))  # seconds, for a run in another process
+        wait = float(os.environ.get("QALIB_WAIT") or 0)  # seconds, for a run in another process
         return exclusive(self.root / ".locks" / f"{name}.lock", f"the run {name}", wait)
 
 
@@ -278,12 +281,14 @@ def _compute(work: Path, request: dict, compute: Callable[[], dict]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     write_atomically(work / "config.json", pretty(request))
     started, begin = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    metrics = to_json_data(compute(), f"{request['stage']} metrics")
+    config, metrics = request["config"], to_json_data(compute(), f"{request['stage']} metrics")
+    if (work / "config.json").read_text(encoding="utf-8") != pretty(request):
+        raise QalibError(f"{request['stage']}: a stage must not write config.json; use a folder.")
     env = {
         **environment(),
         "started": started,  # start of the process that finished the run
         "seconds": round(time.monotonic() - begin, 2),
-        "seed": request["config"].get("seed"),
+        "seed": config.get("seed") if isinstance(config, dict) else None,
         "peak_memory_gb": peak_memory_gb(),
     }
     (work / "metrics.json").write_text(pretty(metrics), encoding="utf-8")
@@ -340,6 +345,7 @@ def list_files(folder: Path) -> dict[str, dict]:
         name: {"sha256": file_sha256(path), "size": path.stat().st_size}
         for name, path in names.items()
         if name.split("/")[0] not in ("scratch", "DONE.json")  # not part of the result
+        and not name.endswith((".tmp", ".partial"))  # left by a killed attempt
     }
 
 
@@ -374,10 +380,16 @@ def _read_records(path: Path, _changed: int, root: Path) -> dict[str, Run]:
 
 
 def write_record(records: Path, run: Run, kept: Mapping[str, bytes]) -> None:
-    """Write a run's line and its files ``kept``, by name, to the records of its stage."""
+    """Write a run's line and its files ``kept``, by name, to the records of its stage.
+
+    A record of the same run that was started later stays. Raises QalibError for damaged records.
+    """
     path = records / f"{run.stage}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = {json.loads(line)["key"]: line for line in lines}
+    known = read_records(path)
+    if run.key in known and known[run.key].env["started"] > run.env["started"]:
+        return
+    lines = path.read_text(encoding="utf-8").splitlines() if known else []
+    rows = dict(zip(known, lines, strict=True))
     names = ("key", "version", "config", "inputs", "metrics", "env")
     row = {name: getattr(run, name) for name in names}
     row["files"] = {name: entry for name, entry in run.files.items() if name not in OWN_FILES}
@@ -394,15 +406,17 @@ def _sha256(row: object) -> str:
 
 def _write_archive(path: Path, prefix: str, kept: Mapping[str, bytes]) -> None:
     contents = {}
-    if path.is_file():
-        with zipfile.ZipFile(path) as archive:
-            contents = {name: archive.read(name) for name in archive.namelist()}
+    try:
+        if path.is_file():
+            with zipfile.ZipFile(path) as archive:
+                contents = {name: archive.read(name) for name in archive.namelist()}
+    except Exception:  # a damaged archive can raise anything
+        raise QalibError(f"{path}: is damaged; restore the file from git.") from None
     new = {f"{prefix}/{name}": content for name, content in kept.items()}
     if new.items() <= contents.items():
         return
-    draft = path.with_suffix(".zip.tmp")
-    with zipfile.ZipFile(draft, "w") as archive:
+    with zipfile.ZipFile(packed := io.BytesIO(), "w") as archive:
         for name, content in sorted((contents | new).items()):
             entry = zipfile.ZipInfo(name, ZIP_DATE)
             archive.writestr(entry, content, zipfile.ZIP_DEFLATED, compresslevel=9)
-    os.replace(draft, path)
+    write_atomically(path, packed.getvalue())

@@ -14,6 +14,7 @@ from pydantic import Field
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+from qalib import metrics as answer_metrics
 from qalib.checkpoints import load_weights, put_weights, save_weights, trained_tensors
 from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import WindowConfig
@@ -23,16 +24,9 @@ from qalib.distill.teacher_cache import TeacherTargets
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.losses import DistillConfig
-from qalib.metrics import (
-    adversarial_scores,
-    correct_ranks,
-    normalize_answer,
-    question_scores,
-    score,
-)
 from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
 from qalib.models.lexical import lexical_answers
-from qalib.models.pretrained import merge_low_rank, train_low_rank
+from qalib.models.pretrained import check_published, merge_low_rank, train_low_rank
 from qalib.settings import settings
 from qalib.skim.reader import load_skim_answerer
 from qalib.study.run_cache import Run, stage
@@ -214,17 +208,18 @@ def evaluate(
     ranked, fraction = _answers(config, test, weights, checkpoint, skimmer)
     seconds = time.perf_counter() - begin
     predictions = {id: texts[0] for id, texts in ranked.items()}
-    (work / "predictions.json").write_text(json.dumps(predictions, ensure_ascii=False))
-    exact, overlap = question_scores(test, predictions)
-    metrics = score(test, predictions)
-    exact, overlap = adversarial_scores(test, exact, overlap)
+    (work / "predictions.json").write_text(json.dumps(predictions), encoding="ascii")
+    exact, overlap = answer_metrics.question_scores(test, predictions)
+    metrics = answer_metrics.score(test, predictions)
+    exact, overlap = answer_metrics.adversarial_scores(test, exact, overlap)
     if len(exact) < len(test):  # one score for each original question
         metrics = {"exact_match": 100 * exact.mean(), "f1": 100 * overlap.mean()}
     scores = {"EM": exact.astype(bool), "F1": overlap.astype(np.float32)}
     save_file(scores, work / "scores.safetensors")
     metrics |= {"token_fraction": fraction, "questions": len(exact)}
-    if getattr(config.settings, "n_best_size", 1) > 1:
-        ranks = correct_ranks(test, ranked)
+    decoding = getattr(config.settings, "answer", config.settings)
+    if getattr(decoding, "n_best_size", 1) > 1:
+        ranks = answer_metrics.correct_ranks(test, ranked)
         metrics |= {f"p@{n}": 100 * (ranks == n).mean() for n in range(1, 6)}
         (work / "ranks.json").write_text(json.dumps(ranks.tolist()))
     rate = len(test) / seconds
@@ -244,6 +239,7 @@ def _answers(
     elif skimmer:
         answerer = load_skim_answerer(config=config.settings)
     elif checkpoint:
+        check_published(checkpoint)
         answerer = QuestionAnswerer.load(config=config.settings)
     elif config.reader == "lexical":
         return {id: [text] for id, text in lexical_answers(test).items()}, 1.0
@@ -254,7 +250,7 @@ def _answers(
     for example, prediction in zip(test.examples, predictions, strict=True):
         distinct: dict[str, str] = {}
         for candidate in prediction.candidates:
-            distinct.setdefault(normalize_answer(candidate.text), candidate.text)
+            distinct.setdefault(answer_metrics.normalize_answer(candidate.text), candidate.text)
         ranked[example.id] = list(distinct.values())[:5]
     return ranked, float(np.mean([prediction.token_fraction for prediction in predictions]))
 

@@ -23,31 +23,14 @@ from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer, choose_device
 from qalib.losses import SkimLossConfig
 from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
-from qalib.models.pretrained import load_reader
+from qalib.models.pretrained import check_published, load_reader
 from qalib.settings import settings
-from qalib.skim.calibration import (
-    BlockPredictions,
-    block_predictions,
-    budget_at_recall,
-    recall_at_budget,
-    recall_curve,
-)
+from qalib.skim import calibration
+from qalib.skim import training as skim_training
 from qalib.skim.predictors import FIXED, PredictorConfig, reads_fixed_features
 from qalib.skim.reader import SkimReader
-from qalib.skim.training import (
-    FixedFeatures,
-    PredictorTraining,
-    add_predictors,
-    fit,
-    fixed_features,
-)
-from qalib.study.run_cache import Run, RunCache, stage
-from qalib.study.stages.baseline import (
-    EncoderTraining,
-    load_encoder_reader,
-    put_trained,
-    save_trained,
-)
+from qalib.study.run_cache import Run, RunCache, input_hashes, stage
+from qalib.study.stages import baseline
 
 RECALLS = (0.99, 0.98, 0.95)  # share of the questions whose answer is kept
 BUDGETS = (0.6, 0.4)  # share of the passage tokens that is kept
@@ -59,7 +42,7 @@ ORACLE = 0  # the "layer" of the curve of a predictor that knows the answers
 
 
 @settings
-class SkimTraining(PredictorTraining):
+class SkimTraining(skim_training.PredictorTraining):
     """Everything that a reader with block predictors depends on, besides the data and ``start``.
 
     start: "pretrained", the encoder of the settings with a new span head; "shipped", the published
@@ -93,9 +76,9 @@ class SkimStudy:
     middle: int = 3
     train_every: Annotated[int, Field(ge=1)] = 1  # training F1 uses every n-th question
 
-    def training(self, base: EncoderTraining, **changes) -> SkimTraining:
+    def training(self, base: baseline.EncoderTraining, **changes) -> SkimTraining:
         """Joint training of encoder and predictors with the settings of an encoder reader."""
-        shared = {f.name: getattr(base, f.name) for f in fields(EncoderTraining)}
+        shared = {f.name: getattr(base, f.name) for f in fields(baseline.EncoderTraining)}
         shared["train"] = replace(
             base.train,
             num_train_epochs=self.epochs,
@@ -123,17 +106,17 @@ def cache_features(
     """
     parts = PredictorConfig("combined", config.predictor.block_size, parts=FIXED)
     model = build_skim_reader(replace(config, predictor=parts), start)
-    found = fixed_features(model.to(choose_device()), data, config)
-    arrays = {f.name: getattr(found, f.name) for f in fields(FixedFeatures)}
+    found = skim_training.fixed_features(model.to(choose_device()), data, config)
+    arrays = {f.name: getattr(found, f.name) for f in fields(skim_training.FixedFeatures)}
     save_weights(arrays.pop("parts") | arrays, work / "features.safetensors")
     return {"blocks": len(found.sizes), "windows": len(found.counts)}
 
 
-def read_features(run: Run) -> FixedFeatures:
+def read_features(run: Run) -> skim_training.FixedFeatures:
     """The features of a ``cache-features`` run. Raises QalibError if they are missing here."""
     arrays = load_weights(run.file("features.safetensors"))
-    names = [f.name for f in fields(FixedFeatures) if f.name != "parts"]
-    return FixedFeatures(**{name: arrays.pop(name) for name in names}, parts=arrays)
+    names = [f.name for f in fields(skim_training.FixedFeatures) if f.name != "parts"]
+    return skim_training.FixedFeatures(**{name: arrays.pop(name) for name in names}, parts=arrays)
 
 
 @stage("train-skim")
@@ -154,23 +137,36 @@ def train_skim(
     """
     model = build_skim_reader(config, start)
     rest = hold_out(data, config.held_out)[0] if config.held_out else data
-    if features and not (config.frozen and reads_fixed_features(config.predictor)):
+    if features and not _can_use(features, config, input_hashes({"data": data, "start": start})):
         raise QalibError(
-            "cached features are for predictors that read no others, beside a frozen reader."
+            "cached features are for predictors that read no others, beside the same frozen "
+            "reader, with the same data, windows, blocks and labels."
         )
     found = read_features(features) if features else None
     if found and config.held_out:
         kept = {example.id for example in rest.examples}
         found = found.of_questions(torch.tensor([e.id in kept for e in data.examples]))
-    summary = fit(model, rest, config, work, found)
-    save_trained(model, work)
+    summary = skim_training.fit(model, rest, config, work, found)
+    baseline.save_trained(model, work)
     parameters = sum(p.numel() for p in model.skimmer.parameters())
     return {"questions": len(rest), "skim_parameters": parameters, **summary}
 
 
+def _can_use(features: Run, config: SkimTraining, inputs: dict[str, str]) -> bool:
+    """Whether a training of these settings and inputs can use the features of a run."""
+    if not (config.frozen and reads_fixed_features(config.predictor)):
+        return False
+    cached = features.settings(SkimTraining)
+    names = ("start", "encoder", "windows", "soft_labels")
+    same = all(getattr(cached, name) == getattr(config, name) for name in names)
+    same &= cached.predictor.block_size == config.predictor.block_size
+    same &= cached.skim_loss.two_tokens == config.skim_loss.two_tokens
+    return same and cached.layers in ((), config.layers) and features.inputs == inputs
+
+
 def build_skim_reader(config: SkimTraining, start: Run | str | None = None) -> SkimReader:
     """The reader at the start of training: the encoder of ``config.start`` and new predictors."""
-    return add_predictors(_starting_reader(config, start), config)
+    return skim_training.add_predictors(_starting_reader(config, start), config)
 
 
 def _starting_reader(config: SkimTraining, start: Run | str | None) -> EncoderReader:
@@ -181,6 +177,7 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> EncoderRe
             f"{given!r}: give a run for 'run', the checkpoint's hash for 'shipped', else nothing."
         )
     if given == "shipped":
+        check_published(start)
         reader = load_reader().requires_grad_()  # merging its adapter froze the weights
         words = reader.encoder.get_input_embeddings().weight
         words.requires_grad_(config.encoder.train_embeddings)
@@ -188,7 +185,7 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> EncoderRe
     if given == "pretrained":
         return build_encoder(config.encoder, config.seed)
     plain = start.stage in ("train-encoder", "train-adapter")
-    return load_encoder_reader(start) if plain else load_skim_reader(start).reader
+    return baseline.load_encoder_reader(start) if plain else load_skim_reader(start).reader
 
 
 # --- trained readers ------------------------------------------------------------------------------
@@ -200,7 +197,7 @@ def load_skim_reader(run: Run) -> SkimReader:
     if config.start == "run":
         store = run.folder.parent
         start = RunCache(store.parent if store.name == ".records" else store).get(start)
-    return put_trained(build_skim_reader(config, start), run).eval()
+    return baseline.put_trained(build_skim_reader(config, start), run).eval()
 
 
 @settings
@@ -254,7 +251,7 @@ def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Data
     """
     windows = config.windows or weights.settings(SkimTraining).windows
     model = load_skim_reader(weights).to(choose_device())
-    found = block_predictions(model, data, windows, config.precision)
+    found = calibration.block_predictions(model, data, windows, config.precision)
     counts = {}
     for layer, scores in found.scores.items():
         said = scores >= 0.5
@@ -269,11 +266,11 @@ def predict_blocks(config: BlockPrediction, work: Path, weights: Run, data: Data
     return summarize_blocks(found)
 
 
-def read_blocks(run: Run) -> BlockPredictions:
+def read_blocks(run: Run) -> calibration.BlockPredictions:
     """The arrays of a ``predict-blocks`` run. Raises QalibError if they are not on this machine."""
     arrays = load_file(run.file("blocks.safetensors"))
     scores = {int(n.split()[1]): arrays.pop(n) for n in sorted(arrays) if n.startswith("layer ")}
-    return BlockPredictions(scores=scores, **arrays)
+    return calibration.BlockPredictions(scores=scores, **arrays)
 
 
 def block_f1(run: Run, layer: int) -> np.ndarray:
@@ -289,7 +286,7 @@ def block_f1(run: Run, layer: int) -> np.ndarray:
     return 100 * (f1 + (2 * hits - f1 * both) / max(both.mean(), 1e-9))
 
 
-def summarize_blocks(found: BlockPredictions) -> dict:
+def summarize_blocks(found: calibration.BlockPredictions) -> dict:
     """Metrics of block predictions, by layer.
 
     In percent: precision, recall, f1 and accuracy of the class "holds an answer" at threshold 0.5,
@@ -312,14 +309,15 @@ def summarize_blocks(found: BlockPredictions) -> dict:
 
     layers, two = {}, {}
     for layer, scores in found.scores.items():
-        curve = recall_curve(scores, found.answers, found.sizes, found.row)
+        curve = calibration.recall_curve(scores, found.answers, found.sizes, found.row)
         row = layers[str(layer)] = percent(scores, found.labels)
         row["auc"] = 100 * float(roc_auc_score(found.labels, scores))
         two[str(layer)] = percent(scores, found.two_tokens)
         for share in RECALLS:
-            row[f"kept at {share:g}"], threshold = budget_at_recall(curve, share)
+            row[f"kept at {share:g}"], threshold = calibration.budget_at_recall(curve, share)
             row[f"threshold at {share:g}"] = threshold
-        row |= {f"found at {share:g}": recall_at_budget(curve, share) for share in BUDGETS}
+        for share in BUDGETS:
+            row[f"found at {share:g}"] = calibration.recall_at_budget(curve, share)
     kept, answered = _oracle_curve(found)
     has, has_two = (np.bincount(found.row, x) > 0 for x in (found.labels, found.two_tokens))
     return {
@@ -331,7 +329,7 @@ def summarize_blocks(found: BlockPredictions) -> dict:
     }
 
 
-def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
+def _oracle_curve(found: calibration.BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
     """Share of tokens and of questions, both (answered questions,), that an oracle keeps: the
     blocks of each question's cheapest answer, the cheapest questions first.
     """
@@ -346,13 +344,13 @@ def _oracle_curve(found: BlockPredictions) -> tuple[np.ndarray, np.ndarray]:
     return cost.cumsum() / found.sizes.sum(), np.arange(1, len(cost) + 1) / len(cost)
 
 
-def curve_table(found: BlockPredictions) -> pd.DataFrame:
+def curve_table(found: calibration.BlockPredictions) -> pd.DataFrame:
     """Recall curves on an even grid.  columns layer (0 = oracle); kept, found: shares, 0 to 1"""
     kept = np.linspace(0, 1, GRID)
     costs, answered = _oracle_curve(found)
     curves = {ORACLE: np.append(0.0, answered)[np.searchsorted(costs, kept, side="right")]}
     for layer, scores in sorted(found.scores.items()):
-        curve = recall_curve(scores, found.answers, found.sizes, found.row)
-        curves[layer] = [recall_at_budget(curve, share) for share in kept]
+        curve = calibration.recall_curve(scores, found.answers, found.sizes, found.row)
+        curves[layer] = [calibration.recall_at_budget(curve, share) for share in kept]
     parts = [pd.DataFrame({"layer": n, "kept": kept, "found": x}) for n, x in curves.items()]
     return pd.concat(parts, ignore_index=True).round(6)

@@ -18,13 +18,7 @@ from qalib.errors import QalibError
 from qalib.inference import ByteAnswerConfig, ByteQuestionAnswerer, choose_device
 from qalib.losses import gaussian_span_loss
 from qalib.metrics import question_scores
-from qalib.models.byte_reader import (
-    ByteReader,
-    ByteReaderConfig,
-    build_byte_reader,
-    count_parameters,
-    match_width,
-)
+from qalib.models import byte_reader
 from qalib.models.lexical import STOP_WORD, WORD
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
@@ -62,12 +56,12 @@ class ByteTraining:
     A batch is ``batch_size`` questions; ``train.tokens_per_batch`` is not used.
     """
 
-    reader: ByteReaderConfig = field(default_factory=ByteReaderConfig)
+    reader: byte_reader.ByteReaderConfig = field(default_factory=byte_reader.ByteReaderConfig)
     text: ByteConfig = field(default_factory=ByteConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     batch_size: Count = 64
     optimizer: Literal["adam", "sgd"] = "adam"  # sgd: with Nesterov momentum
-    momentum: float = 0.9
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of sgd
     sigma: Annotated[float, Field(ge=0)] = 2.0  # of the Gaussian targets, in positions
     answers: Literal["min", "mean"] = "min"  # the loss over several gold answers
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of the passages
@@ -107,7 +101,7 @@ def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | No
     on the held-out passages, see :func:`held_out_scores`.
     """
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
-    reader = build_byte_reader(config.reader, config.seed)
+    reader = byte_reader.build_byte_reader(config.reader, config.seed)
     if start is not None:
         put_trained(reader, start)
     task, optimizer = byte_task(rest, config), byte_optimizer(reader, config)
@@ -120,7 +114,7 @@ def train_bytes(config: ByteTraining, work: Path, data: Dataset, start: Run | No
 
 
 def held_out_scores(
-    reader: ByteReader, held: Dataset, config: ByteTraining
+    reader: byte_reader.ByteReader, held: Dataset, config: ByteTraining
 ) -> Callable[..., dict[str, float]]:
     """A function that computes loss, EM, F1, and EM by :func:`distance_bin` on ``held``."""
     task = byte_task(held, config)
@@ -149,6 +143,8 @@ def distance_bin(example: Example) -> str:
     The distance is the median, over the question's content words that the passage has outside the
     first answer, of the number of characters from that answer to the word's nearest occurrence.
     """
+    if not example.answers:
+        return "none"
     answer = example.answers[0]
     asked = {m[0].lower() for m in WORD.finditer(example.question)}
     nearest: dict[str, int] = {}
@@ -170,7 +166,8 @@ def variant(base: ByteTraining, name: str, size: float = 1.0) -> ByteTraining:
     if kind not in VARIANTS or option not in ("", *OPTIONS):
         raise QalibError(f"no byte-level reader is called {name!r}; see VARIANTS and OPTIONS.")
     reader = replace(base.reader, **VARIANTS[kind], **OPTIONS.get(option, {}))
-    return replace(base, reader=match_width(reader, round(size * count_parameters(base.reader))))
+    wanted = round(size * byte_reader.count_parameters(base.reader))
+    return replace(base, reader=byte_reader.match_width(reader, wanted))
 
 
 def at_best_rate(study: Study, setup: ByteStudy, plan: ByteTraining, data: Dataset) -> ByteTraining:
@@ -198,7 +195,7 @@ def byte_task(data: Dataset, config: ByteTraining) -> TrainingTask:
     return TrainingTask(rows.lengths, rows.collate, loss, batches)
 
 
-def byte_optimizer(reader: ByteReader, config: ByteTraining) -> torch.optim.Optimizer:
+def byte_optimizer(reader: byte_reader.ByteReader, config: ByteTraining) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum as for the final model of the byte-level page."""
     if config.optimizer == "adam":
         return make_optimizer(reader, config.train)
@@ -211,9 +208,9 @@ def byte_optimizer(reader: ByteReader, config: ByteTraining) -> torch.optim.Opti
     )
 
 
-def load_byte_reader(run: Run) -> ByteReader:
+def load_byte_reader(run: Run) -> byte_reader.ByteReader:
     """The reader of a ``train-bytes`` run, in evaluation mode."""
-    return put_trained(build_byte_reader(run.settings(ByteTraining).reader), run).eval()
+    return put_trained(byte_reader.build_byte_reader(run.settings(ByteTraining).reader), run).eval()
 
 
 def byte_answerer(run: Run, config: ByteAnswerConfig) -> ByteQuestionAnswerer:

@@ -20,14 +20,8 @@ from torch import nn
 from qalib.data.schema import Dataset, hold_out
 from qalib.data.windows import training_windows
 from qalib.data.words import WordConfig, collate_words, word_windows
+from qalib.distill import distractors
 from qalib.distill.alignment import TokenSpan, match_rows, token_spans
-from qalib.distill.distractors import (
-    DistractorMiner,
-    DistractorSpans,
-    MiningConfig,
-    mining_report,
-    random_distractors,
-)
 from qalib.distill.encoders import align_layers, distilled_task, teacher_outputs
 from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets, cache_teacher_outputs
 from qalib.errors import QalibError
@@ -38,12 +32,7 @@ from qalib.models.ensemble import Ensemble
 from qalib.models.mnemonic_reader import MnemonicConfig, build_mnemonic_reader
 from qalib.settings import settings
 from qalib.study.run_cache import Run, stage
-from qalib.study.stages.baseline import (
-    encoder_training,
-    load_encoder_reader,
-    put_trained,
-    save_trained,
-)
+from qalib.study.stages import baseline
 from qalib.training import TrainConfig, TrainingTask, encoder_task, train
 
 Task = tuple[TrainingTask, list[TokenSpan]]  # and the passage tokens of its rows
@@ -105,7 +94,7 @@ class EnsembleCache:
     confusing answers there (out-of-fold); 0 = all teachers were trained on everything.
     """
 
-    mining: MiningConfig = MiningConfig()
+    mining: distractors.MiningConfig = distractors.MiningConfig()
     attention: bool = True
     folds: Annotated[int, Field(ge=0)] = 0
 
@@ -181,7 +170,7 @@ def student_task(
 
 def _distractors(
     targets: TeacherTargets, data: Dataset, config: StudentTraining, out_of_fold: Run | None
-) -> DistractorSpans:
+) -> distractors.DistractorSpans:
     """The distractor of every row of the targets; none where there is nothing to mine from."""
     if (out_of_fold is not None) != (config.distractors == "out-of-fold"):
         raise QalibError("the input out_of_fold and distractors = 'out-of-fold' need each other.")
@@ -193,13 +182,13 @@ def _distractors(
         spans, confidence = np.full_like(mined.spans, -1), np.zeros_like(mined.confidence)
         allowed = _not_trained_on(theirs.spans, data, folds)
         spans[rows], confidence[rows] = theirs.distractors(allowed)
-        return DistractorSpans(spans, confidence)
+        return distractors.DistractorSpans(spans, confidence)
     if config.distractors == "random":
         known = {example.id for example in data.examples}  # the cache may cover more questions
         learnt = np.array([span.id in known for span in targets.spans])
         mined = mined._replace(confidence=np.where(learnt, mined.confidence, 0.0))
-        miner = DistractorMiner(data.examples)
-        return random_distractors(mined, targets.spans, miner, config.base.seed)
+        miner = distractors.DistractorMiner(data.examples)
+        return distractors.random_distractors(mined, targets.spans, miner, config.base.seed)
     return mined
 
 
@@ -210,7 +199,7 @@ def _train_words(
     rest, held = hold_out(data, config.held_out) if config.held_out else (data, None)
     reader = new_reader(config)
     if start is not None:
-        put_trained(reader, start)
+        baseline.put_trained(reader, start)
 
     def held_out_scores(epoch: int = 0) -> dict:
         if held is None:
@@ -222,7 +211,7 @@ def _train_words(
     task = make_task(reader, rest)
     summary = train(reader, task, config.train, work, config.seed, after_epoch=held_out_scores)
     counts = {"questions": len(rest), "windows": len(task.lengths)}
-    counts["parameters"] = save_trained(reader, work)
+    counts["parameters"] = baseline.save_trained(reader, work)
     return {**counts, **summary, **held_out_scores()}
 
 
@@ -242,25 +231,27 @@ def cache_teachers(config: EnsembleCache, work: Path, data: Dataset, teachers: l
     functions = [
         lambda run=run: teacher_outputs(load_word_reader(run), task, "fp32") for run in teachers
     ]
-    miner, folder = DistractorMiner(data, config.mining), work / "cache"
+    miner, folder = distractors.DistractorMiner(data, config.mining), work / "cache"
     cache_teacher_outputs(folder, spans, functions, miner, hops)
     targets = TeacherTargets([folder / f"teacher-{n}" for n in range(len(teachers))])
     allowed = _not_trained_on(spans, data, config.folds) if config.folds else None
-    report = mining_report(targets.distractors(allowed))
+    report = distractors.mining_report(targets.distractors(allowed))
     return {"windows": len(spans), "teachers": len(teachers), **report}
 
 
 @stage("cache-teacher", publish=())
 def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher: Run) -> dict:
     """Cache what an encoder predicts for ``data`` in "teacher-0"; metrics: ``mining_report``."""
-    reader = load_encoder_reader(teacher)
-    task, windows = encoder_task(reader, data.examples, encoder_training(teacher).windows)
+    reader = baseline.load_encoder_reader(teacher)
+    task, windows = encoder_task(reader, data.examples, baseline.encoder_training(teacher).windows)
     spans = token_spans(windows, data.examples, reader.before)
     hops = [f"align {n + 1}" for n in range(align_layers(reader))] if config.attention else []
     outputs = partial(teacher_outputs, reader, task, config.precision)
-    cache_teacher_outputs(work, spans, [outputs], DistractorMiner(data, config.mining), hops)
+    cache_teacher_outputs(
+        work, spans, [outputs], distractors.DistractorMiner(data, config.mining), hops
+    )
     mined = TeacherTargets([work / "teacher-0"]).distractors()
-    return {"windows": len(spans), **mining_report(mined)}
+    return {"windows": len(spans), **distractors.mining_report(mined)}
 
 
 def fold_of(context: str, folds: int) -> int:
@@ -301,7 +292,7 @@ def word_training(run: Run) -> WordTraining:
 
 def load_word_reader(run: Run) -> nn.Module:
     """The reader of a run of this module, in evaluation mode."""
-    return put_trained(new_reader(word_training(run)), run).eval()
+    return baseline.put_trained(new_reader(word_training(run)), run).eval()
 
 
 def word_answerer(weights: Run | Sequence[Run], settings: AnswerConfig) -> WordQuestionAnswerer:

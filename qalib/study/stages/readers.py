@@ -21,21 +21,7 @@ from qalib.skim.cost import CostModel
 from qalib.skim.predictors import PredictorConfig
 from qalib.study.run_cache import Run, stage
 from qalib.study.session import Study
-from qalib.study.stages.baseline import (
-    AdapterTraining,
-    EncoderTraining,
-    Evaluation,
-    encoder_training,
-    evaluate,
-    train_adapter,
-)
-from qalib.study.stages.block_skim import (
-    Pruning,
-    SkimAnswerConfig,
-    SkimTraining,
-    load_skim_reader,
-    train_skim,
-)
+from qalib.study.stages import baseline, block_skim
 from qalib.study.stages.distillation import cache_teacher
 from qalib.training import TrainConfig, make_accelerator
 
@@ -49,8 +35,8 @@ class ReadersStudy:
     Learning rates are compared on held-out passages of section [readers_squad].
     """
 
-    base: EncoderTraining = field(default_factory=EncoderTraining)
-    small: EncoderTraining = field(default_factory=EncoderTraining)
+    base: baseline.EncoderTraining = field(default_factory=baseline.EncoderTraining)
+    small: baseline.EncoderTraining = field(default_factory=baseline.EncoderTraining)
     base_rates: tuple[float, ...] = (4e-4,)
     small_rates: tuple[float, ...] = (1e-3,)
     base_rank: int = 64
@@ -62,11 +48,11 @@ class ReadersStudy:
         default_factory=lambda: DistillConfig(margin_weight=0.0, attention_weight=0.0)
     )
 
-    def training(self, size: Size, rate: float, seed: int) -> AdapterTraining:
+    def training(self, size: Size, rate: float, seed: int) -> baseline.AdapterTraining:
         """The training settings of the reader of one size."""
         one = getattr(self, size)
         one = replace(one, train=replace(one.train, learning_rate=rate), held_out=self.held_out)
-        return AdapterTraining(replace(one, seed=seed), getattr(self, f"{size}_rank"))
+        return baseline.AdapterTraining(replace(one, seed=seed), getattr(self, f"{size}_rank"))
 
 
 def reader_data(study: Study) -> tuple[Dataset, Dataset]:
@@ -83,7 +69,7 @@ def train_reader(
     plan, (data, watch) = study.config("readers", ReadersStudy), reader_data(study)
     config = plan.training(size, rate, seed)
     config = replace(config, loss=plan.loss) if cache else config
-    return study.run(train_adapter, config, data=data, watch=watch, cache=cache)
+    return study.run(baseline.train_adapter, config, data=data, watch=watch, cache=cache)
 
 
 def best_reader(study: Study, size: Size) -> Run:
@@ -103,7 +89,7 @@ def teacher_cache(study: Study) -> Run:
 
 def taught_reader(study: Study, seed: int = 0) -> Run:
     """The small reader that is also distilled from the best base reader."""
-    rate = best_reader(study, "small").settings(AdapterTraining).base.train.learning_rate
+    rate = best_reader(study, "small").settings(baseline.AdapterTraining).base.train.learning_rate
     return train_reader(study, "small", rate, seed, teacher_cache(study))
 
 
@@ -128,9 +114,9 @@ def some(data: Dataset, count: int) -> Dataset:
 
 def score_reader(study: Study, name: str, run: Run, data: Dataset) -> Run:
     """EM and F1 of a reader on a data set, with the windows of its training."""
-    windows = encoder_training(run).windows
-    config = Evaluation(name, AnswerConfig(windows=windows, precision="fp32"))
-    return study.run(evaluate, config, test=data, weights=run)
+    windows = baseline.encoder_training(run).windows
+    config = baseline.Evaluation(name, AnswerConfig(windows=windows, precision="fp32"))
+    return study.run(baseline.evaluate, config, test=data, weights=run)
 
 
 # --- skimming at base size ------------------------------------------------------------------------
@@ -162,8 +148,8 @@ class BaseSkim:
 def skim_beside(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -> Run:
     """Train predictors beside a frozen reader of section [readers]."""
     plan, data = study.config("base_skim", BaseSkim), study.data("train", "readers_data")
-    base = encoder_training(reader)
-    config = SkimTraining(
+    base = baseline.encoder_training(reader)
+    config = block_skim.SkimTraining(
         windows=base.windows,
         train=plan.train,
         predictor=PredictorConfig(kind),
@@ -175,7 +161,7 @@ def skim_beside(study: Study, reader: Run, kind: str, layers: tuple[int, ...]) -
         held_out=base.held_out,
         start="run",
     )
-    return study.run(train_skim, config, data=data, start=reader)
+    return study.run(block_skim.train_skim, config, data=data, start=reader)
 
 
 @settings
@@ -191,7 +177,8 @@ def choose_thresholds(config: Thresholds, work: Path, weights: Run, data: Datase
 
     Returns rows with layer, recall, threshold, token_fraction, relative_flops.
     """
-    model, training = load_skim_reader(weights), weights.settings(SkimTraining)
+    model = block_skim.load_skim_reader(weights)
+    training = weights.settings(block_skim.SkimTraining)
     model.to(make_accelerator().device)
     blocks = block_predictions(model, data, training.windows, "fp32")
     cost, rows = CostModel.of(model.reader.encoder, model.skimmer), []
@@ -211,16 +198,17 @@ def operating_points(study: Study, skimmer: Run) -> list[dict]:
     return run.metrics["rows"]
 
 
-def pruning_at(plan: BaseSkim, point: dict) -> Pruning:
+def pruning_at(plan: BaseSkim, point: dict) -> block_skim.Pruning:
     """The pruning settings of an operating point."""
     shared = {name: getattr(plan, name) for name in ("min_pruned_fraction", "min_tokens")}
-    return Pruning((point["layer"],), (point["threshold"],), **shared)
+    return block_skim.Pruning((point["layer"],), (point["threshold"],), **shared)
 
 
 def score_point(study: Study, name: str, skimmer: Run, point: dict | None, data: Dataset) -> Run:
     """EM and F1 of a reader that prunes at an operating point; None for no pruning."""
-    plan, windows = study.config("base_skim", BaseSkim), skimmer.settings(SkimTraining).windows
-    pruning = pruning_at(plan, point) if point else Pruning()
+    plan = study.config("base_skim", BaseSkim)
+    windows = skimmer.settings(block_skim.SkimTraining).windows
+    pruning = pruning_at(plan, point) if point else block_skim.Pruning()
     answer = AnswerConfig(windows=windows, precision="fp32")
-    config = Evaluation(name, SkimAnswerConfig(answer, pruning))
-    return study.run(evaluate, config, weights=skimmer, test=data)
+    config = baseline.Evaluation(name, block_skim.SkimAnswerConfig(answer, pruning))
+    return study.run(baseline.evaluate, config, weights=skimmer, test=data)
