@@ -206,7 +206,6 @@ def train_and_score(
     The scores of :func:`metrics.score` are logged as "<name>_<metric>", such as "dev_f1", and
     passed to ``report``; those of the last epoch are returned with the summary.
     """
-
     from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.metrics import score
 

@@ -147,8 +147,7 @@ def test_only_fixed_features_can_be_cached(cache, data, plain):
         replace(config, soft_labels=0.5),
         replace(config, skim_loss=replace(config.skim_loss, two_tokens=True)),
         replace(config, predictor=replace(config.predictor, block_size=8)),
-        replace(config, windows=replace(config.windows, max_length=64, doc_stride=16)),
-        replace(config, layers=(1,)),
+        replace(config, windows=replace(config.windows, max_length=240)),
     ):
         with pytest.raises(QalibError, match="cached features"):
             cache.run(train_skim, wrong, {"data": data, "start": plain, "features": features})

@@ -211,7 +211,7 @@ def test_a_student_may_have_another_tokenizer_and_teachers_may_not(run):
     [
         ("train missing.json", "missing.json"),
         ("train data.json --output model-0", "exists already"),
-        ("train data.json --model model-0 --output data.json/x", "data.json.*: cannot be written"),
+        ("train data.json --model model-0 --output data.json/x", "data.json.*: cannot be used"),
         ("train data.json --model model-0 --precision fp8", "precision"),
         ("train data.json --model model-0 --device tpu", "device 'tpu' cannot be used here"),
         ("train data.json --model model-0 --max-seq-length 20", "raise max_length"),

@@ -58,9 +58,8 @@ class EncoderReader(nn.Module):
         from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING as KINDS
 
         super().__init__()
-        kind = KINDS.get(
-            type(encoder.config), type(encoder)
-        )  # compiled and peft models hide theirs
+        # compiled and peft models hide their class
+        kind = KINDS.get(type(encoder.config), type(encoder))
         self.encoder, self.tokenizer, self.untrained = encoder, tokenizer, untrained
         self.max_length = folders.position_limit(encoder.config)
         self.multiple = 1 if encoder.config.model_type in SEE_PADDING else MULTIPLE

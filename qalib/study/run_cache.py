@@ -2,8 +2,8 @@
 
 A *stage* is a function ``f(config, work, **inputs)`` that writes files into the folder ``work``
 and returns metrics. A *run* is one call of it, addressed by the SHA-256 of stage name, version,
-configuration and inputs; the code is not part of the key, nor are the order of a data set's
-questions and the offsets of its answers. Runs are kept in two places:
+configuration and inputs (not code, order of questions, or offsets of answers). Runs are kept in two
+places:
 
     runs/<stage>-<key>/           the store of this machine: config.json, metrics.json, env.json,
                                   the files of the stage, and DONE.json with their hashes

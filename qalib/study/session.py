@@ -122,14 +122,8 @@ def load_profile_data(config: DataConfig, split: str) -> Dataset:
     """The data sets that a configuration names, merged; for "almanac", the embedded corpus."""
     names, count = getattr(config, split), getattr(config, f"{split}_questions")
     if names == ("almanac",):
-        return build_corpus(
-            CorpusConfig(
-                questions=count,
-                split=split,
-                length=config.passage_length,
-                misleading=config.misleading,
-            )
-        )
+        look = {"length": config.passage_length, "misleading": config.misleading}
+        return build_corpus(CorpusConfig(count, split=split, **look))
     parts = [sources.load_data(name) for name in names]
     family = names[0].split("-")[0]
     together = "+".join(names).replace(f"+{family}-", "+")

@@ -7,6 +7,7 @@ Notation: Q questions.
 """
 
 from dataclasses import asdict, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -158,10 +159,9 @@ def _can_use(features: Run, config: SkimTraining, inputs: dict[str, str]) -> boo
         return False
     cached = features.settings(SkimTraining)
     names = ("start", "encoder", "windows", "soft_labels")
-    same = all(getattr(cached, name) == getattr(config, name) for name in names)
-    same &= cached.predictor.block_size == config.predictor.block_size
-    same &= cached.skim_loss.two_tokens == config.skim_loss.two_tokens
-    return same and cached.layers in ((), config.layers) and features.inputs == inputs
+    of = attrgetter(*names, "predictor.block_size", "skim_loss.two_tokens")
+    layers = cached.layers in ((), config.layers)
+    return layers and of(cached) == of(config) and features.inputs == inputs
 
 
 def build_skim_reader(config: SkimTraining, start: Run | str | None = None) -> SkimReader:
