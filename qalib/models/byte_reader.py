@@ -49,17 +49,14 @@ class ByteReaderConfig:
     head_width: Annotated[int, Field(ge=1)] = 64  # of queries and keys, per head
     dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.1  # after every layer
     input: Literal["onehot", "embedding"] = "onehot"  # of convolutions; "embedding" is low-rank
-    embedding: Annotated[int, Field(ge=1)] = (
-        64  # width of embedded text, which an LSTM encoder always reads
-    )
+    embedding: Annotated[int, Field(ge=1)] = 64  # width of embedded text; an LSTM always reads it
     positions: Literal["none", "sin"] = "none"  # "sin": sinusoids as extra features
     waves: Annotated[int, Field(ge=1)] = 8  # frequencies of the sinusoids
     norm: bool = True  # instance norm after every convolution
     convolutions: Literal["same", "valid"] = "same"
     keys: Literal["last", "first"] = "last"  # encoder layer that keys and queries read
-    key_init_scale: Annotated[float, Field(allow_inf_nan=False)] = (
-        0.0  # if not 0, initial key weights = this times query weights
-    )
+    # if not 0, the initial key weights are this times the query weights
+    key_init_scale: Annotated[float, Field(allow_inf_nan=False)] = 0.0
 
     def __post_init__(self):
         if self.kernel % 2 == 0:
