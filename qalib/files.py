@@ -125,8 +125,9 @@ def translate_os_errors(root: Path) -> Iterator[None]:
                 f"No space left in {root}: nothing recorded was lost; free some space "
                 "and run the same command again, it goes on where it stopped."
             ) from error
-        refused = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS)
-        if isinstance(error, OSError) and error.errno in refused and error.filename:
+        refused = "EACCES", "EPERM", "ENOTDIR", "EEXIST", "ENOTEMPTY", "EROFS"
+        known = isinstance(error, OSError) and error.filename
+        if known and errno.errorcode.get(error.errno) in refused:
             raise QalibError(
                 f"{error.filename}: cannot be used ({error.strerror}); choose another place."
             ) from error

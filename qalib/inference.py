@@ -339,7 +339,7 @@ def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip())
     end = start + len(piece.strip())
-    while start < end < len(text) and unicodedata.combining(text[end]):
+    while start < end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
     return start, end
 

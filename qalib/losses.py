@@ -280,23 +280,14 @@ def hops_loss(
 
     Raises QalibError if there are no hops or if student and teacher differ in their number.
     """
-    ours, theirs = hop_names(student), hop_names(teacher)
-    if not ours or len(ours) != len(theirs):
+    ours, theirs = (sorted(n for n in x if n.startswith("align ")) for x in (student, teacher))
+    if not ours or ours != theirs:
         raise QalibError(
             f"attention distillation needs equally many alignment maps: the student has "
             f"{len(ours)} and the teachers {len(theirs)}; set attention_weight to 0."
         )
-    losses = [
-        attention_loss(student[a], teacher[b], words, question)
-        for a, b in zip(ours, theirs, strict=True)
-    ]
+    losses = [attention_loss(student[name], teacher[name], words, question) for name in ours]
     return torch.stack(losses).mean(dim=0)
-
-
-def hop_names(attentions: Mapping[str, object]) -> list[str]:
-    """The names of a reader's alignment maps, "align 1", "align 2", ..., in order of hops."""
-    named = [name for name in attentions if name.startswith("align ")]
-    return sorted(named, key=lambda name: int(name.removeprefix("align ")))
 
 
 class DistillationLosses(NamedTuple):

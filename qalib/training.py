@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ from qalib.data.schema import Dataset, Example
 from qalib.data.windows import Window, WindowConfig, check_windows, make_windows, training_windows
 from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
+from qalib.files import canonical
 from qalib.losses import span_loss
 from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
@@ -138,11 +140,12 @@ def train(
 
     ``optimizer`` defaults to that of ``make_optimizer``; ``config`` sets its learning rate, times
     ``scale`` in groups that have one. ``folder`` receives ``log.jsonl``, with a line every
-    ``logging_steps`` steps and, after every completed epoch, what ``after_epoch(epoch)`` returns in
-    the main process; ``scratch`` in it, checkpoints every ``save_steps`` steps and after epochs.
+    ``logging_steps`` steps and, after every epoch, also one cut short by ``max_steps``, what
+    ``after_epoch(epoch)`` returns in the main process; ``scratch`` in it, checkpoints every
+    ``save_steps`` steps and after epochs.
 
-    Raises QalibError if there are no batches, if the loss is not finite, or if ``folder`` holds
-    the checkpoint of another run.
+    Raises QalibError if there are no batches, if the loss or the gradient is not finite, or if
+    ``folder`` holds the checkpoint of a run with other settings, seed or lengths of inputs.
     """
     from accelerate.utils import set_seed
 
@@ -159,11 +162,11 @@ def train(
     show = progress and accelerator.is_main_process
     bar = progress_bar(loop.steps, "train", "step", initial=loop.step, show=show)
     for epoch in range(loop.epoch, len(loop.plan)):
-        finished = loop.run_epoch(epoch, bar)
-        if after_epoch is not None and finished:
+        loop.run_epoch(epoch, bar)
+        if after_epoch is not None:
             scores = after_epoch(epoch) if accelerator.is_main_process else {}
             loop.log({"epoch": epoch + 1, **scores})
-            loop.checkpoint()
+        loop.checkpoint()
     bar.close()
     accelerator.wait_for_everyone()
     return loop.summary()
@@ -241,7 +244,7 @@ def read_log(folder: Path) -> list[dict]:
 class _Loop:
     """The state of one run: its plan, the position in the plan, and the log."""
 
-    STATE = ("step", "epoch", "tokens", "seconds", "pending", "last_loss", "lines", "steps", "seed")
+    STATE = ("step", "epoch", "tokens", "seconds", "pending", "last_loss", "lines", "run")
 
     def __init__(self, accelerator, bare, model, optimizer, task, config, folder, seed):
         self.accelerator, self.bare, self.model = accelerator, bare, model
@@ -253,6 +256,8 @@ class _Loop:
         self.steps = sum(map(len, self.plan))
         if config.max_steps:
             self.steps = min(self.steps, config.max_steps)
+        settings = canonical([config, seed, self.plan, list(task.lengths)])
+        self.run = sha256(settings.encode()).hexdigest()
         self.step = self.epoch = self.tokens = self.lines = 0
         self.seconds = 0.0
         self.pending = Counter()  # sums since the last line of the log
@@ -275,13 +280,13 @@ class _Loop:
                 break
         return plan
 
-    def run_epoch(self, epoch: int, bar) -> bool:
-        """Train on the rest of an epoch; return whether it was completed."""
+    def run_epoch(self, epoch: int, bar) -> None:
+        """Train on the rest of an epoch, or until ``max_steps``."""
         self.epoch = epoch
         done = self.step - sum(map(len, self.plan[:epoch]))
         for indices in self.plan[epoch][done:]:
             if self.step >= self.steps:
-                return False
+                break
             self.model.train()
             begin = time.perf_counter()
             loss, tokens = self.train_step(indices)
@@ -296,7 +301,6 @@ class _Loop:
             if self.step % self.save_steps == 0:
                 self.checkpoint()
         self.epoch = epoch + 1
-        return True
 
     def train_step(self, indices: list[int]) -> tuple[float, int]:
         """One update from the rows ``indices``, split over processes.  -> sum of losses, tokens"""
@@ -312,17 +316,17 @@ class _Loop:
         rate = learning_rate_at(self.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
-        self.accelerator.clip_grad_norm_(self.bare.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.config.max_grad_norm)
         sums = torch.tensor([total.item(), batch.num_tokens if mine else 0])
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
         loss, tokens = sums.tolist()
-        if not math.isfinite(loss):
+        if not math.isfinite(loss + float(norm)):
             raise QalibError(
-                f"the loss became {loss} at step {self.step + 1}; lower the learning rate "
-                f"({self.config.learning_rate:g}) or train in fp32."
+                f"the loss became {loss} and its gradient {float(norm)} at step {self.step + 1}; "
+                f"lower the learning rate ({self.config.learning_rate:g}) or train in fp32."
             )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return loss, int(tokens)
 
     def write_line(self, bar) -> None:
@@ -362,10 +366,10 @@ class _Loop:
             log.unlink(missing_ok=True)
             return
         state = load_checkpoint(found, self.bare, self.optimizer, self.accelerator)
-        if (state["steps"], state["seed"]) != (self.steps, self.seed):
+        if state.get("run") != self.run:
             raise QalibError(
-                f"{found}: the checkpoint is of a run of {state['steps']} steps and seed "
-                f"{state['seed']}, not {self.steps} and {self.seed}; remove it to start anew."
+                f"{found}: the checkpoint is of a run with another seed or other settings or data; "
+                "remove it to start anew."
             )
         if self.accelerator.is_main_process and log.exists():
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -245,6 +245,7 @@ def test_empty_text_is_refused_by_byte_readers(question, passage):
     [
         (" Jose\u0301 came", (1, 5), "Jose\u0301"),  # the tokenizer drops the accent
         ("e\u0323\u0301.", (0, 1), "e\u0323\u0301"),
+        ("\u0917\u0941\u0930\u0941 is", (0, 3), "\u0917\u0941\u0930\u0941"),  # no class, but Mn
         ("a  b", (1, 3), ""),
         ("to Rome ", (2, 8), "Rome"),
     ],

@@ -209,5 +209,19 @@ def test_logits_that_are_not_numbers_are_refused(tmp_path):
     refused(f"question '{name}' are not numbers", lambda: write(tmp_path, broken))
 
 
+def test_a_teacher_that_leaves_rows_out_is_refused(tmp_path):
+    refused(
+        "no output for 2 of 6 rows", lambda: write(tmp_path, list(random_outputs(SPANS, 1))[1:])
+    )
+
+
+def test_a_folder_of_other_rows_is_refused_and_kept(tmp_path):
+    write(tmp_path, random_outputs(SPANS, 1))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    fewer = SPANS[:3]
+    refused("other rows", lambda: write(tmp_path, random_outputs(fewer, 1), spans=fewer))
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
 def test_a_cache_of_nothing_is_refused(tmp_path):
     refused("no row has a passage token", lambda: write(tmp_path, spans=[]))

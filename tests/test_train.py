@@ -15,6 +15,7 @@ from qalib import training
 from qalib.__main__ import app
 from qalib.checkpoints import load_weights, save_weights, trained_tensors
 from qalib.commands import train
+from qalib.commands.options import AnswerOptions
 from qalib.data.schema import passage_digests
 from qalib.data.windows import WindowConfig
 from qalib.distill import encoders
@@ -61,6 +62,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     (folder / "data.json").write_text(json.dumps(squad()))
     (folder / "v2.json").write_text(json.dumps(squad(8, impossible=("q3", "q4"))))
+    bare = [{"id": "q", "question": "When?", "context": "In 1954."}]
+    (folder / "unlabelled.json").write_text(json.dumps(bare))
     for seed in (0, 1):
         save_model(folder / f"model-{seed}", tiny_reader(seed, layers=4), WINDOWS)
     speller = tiny_reader(layers=1).encoder
@@ -122,6 +125,8 @@ def test_no_answer_is_learnt_where_questions_have_none(run):
     found = run("train", "v2.json", "--model", "model-0", "--output", "v1", *options)
     assert found["windows"] == 6
     assert (windows_of("v1").null, windows_of("v1").max_length) == (False, 80)
+    assert AnswerOptions().config("v2").windows.null  # as trained
+    assert not AnswerOptions(null=False).config("v2").windows.null
 
 
 def test_a_killed_command_given_again_ends_in_the_same_bits(run, monkeypatch):
@@ -215,8 +220,11 @@ def test_a_student_may_have_another_tokenizer_and_teachers_may_not(run):
         ("train data.json --model model-0 --precision fp8", "precision"),
         ("train data.json --model model-0 --device tpu", "device 'tpu' cannot be used here"),
         ("train data.json --model model-0 --max-seq-length 20", "raise max_length"),
+        ("train data.json --model model-0 --device meta", "training uses cpu here"),
+        ("train data.json --model model-0 --dev unlabelled.json", "unlabelled.json: no question"),
         ("train data.json --model model-0 --max-steps -1", "max_steps"),
         ("train data.json --model model-0 --learning-rate -1", "learning_rate"),
+        ("train data.json --model model-0 --learning-rate 0", "learning_rate"),
         ("train data.json --model model-0 --doc-stride -60", "doc_stride"),
         ("distill data.json --teachers model-0 --student layers:5 --output x", "no layer 0 of 4"),
         ("distill data.json --teachers model-0 --student layers:two --output x", "as in layers:3"),

@@ -77,7 +77,7 @@ def test_metrics_of_a_task_are_in_every_line_of_the_log(tmp_path):
     assert not any("own mean" in line for line in log_lines(tmp_path) if "loss" not in line)
 
 
-def test_every_epoch_is_planned_once_and_none_after_the_last_step(tmp_path):
+def test_every_epoch_is_planned_and_scored_once_and_none_after_the_last_step(tmp_path):
     reader, planned, scored = tiny_reader(), [], []
 
     def batches(seed, epoch):
@@ -93,7 +93,7 @@ def test_every_epoch_is_planned_once_and_none_after_the_last_step(tmp_path):
     summary = train(reader, task, config, tmp_path, **OFTEN, after_epoch=after_epoch)
     assert summary["steps"] == 5
     assert planned == [0, 1, 2]
-    assert scored == [0, 1]  # the third epoch is not finished
+    assert scored == [0, 1, 2]  # the last weights are scored, too
 
 
 def test_a_run_killed_after_its_last_step_still_scores_the_last_epoch(tmp_path):
@@ -153,11 +153,28 @@ def test_a_loss_that_is_not_finite_is_reported(tmp_path):
         train(reader, broken, CONFIG, tmp_path, **OFTEN)
 
 
-def test_another_run_s_checkpoint_is_refused(tmp_path):
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path):
+    reader = tiny_reader()
+    task, before = make_task(reader), weights_of(reader)
+
+    def loss(output, batch):  # finite, but the root has no derivative at 0
+        return task.loss(output, batch) + (output.start_logits.sum() * 0.0).sqrt()
+
+    with pytest.raises(QalibError, match="gradient nan"):
+        train(reader, replace(task, loss=loss), CONFIG, tmp_path, **OFTEN)
+    for name, tensor in weights_of(reader).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("config", "seed", "count"),
+    [(CONFIG, 1, 24), (replace(CONFIG, learning_rate=1e-5), 0, 24), (CONFIG, 0, 23)],
+)
+def test_another_run_s_checkpoint_is_refused(tmp_path, config, seed, count):
     reader = tiny_reader()
     train(reader, make_task(reader), CONFIG, tmp_path, **OFTEN)
-    with pytest.raises(QalibError, match="seed"):
-        train(reader, make_task(reader), CONFIG, tmp_path, seed=1, progress=False)
+    with pytest.raises(QalibError, match="another seed or other settings or data"):
+        train(reader, make_task(reader, count), config, tmp_path, seed=seed, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,24 @@ def test_gold_spans_cover_the_answers(tokenizer):
         assert window.weights.sum() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("context", "answer", "seen"),
+    [
+        ("The teacher is called \u0917\u0941\u0930\u0941", "\u0917\u0941\u0930\u0941", None),
+        ("It was written by Rene\u0301", "Rene\u0301", "Rene"),
+        ("She likes Rome \n", "Rome \n", "Rome"),
+        ("\u200b Anna won.", "\u200b Anna", "Anna"),
+    ],
+)
+def test_an_answer_at_the_edge_may_have_characters_without_a_token(
+    tokenizer, context, answer, seen
+):
+    example = Example("q", "Who?", context, (Answer(answer, context.index(answer)),))
+    (window,) = training_windows(make_windows([example], tokenizer, WindowConfig()))
+    found = context[slice(*window.characters(*window.spans[0]))]
+    assert found == (seen or answer[:-1])
+
+
 def test_long_passages_are_cut_into_overlapping_windows(tokenizer):
     words = [f"word{n}" for n in range(400)]
     context = " ".join(words)

@@ -76,7 +76,7 @@ def answer_command(
     if dataset:
         _answer_dataset(load, dataset, output, null_odds, skip_bad)
     elif is_main_process():
-        text = read_text(questions).splitlines() if questions else [question]
+        text = read_text(questions).split("\n") if questions else [question]
         lines = [line.strip() for line in text if line.strip() or not questions]
         found = _answer_questions(load, lines, passage, as_json, single=not questions)
         write_output(output, found) if output else print(found)

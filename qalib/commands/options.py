@@ -44,9 +44,13 @@ class AnswerOptions:
     ] = None
     max_answer_length: Annotated[int, typer.Option(help="longest answer in word pieces")] = 30
     null: Annotated[
-        bool,
-        typer.Option("--null", "--version-2-with-negative", help='allow "no answer" (SQuAD 2.0)'),
-    ] = False
+        bool | None,
+        typer.Option(
+            "--null/--no-null",
+            "--version-2-with-negative",
+            help='allow "no answer" (SQuAD 2.0); default: as trained',
+        ),
+    ] = None
     null_score_diff_threshold: Annotated[
         float,
         typer.Option(help='"no answer" if its score exceeds the best span\'s by more than this'),
@@ -63,9 +67,10 @@ class AnswerOptions:
             "max_length": self.max_seq_length,
             "doc_stride": self.doc_stride,
             "max_query_length": self.max_query_length,
+            "null": self.null,
         }
         given = {name: value for name, value in given.items() if value is not None}
-        windows = replace(windows_of(model), null=self.null, **given)
+        windows = replace(windows_of(model), **given)
         names = ("n_best_size", "max_answer_length", "null_score_diff_threshold", "precision")
         settings = {name: getattr(self, name) for name in names}
         if self.batch_size:

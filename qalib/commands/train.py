@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 DataArgument = Annotated[str, typer.Argument(help="file, or a name that `qalib fetch` lists")]
 
 
+WORKING = ("scratch", "cache")  # folders of an unfinished run
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """Options of every command that trains; None means the default of the model or the command."""
@@ -54,7 +57,10 @@ class TrainingOptions:
 
         check_new_folder(output)
         dataset = load_data(data, purpose="train", skip_bad=self.skip_bad)
-        return dataset, {"dev": load_data(self.dev, purpose="answer")} if self.dev else {}
+        dev = load_data(self.dev, purpose="answer") if self.dev else None
+        if dev and not any(example.answers for example in dev):
+            raise QalibError(f"{self.dev}: no question has an answer to score the model by.")
+        return dataset, {"dev": dev} if dev else {}
 
     def windows(self, model: str, null: bool = False) -> "WindowConfig":
         """The window settings of a model, with the lengths that were given as options."""
@@ -73,18 +79,22 @@ class TrainingOptions:
         from qalib.inference import choose_device
         from qalib.training import TrainConfig, choose_precision, make_accelerator
 
-        if self.device:
-            choose_device(self.device)
-        device = make_accelerator(cpu=self.device == "cpu").device.type
-        precision, reason = choose_precision(self.precision, device)
+        device = make_accelerator(cpu=self.device == "cpu").device
+        if self.device and str(choose_device(self.device)) not in (str(device), device.type):
+            raise QalibError(
+                f"--device {self.device}: training uses {device} here; choose a GPU with the "
+                "environment variable CUDA_VISIBLE_DEVICES."
+            )
+        precision, reason = choose_precision(self.precision, device.type)
         usual = 1.5e-4 if getattr(reader.encoder.config, "hidden_size", 0) < 512 else 3e-5
         given = {
             "num_train_epochs": self.num_train_epochs,
             "max_steps": self.max_steps,
-            "learning_rate": self.learning_rate or learning_rate or usual,
+            "learning_rate": self.learning_rate,
             "tokens_per_batch": self.batch_size and self.batch_size * windows.max_length,
         }
         given = {name: value for name, value in given.items() if value is not None}
+        given = {"learning_rate": learning_rate or usual, **given}
         config = TrainConfig(**given, precision=precision)
         if reader.untrained:
             say("this model has no trained question-answering head; a new one is trained")
@@ -159,14 +169,16 @@ def train_model(
     besides data, windows and options, including the "models" it is made from. ``facts``: additional
     entries for the model card.
     """
-    from qalib.data.schema import SAMPLE, passage_digests
+    from qalib.data.schema import SAMPLE, file_sha256, passage_digests
     from qalib.models.pretrained import passages_of, save_model
     from qalib.training import train_and_score
 
     reader.encoder.get_input_embeddings().weight.requires_grad_(False)
     config, models = training.config(reader, windows), request["models"]
     data = [dataset.content_sha256, dataset.raw_sha256]  # the content in any order, the file's
+    weights = [file for model in models if model for file in Path(model).glob("*.safetensors")]
     request = {**request, "windows": windows, "train": config, "seed": training.seed}
+    request["weights"] = {str(file): file_sha256(file) for file in weights}
     with working_folder(output, request | {"data": data}) as work:
         summary = train_and_score(
             reader,
@@ -215,7 +227,8 @@ def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Pat
         return
     with translate_os_errors(work), exclusive(work / "lock", str(output)):
         file, text = work / "settings.json", pretty(settings)
-        if not file.exists():
+        begun = any((work / name).exists() for name in WORKING)
+        if not file.exists() or not begun:
             write_atomically(file, text)
         elif file.read_text(encoding="utf-8") != text:
             raise QalibError(
@@ -241,7 +254,7 @@ def save_and_publish(
 def publish_folder(work: Path, output: Path) -> None:
     """Move the finished folder ``work``/model to ``output``, and remove ``work``."""
     os.replace(work / "model", output.resolve())
-    for name in ("scratch", "cache"):  # before settings.json, which says which run they belong to
+    for name in WORKING:  # before settings.json, which says which run they belong to
         shutil.rmtree(work / name, ignore_errors=True)
     shutil.rmtree(work)
     say(f"{output}: written")

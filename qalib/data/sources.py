@@ -4,15 +4,13 @@ A name such as ``squad-dev-v1.1`` is searched in ``paths.data_dirs()``; only :fu
 network. A file must have the published SHA-256 or, for a copy in another layout, an accepted hash
 of its questions, passages and answers.
 
-If the published address fails, the rows come from the Hugging Face Hub's Parquet tables, for
-which there is no published checksum. The one of the first download is kept beside the file as
-``FILE.sha256``; a different file is refused from then on.
+If the published address fails, the rows come from the Hugging Face Hub's Parquet tables, which are
+verified by their content.
 """
 
 import os
 import tempfile
 import tomllib
-import warnings
 from pathlib import Path
 
 from qalib.data.formats import Purpose, load_file
@@ -126,8 +124,7 @@ def fetch(name: str) -> Path:
 def _verify(source: Source, path: Path, dataset: Dataset | None = None) -> None:
     """Raise QalibError unless the file is the source's, by its bytes or by its content."""
     raw = dataset.raw_sha256 if dataset else file_sha256(path)
-    fetched = source.hub and path.parent == cache_dir()  # by _from_hub, with a note
-    if raw == source.sha256 or (fetched and raw == _recorded(path)):
+    if raw == source.sha256:
         return
     dataset = dataset or load_file(path, name=source.name, skip_bad=bool(source.without))
     if dataset.content_sha256 in source.content_sha256:
@@ -158,7 +155,7 @@ def _download(source: Source) -> None:
 
 
 def _from_hub(source: Source, target: Path, reason: Exception) -> None:
-    """Write the Hub's Parquet tables as JSON lines. Raises QalibError if the Hub fails, too."""
+    """Write the Hub's tables as JSON lines. Raises QalibError if that fails or they are others."""
     import datasets
 
     repository, config, split = source.hub
@@ -172,37 +169,8 @@ def _from_hub(source: Source, target: Path, reason: Exception) -> None:
             raise _unreachable(source, reason) from None
         draft = Path(folder) / target.name
         rows.to_json(draft)
-        if len(load_file(draft)) != source.questions:
-            raise QalibError(
-                f"{source.name}: {address} holds {len(rows)} questions, expected "
-                f"{source.questions}; {_by_hand(source)}."
-            )
-        raw, recorded = file_sha256(draft), _recorded(target)
-        if recorded not in (None, raw):
-            raise QalibError(
-                f"{source.name}: {address} now gives a file with SHA-256 {raw}, not {recorded} as "
-                f"recorded; if the new file is known to be right, remove {_note(target)} and fetch "
-                "again."
-            )
-        _note(target).write_text(f"{raw}  {target.name}  from {address}\n", encoding="utf-8")
+        _verify(source, draft)
         os.replace(draft, target)
-    warnings.warn(
-        f"{source.name}: no checksum of this file has been published, so it is unverified; its "
-        f"SHA-256 {raw} is recorded in {_note(target)} and a different file will be refused.",
-        stacklevel=3,
-    )
-
-
-def _note(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _recorded(path: Path) -> str | None:
-    """The checksum recorded beside a file when it was first downloaded from the Hub."""
-    try:
-        return _note(path).read_text(encoding="utf-8").split()[0]
-    except (OSError, IndexError, UnicodeDecodeError):
-        return None
 
 
 def _source(name: str) -> Source:

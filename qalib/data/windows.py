@@ -8,6 +8,7 @@ than the input is split into several windows that overlap by ``doc_stride`` word
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ class WindowConfig:
 
     max_length: int = 384  # of the input, special tokens included
     doc_stride: Annotated[int, Field(ge=0)] = 128  # overlap of neighbouring windows
-    max_query_length: int = 64  # longer questions are cut
+    max_query_length: Annotated[int, Field(ge=1)] = 64  # longer questions are cut
     null: bool = False  # SQuAD 2.0: position 0 stands for "no answer"
 
     def __post_init__(self):
@@ -40,8 +41,8 @@ class WindowConfig:
         if remaining <= self.doc_stride:
             raise QalibError(
                 f"max_length {self.max_length} leaves {max(0, remaining)} word pieces for the "
-                f"passage, not more than doc_stride {self.doc_stride}; raise max_length, or lower "
-                "doc_stride or max_query_length."
+                f"passage, not more than doc_stride {self.doc_stride}; raise max_length "
+                "(--max-seq-length), or lower doc_stride."
             )
 
 
@@ -119,11 +120,13 @@ def gold_spans(
     """Distinct gold spans that lie wholly in a window, weighted by the fraction of annotators.
 
     offsets (P, 2) -> (A, 2) int32 inclusive positions, (A,) float32. ``null``: without such a span
-    the answer is position 0. An answer that begins or ends within a token is extended to all of it.
+    the answer is position 0. An answer that begins or ends within a token is extended to all of it;
+    at the edges of a window, characters without a token (spaces, marks) may be missing.
     """
     counts: Counter[tuple[int, int]] = Counter()
     for answer in example.answers if len(offsets) else ():
-        if answer.start < offsets[0, 0] or answer.end > offsets[-1, 1]:
+        before = example.context[answer.start : max(answer.start, offsets[0, 0])]
+        if has_tokens(before + example.context[offsets[-1, 1] : answer.end]):
             continue
         start = int(np.searchsorted(offsets[:, 1], answer.start, side="right"))
         end = int(np.searchsorted(offsets[:, 0], answer.end, side="left")) - 1
@@ -132,6 +135,11 @@ def gold_spans(
     if not counts and null:
         counts[0, 0] = 1
     return span_weights(counts)
+
+
+def has_tokens(text: str) -> bool:
+    """Whether a text has more than spaces, marks (Mn) and controls, which tokenizers drop."""
+    return not all(c.isspace() or unicodedata.category(c) in ("Mn", "Cf", "Cc") for c in text)
 
 
 def span_weights(counts: Counter[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

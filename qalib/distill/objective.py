@@ -1,4 +1,6 @@
-"""The distillation objective (Hu et al. 2018) for any reader: soft targets and the joint loss.
+"""The distillation objective (Hu et al. 2018): soft targets and the joint loss.
+
+For readers of a :class:`~qalib.data.batching.Batch`: encoders and word-level readers.
 
 The teachers' predictions are projected onto the student's tokens by the characters of the passage;
 only attention needs the same tokens on both sides.

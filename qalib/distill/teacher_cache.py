@@ -27,6 +27,7 @@ from qalib.decoding import ReaderOutput
 from qalib.distill.alignment import TokenSpan
 from qalib.distill.distractors import DistractorMiner, DistractorSpans, MiningConfig
 from qalib.errors import QalibError
+from qalib.files import write_atomically
 from qalib.settings import settings
 
 LOWEST = float(np.finfo(np.float16).min)
@@ -58,7 +59,8 @@ def cache_teacher_outputs(
     run has finished are not called again
     hops: names of the attention maps to keep, such as "align 1"
 
-    Raises QalibError if there is nothing to cache or if a teacher's output does not fit the rows.
+    Raises QalibError if there is nothing to cache, if the folder is of other rows, or if a teacher
+    leaves a row out or does not fit it. (That the folder is of other teachers is not noticed.)
     """
     if not any(len(span.offsets) for span in spans):
         raise QalibError(f"{folder}: no row has a passage token; there is nothing to cache.")
@@ -70,8 +72,11 @@ def cache_teacher_outputs(
         "question_tokens": [int(span.question_tokens) for span in spans],
         "hops": list(hops),
     }
+    file, text = folder / "rows.json", json.dumps(rows)
+    if file.exists() and file.read_text(encoding="ascii") != text:
+        raise QalibError(f"{folder}: holds the cache of other rows; choose another folder.")
     np.save(folder / "offsets.npy", np.concatenate([s.offsets for s in spans]).astype(np.int32))
-    (folder / "rows.json").write_text(json.dumps(rows), encoding="ascii")
+    write_atomically(file, text)
     for number, outputs in enumerate(teachers):
         final = folder / f"teacher-{number}"
         if not final.is_dir():
@@ -101,10 +106,11 @@ def _write_teacher(
     sides = [flat_array(side, begin[-1]) for side in ("start", "end")]
     maps = {hop: flat_array(hop, map_begin[-1]) for hop in hops}
     distractors = np.full((len(spans), 2), -1, dtype=np.int32)
-    confidence = np.zeros(len(spans), dtype=np.float32)
+    confidence, missing = np.zeros(len(spans), dtype=np.float32), set(range(len(spans)))
     for rows, output in outputs:
         rows, output = list(rows), _on_cpu(output)
         of_rows = [spans[row] for row in rows]
+        missing.difference_update(rows)
         _check_output(folder.stem, of_rows, output, hops)
         start, end, mask = output[:3]
         distractors[rows], confidence[rows] = miner.mine(start, end, mask, of_rows)
@@ -123,6 +129,8 @@ def _write_teacher(
             for row, span, table in zip(rows, of_rows, output.attentions[hop].numpy(), strict=True):
                 kept = table[span.positions, : span.question_tokens]
                 flat[map_begin[row] : map_begin[row + 1]] = kept.ravel()
+    if missing:
+        raise QalibError(f"{folder.stem}: gave no output for {len(missing)} of {len(spans)} rows.")
     for array in (*sides, *maps.values()):
         array.flush()
     np.savez(folder / "distractors.npz", spans=distractors, confidence=confidence)

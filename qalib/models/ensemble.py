@@ -21,7 +21,7 @@ from qalib.losses import teacher_probabilities
 
 
 class Ensemble(nn.Module):
-    """Readers that share one tokenization, as one reader. Raises QalibError if there is none."""
+    """Word-level readers of one vocabulary, as one reader. Raises QalibError if there is none."""
 
     def __init__(self, members: Sequence[nn.Module]):
         super().__init__()

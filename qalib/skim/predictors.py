@@ -311,6 +311,7 @@ class TokenMatch(nn.Module):
             return best.new_zeros(len(best), 0, 2 * MATCH_HEADS)
         top = best.masked_fill(~there, best.min()).amax(dim=3, keepdim=True)
         weights = mask_logits(self.ask(words).transpose(1, 2), real[:, None]).softmax(dim=2)
+        weights = weights * real[:, None]  # all zero for a question without tokens
         both = torch.cat([best, best - top], dim=1)  # (B, 2 M, Q, K)
         found = (weights.repeat(1, 2, 1)[..., None] * both).sum(dim=2)
         return found.transpose(1, 2) * blocks.real[..., None]
