@@ -350,13 +350,15 @@ def copy_outputs(path: Path, executed: Path) -> None:
 
 
 def _shrink_pictures(cells: list) -> None:
-    """Reduce the png pictures of cells to 64 colours."""
+    """Reduce the png pictures of cells to 64 colours, the extreme ones among them."""
     from PIL import Image
 
     for output in (output for cell in cells for output in cell.outputs):
         if png := output.get("data", {}).get("image/png"):
             picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-            picture.quantize(64).save(buffer := io.BytesIO(), "PNG", optimize=True)
+            picture.quantize(64, Image.Quantize.MAXCOVERAGE).save(
+                buffer := io.BytesIO(), "PNG", optimize=True
+            )
             output.data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
 
 
