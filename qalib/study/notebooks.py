@@ -356,9 +356,8 @@ def _shrink_pictures(cells: list) -> None:
     for output in (output for cell in cells for output in cell.outputs):
         if png := output.get("data", {}).get("image/png"):
             picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-            picture.quantize(64, Image.Quantize.MAXCOVERAGE).save(
-                buffer := io.BytesIO(), "PNG", optimize=True
-            )
+            picture = picture.quantize(64, Image.Quantize.MAXCOVERAGE)
+            picture.save(buffer := io.BytesIO(), "PNG", optimize=True)
             output.data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
 
 
