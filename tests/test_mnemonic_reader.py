@@ -36,6 +36,7 @@ VARIANTS = {
     "one hop": replace(TINY, hops=1),
     "three hops": replace(TINY, hops=3),
     "scaled": replace(TINY, scale=True),
+    "reattention": replace(TINY, hops=3, reattention=True),
 }
 PASSAGES = [
     "Zoë founded a bakery in Rome in 1984, and sold it to her brother in 1990.",
@@ -128,9 +129,12 @@ def literal_fuse(unit: Fusion, x, f):
     return g * r + (1 - g) * x
 
 
-def literal_hop(hop: Hop, c, q):
+def literal_hop(hop: Hop, c, q, past=None):
     """One unpadded row, token by token, up to what the LSTM reads.  c (L, D), q (M, D)"""
     scores = torch.stack([torch.stack([hop.scale * (a @ b) for b in q]) for a in c])  # (L, M)
+    if past is not None:
+        asked, attended = past  # (L, M), (L, L)
+        scores = scores + 3.0 * attended @ asked
     alpha = scores.softmax(dim=1)
     mixed = [sum(alpha[j, i] * q[i] for i in range(len(q))) for j in range(len(c))]
     aligned = [literal_fuse(hop.from_question, c[j], mixed[j]) for j in range(len(c))]
@@ -139,31 +143,36 @@ def literal_hop(hop: Hop, c, q):
         for k in range(len(c)):
             if j != k:
                 likeness[j, k] = hop.scale * (aligned[j] @ aligned[k])
+                if past is not None:
+                    likeness[j, k] += 3.0 * (attended[j] @ attended[k])
     itself = likeness.softmax(dim=1)
     read = []
     for j in range(len(c)):
-        attended = sum(itself[j, k] * aligned[k] for k in range(len(c)) if k != j)
-        read.append(literal_fuse(hop.from_passage, aligned[j], attended))
-    return torch.stack(read), alpha
+        seen = sum(itself[j, k] * aligned[k] for k in range(len(c)) if k != j)
+        read.append(literal_fuse(hop.from_passage, aligned[j], seen))
+    return torch.stack(read), alpha, (scores.softmax(dim=0), itself)
 
 
-@pytest.mark.parametrize("name", ["plain", "scaled"])
+@pytest.mark.parametrize("name", ["plain", "scaled", "reattention"])
 @torch.no_grad()
 def test_hops_are_their_formulas(name):
     torch.manual_seed(0)
-    hop = Hop(VARIANTS[name]).eval()
+    hops = [Hop(VARIANTS[name], first=first).eval() for first in (True, False)]
     c, q = torch.randn(2, 7, 12), torch.randn(2, 4, 12)
     real = torch.arange(7) < torch.tensor([[7], [3]])
     question_real = torch.arange(4) < torch.tensor([[2], [4]])
     c, q = c * real[:, :, None], q * question_real[:, :, None]
-    made, alpha = hop(c, q, real, question_real)
+    first = hops[0](c, q, real, question_real, None)
+    second = hops[1](first[0], q, real, question_real, first[2])
     for row, (length, words) in enumerate(((7, 2), (3, 4))):
-        here = slice(None, length)
-        expected, ours = literal_hop(hop, c[row, here], q[row, :words])
+        here, expected, past = slice(None, length), c[row, :length], None
         everything = torch.ones(1, length, dtype=torch.bool)
-        expected = hop.aggregate(expected[None], everything)[0]
-        assert torch.allclose(alpha[row, here, :words], ours, atol=1e-5)
-        assert torch.allclose(made[row, here], expected, atol=1e-5)
+        for hop, (made, alpha, _) in zip(hops, (first, second), strict=True):
+            kept = past if name == "reattention" else None
+            expected, ours, past = literal_hop(hop, expected, q[row, :words], kept)
+            expected = hop.aggregate(expected[None], everything)[0]
+            assert torch.allclose(alpha[row, here, :words], ours, atol=1e-5)
+            assert torch.allclose(made[row, here], expected, atol=1e-5)
 
 
 def literal_scores(score, c, z):

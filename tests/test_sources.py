@@ -131,7 +131,8 @@ def test_the_registry_holds_the_sets_of_the_papers():
     shifts = [f"squadshifts-{n}" for n in ("new_wiki", "nyt", "reddit", "amazon_reviews")]
     squads = [f"squad-{p}-v{v}" for v in ("1.1", "2.0") for p in ("train", "dev")]
     pieces = {"squad-train-v1.1-part", "naturalquestions-dev-part", "adversarialqa-dev"}
-    others = {*pieces, "addsent", "addonesent", "hotpotqa-distractor-part"}
+    stories = {f"fairytaleqa-{p}" for p in ("train", "val", "test")}
+    others = {*pieces, *stories, "addsent", "addonesent", "hotpotqa-distractor-part"}
     assert set(SOURCES) == {*parts, *shifts, *squads, *others}
 
 

@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 
 from qalib.data.formats import Purpose, load_file
+from qalib.data.free_form import load_free_form, load_narrativeqa
 from qalib.data.schema import Dataset, file_sha256
 from qalib.errors import QalibError
 from qalib.paths import cache_dir, data_dirs
@@ -37,6 +38,7 @@ class Source:
     content_sha256: tuple[str, ...] = ()
     hub: tuple[str, str, str] | None = None
     without: int = 0  # rows that have no span for an answer and are left out
+    free_form: bool = False  # answers are texts without offsets
 
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -64,10 +66,17 @@ def find(name: str) -> Path | None:
 def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = False) -> Dataset:
     """The verified questions of a source by its name, or a file by its path.
 
+    "narrativeqa-train", "-valid" and "-test" are read from a copy of NarrativeQA's repository,
+    the folder ``narrativeqa`` in a data directory.
+
     Raises QalibError if a source's file is missing (with the address to get it from) or not the
     published one, and as :func:`~qalib.data.formats.load_file` does.
     """
     source = SOURCES.get(str(name))
+    family, _, split = str(name).partition("-")
+    if family == "narrativeqa":  # no checksum is known of it
+        folders = [folder / family for folder in data_dirs()]
+        return load_narrativeqa(next(filter(Path.is_dir, folders), folders[0]), split)
     if source is None:
         return load_file(name, purpose, skip_bad=skip_bad)
     path = find(source.name)
@@ -75,7 +84,10 @@ def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = Fal
         raise QalibError(
             f"{_missing(source)}: run 'python -m qalib fetch {name}', or {_by_hand(source)}."
         )
-    dataset = load_file(path, name=source.name, skip_bad=bool(source.without))
+    if source.free_form:
+        dataset = load_free_form(path, source.name)
+    else:
+        dataset = load_file(path, name=source.name, skip_bad=bool(source.without))
     _verify(source, path, dataset)
     return dataset
 

@@ -186,16 +186,13 @@ class TeacherTargets:
     def __len__(self) -> int:
         return len(self.spans)
 
-    def distractors(self, allowed: np.ndarray | None = None) -> DistractorSpans:
+    def distractors(self) -> DistractorSpans:
         """The confusing answer of each row, that of its most confident teacher (3.4).
 
-        ``allowed`` (T, R) bool restricts rows to the teachers that were not trained on them
-        (out-of-fold): a teacher makes few mistakes on passages that it has memorized. Ties go to
-        the first teacher.
+        Ties go to the first teacher.
         """
-        confidence = self.confidence if allowed is None else np.where(allowed, self.confidence, 0.0)
-        rows, teacher = np.arange(confidence.shape[1]), confidence.argmax(axis=0)
-        found = confidence[teacher, rows].astype(np.float32)
+        rows, teacher = np.arange(self.confidence.shape[1]), self.confidence.argmax(axis=0)
+        found = self.confidence[teacher, rows].astype(np.float32)
         spans = np.where(found[:, None] > 0, self.distractor_spans[teacher, rows], -1)
         return DistractorSpans(spans, found)
 

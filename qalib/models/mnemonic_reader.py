@@ -9,14 +9,20 @@
     hop t   : start = score(c, z),   z = fuse(z, softmax_L(start) c)
               end   = score(c, z),   z = fuse(z, softmax_L(end) c)
 
+With ``reattention`` (Hu et al. 2018), the scores of a later hop add how alike two tokens attended
+in the hop before, with a learnt weight gamma:
+
+    c q^T + gamma B A      A_lm = softmax_L(scores)_lm, B the passage's attention on itself
+    c c^T + gamma B B^T
+
 The last hop's start and end are the answer. No position attends to itself.
 
     fuse(x, f)  = g r + (1 - g) x,  r = tanh(W_r v),  g = sigmoid(W_g v),  v = [x; f; x f; x - f]
     score(c, z) = w relu(W [c; z; c z])
 
 Notation: B windows, L passage and M question tokens, U words, C characters, h units of an LSTM,
-D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (the summary of the question
-attends to all of it instead of taking the last state).
+D = 2 h. Sources: Hu et al. 2017 (Mnemonic Reader) and 2018 (reattention; the summary of
+the question attends to all of it instead of taking the last state).
 """
 
 from collections.abc import Mapping
@@ -48,6 +54,7 @@ class MnemonicConfig:
     characters: Annotated[int, Field(ge=1)] = 32  # channels of the character encoder
     kernel: Annotated[int, Field(ge=1)] = 5  # of the character encoder
     dropout: Annotated[float, Field(ge=0, lt=0.99)] = 0.2  # of what each LSTM reads and returns
+    reattention: bool = False
     scale: bool = False  # divide dot products by the root of their width
 
     def __post_init__(self):
@@ -139,24 +146,35 @@ class Fusion(nn.Module):
 class Hop(nn.Module):
     """One round of alignment: of the question with the passage, and of the passage with itself."""
 
-    def __init__(self, config: MnemonicConfig):
+    def __init__(self, config: MnemonicConfig, first: bool):
         super().__init__()
         width = 2 * config.hidden
         self.scale = width**-0.5 if config.scale else 1.0
         self.from_question = Fusion(width, compare=True)
         self.from_passage = Fusion(width, compare=True)
         self.aggregate = BiLSTM(width, config)
+        again = config.reattention and not first
+        self.gamma = nn.Parameter(torch.tensor(3.0)) if again else None  # the paper's first value
 
     def forward(
-        self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """c (B, L, D), q (B, M, D), masks (B, L), (B, M) -> c (B, L, D), alpha (B, L, M)"""
-        scores = (self.scale * c) @ q.mT
+        self, c: Tensor, q: Tensor, real: Tensor, question_real: Tensor, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """c (B, L, D), q (B, M, D), real (B, L), question_real (B, M)
+
+        ``past``: the scores (B, L, M) and B (B, L, L) of the hop before.  -> c (B, L, D),
+        alpha (B, L, M), and ``past`` for the next hop
+        """
+        scores, likeness = (self.scale * c) @ q.mT, 0.0
+        if self.gamma is not None:
+            before, attended = past
+            to_passage = mask_logits(before, real[:, :, None]).softmax(dim=1)
+            scores = scores + self.gamma * (attended @ to_passage)
+            likeness = self.gamma * (attended @ attended.mT)
         alpha = mask_logits(scores, question_real[:, None]).softmax(dim=2)
         c = self.from_question(c, alpha @ q)
-        itself = masked_softmax((self.scale * c) @ c.mT, others(real))
+        itself = masked_softmax((self.scale * c) @ c.mT + likeness, others(real))
         c = self.from_passage(c, itself @ c)
-        return self.aggregate(c, real), alpha
+        return self.aggregate(c, real), alpha, (scores, itself)
 
 
 def others(real: Tensor) -> Tensor:
@@ -219,7 +237,7 @@ class MnemonicReader(nn.Module):
         self.config, self.vocabulary, hops = config, embeddings.vocabulary, range(config.hops)
         self.embed = Embedding(embeddings.matrix, config)
         self.encode = BiLSTM(config.width, config)
-        self.hops = nn.ModuleList(Hop(config) for _ in hops)
+        self.hops = nn.ModuleList(Hop(config, first=hop == 0) for hop in hops)
         self.summary = nn.Linear(2 * config.hidden, 1, bias=False)
         self.pointer = nn.ModuleList(PointerHop(config, last=hop == hops[-1]) for hop in hops)
 
@@ -232,9 +250,9 @@ class MnemonicReader(nn.Module):
         real, question_real = batch.mask, batch.inputs["question_real"]
         c, q = self.embed(batch.inputs)
         c, q = self.encode(c, real), self.encode(q, question_real)
-        maps = {"question": question_real}
+        maps, past = {"question": question_real}, ()
         for number, hop in enumerate(self.hops, 1):
-            c, maps[f"align {number}"] = hop(c, q, real, question_real)
+            c, maps[f"align {number}"], past = hop(c, q, real, question_real, past)
         memory = pool(q, self.summary(q)[:, :, 0], question_real)
         for hop in self.pointer:
             start, end, memory = hop(c, real, memory)

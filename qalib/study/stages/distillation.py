@@ -1,7 +1,7 @@
 """Stages of notebooks 08 and 09: train teachers, cache their outputs, train students.
 
-Teacher n is the plain reader with seed n. A student has the seed, and so the initial weights and
-the order of the questions, of a plain reader: the two differ only in what they are taught.
+Teacher n is the plain reader with seed n. Students have seeds that no teacher has; a plain reader
+of the same seed has the same initial weights and order of questions as the student.
 
 Notation: P passage tokens, N question tokens, T teachers, R rows.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -66,7 +67,6 @@ class StudentTraining:
 
     base: WordTraining = field(default_factory=WordTraining)
     loss: DistillConfig = field(default_factory=DistillConfig)
-    teachers: tuple[int, ...] = (0,)  # their numbers in the cache
     distractors: Literal["mined", "random", "out-of-fold"] = "mined"
 
 
@@ -74,29 +74,15 @@ class StudentTraining:
 class DistillStudy:
     """Section [distill] of a profile: what notebooks 08 and 09 train."""
 
-    base: WordTraining = field(default_factory=WordTraining)  # of teachers and students
+    choices: tuple[WordTraining, ...]  # compared on held-out passages; a single one is taken
+    tests: tuple[tuple[str, str], ...]  # (title, section): clean, then with misleading sentences
     teachers: Count = 4
-    seeds: Count = 1  # of the single reader, which is a teacher, and of the student
-    choices: tuple[tuple[float, int], ...] = ()  # (learning rate, epochs), scored on held-out data
-    held_out: Share = 0.1
-    folds: int = 0  # of the out-of-fold teachers; 0 = none
-    ablation_epochs: int = 0  # 0 = as ``base``
+    seeds: Count = 1  # of the student
     row_seeds: Count = 1  # of each row of the ablations
+    temperatures: tuple[float, ...] = ()  # of the soft targets, compared on held-out passages
+    folds: int = 0  # of the out-of-fold teachers; 0 = none
     counts: tuple[int, ...] = ()  # numbers of teachers below ``teachers``
-    misleading: dict[str, str] = field(default_factory=dict)  # hashes of recorded test sets
-
-
-@settings
-class EnsembleCache:
-    """What is cached of several word-level readers.
-
-    ``folds``: teacher k was not trained on the passages of fold k, and only it contributes
-    confusing answers there (out-of-fold); 0 = all teachers were trained on everything.
-    """
-
-    mining: distractors.MiningConfig = distractors.MiningConfig()
-    attention: bool = True
-    folds: Annotated[int, Field(ge=0)] = 0
+    story_teachers: Count = 2  # of the readers of stories, with free-form answers
 
 
 # --- word-level readers -----------------------------------------------------------------------
@@ -116,19 +102,19 @@ def train_student(
     config: StudentTraining,
     work: Path,
     data: Dataset,
-    cache: Run,
+    caches: list[Run],
     start: Run | None = None,
-    out_of_fold: Run | None = None,
+    out_of_fold: list[Run] | None = None,
 ) -> dict:
     """Train a word-level reader on gold answers and on the cached outputs of its teachers.
 
-    ``start``: a student to continue from. ``out_of_fold``: the ``cache_teachers`` run with folds,
-    for distractors of that name. The log has the parts of the loss. Raises QalibError if the
-    teachers have not read the data.
+    ``start``: a student to continue from. ``out_of_fold``: for distractors of that name, caches
+    of teachers for the passages that each was not trained on. The log has the parts of the loss.
+    Raises QalibError if the teachers have not read the data.
     """
 
     def make_task(reader: nn.Module, rest: Dataset) -> TrainingTask:
-        return student_task(reader, rest, config, cache, out_of_fold)
+        return student_task(reader, rest, config, caches, out_of_fold)
 
     return _train_words(config.base, work, data, make_task, start)
 
@@ -155,11 +141,11 @@ def student_task(
     reader: nn.Module,
     data: Dataset,
     config: StudentTraining,
-    cache: Run,
-    out_of_fold: Run | None = None,
+    caches: Sequence[Run],
+    out_of_fold: Sequence[Run] | None = None,
 ) -> TrainingTask:
     """The joint objective of a word-level student: windows with their teachers' targets."""
-    targets = ensemble_targets(cache, config.teachers)
+    targets = teacher_targets(caches)
     return distilled_task(
         *word_task(reader, data, config.base),
         targets,
@@ -169,19 +155,21 @@ def student_task(
 
 
 def _distractors(
-    targets: TeacherTargets, data: Dataset, config: StudentTraining, out_of_fold: Run | None
+    targets: TeacherTargets,
+    data: Dataset,
+    config: StudentTraining,
+    out_of_fold: Sequence[Run] | None,
 ) -> distractors.DistractorSpans:
     """The distractor of every row of the targets; none where there is nothing to mine from."""
     if (out_of_fold is not None) != (config.distractors == "out-of-fold"):
         raise QalibError("the input out_of_fold and distractors = 'out-of-fold' need each other.")
     mined = targets.distractors()
     if out_of_fold is not None:
-        folds = out_of_fold.config["folds"]
-        theirs = ensemble_targets(out_of_fold, range(folds))
-        rows = match_rows(theirs.spans, targets.spans)
         spans, confidence = np.full_like(mined.spans, -1), np.zeros_like(mined.confidence)
-        allowed = _not_trained_on(theirs.spans, data, folds)
-        spans[rows], confidence[rows] = theirs.distractors(allowed)
+        for run in out_of_fold:
+            theirs = teacher_targets([run])
+            rows = match_rows(theirs.spans, targets.spans)
+            spans[rows], confidence[rows] = theirs.distractors()
         return distractors.DistractorSpans(spans, confidence)
     if config.distractors == "random":
         known = {example.id for example in data.examples}  # the cache may cover more questions
@@ -211,73 +199,45 @@ def _train_words(
     task = make_task(reader, rest)
     summary = train(reader, task, config.train, work, config.seed, after_epoch=held_out_scores)
     counts = {"questions": len(rest), "windows": len(task.lengths)}
-    counts["parameters"] = baseline.save_trained(reader, work)
+    counts["parameters"] = baseline.save_trained(reader, work, torch.float16)
     return {**counts, **summary, **held_out_scores()}
 
 
 # --- the teachers' outputs --------------------------------------------------------------------
 
 
-@stage("cache-teachers", publish=())
-def cache_teachers(config: EnsembleCache, work: Path, data: Dataset, teachers: list[Run]) -> dict:
-    """Cache what word-level readers predict for ``data``, in the folder "cache".
-
-    A killed run resumes with the teacher that it was processing. The metrics describe the
-    distractors, see :func:`qalib.distill.distractors.mining_report`.
-    """
-    first = load_word_reader(teachers[0])
-    task, spans = word_task(first, data, word_training(teachers[0]))
-    hops = [f"align {n}" for n in range(1, first.config.hops + 1)] if config.attention else []
-    functions = [
-        lambda run=run: teacher_outputs(load_word_reader(run), task, "fp32") for run in teachers
-    ]
-    miner, folder = distractors.DistractorMiner(data, config.mining), work / "cache"
-    cache_teacher_outputs(folder, spans, functions, miner, hops)
-    targets = TeacherTargets([folder / f"teacher-{n}" for n in range(len(teachers))])
-    allowed = _not_trained_on(spans, data, config.folds) if config.folds else None
-    report = distractors.mining_report(targets.distractors(allowed))
-    return {"windows": len(spans), "teachers": len(teachers), **report}
-
-
 @stage("cache-teacher", publish=())
 def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher: Run) -> dict:
-    """Cache what an encoder predicts for ``data`` in "teacher-0"; metrics: ``mining_report``."""
-    reader = baseline.load_encoder_reader(teacher)
-    task, windows = encoder_task(reader, data.examples, baseline.encoder_training(teacher).windows)
-    spans = token_spans(windows, data.examples, reader.before)
-    hops = [f"align {n + 1}" for n in range(align_layers(reader))] if config.attention else []
+    """Cache what a word-level reader or an encoder predicts for ``data``, in "teacher-0".
+
+    The metrics describe its distractors, see :func:`qalib.distill.distractors.mining_report`.
+    """
+    if teacher.stage in ("train-encoder", "train-adapter"):
+        reader = baseline.load_encoder_reader(teacher)
+        windows = baseline.encoder_training(teacher).windows
+        task, windows = encoder_task(reader, data.examples, windows)
+        spans = token_spans(windows, data.examples, reader.before)
+        count = align_layers(reader) if config.attention else 0
+    else:
+        reader = load_word_reader(teacher)
+        task, spans = word_task(reader, data, word_training(teacher))
+        count = reader.config.hops if config.attention else 0
     outputs = partial(teacher_outputs, reader, task, config.precision)
-    cache_teacher_outputs(
-        work, spans, [outputs], distractors.DistractorMiner(data, config.mining), hops
-    )
+    miner = distractors.DistractorMiner(data, config.mining)
+    cache_teacher_outputs(work, spans, [outputs], miner, [f"align {n + 1}" for n in range(count)])
     mined = TeacherTargets([work / "teacher-0"]).distractors()
     return {"windows": len(spans), **distractors.mining_report(mined)}
+
+
+def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
+    """The targets of ``cache_teacher`` runs. Raises QalibError if a cache is not here."""
+    return TeacherTargets([run.file("teacher-0/start.npy").parent for run in caches])
 
 
 def fold_of(context: str, folds: int) -> int:
     """The fold of a passage, from its text alone."""
     digest = sha256(context.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[4:8]) % folds  # other bytes than those that ``hold_out`` reads
-
-
-def _not_trained_on(spans: Sequence[TokenSpan], data: Dataset, folds: int) -> np.ndarray:
-    """Which teacher was not trained on which row: teacher k on fold k.  -> (T, R) bool"""
-    contexts = {example.id: example.context for example in data.examples}
-    fold = np.array([fold_of(contexts[span.id], folds) for span in spans])
-    return np.arange(folds)[:, None] == fold
-
-
-def ensemble_targets(cache: Run, teachers: Sequence[int] | None = None) -> TeacherTargets:
-    """The targets of some teachers of a ``cache_teachers`` run, by default of all.
-
-    Raises QalibError if the run has fewer teachers, or if its files are not on this machine.
-    """
-    count = sum(name.startswith("teachers.") for name in cache.inputs)
-    teachers = range(count) if teachers is None else sorted(teachers)
-    if max(teachers, default=count) >= count:
-        raise QalibError(f"{cache.short} has teachers 0 to {count - 1}, not {tuple(teachers)}.")
-    folder = cache.file("cache/rows.json").parent
-    return TeacherTargets([folder / f"teacher-{number}" for number in teachers])
 
 
 # --- loading ----------------------------------------------------------------------------------
