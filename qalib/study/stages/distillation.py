@@ -82,7 +82,8 @@ class DistillStudy:
     temperatures: tuple[float, ...] = ()  # of the soft targets, compared on held-out passages
     folds: int = 0  # of the out-of-fold teachers; 0 = none
     counts: tuple[int, ...] = ()  # numbers of teachers below ``teachers``
-    story_teachers: Count = 2  # of the readers of stories, with free-form answers
+    story_teachers: int = 0  # of the readers of stories, with free-form answers; 0 = none
+    rows: tuple[str, ...] = ()  # of the ablations; none = all
 
 
 # --- word-level readers -----------------------------------------------------------------------
