@@ -10,7 +10,7 @@ from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import make_dataset
 from qalib.data.windows import WindowConfig
 from qalib.distill.distractors import MiningConfig
-from qalib.distill.teacher_cache import TeacherCacheConfig, TeacherTargets
+from qalib.distill.teacher_cache import TeacherCacheConfig
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig
 from qalib.losses import DistillConfig
@@ -30,16 +30,13 @@ from qalib.study.stages.baseline import (
 )
 from qalib.study.stages.distillation import (
     DistillStudy,
-    EnsembleCache,
     StudentTraining,
     WordTraining,
     cache_teacher,
-    cache_teachers,
-    ensemble_targets,
-    fold_of,
     load_word_reader,
     new_reader,
     student_task,
+    teacher_targets,
     train_student,
     train_words,
     word_answerer,
@@ -54,8 +51,8 @@ TEST = build_corpus(CorpusConfig(questions=12, split="test", length=300))
 TRAIN = TrainConfig(num_train_epochs=1, tokens_per_batch=2048, learning_rate=3e-3, precision="fp32")
 BASE = WordTraining(reader=MnemonicConfig(hidden=8, width=16, characters=8), train=TRAIN)
 LOSS, FOLDS = DistillConfig(), 2
-CACHED = EnsembleCache(MiningConfig(max_length=20))
-EVERYONE = StudentTraining(BASE, LOSS, (0, 1))
+CACHED = TeacherCacheConfig(MiningConfig(max_length=20))
+EVERYONE = StudentTraining(BASE, LOSS)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +66,13 @@ def teachers(runs):
 
 
 @pytest.fixture(scope="module")
-def cache(runs, teachers):
-    return runs.run(cache_teachers, CACHED, {"data": DATA, "teachers": teachers})
+def caches(runs, teachers):
+    return [runs.run(cache_teacher, CACHED, {"data": DATA, "teacher": run}) for run in teachers]
 
 
 @pytest.fixture(scope="module")
-def student(runs, cache):
-    return runs.run(train_student, EVERYONE, {"data": PART, "cache": cache})
+def student(runs, caches):
+    return runs.run(train_student, EVERYONE, {"data": PART, "caches": caches})
 
 
 # Word-level readers
@@ -119,12 +116,12 @@ def test_smoothed_labels_change_the_loss_alone(runs, teachers):
 # The teachers' outputs
 
 
-def test_the_cache_has_the_targets_of_its_teachers(teachers, cache):
-    targets = ensemble_targets(cache)
-    assert len(targets) == cache.metrics["windows"] == len(DATA)
+def test_the_cache_has_the_targets_of_its_teachers(teachers, caches):
+    targets = teacher_targets(caches)
+    assert len(targets) == caches[0].metrics["windows"] == len(DATA)
     assert targets.hops == ["align 1", "align 2"]
-    mined = targets.distractors().confidence > 0
-    assert cache.metrics["yield_percent"] == pytest.approx(100 * mined.mean())
+    mined = teacher_targets(caches[:1]).distractors().confidence > 0
+    assert caches[0].metrics["yield_percent"] == pytest.approx(100 * mined.mean())
     task, spans = word_task(load_word_reader(teachers[0]), DATA, BASE)
     start, end, _ = targets.logits([3, 7])
     for number, run in enumerate(teachers):
@@ -136,33 +133,30 @@ def test_the_cache_has_the_targets_of_its_teachers(teachers, cache):
                 expected = output[row][line, :count].log_softmax(0)
                 found = cached[line, :count].log_softmax(0)
                 torch.testing.assert_close(found, expected, atol=5e-2, rtol=5e-2)
-    with pytest.raises(QalibError, match=r"has teachers 0 to 1, not \(2,\)"):
-        ensemble_targets(cache, (2,))
 
 
-def test_out_of_fold_distractors_come_from_teachers_not_trained_on_the_passage(runs, cache):
-    folds = [
-        make_dataset(f"fold {k}", [e for e in PART if fold_of(e.context, FOLDS) != k])
-        for k in range(FOLDS)
-    ]
-    assert sum(map(len, folds)) == len(PART)
-    others = [runs.run(train_words, BASE, {"data": data}) for data in folds]
-    config = replace(CACHED, attention=False, folds=FOLDS)
-    outside = runs.run(cache_teachers, config, {"data": PART, "teachers": others})
+def test_out_of_fold_distractors_come_from_teachers_not_trained_on_the_passage(runs, caches):
+    fold = {e.id: len(e.context) % FOLDS for e in PART}
+    outside = []
+    for k in range(FOLDS):
+        within = make_dataset(f"fold {k}", [e for e in PART if fold[e.id] == k])
+        others = make_dataset("others", [e for e in PART if fold[e.id] != k])
+        run = runs.run(train_words, BASE, {"data": others})
+        config = replace(CACHED, attention=False)
+        outside.append(runs.run(cache_teacher, config, {"data": within, "teacher": run}))
     config = replace(EVERYONE, distractors="out-of-fold")
-    task = student_task(new_reader(BASE), PART, config, cache, outside)
-    objective = task.loss.__self__
-    theirs, found = ensemble_targets(outside), 0
-    for row, span in enumerate(theirs.spans):
-        teacher = fold_of({e.id: e.context for e in PART}[span.id], FOLDS)
-        expected = theirs.distractor_spans[teacher, row]
-        (own,) = [n for n, other in enumerate(objective.spans) if other.id == span.id]
-        assert bool(objective.found[own]) == bool(theirs.confidence[teacher, row] > 0)
-        if objective.found[own]:
-            first, last = objective.distractors[own].tolist()
-            offsets = objective.spans[own].offsets
-            assert [offsets[first, 0], offsets[last, 1]] == expected.tolist()
-            found += 1
+    task = student_task(new_reader(BASE), PART, config, caches, outside)
+    objective, found = task.loss.__self__, 0
+    for run in outside:
+        theirs = teacher_targets([run])
+        for span, mined, confidence in zip(theirs.spans, *theirs.distractors(), strict=True):
+            (own,) = [n for n, other in enumerate(objective.spans) if other.id == span.id]
+            assert bool(objective.found[own]) == bool(confidence > 0)
+            if confidence > 0:
+                first, last = objective.distractors[own].tolist()
+                offsets = objective.spans[own].offsets
+                assert [offsets[first, 0], offsets[last, 1]] == mined.tolist()
+                found += 1
     assert found
 
 
@@ -179,24 +173,24 @@ def test_a_student_has_the_initial_weights_and_the_log_has_the_parts_of_the_loss
     assert lines[-1]["kd_excess"] > 0
 
 
-def test_a_student_may_continue_from_another(runs, cache, student):
+def test_a_student_may_continue_from_another(runs, caches, student):
     attention = replace(LOSS, ce_weight=0.0, kd_weight=0.0, margin_weight=0.0)
     base = replace(BASE, train=replace(TRAIN, max_steps=1))
     config = replace(EVERYONE, base=base, loss=attention)
-    first = runs.run(train_student, config, {"data": PART, "cache": cache})
+    first = runs.run(train_student, config, {"data": PART, "caches": caches})
     assert first.metrics["steps"] == 1
     log = first.log().dropna(subset="loss")
     assert log["loss"].iloc[0] == pytest.approx(0.1 * log["att"].iloc[0], rel=1e-4)
-    inputs = {"data": PART, "cache": cache, "start": first}
+    inputs = {"data": PART, "caches": caches, "start": first}
     second = runs.run(train_student, EVERYONE, inputs)
     assert second.key != student.key
     assert second.metrics["loss"] != student.metrics["loss"]
 
 
-def test_random_distractors_take_the_places_of_mined_ones(cache):
+def test_random_distractors_take_the_places_of_mined_ones(caches):
     reader = new_reader(BASE)
     mined, random = (
-        student_task(reader, PART, replace(EVERYONE, distractors=name), cache).loss.__self__
+        student_task(reader, PART, replace(EVERYONE, distractors=name), caches).loss.__self__
         for name in ("mined", "random")
     )
     assert random.found.any()
@@ -205,15 +199,15 @@ def test_random_distractors_take_the_places_of_mined_ones(cache):
     assert (mined.distractors[both] != random.distractors[both]).any(dim=1).all()
 
 
-def test_impossible_students_are_refused(runs, cache):
-    inputs = {"data": PART, "cache": cache}
+def test_impossible_students_are_refused(runs, caches):
+    inputs = {"data": PART, "caches": caches}
     with pytest.raises(QalibError, match="need each other"):
         runs.run(train_student, replace(EVERYONE, distractors="out-of-fold"), inputs)
     with pytest.raises(QalibError, match="distractors is 'some'"):
         replace(EVERYONE, distractors="some")
     answers = replace(EVERYONE, loss=replace(LOSS, attention_weight=0.0))
     with pytest.raises(QalibError, match="the teachers have not read it"):
-        runs.run(train_student, answers, {"data": TEST, "cache": cache})
+        runs.run(train_student, answers, {"data": TEST, "caches": caches})
 
 
 # Encoders
@@ -223,9 +217,8 @@ def test_an_encoder_teaches_another_by_all_four_losses(runs):
     windows = WindowConfig(max_length=128, doc_stride=32, max_query_length=32)
     base = EncoderTraining(windows=windows, train=replace(TRAIN, max_steps=1))
     teacher = runs.run(train_encoder, base, {"data": PART})
-    config = TeacherCacheConfig(MiningConfig(k=4))
-    cached = runs.run(cache_teacher, config, {"data": PART, "teacher": teacher})
-    targets = TeacherTargets([cached.file("teacher-0/start.npy").parent])
+    cached = runs.run(cache_teacher, CACHED, {"data": PART, "teacher": teacher})
+    targets = teacher_targets([cached])
     assert targets.hops == ["align 1", "align 2", "align 3"]
     for row in (0, 7):
         span, question = targets.spans[row], PART.examples[row].question
@@ -255,6 +248,5 @@ def test_single_readers_and_ensembles_are_evaluated_as_one_reader(runs, teachers
 def test_every_profile_has_its_sections(profile):
     loaded = load_profile(profile)
     plan = loaded.section("distill", DistillStudy)
-    assert plan.base.train.max_grad_norm == 5.0
-    assert plan.seeds <= plan.teachers
-    assert all(1 <= count < plan.teachers for count in plan.counts)
+    assert len(plan.choices) == 1 or len({choice.held_out for choice in plan.choices}) == 1
+    assert all(1 < count < plan.teachers for count in plan.counts)

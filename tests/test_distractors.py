@@ -160,16 +160,6 @@ def test_the_most_confident_teacher_counts():
     assert mined.confidence.tolist() == pytest.approx([0.6, 0.9, 0.0])
 
 
-def test_out_of_fold_only_teachers_not_trained_on_a_row_count():
-    allowed = np.array([[True, False, True], [False, True, True]])
-    mined = TeacherTargets.distractors(CACHE, allowed)
-    assert mined.spans.tolist() == [[1, 2], [7, 8], [-1, -1]]
-    assert mined.confidence.tolist() == pytest.approx([0.2, 0.3, 0.0])
-    none = TeacherTargets.distractors(CACHE, np.zeros_like(allowed))
-    assert (none.spans == -1).all()
-    assert none.spans.dtype == np.int32
-
-
 # Controls and reports
 
 

@@ -6,6 +6,7 @@ The "network" is a server on this machine's loopback; nothing leaves it.
 import dataclasses
 import hashlib
 import http.server
+import json
 import re
 import threading
 import time
@@ -15,7 +16,7 @@ from squad_files import write_squad
 
 from qalib import paths
 from qalib.data import sources
-from qalib.data.formats import load_file
+from qalib.data.formats import load_file, load_narrativeqa
 from qalib.data.schema import Answer, Example, content_hash
 from qalib.data.sources import SOURCES, Source, fetch, find, load_data
 from qalib.errors import QalibError
@@ -413,6 +414,40 @@ def test_without_a_network_the_hub_changes_nothing(home, register, hub):
     assert cached(home) == {}
 
 
+def test_a_source_with_free_form_answers(home, monkeypatch, recwarn):
+    row = {"question": "Who fell?", "context": "A fox, it is said, fell.", "answers": ["the fox"]}
+    path = home / "cache/tales.jsonl"
+    path.parent.mkdir()
+    rows = [row | {"id": id} for id in ("fox-1", "fox-2", "fox-1")]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = Source("tales", "tales.jsonl", sha256, 2, "none", without=1, free_form=True)
+    monkeypatch.setattr(sources, "SOURCES", {"tales": source})
+    first, second = load_data("tales")
+    assert (first.answer_texts, first.answers, second.id) == (["the fox"], (), "fox-2")
+    assert not recwarn.list
+
+
+def test_a_copy_of_narrativeqa(home, monkeypatch):
+    folder = home / "narrativeqa"
+    (folder / "third_party/wikipedia").mkdir(parents=True)
+    (folder / "third_party/wikipedia/summaries.csv").write_text(
+        "document_id,set,summary,summary_tokenized\nd1,train,A fox fell.,x\nd2,test,Rain.,x\n"
+    )
+    (folder / "qaps.csv").write_text(
+        "document_id,set,question,answer1,answer2,question_tokenized,answer1_tokenized,"
+        "answer2_tokenized\nd1,train,Who fell?,A fox,The fox did,x,x,x\n"
+        "d2,test,What?,rain,Rain.,x,x,x\n"
+    )
+    monkeypatch.setenv("QALIB_DATA", str(home))
+    (row,) = load_data("narrativeqa-train")
+    assert (row.answers, row.answer_texts) == ((), ["A fox", "The fox did"])
+    (row,) = load_data("narrativeqa-test")
+    assert (row.context, row.question) == ("Rain.", "What?")
+    with pytest.raises(QalibError, match="no question of the set 'dev'"):
+        load_narrativeqa(folder, "dev")
+
+
 # ------------------------------------------------------------------------------------- real data
 
 REAL = ["squad-dev-v1.1", "squad-dev-v2.0"]
@@ -425,3 +460,9 @@ def test_real_files_are_the_published_ones(real_data, name):
     assert find(name).parent == real_data
     assert len(dataset) == SOURCES[name].questions
     assert dataset.content_sha256 in SOURCES[name].content_sha256
+
+
+def test_real_stories_have_answers_without_offsets(real_data):
+    dataset = load_data("fairytaleqa-train")
+    assert len(dataset) == SOURCES["fairytaleqa-train"].questions
+    assert all(e.answer_texts and not e.answers for e in dataset)

@@ -11,11 +11,14 @@ The content decides the format, never the file's name; every format may be gzip-
 * HotpotQA with distractors (Yang et al. 2018): the ten paragraphs become one passage, each after
   its title. Questions whose answer is "yes", "no" or not in the passage count as bad rows.
 
-Answers are a list of {text, answer_start} or a dictionary of two lists. Texts are not changed.
+Answers are a list of {text, answer_start} or a dictionary of two lists. Texts are not changed. To
+score, a list of texts will do. :func:`load_narrativeqa` reads another such set, two tables.
 """
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 import reprlib
@@ -65,6 +68,26 @@ def load_file(
         version = version or "1.1"  # a file without answers does not show its scoring rule
     name = name or re.sub(r"(\.jsonl?)?(\.gz)?$", "", path.name)
     return make_dataset(name, examples, str(path), sha256, version)
+
+
+def load_narrativeqa(folder: Path, split: str) -> Dataset:
+    """Questions about summaries (Kocisky et al. 2018), of the split "train", "valid" or "test".
+
+    Raises QalibError if a file is missing, and for an unknown split.
+    """
+    tables = []
+    for file in ("third_party/wikipedia/summaries.csv", "qaps.csv"):
+        text = read_bytes(folder / file).decode("utf-8")
+        tables.append([row for row in csv.DictReader(io.StringIO(text)) if row["set"] == split])
+    if not tables[1]:
+        raise QalibError(f"{folder / file}: no question of the set {split!r}; take train or test.")
+    summaries = {row["document_id"]: row["summary"] for row in tables[0]}
+    examples = []
+    for number, row in enumerate(tables[1]):
+        texts = (row["answer1"], row["answer2"])
+        id, document = f"narrativeqa-{split}-{number}", row["document_id"]
+        examples.append(Example(id, row["question"], summaries[document], (), document, texts))
+    return make_dataset(f"narrativeqa-{split}", examples, str(folder))
 
 
 # ------------------------------------------------------------------------------ bytes and JSON

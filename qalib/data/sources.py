@@ -11,12 +11,12 @@ verified by their content.
 import os
 import tempfile
 import tomllib
+import warnings
 from pathlib import Path
 
-from qalib.data.formats import Purpose, load_file
-from qalib.data.free_form import load_free_form, load_narrativeqa
+from qalib.data.formats import Purpose, load_file, load_narrativeqa
 from qalib.data.schema import Dataset, file_sha256
-from qalib.errors import QalibError
+from qalib.errors import DataWarning, QalibError
 from qalib.paths import cache_dir, data_dirs
 from qalib.settings import build, nearest, settings
 
@@ -84,10 +84,11 @@ def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = Fal
         raise QalibError(
             f"{_missing(source)}: run 'python -m qalib fetch {name}', or {_by_hand(source)}."
         )
-    if source.free_form:
-        dataset = load_free_form(path, source.name)
-    else:
-        dataset = load_file(path, name=source.name, skip_bad=bool(source.without))
+    purpose = "score" if source.free_form else "train"
+    with warnings.catch_warnings():
+        if source.free_form:  # an answer without an offset is no fault here
+            warnings.simplefilter("ignore", DataWarning)
+        dataset = load_file(path, purpose, name=source.name, skip_bad=bool(source.without))
     _verify(source, path, dataset)
     return dataset
 

@@ -9,7 +9,6 @@ Notation: P passage tokens, N question tokens, T teachers, R rows.
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -147,12 +146,9 @@ def student_task(
 ) -> TrainingTask:
     """The joint objective of a word-level student: windows with their teachers' targets."""
     targets = teacher_targets(caches)
-    return distilled_task(
-        *word_task(reader, data, config.base),
-        targets,
-        config.loss,
-        distractors=_distractors(targets, data, config, out_of_fold),
-    )
+    found = _distractors(targets, data, config, out_of_fold)
+    task = word_task(reader, data, config.base)
+    return distilled_task(*task, targets, config.loss, distractors=found)
 
 
 def _distractors(
@@ -233,12 +229,6 @@ def cache_teacher(config: TeacherCacheConfig, work: Path, data: Dataset, teacher
 def teacher_targets(caches: Sequence[Run]) -> TeacherTargets:
     """The targets of ``cache_teacher`` runs. Raises QalibError if a cache is not here."""
     return TeacherTargets([run.file("teacher-0/start.npy").parent for run in caches])
-
-
-def fold_of(context: str, folds: int) -> int:
-    """The fold of a passage, from its text alone."""
-    digest = sha256(context.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[4:8]) % folds  # other bytes than those that ``hold_out`` reads
 
 
 # --- loading ----------------------------------------------------------------------------------
