@@ -16,11 +16,10 @@ from qalib.distill.alignment import TokenSpan
 from qalib.distill.objective import Distillation
 from qalib.distill.teacher_cache import Outputs, TeacherTargets
 from qalib.errors import QalibError
-from qalib.inference import choose_device
 from qalib.losses import DistillConfig
 from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
-from qalib.training import TrainingTask, choose_precision
+from qalib.training import TrainingTask, choose_precision, make_accelerator
 
 
 def distilled_task(
@@ -42,8 +41,8 @@ def teacher_outputs(
 
     ``progress``: the label of a progress bar, "" for none.
     """
-    reader = reader.to(choose_device()).eval()
-    device = next(reader.parameters()).device
+    device = make_accelerator().device  # the one that training uses
+    reader = reader.to(device).eval()
     bf16 = choose_precision(precision, device.type)[0] == "bf16"
     bar = progress_bar(len(task.lengths), progress, "window", show=bool(progress))
     multiple = getattr(reader, "multiple", MULTIPLE)
