@@ -205,12 +205,13 @@ def test_byte_answers_are_spans_of_the_passage_and_ranked(unit):
 def test_byte_answers_do_not_depend_on_the_batch():
     answerer = byte_answerer(n_best_size=3)
     together = answerer.answer_many(BYTE_EXAMPLES)
-    for example, found in zip(BYTE_EXAMPLES, together, strict=True):
-        alone = answerer.answer(example.question, example.context)
-        assert [(c.start, c.end) for c in alone] == [(c.start, c.end) for c in found]
-        assert alone[0].score == pytest.approx(found[0].score, abs=1e-4)
+    alone = [answerer.answer(e.question, e.context) for e in BYTE_EXAMPLES]
     small = byte_answerer(n_best_size=3, positions_per_batch=64).answer_many(BYTE_EXAMPLES)
-    assert [[c.text for c in f] for f in small] == [[c.text for c in f] for f in together]
+    for found, *others in zip(together, alone, small, strict=True):
+        scores = [c.score for c in found]  # spans of equal scores may change places
+        for other in others:
+            assert [c.score for c in other] == pytest.approx(scores, abs=1e-4)
+            assert (other[0].start, other[0].end) == (found[0].start, found[0].end)
 
 
 @settings(max_examples=20)

@@ -55,7 +55,8 @@ class OnnxReader(nn.Module):
         if not path.is_file():
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
-            quantize_dynamic(fp32, path, weight_type=QuantType.QInt8)
+            narrow = not torch.cpu._is_vnni_supported()  # else sums of two products saturate
+            quantize_dynamic(fp32, path, weight_type=QuantType.QInt8, reduce_range=narrow)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors only
