@@ -48,6 +48,8 @@ def main() -> None:
 
     warnings.showwarning = show
     warnings.simplefilter("always", DataWarning)
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the locale has no such sign
     try:
         app()
     except QalibError as error:

@@ -214,9 +214,9 @@ class _SpanAnswerer(inference.QuestionAnswerer):
         """Characters of the answer: whole words if wanted, without surrounding white space."""
         start, end = inference.strip_span(context, start, end)
         if self.options.align_to_words and start < end:
+            tokenizer, text = self.reader.tokenizer, replace_surrogates(context)
             if context not in self.words:
-                text = replace_surrogates(context)
-                self.words[context] = self.reader.tokenizer(text, add_special_tokens=False)
+                self.words[context] = tokenizer(text, add_special_tokens=False, verbose=False)
             words = self.words[context]
             first, last = words.char_to_word(start), words.char_to_word(end - 1)
             start = start if first is None else words.word_to_chars(first)[0]

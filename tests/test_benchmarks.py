@@ -1,5 +1,6 @@
 """Benchmarks: candidates, counts, set-ups, reports. No timing is tested."""
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -23,6 +24,7 @@ from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.losses import span_loss
+from qalib.models.encoder import EncoderReader
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import SkimReader
 from qalib.skim.skimmer import SkimConfig, Skimmer
@@ -112,6 +114,28 @@ def test_every_way_is_timed_in_every_dtype(stored, data, tmp_path):
     assert set(found["megabytes"]) == {"a, fp32", "a, int8", "b, fp32", "b, int8"}
 
 
+def test_every_reader_gets_the_ids_of_its_own_tokenizer(
+    stored, reader, data, tmp_path, monkeypatch
+):
+    tokenizer = copy.deepcopy(reader.tokenizer)
+    assert tokenizer.add_tokens([data.examples[0].question])  # one piece more
+    other, timed = EncoderReader(reader.encoder, tokenizer), []
+    monkeypatch.setattr(benchmarks, "load_encoder_reader", lambda run: other)
+    monkeypatch.setattr(benchmarks, "collate", lambda windows, pad: timed.append(windows))
+    config = ReaderBenchmark((TimedReader("a"), TimedReader("b", 1)), batches=(99,))
+    monkeypatch.setattr(benchmarks, "time_candidates", lambda *_: [])
+    benchmarks.bench_readers(config, tmp_path, data, stored)
+    for windows, own in zip(timed, (reader.tokenizer, tokenizer), strict=True):
+        expected = sorted(make_windows(data.examples, own, WindowConfig()), key=len)
+        ids = [[w.input_ids.tolist() for w in several] for several in (windows, expected)]
+        assert ids[0] == ids[1]
+    assert max(w.input_ids.max() for w in timed[1]) == len(tokenizer) - 1
+    monkeypatch.setattr(benchmarks, "make_windows", lambda *_: expected[: next(counts)])
+    counts = itertools.count(3)
+    with pytest.raises(QalibError, match="b: its windows of"):
+        benchmarks.bench_readers(config, tmp_path, data, stored)
+
+
 def test_a_way_prunes_down_to_the_share_that_it_is_given(stored, data, tmp_path):
     shares = 0.3, 0.6, 0.9
     ways = (TimedReader(f"{share}", 0, PRUNING, share) for share in shares)
@@ -168,7 +192,7 @@ def test_rows_by_hand(reader, data):
 
     candidates = [*map(candidate, seconds), candidate("full", "int8"), candidate("half", "int8")]
     options = {"clock": lambda: next(clock)}
-    rows = benchmarks.time_candidates(candidates, batches, 3, **options)
+    rows = benchmarks.time_candidates(candidates, [{"full": b} for b in batches], 3, **options)
     full, half, padded, _, other = rows
     assert (full["speedup"], full["kept"], full["rounds"]) == (1, None, 3)
     assert (half["speedup"], half["seconds"], half["kept"]) == (2, 1, 0.5)

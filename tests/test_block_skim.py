@@ -23,7 +23,14 @@ from qalib.skim.calibration import BlockPredictions, block_predictions, recall_c
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.training import answer_chances, fit, skim_optimizer, skim_task
 from qalib.study.run_cache import Run, RunCache
-from qalib.study.stages.baseline import EncoderTraining, Evaluation, evaluate, train_encoder
+from qalib.study.stages.baseline import (
+    AdapterTraining,
+    EncoderTraining,
+    Evaluation,
+    evaluate,
+    train_adapter,
+    train_encoder,
+)
 from qalib.study.stages.block_skim import (
     GRID,
     ORACLE,
@@ -227,6 +234,13 @@ def test_a_trained_reader_is_loaded_and_trained_further(cache, data, joint):
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(QalibError):
         replace(JOINT, **wrong)
+
+
+def test_joint_training_changes_the_encoder_of_an_adapter(cache, data):
+    adapter = cache.run(train_adapter, AdapterTraining(BASE, rank=2), {"data": data})
+    model = build_skim_reader(replace(JOINT, start="run"), adapter)
+    frozen = [n for n, p in model.reader.encoder.named_parameters() if not p.requires_grad]
+    assert [name.split(".")[-2:] for name in frozen] == [["word_embeddings", "weight"]]
 
 
 def test_the_start_must_fit_the_settings(cache, data, plain):

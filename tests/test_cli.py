@@ -1,5 +1,6 @@
 """The command line as a user meets it: listings, and one line for each mistake."""
 
+import io
 import json
 import sys
 import warnings
@@ -41,6 +42,18 @@ def test_main_prints_the_sentence_and_exits_2(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("qalib: nowhere.json")
     assert error.count("\n") == 1
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(monkeypatch, tmp_path):
+    (tmp_path / "text.txt").write_text("Mira Kovač built it.", encoding="utf-8")
+    words = ["qalib", "answer", "Who built it?", "--passage", str(tmp_path / "text.txt")]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed := io.BytesIO(), "ascii"))
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    sys.stdout.flush()
+    assert stopped.value.code == 0
+    assert rb"Mira Kova\u010d" in printed.getvalue()
 
 
 def test_what_is_tolerated_in_data_is_one_line(monkeypatch, capsys, tmp_path):

@@ -18,6 +18,7 @@ from qalib.metrics import question_scores
 from qalib.models.mnemonic_reader import MnemonicConfig
 from qalib.study.profiles import load_profile
 from qalib.study.run_cache import RunCache
+from qalib.study.stages import distillation
 from qalib.study.stages.baseline import (
     AdapterTraining,
     EncoderTraining,
@@ -93,8 +94,16 @@ def test_teachers_differ_by_their_seed_and_come_back_as_they_were(teachers):
     assert teachers[0].metrics["parameters"] == sum(trained)
 
 
-def test_held_out_passages_are_scored_and_not_trained_on(runs):
-    run = runs.run(train_words, replace(BASE, held_out=0.3), {"data": PART})
+def test_held_out_passages_are_scored_and_not_trained_on(runs, monkeypatch):
+    answerer, precisions = distillation.WordQuestionAnswerer, []
+    monkeypatch.setattr(
+        distillation,
+        "WordQuestionAnswerer",
+        lambda *args: precisions.append(args[1].precision) or answerer(*args),
+    )
+    config = replace(BASE, held_out=0.3, train=replace(TRAIN, precision="fp32"))
+    run = runs.run(train_words, config, {"data": PART})
+    assert set(precisions) == {"fp32"}
     assert 0 < run.metrics["questions"] < len(PART)
     assert 0 <= run.metrics["held_out_f1"] <= 100
     log = run.log()
@@ -249,4 +258,4 @@ def test_every_profile_has_its_sections(profile):
     loaded = load_profile(profile)
     plan = loaded.section("distill", DistillStudy)
     assert len(plan.choices) == 1 or len({choice.held_out for choice in plan.choices}) == 1
-    assert all(1 < count < plan.teachers for count in plan.counts)
+    assert all(count > 1 and count != plan.teachers for count in plan.counts)

@@ -465,12 +465,13 @@ def test_scoring_mrqa_needs_no_spans(save):
 
 def test_ten_paragraphs_of_hotpotqa_become_one_passage(save):
     row = {"_id": "h1", "question": "Who built it?", "answer": "Ada", "supporting_facts": []}
-    row["context"] = [["Bridge", ["It is old.", " Ada built it."]], ["Ada", ["She was born."]]]
+    bridge = ["Bridge", ["It is old.", " Ada built it, not Adam."]]
+    row["context"] = [bridge, ["Ada", ["She was born."]]]
     path = save([row, row | {"_id": "h2", "answer": "yes"}, row | {"_id": "h3", "answer": "Bo"}])
     with pytest.warns(DataWarning, match=r"rows left out: 2 of 3; .*'yes' is no span"):
         (example,) = load_file(path, skip_bad=True)
-    assert example.context == "Bridge\nIt is old. Ada built it.\nAda\nShe was born."
-    assert [answer.start for answer in example.answers] == [18, 32]
+    assert example.context == "Bridge\nIt is old. Ada built it, not Adam.\nAda\nShe was born."
+    assert [answer.start for answer in example.answers] == [18, 42]  # not within "Adam"
     with pytest.raises(QalibError, match="bad rows: 2 of 3"):
         load_file(path)
     damaged = {"answer": None}, {"context": [1]}, {"context": {"title": []}}, {"question": 3}

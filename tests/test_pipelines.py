@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import tiny_reader
+from transformers.utils import logging
 
 import qalib
 from qalib.errors import QalibError
@@ -89,13 +90,17 @@ def test_every_form_of_call_gives_the_same(qa):
     assert qa(**CASES[0], topk=2) == qa(**CASES[0], top_k=2)
 
 
-def test_long_contexts_are_cut_and_scores_stay_probabilities(qa):
+def test_long_contexts_are_cut_and_scores_stay_probabilities(qa, caplog):
     cut = {"question": "Where?", "context": PASSAGE * 8, "max_seq_len": 40, "doc_stride": 12}
     answer = qa(**cut)
     assert 0 < answer["score"] <= 1
     assert cut["context"][answer["start"] : answer["end"]] == answer["answer"]
     shorter = qa(**cut, max_answer_len=1, align_to_words=False, top_k=5)
     assert all(" " not in each["answer"] for each in shorter)
+    logging.enable_propagation()
+    qa(question="Where?", context=PASSAGE * 40)  # of more tokens than the model has positions
+    logging.disable_propagation()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

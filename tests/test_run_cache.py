@@ -460,7 +460,8 @@ def test_a_recomputed_run_has_its_new_files_where_the_old_ones_were_unpacked(cac
     texts = iter(["old", "new"])
 
     def write(work: Path) -> dict:
-        (work / "log.jsonl").write_text(next(texts))
+        (work / "log.jsonl").write_text(text := next(texts))
+        (work / f"{text}.jsonl").write_text(text)
         return {}
 
     cache.publish(call(cache, {}, write), ["*.jsonl"])
@@ -468,6 +469,8 @@ def test_a_recomputed_run_has_its_new_files_where_the_old_ones_were_unpacked(cac
     assert call(fresh, {}, never).file("log.jsonl").read_text() == "old"
     cache.publish(call(cache, {}, write, force=NOW), ["*.jsonl"])
     assert call(fresh, {}, never).file("log.jsonl").read_text() == "new"
+    with pytest.raises(QalibError, match=r"old\.jsonl is not on this machine"):
+        call(fresh, {}, never).file("old.jsonl")
 
 
 def test_a_damaged_record_is_named(cache, tmp_path):

@@ -95,6 +95,11 @@ def test_a_threshold_is_chosen_measured_stored_and_used(place, tmp_path):
     done = run("answer", "When?", "--skim", "--model", folder, text=text)
     assert done.exit_code == 0, done.output
     assert "chosen for a recall of 0.8" in done.stderr
+    words = ("--data", place / "mine.json", "--questions", 2, "--rounds", 1, "--json")
+    for option in ("--model", "--skimmer"):
+        done = run("bench", "answer", *words, option, folder)
+        names = [row["reader"] for row in json.loads(done.stdout)]
+        assert (names[0], names[-1]) == (f"padded to {WINDOWS.max_length}", "skimming")
 
 
 def test_json_is_what_is_stored(place, tmp_path):

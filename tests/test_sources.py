@@ -19,7 +19,7 @@ from qalib.data import sources
 from qalib.data.formats import load_file, load_narrativeqa
 from qalib.data.schema import Answer, Example, content_hash
 from qalib.data.sources import SOURCES, Source, fetch, find, load_data
-from qalib.errors import QalibError
+from qalib.errors import DataWarning, QalibError
 
 EXAMPLES = [
     Example(f"q{i}", "Who built it?", "Ada Quill built it. Quill.", (Answer("Quill", 4),))
@@ -426,6 +426,14 @@ def test_a_source_with_free_form_answers(home, monkeypatch, recwarn):
     first, second = load_data("tales")
     assert (first.answer_texts, first.answers, second.id) == (["the fox"], (), "fox-2")
     assert not recwarn.list
+    monkeypatch.setattr(sources, "SOURCES", {"tales": dataclasses.replace(source, sha256="0")})
+    monkeypatch.setenv("QALIB_DATA", str(home))
+    path.rename(home / "tales.jsonl")
+    with (
+        pytest.warns(DataWarning),
+        pytest.raises(QalibError, match="this is not tales: expected SHA-256 0"),
+    ):
+        sources.fetch("tales")
 
 
 def test_a_copy_of_narrativeqa(home, monkeypatch):
@@ -444,8 +452,12 @@ def test_a_copy_of_narrativeqa(home, monkeypatch):
     assert (row.answers, row.answer_texts) == ((), ["A fox", "The fox did"])
     (row,) = load_data("narrativeqa-test")
     assert (row.context, row.question) == ("Rain.", "What?")
-    with pytest.raises(QalibError, match="no question of the set 'dev'"):
+    with pytest.raises(QalibError, match="no set 'dev'"):
         load_narrativeqa(folder, "dev")
+    monkeypatch.chdir(home)
+    row = {"id": "q", "question": "Who fell?", "context": "A fox fell."}
+    (home / "narrativeqa-mine.json").write_text(json.dumps([row]))
+    assert load_data("narrativeqa-mine.json", "answer").examples[0].context == "A fox fell."
 
 
 # ------------------------------------------------------------------------------------- real data

@@ -19,7 +19,7 @@ from qalib.commands.options import AnswerOptions
 from qalib.data.schema import passage_digests
 from qalib.data.windows import WindowConfig
 from qalib.distill import encoders
-from qalib.errors import QalibError
+from qalib.errors import DataWarning, QalibError
 from qalib.files import exclusive
 from qalib.models.encoder import EncoderReader
 from qalib.models.pretrained import load_reader, passages_of, save_model, windows_of
@@ -118,6 +118,20 @@ def test_a_model_trained_on_a_file_is_a_plain_folder_with_a_card(run, tmp_path):
     assert passages_of("out") == passage_digests(examples(12))
 
 
+def test_questions_without_a_label_do_not_count_in_the_scores(run, place):
+    rows = [
+        {"id": e.id, "question": e.question, "context": e.context, "answers": e.answer_texts}
+        for e in examples(3)
+    ]
+    del rows[2]["answers"]
+    Path("partly.json").write_text(json.dumps(rows))
+    words = ("--model", "model-0", "--max-steps", "1", "--dev", "partly.json")
+    with pytest.warns(DataWarning, match="rows left out: 1 of 3"):
+        found = run("train", "data.json", "--output", "partly", *words)
+    assert {"dev_exact_match", "dev_f1"} <= set(found)
+    assert not {name for name in found if "NoAns" in name}
+
+
 def test_no_answer_is_learnt_where_questions_have_none(run):
     run("train", "v2.json", "--model", "model-0", "--output", "v2", "--max-steps", "1")
     assert windows_of("v2").null
@@ -132,14 +146,19 @@ def test_no_answer_is_learnt_where_questions_have_none(run):
 def test_a_killed_command_given_again_ends_in_the_same_bits(run, monkeypatch):
     """Killed while the second teacher answers, after the first epoch, and before the end."""
     words = ["distill", "data.json", "--teachers", "model-0", "model-1", "--student", "layers:2"]
-    words += ["--dev", "data.json", "--output"]
+    words += ["--dev", "data.json", "--precision", "fp32", "--output"]
     run(*words, "whole")
 
     def kill(*_, **__):
         raise Killed
 
-    turns = iter([encoders.teacher_outputs, kill])
-    stops = [(encoders, "teacher_outputs", lambda *args, **named: next(turns)(*args, **named))]
+    turns, precisions = iter([encoders.teacher_outputs, kill]), []
+
+    def outputs(reader, task, precision, label):
+        precisions.append(precision)
+        return next(turns)(reader, task, precision, label)
+
+    stops = [(encoders, "teacher_outputs", outputs)]
     stops += [(train, "report_epoch", kill), (train, "publish_folder", kill)]
     for owner, name, stop in stops:
         with monkeypatch.context() as patch:
@@ -154,6 +173,7 @@ def test_a_killed_command_given_again_ends_in_the_same_bits(run, monkeypatch):
         pytest.raises(QalibError, match=f"Process {os.getpid()} is working on killed"),
     ):
         run(*words, "killed")
+    assert precisions == ["fp32", "fp32"]
     monkeypatch.setattr(encoders, "teacher_outputs", kill)  # they have answered before
     run(*words, "killed")
     assert weights("killed") == weights("whole")
@@ -221,7 +241,7 @@ def test_a_student_may_have_another_tokenizer_and_teachers_may_not(run):
         ("train data.json --model model-0 --device tpu", "device 'tpu' cannot be used here"),
         ("train data.json --model model-0 --max-seq-length 20", "raise max_length"),
         ("train data.json --model model-0 --device meta", "training uses cpu here"),
-        ("train data.json --model model-0 --dev unlabelled.json", "unlabelled.json: no question"),
+        ("train data.json --model model-0 --dev unlabelled.json", "unlabelled.json: none of 1"),
         ("train data.json --model model-0 --max-steps -1", "max_steps"),
         ("train data.json --model model-0 --learning-rate -1", "learning_rate"),
         ("train data.json --model model-0 --learning-rate 0", "learning_rate"),

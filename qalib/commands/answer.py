@@ -37,7 +37,6 @@ def answer_command(
     null_odds: Annotated[
         Path | None, typer.Option(help='file for the scores of "no answer" less the best span\'s')
     ] = None,
-    skip_bad: options.SkipBadOption = False,
     as_json: options.JsonOption = False,
     model: options.ModelOption = "",
     device: options.DeviceOption = "",
@@ -74,7 +73,7 @@ def answer_command(
     for number, path in enumerate(outputs):
         check_output(path, (dataset, questions, passage, model, skimmer, *outputs[:number]))
     if dataset:
-        _answer_dataset(load, dataset, output, null_odds, skip_bad)
+        _answer_dataset(load, dataset, output, null_odds)
     elif is_main_process():
         text = read_text(questions).split("\n") if questions else [question]
         lines = [line.strip() for line in text if line.strip() or not questions]
@@ -110,14 +109,14 @@ def _answer_questions(
 
 
 def _answer_dataset(
-    load: Callable, dataset: str, output: Path | None, null_odds: Path | None, skip_bad: bool
+    load: Callable, dataset: str, output: Path | None, null_odds: Path | None
 ) -> None:
     """Write the SQuAD prediction file of a data set, and its n-best and null-odds files."""
     from qalib.data.sources import load_data
 
     if output is None:
         raise QalibError(f"{dataset}: name the file for the predictions: --output FILE.json.")
-    data = load_data(dataset, "answer", skip_bad=skip_bad)
+    data = load_data(dataset, "answer")
     examples = data.examples
     for path in filter(None, (output, null_odds, _n_best_path(output))):
         check_output(path, [data.path])  # for a name, the path is known only now

@@ -49,12 +49,13 @@ def bench_answer_command(
     from qalib.inference import AnswerConfig, QuestionAnswerer
     from qalib.models.pretrained import windows_of
     from qalib.skim.baselines import PaddedReader
-    from qalib.skim.reader import load_skim_answerer
+    from qalib.skim.reader import load_skim_answerer, skimmer_folders
     from qalib.study.stages.benchmarks import best_precision, time_answering
 
     long = CorpusConfig(questions=questions, length=2500)
     test = build_corpus(long) if data == "almanac" else load_data(data, "answer")
     test = replace(test, examples=test.examples[:questions])
+    model, folder = skimmer_folders(model, skimmer)
     windows = windows_of(model)
     fp32, auto = (AnswerConfig(windows=windows, precision=name) for name in ("fp32", "auto"))
     full = QuestionAnswerer.load(model, fp32)
@@ -62,8 +63,8 @@ def bench_answer_command(
     answerers = {f"padded to {windows.max_length}": QuestionAnswerer(padded, fp32), "full": full}
     if best_precision() == "bf16":
         answerers["full, bf16"] = QuestionAnswerer.load(model, auto)
-    if skimmer or not model:
-        answerers["skimming"] = load_skim_answerer(model, skimmer, auto)
+    if skimmer or (folder / "skim.json").is_file():
+        answerers["skimming"] = load_skim_answerer(model, folder, auto)
     print(report(time_answering(answerers, test, rounds, say), as_json))
 
 

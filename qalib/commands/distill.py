@@ -83,7 +83,8 @@ def distill_command(
 
     def make_task(work: Path) -> "TrainingTask":
         if is_main_process():
-            cache_outputs(work / "cache", teachers, dataset, read, bool(attention_weight))
+            precision, attention = training.precision, bool(attention_weight)
+            cache_outputs(work / "cache", teachers, dataset, read, attention, precision)
         make_accelerator().wait_for_everyone()
         targets = TeacherTargets([work / "cache" / f"teacher-{n}" for n in range(len(teachers))])
         known = {span.id for span in targets.spans}  # questions with an answer inside one window
@@ -120,6 +121,7 @@ def cache_outputs(
     dataset: "Dataset",
     windows: "WindowConfig",
     attention: bool = False,
+    precision: str = "auto",
 ) -> None:
     """Write every teacher's outputs for the windows with a gold answer to ``folder``.
 
@@ -150,7 +152,7 @@ def cache_outputs(
         if attention:
             align_layers(reader)
         say(f"teacher {number + 1} of {len(teachers)} answers {len(rows):,} inputs")
-        return teacher_outputs(reader, task, progress=f"teacher {number + 1}")
+        return teacher_outputs(reader, task, precision, f"teacher {number + 1}")
 
     functions = [partial(outputs, number) for number in range(len(teachers))]
     spans = token_spans(rows, dataset.examples, first.before)

@@ -41,14 +41,11 @@ def check_output(path: Path, inputs: Iterable[str | Path | None]) -> None:
         raise QalibError(f"{path}: cannot be written to; name a file in a folder that exists.")
     for source in map(Path, filter(None, inputs)):
         files = [source, *source.iterdir()] if os.path.isdir(source) else [source]
-        if any(os.path.abspath(path) == os.path.abspath(f) or _same(path, f) for f in files):
+        same = (path.is_file() and f.is_file() and path.samefile(f) for f in files)
+        if any(same) or os.path.abspath(path) in map(os.path.abspath, files):
             raise QalibError(
                 f"{path}: is an input or another output of this command; name another file."
             )
-
-
-def _same(path: Path, other: Path) -> bool:
-    return path.is_file() and other.is_file() and path.samefile(other)
 
 
 def write_output(path: Path, text: str) -> None:

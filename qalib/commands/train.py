@@ -50,13 +50,14 @@ class TrainingOptions:
 
     def load(self, data: str, output: Path) -> tuple["Dataset", dict[str, "Dataset"]]:
         """Training data (strict unless ``skip_bad``), and data to score on: {"dev": ...} or {}."""
+        from qalib.data.schema import check_example
         from qalib.data.sources import load_data
 
         check_new_folder(output)
         dataset = load_data(data, purpose="train", skip_bad=self.skip_bad)
-        dev = load_data(self.dev, purpose="answer") if self.dev else None
-        if dev and not any(example.answers for example in dev):
-            raise QalibError(f"{self.dev}: no question has an answer to score the model by.")
+        dev = load_data(self.dev, purpose="score") if self.dev else None
+        for example in dev or ():
+            check_example(example, f"{self.dev}, question {example.id!r}")
         return dataset, {"dev": dev} if dev else {}
 
     def windows(self, model: str, null: bool = False) -> "WindowConfig":

@@ -83,9 +83,7 @@ def _count(texts: Sequence[str], tokenizer) -> dict[str, int]:
 
 # --------------------------------------------------------------------------- sentence boundaries
 
-SENTENCE_END = re.compile(
-    r"[.!?][\"'”’)\]]*\s+|(?<!\s)\s*\n\s*"
-)  # with the white space that follows
+SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+|(?<!\s)\s*\n\s*")  # and white space after it
 OPENING = "\"'“\u2018(["
 ABBREVIATION = re.compile(
     r"(?:^|[^\w])(?:[^\W\d_]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|Gen|Col|Capt|Lt|Sgt|Maj|Rev|Hon|Gov|Sen|Rep|"

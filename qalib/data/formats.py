@@ -80,7 +80,7 @@ def load_narrativeqa(folder: Path, split: str) -> Dataset:
         text = read_bytes(folder / file).decode("utf-8")
         tables.append([row for row in csv.DictReader(io.StringIO(text)) if row["set"] == split])
     if not tables[1]:
-        raise QalibError(f"{folder / file}: no question of the set {split!r}; take train or test.")
+        raise QalibError(f"{folder / file}: no set {split!r}; take train, valid or test.")
     summaries = {row["document_id"]: row["summary"] for row in tables[0]}
     examples = []
     for number, row in enumerate(tables[1]):
@@ -269,7 +269,7 @@ class _Reader:
             context = "\n".join(f"{title}\n{''.join(text)}" for title, text in paragraphs)
         except (TypeError, ValueError):
             raise self._error("'context' must hold pairs of a title and a list of texts") from None
-        found = [m.start() for m in re.finditer(re.escape(answer), context)]
+        found = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", context)]
         if answer in ("yes", "no", "") or not found:
             raise self._error(f"the answer {answer!r} is no span of the passage")
         answers = [{"text": answer, "answer_start": start} for start in found]

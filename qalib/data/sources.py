@@ -22,6 +22,7 @@ from qalib.settings import build, nearest, settings
 
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of the answer
 RETRIES = 2  # after a failed download
+OFF = ("", "0", "false", "no", "off")  # values of a variable that is not set
 
 
 @settings
@@ -74,7 +75,7 @@ def load_data(name: str | Path, purpose: Purpose = "train", skip_bad: bool = Fal
     """
     source = SOURCES.get(str(name))
     family, _, split = str(name).partition("-")
-    if family == "narrativeqa":  # no checksum is known of it
+    if family == "narrativeqa" and not Path(name).exists():  # no checksum is known of it
         folders = [folder / family for folder in data_dirs()]
         return load_narrativeqa(next(filter(Path.is_dir, folders), folders[0]), split)
     if source is None:
@@ -114,7 +115,8 @@ def fetch(name: str) -> Path:
         except QalibError:
             if path != target:
                 raise
-    if offline := next((key for key in ("QALIB_OFFLINE", "HF_HUB_OFFLINE") if _is_set(key)), ""):
+    values = {key: os.environ.get(key, "").strip() for key in ("QALIB_OFFLINE", "HF_HUB_OFFLINE")}
+    if offline := next((key for key, value in values.items() if value.lower() not in OFF), ""):
         raise QalibError(
             f"{_missing(source)} and {offline} forbids the network: {_by_hand(source)}."
         )
@@ -139,7 +141,8 @@ def _verify(source: Source, path: Path, dataset: Dataset | None = None) -> None:
     raw = dataset.raw_sha256 if dataset else file_sha256(path)
     if raw == source.sha256:
         return
-    dataset = dataset or load_file(path, name=source.name, skip_bad=bool(source.without))
+    purpose = "score" if source.free_form else "train"
+    dataset = dataset or load_file(path, purpose, name=source.name, skip_bad=bool(source.without))
     if dataset.content_sha256 in source.content_sha256:
         return
     raise QalibError(
@@ -190,10 +193,6 @@ def _source(name: str) -> Source:
     if name not in SOURCES:
         raise QalibError(f"{name}: no such source; {nearest(name, SOURCES)}.")
     return SOURCES[name]
-
-
-def _is_set(key: str) -> bool:
-    return os.environ.get(key, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def _missing(source: Source) -> str:

@@ -13,7 +13,7 @@ A gold answers; in a batch B windows, L passage tokens, M question tokens, F fea
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, NamedTuple
@@ -143,8 +143,11 @@ def word_windows(
     config = config or WordConfig()
     passages, questions = [e.context for e in examples], [e.question for e in examples]
     tokens = _tokens([*passages, *questions], vocabulary, config.characters)
-    parts = {text: list(_overlapping_parts(tokens[text], config)) for text in set(passages)}
-    windows = []
+    parts, windows = {}, []
+    for text in set(passages):  # overlapping parts that together hold all tokens
+        last = max(1, len(tokens[text]) - config.doc_stride)
+        begins = range(0, last, config.max_passage - config.doc_stride)
+        parts[text] = [tokens[text].part(b, b + config.max_passage) for b in begins]
     for index, example in enumerate(examples):
         question = tokens[example.question].part(0, config.max_query_length)
         for passage in parts[example.context]:
@@ -153,14 +156,6 @@ def word_windows(
             matches = same.any(axis=1), same.any(axis=0)
             windows.append(WordWindow(index, passage, question, *matches, *gold))
     return windows
-
-
-def _overlapping_parts(tokens: Tokens, config: WordConfig) -> Iterator[Tokens]:
-    """Overlapping parts of a passage that together hold all of its tokens."""
-    begin, step = 0, config.max_passage - config.doc_stride
-    while begin == 0 or begin + config.doc_stride < len(tokens):
-        yield tokens.part(begin, begin + config.max_passage)
-        begin += step
 
 
 def stem(word: str) -> str:

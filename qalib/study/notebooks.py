@@ -266,17 +266,14 @@ def kernel_environment(
         argv = [sys.executable, "-Xfrozen_modules=off", "-c", KERNEL, "-f", "{connection_file}"]
         spec.parent.mkdir(parents=True)
         spec.write_text(json.dumps({"argv": argv, "display_name": "qalib", "language": "python"}))
-        defaults = {
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        if profile != "paper":  # the only one that may download models and data
-            defaults["HF_HUB_OFFLINE"] = "1"
+        offline = {} if profile == "paper" else {"HF_HUB_OFFLINE": "1"}  # others never download
         folders = ("QALIB_STORE", "QALIB_CACHE", "QALIB_DATA")  # relative to the command's folder
         places = {name: os.environ[name] for name in folders if os.environ.get(name)}
         wanted = {
-            **defaults,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            **offline,
             **os.environ,
             **{name: str(Path(p).expanduser().resolve()) for name, p in places.items()},
             "QALIB_PROFILE": profile,

@@ -35,12 +35,12 @@ class PaperEncoder:
 
 @settings
 class PaperSet:
-    """Training and test data of a row, with the batch size and the window length."""
+    """Training and test data of a row; ``tokens`` of a step hold the paper's batch on average."""
 
     train: str
     test: str
-    batch_size: int = 32
     max_length: int = 512
+    tokens: int = 32 * 512
 
 
 @settings
@@ -68,7 +68,7 @@ class PaperRows:
             train=TrainConfig(
                 num_train_epochs=self.epochs,
                 max_steps=max_steps,
-                tokens_per_batch=data.batch_size * data.max_length,
+                tokens_per_batch=data.tokens,
                 learning_rate=encoder.learning_rate,
                 warmup_ratio=0.0,
             ),

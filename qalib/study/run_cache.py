@@ -14,7 +14,6 @@ While a run is computed, its folder's name ends in ``.partial``. The folder surv
 is killed, so training resumes from its checkpoints; it is renamed once every file is on disk.
 """
 
-import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -111,7 +110,7 @@ class Run:
         """
         path = self.folder / name
         known = self.files.get(name, {}).get("sha256")  # a recomputed run has other files
-        if self.archive and not (path.is_file() and file_sha256(path) == known):
+        if self.archive and known and not (path.is_file() and file_sha256(path) == known):
             self._unpack(name, path)
         if not path.is_file():
             raise QalibError(
@@ -212,7 +211,9 @@ class RunCache:
             )
         if run is None:
             final, work = self.root / name, self.root / f"{name}.partial"
-            with translate_os_errors(self.root), self._locked(name):
+            lock = self.root / ".locks" / f"{name}.lock"
+            wait = float(os.environ.get("QALIB_WAIT") or 0)  # seconds, for another process
+            with translate_os_errors(self.root), exclusive(lock, f"the run {name}", wait):
                 if (work / "DONE.json").exists():  # complete, but not renamed yet
                     _finish(work, final)
                 run = self._find(stage.name, key, force)  # another process may have finished it
@@ -270,10 +271,6 @@ class RunCache:
         lock = self.records.with_name(f".{self.records.name}.lock")  # several stores may publish
         with translate_os_errors(self.records), exclusive(lock, str(self.records), 60):
             write_record(self.records, run, kept)
-
-    def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
-        wait = float(os.environ.get("QALIB_WAIT") or 0)  # seconds, for a run in another process
-        return exclusive(self.root / ".locks" / f"{name}.lock", f"the run {name}", wait)
 
 
 def _compute(work: Path, request: dict, compute: Callable[[], dict]) -> None:

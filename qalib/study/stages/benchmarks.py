@@ -26,6 +26,7 @@ from torch import nn
 from qalib.data.batching import Batch, collate, training_batches
 from qalib.data.schema import Dataset
 from qalib.data.windows import Window, WindowConfig, make_windows
+from qalib.errors import QalibError
 from qalib.inference import QuestionAnswerer
 from qalib.losses import span_loss
 from qalib.metrics import score
@@ -196,11 +197,11 @@ class Candidate:
     model: nn.Module
     full: str
 
-    def __call__(self, batch: Batch) -> Any:
-        """The timed forward pass."""
+    def __call__(self, batches: Mapping[str, Batch]) -> Any:
+        """The timed forward pass on the batch of ``full``, which has this reader's token ids."""
         bf16 = self.dtype.startswith("bf16")
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return self.model(batch)
+            return self.model(batches[self.full])
 
 
 @stage("bench-readers", publish=())
@@ -209,9 +210,10 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
 
     The full encoder never prunes. For MPNet with predictors, which has no fused attention in
     transformers, it is the unpadded layer-by-layer pass of ``skim.packed``, which is faster. The
-    rows are those of :func:`time_candidates`, with batch; ``megabytes`` by reader and dtype.
+    rows are those of :func:`time_candidates`, with batch; ``megabytes`` by reader and dtype. Each
+    reader gets its own tokenizer's windows. Raises QalibError if these are not equally many.
     """
-    found, megabytes = [], {}
+    found, megabytes, inputs = [], {}, {}
     for number, run in enumerate(readers):
         model = _load(run, number in config.untrained)
         encoder_reader = getattr(model, "reader", model).eval()
@@ -224,22 +226,26 @@ def bench_readers(config: ReaderBenchmark, work: Path, data: Dataset, readers: l
             for name, pruning in prunings.items():
                 way = _prunes(reader, model, pruning)
                 found.append(Candidate(name, dtype, way.eval(), full))
+        tokenizer = encoder_reader.tokenizer
+        windows = sorted(make_windows(data.examples, tokenizer, config.windows), key=len)
+        inputs[full] = windows, tokenizer.pad_token_id or 0
         if number == 0:
-            first, tokenizer = encoder_reader, encoder_reader.tokenizer
-            padded = PaddedReader(first, config.padded).eval()
+            padded, count = PaddedReader(encoder_reader, config.padded).eval(), len(windows)
+            tokens = float(np.mean([len(window) for window in windows]))
             found.append(Candidate(f"{full}, padded to {config.padded}", "fp32", padded, full))
         for dtype in ("fp32", "int8") if number in config.onnx else ():
             onnx = OnnxReader(encoder_reader, work / f"scratch/{number}", int8=dtype == "int8")
             found.append(Candidate(f"{full}, onnxruntime", dtype, onnx, full))
-    windows = sorted(make_windows(data.examples, tokenizer, config.windows), key=len)
+        if len(windows) != count:
+            raise QalibError(f"{full}: its windows of {data.name} are not as many as the first's.")
     rows = []
     for size in config.batches:
-        starts = range(0, len(windows), size)
-        pad = tokenizer.pad_token_id or 0
-        batches = [collate(windows[i : i + size], pad) for i in starts]
+        batches = [
+            {full: collate(windows[i : i + size], pad) for full, (windows, pad) in inputs.items()}
+            for i in range(0, count, size)
+        ]
         rows += [{"batch": size} | row for row in time_candidates(found, batches, config.rounds)]
-    tokens = float(np.mean([len(window) for window in windows]))
-    return {"rows": rows, "megabytes": megabytes, "inputs": len(windows), "tokens": tokens}
+    return {"rows": rows, "megabytes": megabytes, "inputs": count, "tokens": tokens}
 
 
 def load_way(run: Run, timed: TimedReader, dtype: str) -> nn.Module | None:
@@ -288,9 +294,9 @@ def _prunes(reader: EncoderReader, model: nn.Module, pruning: Pruning | None) ->
 
 
 def time_candidates(
-    candidates: Sequence[Candidate], batches: Sequence[Batch], rounds: int, **options: Any
+    candidates: Sequence[Candidate], batches: Sequence[Mapping], rounds: int, **options: Any
 ) -> list[dict]:
-    """Time candidates on the same batches; ``options`` as of ``interleave``. A row for each:
+    """Time candidates on the same questions; ``options`` as of ``interleave``. A row for each:
 
     reader, dtype, rounds
     seconds              per window (median; _low and _high are quartiles over rounds)
@@ -303,8 +309,8 @@ def time_candidates(
 
     def observe(number: int, name: str, item: int, output: Any) -> None:
         if output.aux is not None:
-            given, left = batches[item].num_tokens, output.aux.tokens.double()
-            tokens[name][item] = given, left[:, :-1].mean(1).sum().item(), left[:, -1].sum().item()
+            left = output.aux.tokens.double().sum(0)  # of each layer, then the last one's
+            tokens[name][item] = left[0].item(), left[:-1].mean().item(), left[-1].item()
 
     timings = interleave(
         {name: lambda item, c=c: c(batches[item]) for c, name in names.items()},
@@ -314,7 +320,7 @@ def time_candidates(
         observe=observe,
         **options,
     )
-    questions = sum(map(len, batches))
+    questions = sum(len(batch[candidates[0].full]) for batch in batches)
     padded = next((n for c, n in names.items() if "padded to" in c.reader), None)
     rows = []
     for candidate, name in names.items():

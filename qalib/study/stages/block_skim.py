@@ -176,16 +176,18 @@ def _starting_reader(config: SkimTraining, start: Run | str | None) -> EncoderRe
             f"the settings start from {config.start!r}, but the input `start` is that of "
             f"{given!r}: give a run for 'run', the checkpoint's hash for 'shipped', else nothing."
         )
-    if given == "shipped":
-        check_published(start)
-        reader = load_reader().requires_grad_()  # merging its adapter froze the weights
-        words = reader.encoder.get_input_embeddings().weight
-        words.requires_grad_(config.encoder.train_embeddings)
-        return reader
     if given == "pretrained":
         return build_encoder(config.encoder, config.seed)
-    plain = start.stage in ("train-encoder", "train-adapter")
-    return baseline.load_encoder_reader(start) if plain else load_skim_reader(start).reader
+    if given == "shipped":
+        check_published(start)
+        reader = load_reader()
+    elif start.stage in ("train-encoder", "train-adapter"):
+        reader = baseline.load_encoder_reader(start)
+    else:
+        reader = load_skim_reader(start).reader
+    words = reader.requires_grad_().encoder.get_input_embeddings()  # merging LoRA froze weights
+    words.requires_grad_(config.encoder.train_embeddings)
+    return reader
 
 
 # --- trained readers ------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class DistillStudy:
     row_seeds: Count = 1  # of each row of the ablations
     temperatures: tuple[float, ...] = ()  # of the soft targets, compared on held-out passages
     folds: int = 0  # of the out-of-fold teachers; 0 = none
-    counts: tuple[int, ...] = ()  # numbers of teachers below ``teachers``
+    counts: tuple[int, ...] = ()  # other numbers of teachers
     story_teachers: int = 0  # of the readers of stories, with free-form answers; 0 = none
     rows: tuple[str, ...] = ()  # of the ablations; none = all
 
@@ -189,7 +189,7 @@ def _train_words(
     def held_out_scores(epoch: int = 0) -> dict:
         if held is None:
             return {}
-        decoding = AnswerConfig(max_answer_length=MAX_ANSWER)
+        decoding = AnswerConfig(max_answer_length=MAX_ANSWER, precision=config.train.precision)
         found = WordQuestionAnswerer(reader, decoding, config.text).predictions(held.examples)
         return {f"held_out_{name}": value for name, value in score(held, found).items()}
 
