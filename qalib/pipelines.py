@@ -214,8 +214,9 @@ class _SpanAnswerer(inference.QuestionAnswerer):
         """Characters of the answer: whole words if wanted, without surrounding white space."""
         start, end = inference.strip_span(context, start, end)
         if self.options.align_to_words and start < end:
-            tokenizer, text = self.reader.tokenizer, replace_surrogates(context)
+            tokenizer = self.reader.tokenizer
             if context not in self.words:
+                text = replace_surrogates(context)
                 self.words[context] = tokenizer(text, add_special_tokens=False, verbose=False)
             words = self.words[context]
             first, last = words.char_to_word(start), words.char_to_word(end - 1)
