@@ -58,6 +58,10 @@ def test_ids_must_be_unique():
         make_dataset("two", [ONE, TWO, ONE])
 
 
+def test_a_dataset_is_shown_by_name_and_size():
+    assert repr(make_dataset("two", [ONE, TWO])) == "<Dataset two: 2 questions>"
+
+
 def many(prefix, contexts):
     rows = [Example(f"{prefix}{i}{q}", "?", c) for i, c in enumerate(contexts) for q in "ab"]
     return make_dataset(prefix, rows)

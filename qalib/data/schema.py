@@ -58,7 +58,7 @@ class Example:
         return replace(self, context=before + self.context + after, answers=answers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Examples and their origin, with the SHA-256 of the file and the :func:`content_hash`."""
 
@@ -74,6 +74,9 @@ class Dataset:
 
     def __iter__(self):
         return iter(self.examples)
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.name}: {len(self):,} questions>"
 
     def provenance(self) -> dict[str, str | int]:
         """The description of the data that a run records."""
