@@ -16,7 +16,8 @@ ifneq ($(FOUND),$(WANTED))
 .PHONY: $(STAMP)
 endif
 
-unexport PYTHONPATH PYTHONHOME
+# Without compiled modules every notebook and test process would compile torch and the rest again.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help figures test lab lock

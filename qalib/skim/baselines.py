@@ -45,8 +45,8 @@ class OnnxReader(nn.Module):
             import onnxscript  # noqa: F401, the exporter needs it
         except ImportError:
             raise QalibError(
-                "onnxruntime and onnxscript are missing; install the extra: pip install "
-                '"qalib[bench]".'
+                "onnxruntime and onnxscript are missing; install the extra, in the kit's folder: "
+                "pip install -e '.[bench]'."
             ) from None
         folder.mkdir(parents=True, exist_ok=True)
         fp32, path = folder / "fp32.onnx", folder / ("int8.onnx" if int8 else "fp32.onnx")
