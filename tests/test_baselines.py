@@ -80,5 +80,5 @@ def test_the_extra_that_is_missing_is_named(reader, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(QalibError, match=r"qalib\[bench\]"):
+    with pytest.raises(QalibError, match=r"install -e .\.\[bench\]"):
         OnnxReader(reader, tmp_path)

@@ -146,5 +146,5 @@ def test_without_its_packages_the_base_encoder_names_the_extra(monkeypatch, tmp_
         raise folders.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(folders.metadata, "distribution", missing)
-    with pytest.raises(QalibError, match=r"part-001; .*pip install 'qalib\[base\]'"):
+    with pytest.raises(QalibError, match=r"part-001; .*pip install -e '.\[base\]'"):
         model_folder("mpnet-base")
