@@ -256,9 +256,3 @@ def test_answering_is_timed_from_the_command_line():
     rows = json.loads(CliRunner().invoke(app, words).stdout)
     assert [row["reader"] for row in rows][:2] == ["padded to 384", "full"]
     assert rows[-1]["reader"] == "skimming"
-
-
-def test_bf16_falls_back_to_fp32_where_it_has_no_units(monkeypatch):
-    monkeypatch.setattr(benchmarks, "choose_precision", lambda *_: ("fp32", ""))
-    assert benchmarks.best_precision() == "fp32"
-    assert not torch.is_autocast_enabled("cpu")

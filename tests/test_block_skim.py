@@ -232,7 +232,7 @@ def test_a_trained_reader_is_loaded_and_trained_further(cache, data, joint):
     ],
 )
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(QalibError):
+    with pytest.raises(QalibError, match=next(iter(wrong))):
         replace(JOINT, **wrong)
 
 

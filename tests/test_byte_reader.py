@@ -132,13 +132,15 @@ def test_masked_instance_norm_is_the_unpadded_one():
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_the_hand_written_gradient_is_the_numerical_one(normalise):
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_the_hand_written_gradient_is_the_numerical_one(normalise, dropout):
     torch.manual_seed(0)
-    norm = norm_of(3, normalise=normalise).double()
+    norm = norm_of(3, dropout, normalise).double()
     x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
     real = torch.arange(7) < torch.tensor([7, 4])[:, None]
 
     def through(x, scale, shift):
+        torch.manual_seed(1)  # drops the same values in every call
         named = {"scale": scale, "shift": shift}
         return torch.func.functional_call(norm, named, (x, real))
 
@@ -440,3 +442,8 @@ def test_eight_examples_are_memorised(kind):
         feature = features[batch.owner[row]]
         a, b = feature.characters(best.starts[row, 0], best.ends[row, 0])
         assert example.context[a:b] == example.answers[0].text
+
+
+def test_keys_may_begin_as_a_multiple_of_the_queries():
+    reader = build_byte_reader(replace(TINY, key_init_scale=4.0))
+    torch.testing.assert_close(reader.key.weight, 4 * reader.query.weight)

@@ -135,15 +135,21 @@ def test_verdicts(claims, claim_id, here, expected):
 
 def test_a_comparison_pools_the_seeds_of_all_rows_of_a_metric(claims):
     rng = np.random.default_rng(0)
-    base, skim = rng.normal(60, 9, (3, 50)), rng.normal(64, 9, (1, 50))
-    rows = compare({"base": base, "skim": skim, "gain": (skim, base)}, "study", "", claims)
-    pool = seed_variance([base, skim])
-    expected = [interval(base, pool=pool), interval(skim, pool=pool), interval(skim, base, pool)]
-    for row, here in zip(rows, expected, strict=True):
-        assert f"[{here.low:.1f}, {here.high:.1f}]" in row["here"].replace(
-            f"[{here.low:.2f}, {here.high:.2f}]", f"[{here.low:.1f}, {here.high:.1f}]"
-        )
-        assert row["verdict"] == verdict(claims["base"], here) or row["paper"] == "> 0"
+    base, skim = rng.normal(60, 9, (3, 50)), rng.normal(85, 9, (1, 50))
+    time = rng.normal([[0.4], [0.6]], 0.1, (2, 50))
+    measured = {"base": base, "skim": skim, "gain": (skim, base), "fast": time}
+    pool = seed_variance([base, skim])  # not with the time, another metric
+    expected = {
+        "base": interval(base, pool=pool),
+        "skim": interval(skim, pool=pool),
+        "gain": interval(skim, base, pool),
+        "fast": interval(time),
+    }
+    rows = compare(measured, "study", "", claims)
+    for row, (name, here), digits in zip(rows, expected.items(), (1, 2, 1, 2), strict=True):
+        assert f"[{here.low:.{digits}f}, {here.high:.{digits}f}]" in row["here"]
+        assert row["verdict"] == verdict(claims[name], here)
+    assert [row["verdict"] for row in rows] == ["below", "matched", "supported", "open"]
     assert rows[1]["here"].endswith("(1 seed)")
 
 

@@ -32,6 +32,7 @@ def test_decoded_spans_are_those_of_a_literal_search(length, k, max_length, seed
     best = decode_spans(start, end, mask, k, max_length)
     for row in range(3):
         expected = literal(start[row], end[row], mask[row], max_length)
+        assert best.scores.shape[1] >= min(k, len(expected))
         for n in range(best.scores.shape[1]):
             if n >= len(expected):
                 assert best.scores[row, n] == -torch.inf

@@ -15,6 +15,7 @@ from qalib.errors import QalibError
 from qalib.inference import AnswerConfig
 from qalib.losses import DistillConfig
 from qalib.metrics import question_scores
+from qalib.models.encoder import EncoderConfig
 from qalib.models.mnemonic_reader import MnemonicConfig
 from qalib.study.profiles import load_profile
 from qalib.study.run_cache import RunCache
@@ -224,7 +225,8 @@ def test_impossible_students_are_refused(runs, caches):
 
 def test_an_encoder_teaches_another_by_all_four_losses(runs):
     windows = WindowConfig(max_length=128, doc_stride=32, max_query_length=32)
-    base = EncoderTraining(windows=windows, train=replace(TRAIN, max_steps=1))
+    small = EncoderConfig(random_start=True, layers=6, width=32, heads=4)
+    base = EncoderTraining(small, windows, replace(TRAIN, max_steps=1))
     teacher = runs.run(train_encoder, base, {"data": PART})
     cached = runs.run(cache_teacher, CACHED, {"data": PART, "teacher": teacher})
     targets = teacher_targets([cached])

@@ -24,10 +24,14 @@ def test_a_model_with_some_of_its_layers_is_saved_and_loaded_as_such(kind, tmp_p
     inputs.pop("passage")
     with torch.no_grad():
         states = model.base_model(**inputs, output_hidden_states=True).hidden_states
+        own = {n: t.clone() for n, t in model.state_dict().items() if "layer.1." in n}
         keep_layers(model, [2])
         shallow = model.base_model(**inputs, output_hidden_states=True).hidden_states
     assert (len(states), len(shallow)) == (4, 2)
     torch.testing.assert_close(shallow[0], states[0])  # embeddings
+    left = model.state_dict()
+    assert own
+    assert all(torch.equal(left[n.replace("layer.1.", "layer.0.")], t) for n, t in own.items())
     model.save_pretrained(tmp_path)
     again = AutoModelForQuestionAnswering.from_pretrained(tmp_path).eval()
     assert again.config.num_hidden_layers == 1

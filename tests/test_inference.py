@@ -254,3 +254,19 @@ def test_empty_text_is_refused_by_byte_readers(question, passage):
 def test_an_answer_has_no_white_space_around_it_and_keeps_its_marks(text, span, expected):
     start, end = strip_span(text, *span)
     assert text[start:end] == expected
+
+
+def test_no_answer_and_the_fraction_over_several_windows():
+    config = replace(LONG_CONFIG, windows=replace(SMALL, null=True))
+    answerer, example = QuestionAnswerer(tiny_reader(dropout=0.0), config), long_examples()[0]
+    made = list(answerer.make_windows([example]))
+    scored = [answerer._score_batch(answerer.collate([w], [example]))[0] for w in made]
+    (prediction,) = answerer.predict([example])
+    null, best = min(s.null for s in scored), max(s.scores[0] for s in scored)
+    assert prediction.null_odds == pytest.approx(null - best, abs=1e-4)
+    parts = [
+        (w, replace(s, token_fraction=float(not n)))
+        for n, (w, s) in enumerate(zip(made, scored, strict=True))
+    ]
+    share = len(made[0].offsets) / sum(len(w.offsets) for w in made)
+    assert answerer._merge(example, parts).token_fraction == pytest.approx(share)

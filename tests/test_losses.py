@@ -168,23 +168,23 @@ def test_wrong_arguments_are_named():
 
 
 CONFIGS = (PAPER, SkimLossConfig(alpha=0.05), RELEASED, SkimLossConfig(alpha=0.3, beta=0.5))
+CONFIGS += (SkimLossConfig("per token", alpha=0.3),)
 
 
-def literal_skim_loss(layers, labels, exists, config):
+def literal_skim_loss(layers, labels, sizes, config):
     """One row: every layer and block in turn."""
     total = 0.0
     for logits in layers:
-        costs, weights = [], []
-        for x, label, is_real in zip(logits, labels, exists, strict=True):
-            if not is_real:
+        loss = mass = 0.0
+        for x, label, size in zip(logits, labels, sizes, strict=True):
+            if not size:
                 continue
             probability = 1 / (1 + math.exp(-x))
-            costs.append(-math.log(probability if label else 1 - probability))
-            weights.append(config.beta if label else 1.0)
-        loss = sum(w * c for w, c in zip(weights, costs, strict=True))
-        if config.kind == "released" and weights:
-            loss /= sum(weights)
-        total += loss
+            weight = config.beta if label else 1.0
+            weight *= size / 32 if config.kind == "per token" else 1
+            loss -= weight * math.log(probability if label else 1 - probability)
+            mass += weight
+        total += loss / mass if config.kind == "released" and mass else loss
     return config.alpha * total
 
 
@@ -193,12 +193,12 @@ def test_skim_loss_is_its_formula(config):
     generator = torch.Generator().manual_seed(0)
     layers = [3 * torch.randn(4, 5, generator=generator) for _ in range(3)]
     labels = torch.rand(4, 5, generator=generator) < 0.3
-    exists = torch.arange(5) < torch.tensor([5, 3, 1, 0])[:, None]
-    loss = skim_loss(layers, labels, exists, config)
-    assert loss.shape == (4,)
+    sizes = torch.randint(1, 33, (4, 5), generator=generator)
+    sizes = sizes * (torch.arange(5) < torch.tensor([5, 3, 1, 0])[:, None])
+    loss = skim_loss(layers, labels, sizes, config)
     for row in range(4):
         logits = [layer[row].tolist() for layer in layers]
-        expected = literal_skim_loss(logits, labels[row], exists[row], config)
+        expected = literal_skim_loss(logits, labels[row], sizes[row].tolist(), config)
         assert loss[row].item() == pytest.approx(expected, rel=1e-5)
     assert loss[3] == 0
 

@@ -23,6 +23,7 @@ from qalib.models.mnemonic_reader import (
     MnemonicConfig,
     MnemonicReader,
     PointerHop,
+    Score,
     WordEmbeddings,
     build_mnemonic_reader,
     others,
@@ -404,3 +405,18 @@ def test_an_ensemble_of_one_reader_is_that_reader():
     torch.testing.assert_close(ours[output.mask], output.start_logits[output.mask])
     with pytest.raises(QalibError, match="at least one"):
         Ensemble([])
+
+
+def test_dropout_reaches_what_an_lstm_reads_and_the_scores():
+    torch.manual_seed(0)
+    config, seen = replace(TINY, hidden=50, dropout=0.25), []
+    layer, score = BiLSTM(80, config), Score(config)
+    layer.lstm.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    score.outer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    layer(torch.ones(20, 9, 80), torch.ones(20, 9, dtype=torch.bool))
+    score.inner.weight.data.abs_()
+    score(torch.ones(20, 9, 100), torch.ones(20, 100))
+    for given in seen:
+        gone = given == 0
+        assert torch.equal(gone.any(dim=1), gone.all(dim=1))
+        assert abs(gone.float().mean() - 0.25) < 0.05

@@ -231,3 +231,26 @@ def test_a_batch_moves_to_its_device_with_its_targets(targets):
     assert all(x.device.type == "meta" for x in moved.targets.attentions.values())
     assert moved.num_tokens == batch.num_tokens
     assert len(moved) == len(batch) == 2
+
+
+@pytest.mark.parametrize("changes", [{"margin": 2.5}, {"answers": "min"}, {"smoothing": 0.1}])
+def test_every_setting_reaches_its_loss(targets, changes):
+    config, reader = DistillConfig(**changes), WordReader()
+    objective = distillation(targets, config)
+    batch = objective.collate(range(6))
+    output = reader(batch)
+    found, gold = objective.losses(output, batch), (batch.answer_spans, batch.answer_weights)
+    ce = span_loss(output, *gold, config.answers, config.smoothing)
+    margin = margin_loss(output, *gold, *batch.targets[2:4], config.margin)
+    torch.testing.assert_close((found.ce, found.margin), (ce, margin))
+    plain = distillation(targets).losses(output, batch)
+    assert not torch.equal(torch.stack(found[:3]), torch.stack(plain[:3]))
+
+
+def test_rows_of_other_tokens_learn_no_attention(targets):
+    longer = [span._replace(question_tokens=span.question_tokens + 1) for span in ROWS.spans]
+    objective, reader = distillation(targets, spans=[ROWS.spans[0], *longer[1:]]), WordReader()
+    batch = objective.collate([0, 1])
+    output = reader(batch)
+    whole = distillation(targets).losses(output, distillation(targets).collate([0, 1])).attention
+    assert objective.losses(output, batch).attention.tolist() == [whole[0].item(), 0.0]

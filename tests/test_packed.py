@@ -233,7 +233,7 @@ def test_gradients_and_training_take_the_padded_way(monkeypatch):
 @pytest.mark.parametrize("grad", [False, True])
 def test_short_rows_are_neither_pruned_nor_scored(grad):
     model, inputs = tiny_encoder(), windows()  # rows of 27, 16 and 35 tokens
-    skimmer = tiny_skimmer(model, prune_layers=(2,), thresholds=(1.0,), min_tokens=20)
+    skimmer = tiny_skimmer(model, prune_layers=(2,), thresholds=(1.0,), min_tokens=27)
     runs = []
     skimmer.predictors["2"].register_forward_hook(lambda *_: runs.append(1))
     with torch.set_grad_enabled(grad):

@@ -14,10 +14,14 @@ from qalib.skim.activations import LayerActivations, PredictorInputs
 from qalib.skim.blocks import make_blocks
 from qalib.skim.cost import predictor_macs
 from qalib.skim.predictors import (
+    MATCH_HEADS,
+    MATCH_WIDTH,
+    PARTS,
     TOKEN_FEATURES,
     BlockNorm,
     ModelShape,
     PredictorConfig,
+    TokenMatch,
     TokenScorer,
     build_predictor,
 )
@@ -284,3 +288,39 @@ def test_size_and_cost_at_bert_base(kind):
 def test_a_part_is_read_once():
     with pytest.raises(QalibError, match="names a part twice: lexical, lexical"):
         PredictorConfig("combined", parts=("lexical", "lexical"))
+
+
+def test_token_match_is_its_formula():
+    inputs = inputs_of(MIXED, numbers=(1,))
+    hidden, blocks = inputs.layers[1].hidden, inputs.blocks
+    torch.manual_seed(0)
+    match = TokenMatch(SHAPE.width).eval()
+    found = match(hidden, blocks)
+    for row, (question, words) in enumerate(MIXED):
+        states, count = match.norm(hidden[row]), -(-words // 4)
+        asked = states[1 : 1 + question]
+        share = match.ask(asked).softmax(dim=0)  # (Q, M)
+        for head in range(MATCH_HEADS if count else 0):
+            part = slice(MATCH_WIDTH * head, MATCH_WIDTH * (head + 1))
+            query, key = match.query(asked)[:, part], match.key(states)[:, part]
+            scores = query @ key.T / MATCH_WIDTH**0.5
+            inside = [blocks.block_ids[row] == block for block in range(count)]
+            best = torch.stack([scores[:, here].amax(dim=1) for here in inside])  # (K, Q)
+            own, to_best = best @ share[:, head], (best - best.amax(dim=0)) @ share[:, head]
+            torch.testing.assert_close(found[row, :count, head], own, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                found[row, :count, MATCH_HEADS + head], to_best, atol=1e-5, rtol=1e-4
+            )
+        assert not found[row, count:].any()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "random"])
+def test_every_parameter_gets_a_gradient(kind):
+    options = {"parts": (*PARTS, "match")} if kind == "combined" else {}
+    predictor, inputs = predictor_of(kind, 2, **options).train(), inputs_of(MIXED)
+    logits = predictor(inputs)
+    (logits.sigmoid().sum() + logits[inputs.blocks.real].square().sum()).backward()
+    for name, parameter in predictor.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or name.endswith("conv.bias"), name  # the norm removes it

@@ -1,18 +1,18 @@
 """The skimming reader: typed output, training modes, answering, and operating points."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from tiny import examples, tiny_reader
 
 from qalib.data.batching import collate
-from qalib.data.schema import Example
+from qalib.data.schema import Example, make_dataset
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.pretrained import save_model
-from qalib.skim.calibration import Calibration, Measurement
+from qalib.skim.calibration import Calibration, Measurement, block_predictions
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import (
     BF16_MIN_TOKENS,
@@ -147,3 +147,13 @@ def test_sentences_are_those_that_blocks_of_the_threshold_touch(reader):
     }
     with pytest.raises(QalibError, match="context is empty"):
         extract_sentences(answerer, question, " ")
+
+
+def test_the_null_answer_lies_in_no_block():
+    reader = tiny_reader(dropout=0.0)
+    config = SkimConfig(PredictorConfig("question", block_size=8), (1,))
+    model = SkimReader(reader, Skimmer.beside(reader.encoder, config)).eval()
+    first, second = examples(2)
+    data = make_dataset("toy", [replace(first, answers=()), second])
+    found = block_predictions(model, data, WindowConfig(null=True), "fp32")
+    assert found.answered.tolist() == [False, True]

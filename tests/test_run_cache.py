@@ -626,3 +626,17 @@ def test_a_run_may_have_no_settings_and_keeps_no_draft_of_a_killed_attempt(cache
     run = call(cache, None, write)
     assert run.env["seed"] is None
     assert set(run.files) == {"config.json", "metrics.json", "env.json"}
+
+
+def test_another_version_of_a_stage_is_another_run(cache, tmp_path):
+    def declared(version, function):
+        return stage("train", version)(lambda config, work: function(work))
+
+    old = cache.run(declared(1, weigh), {})
+    new = cache.run(declared(2, lambda work: {"f1": 80.0}), {})
+    assert (new.metrics, new.version) == ({"f1": 80.0}, 2)
+    for run in (old, new):
+        cache.publish(run, [])
+    for found in (cache, RunCache(tmp_path / "fresh", cache.records)):
+        assert found.run(declared(1, never), {}).metrics == old.metrics
+        assert found.run(declared(2, never), {}).metrics == new.metrics

@@ -38,7 +38,8 @@ def study(tmp_path) -> Study:
     return study
 
 
-def test_opening_prints_what_is_used(capsys):
+def test_opening_prints_what_is_used(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     study = qalib.open_study("00_toy", "ci", seed=3)
     printed = capsys.readouterr().out
     assert "qalib ci: cpu" in printed

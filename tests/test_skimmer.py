@@ -402,3 +402,31 @@ def test_mistakes_are_named():
         skimmer.set_options(prune_layers=(1, 2))
     with pytest.raises(QalibError, match=r"made for bert with 3 layers, 4 heads and width 16.*2"):
         skimmer.run(tiny_encoder(num_hidden_layers=2), **inputs)
+
+
+@torch.no_grad()
+def test_the_fraction_is_that_of_the_last_pruning_layer():
+    model, inputs = tiny_encoder(), windows()
+    skimmer = tiny_skimmer(model, prune_layers=(1, 2))
+    first = torch.arange(8).expand(3, -1) < 2
+    keep = {1: first, 2: torch.arange(8).expand(3, -1) == 1}
+    output = keep_blocks(skimmer, keep).run(model, **inputs)
+    torch.testing.assert_close(output.token_fraction, torch.tensor([4 / 21, 4 / 8, 4 / 30]))
+
+
+@pytest.mark.parametrize(("neighbours", "fraction"), [(1, 0.0), (0, 0.4)])
+@torch.no_grad()
+def test_the_rules_of_the_settings_choose_the_blocks(neighbours, fraction):
+    model, inputs = tiny_encoder(), windows()
+    rules = {"neighbours": neighbours, "min_pruned_fraction": fraction}
+    skimmer = tiny_skimmer(model, prune_layers=(2,), thresholds=(1.0,), **rules)
+    output, changed = skimmer.run(model, **inputs), 0
+    for row, tokens in enumerate((27, 16, 35)):
+        real = output.blocks.real[row].tolist()
+        scores, sizes = output.scores[2][row].tolist(), output.blocks.sizes[row].tolist()
+        kept = slow_choice(scores, real, 1.0, 1, neighbours)
+        gone = sum(size for block, size in enumerate(sizes) if block not in kept)
+        kept = kept if gone >= fraction * tokens else [k for k, there in enumerate(real) if there]
+        assert output.kept[2][row].nonzero().flatten().tolist() == kept
+        changed += kept != slow_choice(scores, real, 1.0, 1, 0)
+    assert changed

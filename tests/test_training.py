@@ -124,7 +124,7 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
         assert child.poll() is None, "the run ended before it could be killed"
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    assert child.wait() == -signal.SIGKILL, "the run ended before it was killed"
     resumed = tiny_reader()
     train(resumed, make_task(resumed), CONFIG, tmp_path / "killed", **OFTEN)
     for name, tensor in weights_of(undisturbed).items():
@@ -214,3 +214,32 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("longest", [1e9, 1e-3])
+def test_a_step_follows_the_clipped_gradient_of_the_mean_loss(tmp_path, longest):
+    reader, other = (tiny_reader(dropout=0.0).train() for _ in range(2))
+    task, rate = make_task(reader, 8), 0.5
+    config = TrainConfig(max_steps=1, learning_rate=rate, max_grad_norm=longest, precision="fp32")
+    sgd = torch.optim.SGD(reader.parameters(), lr=rate)
+    train(reader, task, config, tmp_path, optimizer=sgd, progress=False)
+    batch = task.collate(range(8))
+    task.loss(other(batch), batch).mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(other.parameters(), longest)
+    assert (norm > longest) == (longest == 1e-3)
+    for (name, found), start in zip(weights_of(reader).items(), other.parameters(), strict=True):
+        expected = start.detach() - rate * start.grad
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_scored_model_goes_back_to_training(tmp_path):
+    reader, modes = tiny_reader(), []
+    reader.register_forward_hook(lambda module, *_: modes.append(module.training))
+    config = replace(CONFIG, num_train_epochs=2, tokens_per_batch=4096)
+
+    def score(epoch):
+        reader.eval()
+        return {}
+
+    train(reader, make_task(reader, 6), config, tmp_path, **OFTEN, after_epoch=score)
+    assert modes == [True, True]

@@ -228,3 +228,9 @@ def test_a_batch_holds_its_windows_and_nothing_else():
         kept = batch.answer_weights[row] > 0
         assert batch.answer_spans[row][kept].tolist() == window.spans.tolist()
         assert batch.answer_weights[row][kept].tolist() == window.weights.tolist()
+
+
+def test_a_piece_inside_a_word_is_not_the_word(pieces):
+    (window,) = word_windows([Example("q", "Who founded it?", "unfounded")], pieces)
+    assert len(window) == 2
+    assert not window.passage_matches.any()
