@@ -10,6 +10,8 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from squad_files import write_squad
@@ -126,7 +128,7 @@ def cached(home) -> dict[str, bytes]:
 def test_the_registry_holds_the_sets_of_the_papers():
     parts = [
         f"{n}-{p}"
-        for n in ("hotpotqa", "newsqa", "naturalquestions", "triviaqa")
+        for n in ("hotpotqa", "newsqa", "naturalquestions", "triviaqa", "searchqa")
         for p in ("train", "dev")
     ]
     shifts = [f"squadshifts-{n}" for n in ("new_wiki", "nyt", "reddit", "amazon_reviews")]
@@ -436,7 +438,9 @@ def test_a_source_with_free_form_answers(home, monkeypatch, recwarn):
         sources.fetch("tales")
 
 
-def test_a_copy_of_narrativeqa(home, monkeypatch):
+@pytest.fixture
+def narrativeqa(home, monkeypatch) -> Path:
+    """Two questions in the files of NarrativeQA's repository."""
     folder = home / "narrativeqa"
     (folder / "third_party/wikipedia").mkdir(parents=True)
     (folder / "third_party/wikipedia/summaries.csv").write_text(
@@ -448,16 +452,35 @@ def test_a_copy_of_narrativeqa(home, monkeypatch):
         "d2,test,What?,rain,Rain.,x,x,x\n"
     )
     monkeypatch.setenv("QALIB_DATA", str(home))
+    return folder
+
+
+def test_a_copy_of_narrativeqa(home, narrativeqa, monkeypatch):
     (row,) = load_data("narrativeqa-train")
     assert (row.answers, row.answer_texts) == ((), ["A fox", "The fox did"])
     (row,) = load_data("narrativeqa-test")
     assert (row.context, row.question) == ("Rain.", "What?")
     with pytest.raises(QalibError, match="no set 'dev'"):
-        load_narrativeqa(folder, "dev")
+        load_narrativeqa(narrativeqa, "dev")
     monkeypatch.chdir(home)
     row = {"id": "q", "question": "Who fell?", "context": "A fox fell."}
     (home / "narrativeqa-mine.json").write_text(json.dumps([row]))
     assert load_data("narrativeqa-mine.json", "answer").examples[0].context == "A fox fell."
+
+
+def test_the_cells_of_notebook_08_read_narrativeqa(narrativeqa):
+    path = Path(__file__).parent.parent / "notebooks/08_answer_distillation.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
+    space = {"study": SimpleNamespace(data=lambda kind, section: load_data(f"narrativeqa-{kind}"))}
+    for name in ("imports", "stories-span", "stories-best", "stories-label", "stories-scores"):
+        exec(cells[name], space)
+    (row,) = space["stories"]
+    assert (row.answers, row.references) == ((Answer("A fox", 0),), ("A fox", "The fox did"))
+    (row,) = space["told"]
+    scores = space["text_scores"]({row.id: "Rain!"})
+    assert (scores["Bleu-1"], list(scores["Rouge-L"])) == (100, [100])
+    assert list(space["text_scores"]({row.id: "Snow"})["Rouge-L"]) == [0]
 
 
 # ------------------------------------------------------------------------------------- real data

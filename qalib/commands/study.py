@@ -71,11 +71,13 @@ def paper_row_command(
     plain: Annotated[bool, typer.Option(help="without the loss of the modules")] = False,
     model: Annotated[str, typer.Option(help="another encoder in its place")] = "",
     data: Annotated[str, typer.Option(help="other questions to train on")] = "",
+    dev: Annotated[str, typer.Option(help="other questions to score on; --data needs it")] = "",
     max_steps: Annotated[int, typer.Option(help="stop after so many steps; 0: never")] = 0,
 ) -> None:
     """Print shape and cost of rows of Block-Skim's Table 1, or train one with --output.
 
-    Printing needs no weights and no network. Training works under `accelerate launch -m qalib`.
+    Printing needs no weights and no network. Training works under `accelerate launch -m qalib`, and
+    ends with EM and F1 on the row's test set, read without skimming.
     """
     from tabulate import tabulate
 
@@ -83,7 +85,7 @@ def paper_row_command(
 
     rows = paper_rows()
     if output is not None:
-        _train_row(name, output, rows.training(name, plain, max_steps), model, data)
+        _train_row(name, output, rows.training(name, plain, max_steps), model, data, dev)
         return
     names = [name] if name else [f"{encoder}/squad" for encoder in rows.encoders]
     names += [] if name else [f"bert-base/{data}" for data in rows.sets if data != "squad"]
@@ -91,8 +93,10 @@ def paper_row_command(
     print(tabulate(found, headers="keys", tablefmt="github", floatfmt=".3g"))
 
 
-def _train_row(name: str, output: Path, config, model: str, data: str) -> None:
+def _train_row(name: str, output: Path, config, model: str, data: str, dev: str) -> None:
     from qalib.data.sources import load_data
+    from qalib.inference import AnswerConfig, QuestionAnswerer
+    from qalib.metrics import score
     from qalib.models.encoder import EncoderConfig, build_encoder
     from qalib.models.pretrained import save_model
     from qalib.skim.storage import save_skimmer
@@ -102,12 +106,16 @@ def _train_row(name: str, output: Path, config, model: str, data: str) -> None:
     encoder, sets = paper_rows().find(name)
     train.check_new_folder(output)
     dataset, model = load_data(data or sets.train), model or encoder.hub
+    test = load_data(dev or sets.test, "score") if dev or not data else None
     full = EncoderConfig(model, attention_dropout=0.1, train_embeddings=True)
     skims = add_predictors(build_encoder(full, config.seed), config)
     settings = {"row": name, "model": model, "skim": config, "data": dataset.content_sha256}
     with train.working_folder(output, settings) as work:
         facts = {"row": name, "base model": model, "data": dataset.name}
         facts |= fit(skims, dataset, config, work)
+        if test and train.is_main_process():
+            answerer = QuestionAnswerer(skims.reader, AnswerConfig(windows=config.windows))
+            facts |= score(test, answerer.predictions(test.examples))
 
         def save(folder: Path, card: str) -> None:
             save_model(folder, skims.reader, config.windows, card)
