@@ -45,9 +45,8 @@ def canonical(value: object, place: str = "value") -> str:
 
 def pretty(value: object, place: str = "value") -> str:
     """Readable JSON of ``value``: indented, keys sorted, non-ASCII kept, a newline at the end."""
-    return (
-        json.dumps(to_json_data(value, place), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(to_json_data(value, place), sort_keys=True, indent=2, ensure_ascii=False)
+    return f"{text}\n"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -137,11 +137,8 @@ def _answer_dataset(
 
 def _n_best_path(output: Path) -> Path | None:
     """The n-best file beside the prediction file; None if that is a device, a pipe or a link."""
-    return (
-        None
-        if is_special(output)
-        else output.with_name(output.name.removesuffix(".json") + ".nbest.json")
-    )
+    name = output.name.removesuffix(".json") + ".nbest.json"
+    return None if is_special(output) else output.with_name(name)
 
 
 def _predict_shared(

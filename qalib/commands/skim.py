@@ -61,11 +61,10 @@ def skim_train_command(
     )
     skims = add_predictors(reader, config)
     skims.skimmer.set_options(min_pruned_fraction=0.1, min_tokens=96)
-    data = [dataset.content_sha256, dataset.raw_sha256]
-    settings = {"model": model, "skim": config, "data": data}
-    with train.working_folder(output, settings) as work:
-        watch = {"after_epoch": lambda epoch: _share_kept(skims, scored["dev"], config)}
-        named = (watch if scored else {}) | {"save_steps": training.save_steps}
+    hashes = [dataset.content_sha256, dataset.raw_sha256]
+    with train.working_folder(output, {"model": model, "skim": config, "data": hashes}) as work:
+        watch = (lambda epoch: _share_kept(skims, scored["dev"], config)) if scored else None
+        named = {"after_epoch": watch, "save_steps": training.save_steps}
         summary = fit(skims, dataset, config, work, **named)
 
         def save(folder: Path, card: str) -> None:

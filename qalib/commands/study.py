@@ -27,18 +27,17 @@ def run_notebooks_command(
     what they were made from.
     """
     from qalib.files import write_atomically
-    from qalib.study.notebooks import check as stale
-    from qalib.study.notebooks import run_notebooks
+    from qalib.study import notebooks
     from qalib.study.readme import README, updated_readme
 
     profile = profile or ("study" if check else "laptop")
     if check:
-        problems = stale(profile)
+        problems = notebooks.check(profile)
         if profile == "study" and updated_readme() != README.read_text(encoding="utf-8"):
             problems.append("README.md: its results are not those recorded; run the notebooks.")
         print("\n".join(problems) or "Everything is up to date.")
         raise typer.Exit(bool(problems))
-    failed = list(filter(None, run_notebooks(profile, only, force).values()))
+    failed = list(filter(None, notebooks.run_notebooks(profile, only, force).values()))
     if profile == "study":
         write_atomically(README, updated_readme())
     if failed:
@@ -85,7 +84,10 @@ def paper_row_command(
 
     rows = paper_rows()
     if output is not None:
-        _train_row(name, output, rows.training(name, plain, max_steps), model, data, dev)
+        encoder, sets = rows.find(name)
+        test = dev or (sets.test if not data else "")
+        config = rows.training(name, plain, max_steps)
+        _train_row(name, output, config, model or encoder.hub, data or sets.train, test)
         return
     names = [name] if name else [f"{encoder}/squad" for encoder in rows.encoders]
     names += [] if name else [f"bert-base/{data}" for data in rows.sets if data != "squad"]
@@ -101,17 +103,14 @@ def _train_row(name: str, output: Path, config, model: str, data: str, dev: str)
     from qalib.models.pretrained import save_model
     from qalib.skim.storage import save_skimmer
     from qalib.skim.training import add_predictors, fit
-    from qalib.study.paper import paper_rows
 
-    encoder, sets = paper_rows().find(name)
     train.check_new_folder(output)
-    dataset, model = load_data(data or sets.train), model or encoder.hub
-    test = load_data(dev or sets.test, "score") if dev or not data else None
+    dataset, test = load_data(data), load_data(dev, "score") if dev else None
     full = EncoderConfig(model, attention_dropout=0.1, train_embeddings=True)
     skims = add_predictors(build_encoder(full, config.seed), config)
     settings = {"row": name, "model": model, "skim": config, "data": dataset.content_sha256}
     with train.working_folder(output, settings) as work:
-        facts = {"row": name, "base model": model, "data": dataset.name}
+        facts = {"row": name} | train.basic_facts(model, dataset)
         facts |= fit(skims, dataset, config, work)
         if test and train.is_main_process():
             answerer = QuestionAnswerer(skims.reader, AnswerConfig(windows=config.windows))

@@ -201,10 +201,8 @@ def _missing(source: Source) -> str:
 
 def _by_hand(source: Source) -> str:
     get = f"download {source.url} where there is a network" if source.url else "get its file"
-    return (
-        f"{get} and put it as {source.file} into the "
-        f"directory that QALIB_DATA names or into {cache_dir()}"
-    )
+    places = f"the directory that QALIB_DATA names or into {cache_dir()}"
+    return f"{get} and put it as {source.file} into {places}"
 
 
 def _unreachable(source: Source, error: Exception) -> QalibError:
