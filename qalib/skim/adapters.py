@@ -81,7 +81,7 @@ class EncoderAdapter:
 
     def projection(self, *matrices: nn.Module) -> Callable:
         """``LayerAdapter.qkv_proj`` from the linear layers of query, key and value."""
-        return lambda hidden: tuple(m(hidden).unflatten(-1, (self.heads, -1)) for m in matrices)
+        return lambda x: tuple(m(x).unflatten(-1, (-1, self.width // self.heads)) for m in matrices)
 
     def head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Start and end logits.  (..., D) -> (...), (...)"""
