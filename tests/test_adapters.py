@@ -1,5 +1,6 @@
 """Encoders driven layer by layer: every family gives what its own forward gives."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,19 @@ DEBERTA = [  # as v2, and with some of the terms only
 @torch.no_grad()
 def test_every_form_of_disentangled_attention_is_driven(changes):
     model, inputs = tiny_encoder("deberta-v2", **changes), windows("deberta-v2")
+    assert_same_where_real(driven(model, inputs), own(model, inputs), inputs, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_layer_may_have_fewer_heads():
+    model, inputs = copy.deepcopy(tiny_encoder("bert")), windows("bert")
+    layer = model.bert.encoder.layer[1].attention
+    rest = slice(layer.self.attention_head_size, None)  # without its first head
+    for linear in (layer.self.query, layer.self.key, layer.self.value):
+        linear.weight, linear.bias = (nn.Parameter(x[rest]) for x in (linear.weight, linear.bias))
+    layer.output.dense.weight = nn.Parameter(layer.output.dense.weight[:, rest])
+    layer.self.num_attention_heads -= 1
+    layer.self.all_head_size -= layer.self.attention_head_size
     assert_same_where_real(driven(model, inputs), own(model, inputs), inputs, atol=2e-5, rtol=1e-4)
 
 
