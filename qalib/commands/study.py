@@ -70,9 +70,7 @@ def paper_row_command(
     plain: Annotated[bool, typer.Option(help="without the loss of the modules")] = False,
     model: Annotated[str, typer.Option(help="another encoder in its place")] = "",
     data: Annotated[str, typer.Option(help="other questions to train on")] = "",
-    dev: Annotated[
-        str, typer.Option(help="questions to score on; default: the row's, none with --data")
-    ] = "",
+    dev: Annotated[str, typer.Option(help="questions to score on; with --data no default")] = "",
     max_steps: Annotated[int, typer.Option(help="stop after so many steps; 0: never")] = 0,
 ) -> None:
     """Print shape and cost of rows of Block-Skim's Table 1, or train one with --output.
