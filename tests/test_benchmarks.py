@@ -48,17 +48,6 @@ def reader():
 # --- training ----------------------------------------------------------------------------------
 
 
-def test_training_is_timed_in_every_round(reader, monkeypatch):
-    monkeypatch.setattr(benchmarks, "build_encoder", lambda *_, **__: tiny_reader())
-    windows = make_windows(examples(8), reader.tokenizer, WindowConfig())
-    rows = benchmarks.time_training(windows, rounds=2, steps=1, budget=128)
-    assert [row["setup"] for row in rows] == ["transformers defaults", "qalib"]
-    for row in rows:
-        name = "tokens_per_second"
-        assert 0 < row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
-    assert rows[0]["speedup"] == 1
-
-
 def test_a_training_step_returns_the_loss_before_it_and_learns(reader):
     windows = make_windows(examples(4), reader.tokenizer, WindowConfig())
     step = benchmarks.training_step(

@@ -1,4 +1,4 @@
-"""The ``bench`` commands: how fast this machine trains and answers, in interleaved rounds."""
+"""The ``bench answer`` command: how fast this machine answers, in interleaved rounds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,24 +10,8 @@ from qalib.commands.options import JsonOption, ModelOption, SkimmerOption
 from qalib.commands.output import to_json
 from qalib.commands.train import say
 
-app = typer.Typer(help="How fast this machine trains and answers.", no_args_is_help=True)
+app = typer.Typer(help="How fast this machine answers.", no_args_is_help=True)
 RoundsOption = Annotated[int, typer.Option(help="interleaved rounds; the median is reported")]
-
-
-@app.command("train")
-def bench_train_command(rounds: RoundsOption = 5, as_json: JsonOption = False) -> None:
-    """Measure training throughput against the defaults of transformers, on the same questions."""
-    from qalib.data.corpus import CorpusConfig, build_corpus
-    from qalib.data.windows import WindowConfig, make_windows, training_windows
-    from qalib.models.encoder import EncoderConfig, build_encoder
-    from qalib.study.stages.benchmarks import time_training
-    from qalib.training import choose_precision
-
-    say("this processor trains in {} ({})".format(*choose_precision()))
-    data = build_corpus(CorpusConfig(questions=2000))
-    tokenizer = build_encoder(EncoderConfig()).tokenizer
-    windows = training_windows(make_windows(data.examples, tokenizer, WindowConfig()))
-    print(report(time_training(windows, rounds, progress=say), as_json))
 
 
 @app.command("answer")

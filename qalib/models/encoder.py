@@ -4,7 +4,6 @@
 
 Two drop-in replacements speed up training on a CPU and change nothing beyond rounding:
 :func:`attention`, because the fused kernel is slow in the backward pass, and :class:`ByteDropout`.
-``python -m qalib bench train`` times them together with the other training settings.
 
 Notation: B batch, H heads, L tokens, M question tokens, D head width.
 """
@@ -108,7 +107,7 @@ class EncoderReader(nn.Module):
         return ReaderOutput(output.start_logits, output.end_logits, batch.mask, maps)
 
 
-def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = True) -> EncoderReader:
+def build_encoder(config: EncoderConfig, seed: int = 0) -> EncoderReader:
     """Build the reader in float32. Weights missing from its files are initialised from ``seed``.
 
     Raises QalibError if the model or its tokenizer is missing, damaged or does not fit, or if
@@ -134,8 +133,7 @@ def build_encoder(config: EncoderConfig, seed: int = 0, fast_dropout: bool = Tru
         ) from None
     untrained = _untrained(encoder, report, config.name)
     tokenizer = folders.load_tokenizer(folder, rows)
-    if fast_dropout:
-        use_byte_dropout(encoder)
+    use_byte_dropout(encoder)
     if not config.train_embeddings:
         encoder.get_input_embeddings().weight.requires_grad_(False)
     return EncoderReader(encoder, tokenizer, untrained)

@@ -1,8 +1,8 @@
 """Benchmarks: training and pruned readers on this machine's CPU, and answering whole questions.
 
 All time their candidates in turn (``qalib.timing``), so that speed-ups are ratios within a round.
-``python -m qalib bench`` times training and answering; notebooks 06 and 10 run ``bench-readers``,
-03 and 08 time training steps.
+``python -m qalib bench answer`` times answering; notebooks 06 and 10 run ``bench-readers``, 03 and
+08 time training steps.
 
 dtypes are "fp32"; "bf16", autocast, which rounds the weights in every pass; "bf16 weights", rounded
 and laid out once; "int8", dynamically quantised linear layers. The *full encoder* is the same model
@@ -23,15 +23,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from qalib.data.batching import Batch, collate, training_batches
+from qalib.data.batching import Batch, collate
 from qalib.data.schema import Dataset
-from qalib.data.windows import Window, WindowConfig, make_windows
+from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import QuestionAnswerer
-from qalib.losses import span_loss
 from qalib.metrics import score
 from qalib.models.bf16 import quantize, to_bf16
-from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
+from qalib.models.encoder import EncoderReader, build_encoder
 from qalib.settings import settings
 from qalib.skim.baselines import OnnxReader, PaddedReader
 from qalib.skim.calibration import block_predictions
@@ -40,7 +39,7 @@ from qalib.skim.training import add_predictors
 from qalib.study.run_cache import Run, stage
 from qalib.study.stages.baseline import encoder_training, load_encoder_reader, put_trained
 from qalib.study.stages.block_skim import Pruning, SkimTraining, load_skim_reader
-from qalib.timing import Progress, columns, interleave, quartiles
+from qalib.timing import Progress, columns, interleave
 from qalib.training import TrainConfig, choose_precision, make_optimizer
 
 Dtype = Literal["fp32", "bf16", "bf16 weights", "int8"]
@@ -82,74 +81,6 @@ def training_step(
         return value.item()
 
     return step
-
-
-# --- training an encoder --------------------------------------------------------------------------
-
-
-def time_training(
-    windows: Sequence[Window],
-    rounds: int = 5,
-    steps: int = 3,
-    budget: int = 4096,
-    progress: Progress | None = None,
-) -> list[dict]:
-    """Time training with the defaults of transformers and of qalib, ``steps`` batches per round.
-
-    transformers: fp32, fused attention, dropout 0.1 everywhere, and random batches of ``budget``
-    tokens on average. qalib: bf16 where it is faster, no attention dropout, frozen word embeddings,
-    dropout masks drawn as bytes, and batches of similar lengths. A row for each:
-
-    setup, precision, tokens_per_second (without padding), speedup (over the defaults)
-    """
-    lengths = [len(window) for window in windows]
-    order = np.random.default_rng(0).permutation(len(lengths)).tolist()
-    size = max(1, min(len(order), int(budget / np.mean(lengths))))
-    random = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
-    usual = EncoderConfig(attention_dropout=0.1, train_embeddings=True)
-    usual = build_encoder(usual, fast_dropout=False)
-    usual.encoder.set_attn_implementation("sdpa")
-    ours = EncoderConfig(attention_dropout=0.0, train_embeddings=False)
-    ours, similar = build_encoder(ours), training_batches(lengths, budget, 0, 0)
-    setups = {
-        "transformers defaults": (usual, "fp32", random),
-        "qalib": (ours, best_precision(), similar),
-    }
-    tokens: dict[str, list[int]] = {name: [] for name in setups}
-
-    def trainer(reader: nn.Module, precision: str, plan: list) -> Callable[[int], int]:
-        step = training_step(
-            reader,
-            lambda output, batch: span_loss(output, batch.answer_spans, batch.answer_weights),
-            precision,
-            TrainConfig(),
-        )
-
-        def train(number: int) -> int:
-            chosen = range(number * steps, (number + 1) * steps)
-            batches = [collate([windows[i] for i in plan[n % len(plan)]]) for n in chosen]
-            for batch in batches:
-                step(batch)
-            return sum(batch.num_tokens for batch in batches)
-
-        return train
-
-    timings = interleave(
-        {name: trainer(*setup) for name, setup in setups.items()},
-        range(1 + rounds),
-        rounds,
-        items_per_round=1,
-        observe=lambda number, name, item, count: tokens[name].append(count),
-        progress=progress,
-    )
-    rates = {name: timings.rates(name, counts[1:]) for name, counts in tokens.items()}
-    rows = []
-    for name, (_, precision, _) in setups.items():
-        ratios = np.divide(rates[name], rates["transformers defaults"])
-        row = {"setup": name, "precision": precision}
-        row |= columns("tokens_per_second", rates[name])
-        rows.append(row | {"speedup": quartiles(ratios).median})
-    return rows
 
 
 # --- full, pruned and quantized readers -----------------------------------------------------------
