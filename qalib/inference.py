@@ -28,7 +28,7 @@ from qalib.data.windows import LazyWindows, Window, WindowConfig, check_windows,
 from qalib.data.words import WordConfig, WordWindow, collate_words, word_windows
 from qalib.decoding import ReaderOutput, decode_spans
 from qalib.errors import QalibError
-from qalib.models.bf16 import to_bf16
+from qalib.models.bf16 import choose_precision, to_bf16
 from qalib.models.byte_reader import ByteReader
 from qalib.models.encoder import EncoderReader
 from qalib.models.folders import first_line
@@ -36,7 +36,6 @@ from qalib.models.mnemonic_reader import MnemonicReader
 from qalib.models.pretrained import load_reader, windows_of
 from qalib.progress import progress_bar
 from qalib.settings import settings
-from qalib.training import choose_precision
 
 # What transformers models raise on inputs or weights that do not fit.
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, NotImplementedError)

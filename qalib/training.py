@@ -29,6 +29,7 @@ from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.files import canonical
 from qalib.losses import span_loss
+from qalib.models.bf16 import choose_precision
 from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
 from qalib.settings import settings
@@ -64,18 +65,6 @@ class TrainingTask:
     loss: Callable[[ReaderOutput, Batch], Tensor]
     batches: Callable[[int, int], list[list[int]]] | None = None
     log_metrics: Callable[[], dict] | None = None
-
-
-def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
-    """("bf16" or "fp32", reason). "auto": bf16 on a GPU with bf16 units or a CPU with AMX."""
-    if wanted != "auto":
-        return wanted, "as configured"
-    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16", "the GPU has bf16 units"
-    if device == "cpu" and torch.cpu._is_amx_tile_supported():
-        return "bf16", "the processor has AMX"
-    missing = {"cuda": "the GPU has no bf16 units", "cpu": "the processor has no AMX"}
-    return "fp32", missing.get(device, f"bf16 was not tried on {device}")
 
 
 def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:

@@ -17,10 +17,10 @@ from qalib.data.batching import collate
 from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.losses import span_loss
+from qalib.models.bf16 import choose_precision
 from qalib.training import (
     TrainConfig,
     TrainingTask,
-    choose_precision,
     learning_rate_at,
     train,
 )

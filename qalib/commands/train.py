@@ -75,7 +75,8 @@ class TrainingOptions:
         is not available.
         """
         from qalib.inference import choose_device
-        from qalib.training import TrainConfig, choose_precision, make_accelerator
+        from qalib.models.bf16 import choose_precision
+        from qalib.training import TrainConfig, make_accelerator
 
         device = make_accelerator(cpu=self.device == "cpu").device
         if self.device and str(choose_device(self.device)) not in (str(device), device.type):

@@ -17,9 +17,10 @@ from qalib.distill.objective import Distillation
 from qalib.distill.teacher_cache import Outputs, TeacherTargets
 from qalib.errors import QalibError
 from qalib.losses import DistillConfig
+from qalib.models.bf16 import choose_precision
 from qalib.models.encoder import EncoderReader
 from qalib.progress import progress_bar
-from qalib.training import TrainingTask, choose_precision, make_accelerator
+from qalib.training import TrainingTask, make_accelerator
 
 
 def distilled_task(

@@ -1,4 +1,4 @@
-"""Encoders with bf16 or int8 weights for inference on a CPU.
+"""The choice of a precision, and encoders with bf16 or int8 weights for inference on a CPU.
 
 Only this file calls private operators of torch: ``torch.ops.mkldnn._reorder_linear_weight`` and
 ``torch.ops.mkldnn._linear_pointwise``, which torch itself uses when it freezes compiled models.
@@ -11,6 +11,18 @@ import torch
 from torch import nn
 
 CHUNK = 256  # rows
+
+
+def choose_precision(wanted: str = "auto", device: str = "cpu") -> tuple[str, str]:
+    """("bf16" or "fp32", reason). "auto": bf16 on a GPU with bf16 units or a CPU with AMX."""
+    if wanted != "auto":
+        return wanted, "as configured"
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "the GPU has bf16 units"
+    if device == "cpu" and torch.cpu._is_amx_tile_supported():
+        return "bf16", "the processor has AMX"
+    missing = {"cuda": "the GPU has no bf16 units", "cpu": "the processor has no AMX"}
+    return "fp32", missing.get(device, f"bf16 was not tried on {device}")
 
 
 def to_bf16(model: nn.Module) -> nn.Module:

@@ -39,12 +39,12 @@ from qalib.data.batching import collate, inference_batches
 from qalib.data.schema import Dataset
 from qalib.data.windows import Window, WindowConfig, check_windows, make_windows
 from qalib.errors import QalibError
+from qalib.models.bf16 import choose_precision
 from qalib.progress import progress_bar
 from qalib.settings import build, settings
 from qalib.skim.cost import CostModel, token_counts
 from qalib.skim.reader import SkimReader
 from qalib.skim.storage import SETTINGS, read_settings
-from qalib.training import choose_precision
 
 FOLDS = 10  # of the cross-validation
 QUESTION, SPECIAL = 16, 3  # tokens beside the passage: an assumed question; [CLS] and two [SEP]

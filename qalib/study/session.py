@@ -13,12 +13,12 @@ from qalib.data import sources
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.data.schema import Dataset, make_dataset, merge
 from qalib.files import log_usage
+from qalib.models.bf16 import choose_precision
 from qalib.settings import settings
 from qalib.study import claims, figures
 from qalib.study.profiles import Profile, load_profile
 from qalib.study.provenance import git_state
 from qalib.study.run_cache import Run, RunCache
-from qalib.training import choose_precision
 
 T = TypeVar("T")
 

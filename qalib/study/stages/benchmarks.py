@@ -29,7 +29,7 @@ from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import QuestionAnswerer
 from qalib.metrics import score
-from qalib.models.bf16 import quantize, to_bf16
+from qalib.models.bf16 import choose_precision, quantize, to_bf16
 from qalib.models.encoder import EncoderReader, build_encoder
 from qalib.settings import settings
 from qalib.skim.baselines import OnnxReader, PaddedReader
@@ -40,7 +40,7 @@ from qalib.study.run_cache import Run, stage
 from qalib.study.stages.baseline import encoder_training, load_encoder_reader, put_trained
 from qalib.study.stages.block_skim import Pruning, SkimTraining, load_skim_reader
 from qalib.timing import Progress, columns, interleave
-from qalib.training import TrainConfig, choose_precision, make_optimizer
+from qalib.training import TrainConfig, make_optimizer
 
 Dtype = Literal["fp32", "bf16", "bf16 weights", "int8"]
 Count = Annotated[int, Field(ge=1)]
