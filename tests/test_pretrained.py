@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny import TINY, tiny_reader
+from torch import nn
+from torch.nn.utils import parametrize
 
 from qalib.checkpoints import save_weights, trained_tensors
 from qalib.data.schema import file_sha256
@@ -16,8 +19,10 @@ from qalib.errors import QalibError
 from qalib.models.encoder import EncoderConfig, EncoderReader, build_encoder
 from qalib.models.pretrained import (
     WEIGHTS,
+    LowRankChange,
     checkpoint_hash,
     load_reader,
+    low_rank_linear,
     merge_low_rank,
     model_path,
     save_model,
@@ -44,12 +49,31 @@ def test_a_change_of_low_rank_is_trained_and_merged():
     before = build_encoder(config, seed=0)
     reader, trained = tiny_change(config)
     assert not any(".original" in name or "word_emb" in name for name in trained)
+    reader.eval()
+    ids = torch.arange(2, 14).view(1, 12)
+    logits = reader.encoder(input_ids=ids).start_logits
     merge_low_rank(reader.encoder)
+    torch.testing.assert_close(reader.encoder(input_ids=ids).start_logits, logits)
     after = dict(reader.named_parameters())
     assert set(after) == {name for name, _ in before.named_parameters()}
     name = "encoder.bert.encoder.layer.0.attention.self.query.weight"
     change = after[name] - dict(before.named_parameters())[name]
     assert torch.linalg.matrix_rank(change) == 4
+
+
+def test_low_rank_gradients_are_those_of_the_sum():
+    """A and B get the gradients of x (W + B A)^T + b."""
+    linear, change = nn.Linear(8, 6), LowRankChange(6, 8, rank=2)
+    nn.init.normal_(change.left)
+    linear.weight.requires_grad_(False)
+    parametrize.register_parametrization(linear, "weight", change)
+    x, found = torch.randn(3, 5, 8), []
+    for product in (linear, partial(low_rank_linear, linear)):
+        product(x).square().sum().backward()
+        trained = (change.left, change.right, linear.bias)
+        found.append([parameter.grad.clone() for parameter in trained])
+        linear.zero_grad()
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_checkpoint_comes_back_and_damage_is_seen(tmp_path):

@@ -13,9 +13,11 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -59,12 +61,22 @@ def train_low_rank(encoder: nn.Module, rank: int) -> None:
         linear.weight.requires_grad_(False)
         change = LowRankChange(*linear.weight.shape, rank)
         parametrize.register_parametrization(linear, "weight", change)
+        linear.forward = partial(low_rank_linear, linear)
+
+
+def low_rank_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """x (..., N) -> W x + b + B (A x) (..., M): no gradient of the size of W is computed."""
+    weight = linear.parametrizations.weight
+    change = F.linear(F.linear(x, weight[0].right), weight[0].left)
+    return F.linear(x, weight.original, linear.bias) + change
 
 
 def merge_low_rank(encoder: nn.Module) -> None:
     """Undo :func:`train_low_rank`, with the sums W + B A as plain weights."""
     for name in linear_layers(encoder):
-        parametrize.remove_parametrizations(encoder.get_submodule(name), "weight")
+        linear = encoder.get_submodule(name)
+        del linear.forward
+        parametrize.remove_parametrizations(linear, "weight")
 
 
 def save_reader(
