@@ -17,10 +17,9 @@ from qalib.commands.output import write_output
 from qalib.data.windows import WindowConfig
 from qalib.errors import QalibError
 from qalib.models.pretrained import load_reader, save_model
-from qalib.skim.calibration import Calibration, Measurement
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer
-from qalib.skim.storage import save_skimmer
+from qalib.skim.storage import Calibration, Measurement, save_skimmer
 
 PASSAGE = "Ada met Bo in Oslo."
 

@@ -18,21 +18,18 @@ from qalib.errors import QalibError
 from qalib.skim import calibration
 from qalib.skim.calibration import (
     BlockPredictions,
-    Calibration,
-    Measurement,
     budget_at_recall,
     calibrate,
     calibrate_threshold,
     conformal_rank,
     conformity_scores,
-    load_calibration,
     recall_at_budget,
     recall_curve,
 )
 from qalib.skim.cost import CostModel
 from qalib.skim.predictors import ModelShape, PredictorConfig
 from qalib.skim.skimmer import SkimConfig, Skimmer, select_blocks
-from qalib.skim.storage import save_skimmer
+from qalib.skim.storage import Calibration, Measurement, load_calibration, save_skimmer
 
 COST = CostModel.bert(6, 384)
 LEVELS = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]  # exact in float32 or far apart: no rounding

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 from qalib.data.corpus import CorpusConfig, build_corpus
 from qalib.inference import QuestionAnswerer
-from qalib.skim.calibration import load_calibration
 from qalib.skim.reader import load_skim_answerer
-from qalib.skim.storage import DEFAULT_SKIMMER
+from qalib.skim.storage import DEFAULT_SKIMMER, load_calibration
 from qalib.study import publish
 
 

@@ -12,7 +12,7 @@ from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.pretrained import save_model
-from qalib.skim.calibration import Calibration, Measurement, block_predictions
+from qalib.skim.calibration import block_predictions
 from qalib.skim.predictors import PredictorConfig
 from qalib.skim.reader import (
     BF16_MIN_TOKENS,
@@ -21,7 +21,7 @@ from qalib.skim.reader import (
     load_skim_answerer,
 )
 from qalib.skim.skimmer import SkimConfig, Skimmer, SkimOutput
-from qalib.skim.storage import save_skimmer
+from qalib.skim.storage import Calibration, Measurement, save_skimmer
 
 WINDOWS = WindowConfig(max_length=40, doc_stride=10, max_query_length=16)
 CONFIG = AnswerConfig(windows=WINDOWS, precision="fp32", n_best_size=3, tokens_per_batch=400)

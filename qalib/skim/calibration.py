@@ -28,12 +28,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from qalib.data.batching import collate, inference_batches
 from qalib.data.schema import Dataset
@@ -41,10 +39,9 @@ from qalib.data.windows import Window, WindowConfig, check_windows, make_windows
 from qalib.errors import QalibError
 from qalib.models.bf16 import choose_precision
 from qalib.progress import progress_bar
-from qalib.settings import build, settings
 from qalib.skim.cost import CostModel, token_counts
 from qalib.skim.reader import SkimReader
-from qalib.skim.storage import SETTINGS, read_settings
+from qalib.skim.storage import Calibration, Measurement
 
 FOLDS = 10  # of the cross-validation
 QUESTION, SPECIAL = 16, 3  # tokens beside the passage: an assumed question; [CLS] and two [SEP]
@@ -284,61 +281,7 @@ def conformal_rank(questions: int, recall: float, confidence: float | None = Non
     return rank
 
 
-# --- what is measured and stored with a skimmer ---
-
-
-@settings
-class Measurement:
-    """Number of answers that a threshold keeps whole, on questions it was not chosen on."""
-
-    data: str
-    questions: Annotated[int, Field(ge=1)]  # with an answer in a block
-    kept: Annotated[int, Field(ge=0)]
-    token_fraction: float  # share of the passage tokens that reach the last layer
-
-    def __str__(self) -> str:
-        from scipy.stats import binomtest
-
-        test = binomtest(self.kept, self.questions)
-        shares = (test.statistic, *test.proportion_ci(0.95, method="exact"))
-        found, low, high = (f"{100 * share:.1f}" for share in shares)
-        return (
-            f"{self.data}: {self.kept:,} of {self.questions:,} answers kept whole, {found} % "
-            f"(95 % interval {low} to {high}), in {100 * self.token_fraction:.0f} % of the text"
-        )
-
-
-@settings
-class Calibration:
-    """Layer and threshold of a skimmer, the recall required, and what was measured.
-
-    ``measured``: first by cross-validation on the questions that the threshold was chosen on, then
-    on further data. A skimmer that leaves short inputs whole keeps more.
-    """
-
-    layer: int
-    threshold: float
-    recall: float
-    confidence: float | None
-    measured: Annotated[tuple[Measurement, ...], Field(min_length=1)]
-
-    @property
-    def options(self) -> dict[str, tuple]:
-        """For ``Skimmer.set_options``."""
-        return {"prune_layers": (self.layer,), "thresholds": (self.threshold,)}
-
-    def describe(self) -> str:
-        """The requirement, the measurements and a caveat, one line each."""
-        sure = "" if self.confidence is None else f" with confidence {self.confidence:g}"
-        return "\n".join(
-            [
-                f"blocks scored below {self.threshold:.4f} at layer {self.layer} are pruned, "
-                f"chosen for a recall of {self.recall:g}{sure}",
-                f"cross-validated on {self.measured[0]}",
-                *(f"measured on {other}" for other in self.measured[1:]),
-                "on other text the recall may differ; calibrate on questions like your own",
-            ]
-        )
+# --- layer and threshold of a skimmer ---
 
 
 def calibrate(
@@ -405,13 +348,3 @@ def _cheapest(blocks: BlockPredictions, cost: CostModel, share: Fraction) -> tup
         threshold = min(1.0, float(reached[rank - 1])) if len(reached) else 0.0
         found[layer, threshold] = blocks.relative_flops(layer, threshold, cost)
     return min(found, key=found.get)
-
-
-def load_calibration(folder: str | Path) -> Calibration:
-    """The calibration in a skimmer's folder. Raises QalibError if it is missing or unreadable."""
-    content = read_settings(folder).get("calibration")
-    if content is None:
-        raise QalibError(
-            f"{folder}: this skimmer has no threshold yet; choose one with `qalib skim calibrate`."
-        )
-    return build(content, Calibration, f"{Path(folder) / SETTINGS}, calibration")

@@ -20,7 +20,7 @@ from qalib.decoding import ReaderOutput
 from qalib.inference import AnswerConfig, QuestionAnswerer
 from qalib.models.encoder import EncoderReader
 from qalib.skim.skimmer import Skimmer, SkimOutput
-from qalib.skim.storage import DEFAULT_SKIMMER, load_skimmer
+from qalib.skim.storage import DEFAULT_SKIMMER, load_calibration, load_skimmer
 
 BF16_MIN_TOKENS = 256  # shorter inputs are not worth pruning in bf16 on a CPU (notebook 06)
 
@@ -79,8 +79,6 @@ def load_skim_answerer(
     Without ``model``, the reader is the one in the skimmer's folder, if any. Raises QalibError if
     there is no skimmer, if it was trained with another reader, or if it has no threshold yet.
     """
-    from qalib.skim.calibration import load_calibration
-
     model, folder = skimmer_folders(model, skimmer)
     answerer = QuestionAnswerer.load(model, config, device)
     loaded = load_skimmer(folder, answerer.reader.encoder).to(answerer.device)

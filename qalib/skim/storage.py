@@ -10,7 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from torch import nn
 
 from qalib.checkpoints import load_weights, save_weights
@@ -19,13 +21,67 @@ from qalib.data.schema import file_sha256
 from qalib.errors import QalibError
 from qalib.files import write_atomically
 from qalib.paths import ROOT
-from qalib.settings import build as build_settings
+from qalib.settings import build, settings
 from qalib.skim.predictors import ModelShape
 from qalib.skim.skimmer import SkimConfig, Skimmer
 
 DEFAULT_SKIMMER = ROOT / "data" / "checkpoints" / "skim-minilm-l6-squad"
 SETTINGS, WEIGHTS = "skim.json", "skim.safetensors"
 FORMAT = 2  # of skim.json
+
+
+@settings
+class Measurement:
+    """Number of answers that a threshold keeps whole, on questions it was not chosen on."""
+
+    data: str
+    questions: Annotated[int, Field(ge=1)]  # with an answer in a block
+    kept: Annotated[int, Field(ge=0)]
+    token_fraction: float  # share of the passage tokens that reach the last layer
+
+    def __str__(self) -> str:
+        from scipy.stats import binomtest
+
+        test = binomtest(self.kept, self.questions)
+        shares = (test.statistic, *test.proportion_ci(0.95, method="exact"))
+        found, low, high = (f"{100 * share:.1f}" for share in shares)
+        return (
+            f"{self.data}: {self.kept:,} of {self.questions:,} answers kept whole, {found} % "
+            f"(95 % interval {low} to {high}), in {100 * self.token_fraction:.0f} % of the text"
+        )
+
+
+@settings
+class Calibration:
+    """Layer and threshold of a skimmer, the recall required, and what was measured.
+
+    ``measured``: first by cross-validation on the questions that the threshold was chosen on, then
+    on further data. A skimmer that leaves short inputs whole keeps more.
+    """
+
+    layer: int
+    threshold: float
+    recall: float
+    confidence: float | None
+    measured: Annotated[tuple[Measurement, ...], Field(min_length=1)]
+
+    @property
+    def options(self) -> dict[str, tuple]:
+        """For ``Skimmer.set_options``."""
+        return {"prune_layers": (self.layer,), "thresholds": (self.threshold,)}
+
+    def describe(self) -> str:
+        """The requirement, the measurements and a caveat, one line each."""
+        sure = "" if self.confidence is None else f" with confidence {self.confidence:g}"
+        return "\n".join(
+            [
+                f"blocks scored below {self.threshold:.4f} at layer {self.layer} are pruned, "
+                f"chosen for a recall of {self.recall:g}{sure}",
+                f"cross-validated on {self.measured[0]}",
+                *(f"measured on {other}" for other in self.measured[1:]),
+                "on other text the recall may differ; calibrate on questions like your own",
+            ]
+        )
 
 
 def save_skimmer(
@@ -43,7 +99,7 @@ def save_skimmer(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(skimmer.state_dict(), folder / WEIGHTS)
-    settings = {
+    stored = {
         "format": FORMAT,
         "model": asdict(skimmer.shape),
         "config": asdict(skimmer.config),
@@ -52,7 +108,7 @@ def save_skimmer(
         "calibration": calibration,
         "passages": list(passages),
     }
-    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    write_atomically(folder / SETTINGS, json.dumps(stored, indent=2) + "\n")
 
 
 def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
@@ -62,16 +118,16 @@ def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
     than that of ``model``.
     """
     folder = Path(folder)
-    settings = read_settings(folder)
+    stored = read_settings(folder)
     place = str(folder / SETTINGS)
     try:
-        config = build_settings(settings["config"], SkimConfig, place)
-        skimmer = Skimmer(config, ModelShape(**settings["model"]))
+        config = build(stored["config"], SkimConfig, place)
+        skimmer = Skimmer(config, ModelShape(**stored["model"]))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise QalibError(f"{place}: cannot be read ({error!r}).") from None
     weights = folder / WEIGHTS
     tensors = load_weights(weights)
-    if file_sha256(weights) != settings.get("sha256"):
+    if file_sha256(weights) != stored.get("sha256"):
         message = f"damaged (its checksum is not the one in {SETTINGS}); fetch it again."
         raise QalibError(f"{weights}: {message}")
     try:
@@ -81,12 +137,22 @@ def load_skimmer(folder: str | Path, model: nn.Module | None = None) -> Skimmer:
         raise QalibError(f"{weights}: does not fit its settings ({reason}).") from None
     if model is not None:
         skimmer.check_compatible(model)
-        if settings.get("reader") not in ("", head_hash(model)):
+        if stored.get("reader") not in ("", head_hash(model)):
             raise QalibError(
                 f"{folder}: this skimmer was trained with another reader than the given one; use "
                 "the reader that belongs to it."
             )
     return skimmer.eval()
+
+
+def load_calibration(folder: str | Path) -> Calibration:
+    """The calibration in a skimmer's folder. Raises QalibError if it is missing or unreadable."""
+    content = read_settings(folder).get("calibration")
+    if content is None:
+        raise QalibError(
+            f"{folder}: this skimmer has no threshold yet; choose one with `qalib skim calibrate`."
+        )
+    return build(content, Calibration, f"{Path(folder) / SETTINGS}, calibration")
 
 
 def head_hash(model: nn.Module) -> str:
