@@ -1,4 +1,4 @@
-"""The encoder reader: fast paths equal the plain ones, and rows are independent."""
+"""The encoder reader: training and evaluation agree, and rows are independent."""
 
 import hashlib
 import io
@@ -16,7 +16,6 @@ from qalib.models import folders
 from qalib.models.encoder import (
     ByteDropout,
     EncoderConfig,
-    attention,
     build_encoder,
 )
 from qalib.models.folders import model_folder
@@ -29,46 +28,6 @@ def reader():
 
 def windows_for(reader, count=8):
     return make_windows(examples(count), reader.tokenizer, WindowConfig())
-
-
-def literal_attention(query, key, value, mask):
-    """softmax(Q K^T / sqrt(D)) V, one head of one row at a time."""
-    out = torch.empty_like(query)
-    for b in range(query.shape[0]):
-        for h in range(query.shape[1]):
-            scores = query[b, h] @ key[b, h].T / query.shape[-1] ** 0.5
-            if mask is not None:
-                scores[:, ~mask[b, 0, 0]] = -torch.inf
-            out[b, h] = scores.softmax(-1) @ value[b, h]
-    return out.transpose(1, 2)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("masked", [True, False])
-def test_attention_is_its_formula_in_both_modes(training, masked):
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 3, 7, 4)
-    mask = None
-    if masked:
-        mask = torch.ones(2, 1, 7, 7, dtype=torch.bool)
-        mask[1, :, :, 4:] = False
-    module = torch.nn.Module().train(training)
-    got, _ = attention(module, query, key, value, mask, scaling=0.5)
-    expected = literal_attention(query, key, value, mask)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_decoder_sees_no_later_position_in_a_batch_without_padding(training):
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 3, 7, 4)
-    module = torch.nn.Module().train(training)
-    module.is_causal = True
-    got, _ = attention(module, query, key, value, None, scaling=0.5)
-    for last in range(7):
-        seen = (x[:, :, : last + 1] for x in (query, key, value))
-        expected = literal_attention(*seen, None)[:, last]
-        torch.testing.assert_close(got[:, last], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_training_and_evaluation_give_the_same_logits(reader):

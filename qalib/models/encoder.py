@@ -2,10 +2,9 @@
 
     [CLS] question [SEP] passage [SEP] -> encoder -> linear(D -> 2) -> start and end logits
 
-Two drop-in replacements speed up training on a CPU and change nothing beyond rounding:
-:func:`attention`, because the fused kernel is slow in the backward pass, and :class:`ByteDropout`.
+:class:`ByteDropout` replaces ``nn.Dropout``, which is slow on a CPU.
 
-Notation: B batch, H heads, L tokens, M question tokens, D head width.
+Notation: B batch, L tokens, M question tokens, D width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from qalib.errors import QalibError
 from qalib.models import folders
 from qalib.settings import settings
 
-ATTENTION = "qalib"  # the name of :func:`attention` in transformers
 # Padding affects these despite the mask.
 SEE_PADDING = ("big_bird", "convbert", "fnet", "funnel", "nystromformer", "yoso")
 
@@ -147,8 +145,6 @@ def _build(hf_config, folder: Path | None) -> tuple[nn.Module, dict]:
     if kind is None:
         raise ValueError(f"{type(hf_config).__name__} has no question-answering head")
     options = {"dtype": torch.float32, "trust_remote_code": False}
-    if kind._supports_attention_backend:
-        options["attn_implementation"] = register_attention()
     hf_config.num_labels = 2  # start and end
     if folder is None:
         return AutoModelForQuestionAnswering.from_config(hf_config, **options), {}
@@ -215,42 +211,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# --- faster attention and dropout -----------------------------------------------------------------
-
-
-def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options
-) -> tuple[Tensor, None]:
-    """softmax(Q K^T / sqrt(D)) V.  query, key, value (B, H, L, D) -> (B, L, H, D)
-
-    Explicit products in CPU training without attention dropout or grouped-query attention, else the
-    fused kernel. ``mask``: boolean, true = visible, or additive, broadcastable to (B, H, L, L);
-    without one, a causal ``module`` (of a decoder) sees no later position.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if options.get("is_causal") is None:
-        options["is_causal"] = getattr(module, "is_causal", False)
-    plain = module.training and query.device.type == "cpu" and not options.get("dropout")
-    if not plain or key.shape[1] != query.shape[1] or (mask is None and options["is_causal"]):
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
-    scores = (query * scale) @ key.transpose(-1, -2)  # (B, H, L, L)
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
-
-
-def register_attention() -> str:
-    """Register ``attention`` with transformers and return its name."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    return ATTENTION
+# --- faster dropout -------------------------------------------------------------------------------
 
 
 class ByteDropout(nn.Module):

@@ -22,9 +22,9 @@ from functools import cached_property
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from qalib.models.encoder import attention
 from qalib.skim.activations import FullAttention, LayerActivations
 from qalib.skim.adapters import EncoderAdapter, LayerAdapter
 from qalib.skim.blocks import Blocks, true_positions
@@ -41,9 +41,8 @@ def fused_attention(
     mask = layer.bias(query, key, mask)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     dropout = layer.dropout if layer.attention.training else 0.0
-    scale = query.shape[-1] ** -0.5
-    context, _ = attention(layer.attention, query, key, value, mask, dropout=dropout, scaling=scale)
-    return context.flatten(2), None
+    context = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+    return context.transpose(1, 2).flatten(2), None
 
 
 def eager_attention(
