@@ -35,6 +35,7 @@ from qalib.progress import progress_bar
 from qalib.settings import settings
 
 SCRATCH = "scratch"  # folder of checkpoints, needed only until a run is finished
+SAVE_SECONDS = 600  # of training between checkpoints of a single process, at most
 
 
 @settings
@@ -131,7 +132,7 @@ def train(
     ``scale`` in groups that have one. ``folder`` receives ``log.jsonl``, with a line every
     ``logging_steps`` steps and, after every epoch, also one cut short by ``max_steps``, what
     ``after_epoch(epoch)`` returns in the main process; ``scratch`` in it, checkpoints every
-    ``save_steps`` steps and after epochs.
+    ``save_steps`` steps, every ``SAVE_SECONDS`` and after epochs.
 
     Raises QalibError if there are no batches, if the loss or the gradient is not finite, or if
     ``folder`` holds the checkpoint of a run with other settings, seed or lengths of inputs.
@@ -248,7 +249,7 @@ class _Loop:
         settings = canonical([config, seed, self.plan, list(task.lengths)])
         self.run = sha256(settings.encode()).hexdigest()
         self.step = self.epoch = self.tokens = self.lines = 0
-        self.seconds = 0.0
+        self.seconds = self.saved = 0.0
         self.pending = Counter()  # sums since the last line of the log
         self.last_loss: float | None = None
 
@@ -287,7 +288,9 @@ class _Loop:
             bar.update(1)
             if self.step % self.logging_steps == 0 or self.step == self.steps:
                 self.write_line(bar)
-            if self.step % self.save_steps == 0:
+            alone = self.accelerator.num_processes == 1  # the clocks of several may differ
+            late = alone and self.seconds - self.saved > SAVE_SECONDS
+            if self.step % self.save_steps == 0 or late:
                 self.checkpoint()
         self.epoch = epoch + 1
 
@@ -344,7 +347,7 @@ class _Loop:
 
     def checkpoint(self) -> None:
         state = {name: getattr(self, name) for name in self.STATE}
-        folder = self.folder / SCRATCH
+        folder, self.saved = self.folder / SCRATCH, self.seconds
         save_checkpoint(folder, self.step, self.bare, self.optimizer, state, self.accelerator)
 
     def resume(self) -> None:
@@ -365,7 +368,7 @@ class _Loop:
             log.write_text("".join(lines[: state["lines"]]), encoding="utf-8")
         for name in self.STATE:
             setattr(self, name, state[name])
-        self.pending = Counter(self.pending)
+        self.pending, self.saved = Counter(self.pending), self.seconds
 
     def summary(self) -> dict:
         return {

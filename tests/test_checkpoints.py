@@ -53,6 +53,22 @@ def test_a_checkpoint_is_never_missing(tmp_path, monkeypatch):
     assert json.loads((last / "state.json").read_text())["lines"] == len(lines)
 
 
+def test_a_slow_training_is_saved_by_the_clock(tmp_path, monkeypatch):
+    """It must not lose hours between two checkpoints."""
+    monkeypatch.setattr("qalib.training.SAVE_SECONDS", 0.0)
+    task, _ = encoder_task(tiny_reader(), examples(6), WindowConfig())
+    steps = iter([task.loss])
+
+    def killed_in_the_second_step(output, batch):
+        return next(steps)(output, batch)
+
+    task = replace(task, loss=killed_in_the_second_step)
+    config = TrainConfig(tokens_per_batch=64)
+    with pytest.raises(StopIteration):
+        train(tiny_reader(), task, config, tmp_path, progress=False)
+    assert latest_checkpoint(tmp_path / "scratch").name == "checkpoint-000001"
+
+
 def test_a_checkpoint_of_other_steps_or_processes_is_refused_and_its_log_kept(tmp_path):
     task, _ = encoder_task(tiny_reader(), examples(6), WindowConfig())
     config = TrainConfig(num_train_epochs=4, tokens_per_batch=256, max_steps=2)
