@@ -9,7 +9,6 @@ from tiny_encoders import CONFIGS, TYPED, tiny_encoder, windows
 from torch import nn
 
 from qalib.errors import QalibError
-from qalib.models.encoder import ByteDropout, use_byte_dropout
 from qalib.skim.adapters import FAMILIES, adapt_encoder
 from qalib.skim.packed import eager_attention, fused_attention
 
@@ -121,15 +120,14 @@ def test_a_row_of_padding_stays_finite():
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_dropout_is_the_models_own(kind):
-    """Every dropout module is passed in training and none at evaluation, ByteDropout as well."""
+    """Every dropout module is passed in training and none at evaluation."""
     names = CONFIGS[kind].to_dict()
     rates = {n: 0.5 for n in names if n.endswith(("dropout", "dropout_prob"))}
     rates = {n: 0.0 if "attention" in n else rate for n, rate in rates.items() if names[n] == 0}
     model, inputs = tiny_encoder(kind, **rates), windows(kind)
-    use_byte_dropout(model)
     called = []
     for name, module in model.named_modules():
-        if type(module) is ByteDropout and module.p:
+        if type(module) is nn.Dropout and module.p:
             module.register_forward_hook(lambda *_, name=name: called.append(name))
     passes = []
     for way in (own, driven):

@@ -14,7 +14,6 @@ from qalib.data.windows import WindowConfig, make_windows
 from qalib.errors import QalibError
 from qalib.models import folders
 from qalib.models.encoder import (
-    ByteDropout,
     EncoderConfig,
     build_encoder,
 )
@@ -47,16 +46,6 @@ def test_a_row_has_the_same_logits_alone_and_in_a_batch(reader):
             torch.testing.assert_close(
                 one[0, : len(window)], other[row, : len(window)], atol=1e-5, rtol=1e-4
             )
-
-
-def test_byte_dropout_keeps_mean_and_rate():
-    torch.manual_seed(0)
-    dropout, x = ByteDropout(0.1).train(), torch.ones(1000, 777)
-    kept = dropout(x)
-    assert (kept == 0).float().mean().item() == pytest.approx(26 / 256, abs=2e-3)
-    assert kept.mean().item() == pytest.approx(1.0, abs=3e-3)
-    assert torch.equal(dropout.eval()(x), x)
-    assert torch.equal(ByteDropout(0.0).train()(x), x)
 
 
 def test_word_embeddings_are_frozen_by_default():

@@ -2,8 +2,6 @@
 
     [CLS] question [SEP] passage [SEP] -> encoder -> linear(D -> 2) -> start and end logits
 
-:class:`ByteDropout` replaces ``nn.Dropout``, which is slow on a CPU.
-
 Notation: B batch, L tokens, M question tokens, D width.
 """
 
@@ -13,7 +11,7 @@ from inspect import signature
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qalib.data.batching import MULTIPLE, Batch
 from qalib.decoding import ReaderOutput
@@ -131,7 +129,6 @@ def build_encoder(config: EncoderConfig, seed: int = 0) -> EncoderReader:
         ) from None
     untrained = _untrained(encoder, report, config.name)
     tokenizer = folders.load_tokenizer(folder, rows)
-    use_byte_dropout(encoder)
     if not config.train_embeddings:
         encoder.get_input_embeddings().weight.requires_grad_(False)
     return EncoderReader(encoder, tokenizer, untrained)
@@ -209,35 +206,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-# --- faster dropout -------------------------------------------------------------------------------
-
-
-class ByteDropout(nn.Module):
-    """Dropout from one random byte per value: x_i / (1 - q) if byte_i >= 256 q, else 0.
-
-    The rate q is ``p`` rounded to a multiple of 1/256. Off the CPU this is ordinary dropout.
-    """
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        cut = round(self.p * 256)
-        if not self.training or cut == 0:
-            return x
-        if x.device.type != "cpu":
-            return nn.functional.dropout(x, self.p)
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-        noise = words.view(torch.uint8)[: x.numel()].view(x.shape)
-        return torch.where(noise >= cut, x * (256 / (256 - cut)), x.new_zeros(()))
-
-
-def use_byte_dropout(model: nn.Module) -> None:
-    """Replace every ``nn.Dropout`` inside ``model`` with a ``ByteDropout`` of the same rate."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, ByteDropout(child.p))
