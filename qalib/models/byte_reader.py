@@ -31,6 +31,7 @@ from qalib.decoding import ReaderOutput
 from qalib.errors import QalibError
 from qalib.settings import settings
 
+EPSILON = 1e-5  # added to a variance
 Kind = Literal["conv", "dense", "dilated", "lstm"]
 
 
@@ -380,67 +381,14 @@ class NormReluDropout(nn.Module):
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """x (N, L, width), real (N, L) -> (N, L, width), zero at padding; statistics in fp32"""
-        real = real[:, :, None].to(x.dtype)
-        dropped = self.dropout if self.training else 0.0
-        return _NormReluDropout.apply(x, real, self.scale, self.shift, self.normalise, dropped)
-
-
-class _NormReluDropout(torch.autograd.Function):
-    """``NormReluDropout`` with a hand-written gradient, and its dropout rate rounded to 1/256."""
-
-    EPSILON = 1e-5
-
-    @staticmethod
-    def forward(ctx, x, real, scale, shift, normalise, rate):
-        x, dropped = x * real, round(256 * rate)
-        keep = 256 / (256 - dropped)  # scales before ReLU: k relu(z) = relu(k z)
-        slope, offset = keep * scale.expand(len(x), 1, -1), keep * shift
-        count = mean = deviation = None
-        if normalise:
-            precise = torch.promote_types(x.dtype, torch.float32)
-            count = real.sum(dim=1, keepdim=True, dtype=precise).clamp(min=1)
-            wide = x.to(precise, copy=True)
-            mean = wide.sum(dim=1, keepdim=True) / count
-            square = wide.square_().sum(dim=1, keepdim=True) / count
-            variance = (square - mean.square()).clamp(min=0)
-            deviation = (variance + _NormReluDropout.EPSILON).sqrt()
-            slope = slope / deviation
-            offset = offset - mean * slope
-        y = torch.addcmul(offset.to(x.dtype), x, slope.to(x.dtype)).relu_().mul_(real)
-        if dropped:
-            y.mul_(_kept(y.shape, dropped, y.device).to(y.dtype))
-        ctx.save_for_backward(x, y, real, slope, mean, deviation, count)
-        ctx.keep = keep
-        return y
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """With g = dy where y > 0 else 0, slope = k scale / deviation, z = (x - mean) / deviation,
-
-        dshift = k sum g,  dscale = k sum g z,  dx = slope (g - (sum g + z sum g z) / count)
-        """
-        x, y, real, slope, mean, deviation, count = ctx.saved_tensors
-        g = torch.ops.aten.threshold_backward(gradient.to(y.dtype), y, 0)  # 0: dropped or padded
-        ones = real.transpose(1, 2)  # a matrix product with it sums over positions
-        total, along = (ones @ g).to(slope.dtype), (ones @ (g * x)).to(slope.dtype)
-        dx = g * slope.to(x.dtype)
-        if mean is not None:
-            along = (along - mean * total) / deviation
-            by_x = -slope * along / (deviation * count)
-            everywhere = -slope * total / count - by_x * mean
-            dx.addcmul_(x, by_x.to(x.dtype)).addcmul_(real, everywhere.to(x.dtype))
-        dscale, dshift = (ctx.keep * part.sum(dim=(0, 1)) for part in (along, total))
-        return dx, None, dscale, dshift, None, None
-
-
-def _kept(shape: torch.Size, dropped: int, device: torch.device) -> Tensor:
-    """Random 0 and 1, int8, 0 with probability dropped / 256, from one random byte per value."""
-    if device.type == "mps":  # has no random numbers of 64 bits
-        return (torch.randint(0, 256, shape, device=device) >= dropped).to(torch.int8)
-    draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64, device=device)
-    draws = draws.random_(-(2**63), None).view(torch.int8)[: shape.numel()].view(shape)
-    least = dropped - 128
-    return draws.clamp_(least - 1, least).sub_(least - 1)
+        real, y = real[:, :, None], x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.normalise:
+            count = real.sum(dim=1, keepdim=True).clamp(min=1)
+            y = y - (y * real).sum(dim=1, keepdim=True) / count
+            variance = (y * real).square().sum(dim=1, keepdim=True) / count
+            y = y * (variance + EPSILON).rsqrt()
+        y = F.relu(y * self.scale + self.shift) * real
+        return F.dropout(y, self.dropout, self.training).to(x.dtype)
 
 
 def flip(x: Tensor, real: Tensor) -> Tensor:
